@@ -1,0 +1,209 @@
+//! The one error type: a kind, a sentence, where it happened, and what to do about it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What amax functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which part of the work failed. Decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A command line that makes no sense.
+    Usage,
+    /// A configuration, target or plan document.
+    Config,
+    /// A model file that cannot be read, or whose content is not a valid model.
+    Model,
+    /// Calibration samples that cannot be read or do not fit the model.
+    Samples,
+    /// The runtime cannot run this model.
+    Runtime,
+    /// A file that cannot be written.
+    Output,
+    /// The result did not pass a check that was asked for.
+    Check,
+    /// Interrupted by the user.
+    Interrupted,
+    /// A mistake in amax itself.
+    Internal,
+}
+
+impl Kind {
+    /// The process exit code: 1 internal, 2 usage or configuration, 3 model, 4 samples, 5 runtime, 6 output, 7 check,
+    /// 130 interrupted.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Usage | Self::Config => 2,
+            Self::Model => 3,
+            Self::Samples => 4,
+            Self::Runtime => 5,
+            Self::Output => 6,
+            Self::Check => 7,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// Where an error happened; every part is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct At {
+    /// The file that was read or written.
+    pub file: Option<PathBuf>,
+    /// The pass that was running.
+    pub pass: Option<String>,
+    /// The graph, where it is not the main one.
+    pub graph: Option<String>,
+    /// The node, with its operator: `"conv1" (Conv)`.
+    pub node: Option<String>,
+    /// The tensor.
+    pub value: Option<String>,
+}
+
+/// A failure: what, where, why, and a way out.
+#[derive(Debug)]
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: Kind,
+    message: String,
+    at: At,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure of `kind`; `message` is a clause in lower case without a final stop.
+    #[must_use]
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        let inner = Inner { kind, message: message.into(), at: At::default(), hint: None, source: None };
+        Self { inner: Box::new(inner) }
+    }
+
+    /// Shorthand for [`Kind::Model`].
+    #[must_use]
+    pub fn model(message: impl Into<String>) -> Self {
+        Self::new(Kind::Model, message)
+    }
+
+    /// A system call on `path` that failed while doing `action` ("read", "write").
+    #[must_use]
+    pub fn io(kind: Kind, action: &str, path: &Path, source: std::io::Error) -> Self {
+        Self::new(kind, format!("cannot {action} {}: {source}", path.display())).with_source(source)
+    }
+
+    /// Which part failed.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// The sentence, without location and hint.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.inner.message
+    }
+
+    /// Where it happened.
+    #[must_use]
+    pub fn at(&self) -> &At {
+        &self.inner.at
+    }
+
+    /// The way out, where there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.inner.hint.as_deref()
+    }
+
+    /// Adds the file, unless one is named already.
+    #[must_use]
+    pub fn in_file(mut self, path: &Path) -> Self {
+        self.inner.at.file.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
+    /// Adds the pass, unless one is named already.
+    #[must_use]
+    pub fn in_pass(mut self, pass: &str) -> Self {
+        self.inner.at.pass.get_or_insert_with(|| pass.to_owned());
+        self
+    }
+
+    /// Adds the node by name and operator, unless one is named already.
+    #[must_use]
+    pub fn at_node(mut self, name: &str, op: &str) -> Self {
+        self.inner.at.node.get_or_insert_with(|| format!("\"{name}\" ({op})"));
+        self
+    }
+
+    /// Adds the tensor, unless one is named already.
+    #[must_use]
+    pub fn at_value(mut self, name: &str) -> Self {
+        self.inner.at.value.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// Adds the graph, unless one is named already.
+    #[must_use]
+    pub fn in_graph(mut self, name: &str) -> Self {
+        self.inner.at.graph.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// Says what the user can do.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.inner.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// Keeps the error this one was made from.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.inner.source = Some(source.into());
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind: _, message, at, hint, source: _ } = &*self.inner;
+        f.write_str(message)?;
+        let mut parts = Vec::new();
+        let At { file, pass, graph, node, value } = at;
+        if let Some(node) = node {
+            parts.push(format!("at node {node}"));
+        }
+        if let Some(value) = value {
+            parts.push(format!("tensor \"{value}\""));
+        }
+        if let Some(graph) = graph {
+            parts.push(format!("in graph \"{graph}\""));
+        }
+        if let Some(pass) = pass {
+            parts.push(format!("in pass {pass}"));
+        }
+        if let Some(file) = file {
+            parts.push(format!("in file {}", file.display()));
+        }
+        if !parts.is_empty() {
+            write!(f, "\n  {}", parts.join(", "))?;
+        }
+        if let Some(hint) = hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.inner.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+    }
+}

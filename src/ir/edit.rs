@@ -1,0 +1,365 @@
+//! The edits of topology. Nothing else changes inputs, outputs or users, so they cannot disagree.
+
+use super::{Attr, Def, Graph, GraphId, Model, Node, NodeId, Port, Tensor, User, Value, ValueId};
+use crate::onnx::{AttributeProto, NodeProto, TypeProto, ValueInfoProto};
+
+/// A node to be inserted.
+#[derive(Clone, Debug, Default)]
+pub struct NewNode {
+    /// Operator.
+    pub op_type: String,
+    /// Domain; empty for the default one.
+    pub domain: String,
+    /// Name; made unique when it is inserted.
+    pub name: String,
+    /// Inputs.
+    pub inputs: Vec<Option<ValueId>>,
+    /// Names of the outputs; made unique when it is inserted.
+    pub outputs: Vec<String>,
+    /// Attributes without graphs.
+    pub attrs: Vec<AttributeProto>,
+}
+
+impl NewNode {
+    /// A node of the default domain whose inputs are all present.
+    #[must_use]
+    pub fn new(op_type: &str, name: impl Into<String>, inputs: &[ValueId], outputs: &[&str]) -> Self {
+        Self {
+            op_type: op_type.to_owned(),
+            domain: String::new(),
+            name: name.into(),
+            inputs: inputs.iter().copied().map(Some).collect(),
+            outputs: outputs.iter().map(|&o| o.to_owned()).collect(),
+            attrs: Vec::new(),
+        }
+    }
+
+    /// Adds an attribute.
+    #[must_use]
+    pub fn with(mut self, attr: AttributeProto) -> Self {
+        self.attrs.push(attr);
+        self
+    }
+}
+
+/// Where in its graph's node list a new node goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// Right before this node.
+    Before(NodeId),
+    /// Right after this node.
+    After(NodeId),
+    /// First in this graph.
+    First(GraphId),
+    /// Last in this graph.
+    Last(GraphId),
+}
+
+impl Model {
+    /// `base`, or `base_1`, `base_2`, … : the first that no tensor of the model bears.
+    #[must_use]
+    pub fn unique_name(&self, base: &str) -> String {
+        if !self.names.contains(base) {
+            return base.to_owned();
+        }
+        (1..).map(|n| format!("{base}_{n}")).find(|name| !self.names.contains(name)).expect("endless")
+    }
+
+    /// Inserts a node and makes its outputs. Their names are made unique.
+    ///
+    /// # Panics
+    /// If `place` names a removed node.
+    pub fn insert(&mut self, place: Place, new: NewNode) -> NodeId {
+        let (graph, position) = match place {
+            Place::Before(anchor) | Place::After(anchor) => {
+                let graph = self.node(anchor).graph.expect("anchor is in a graph");
+                let at = self.position(graph, anchor);
+                (graph, if matches!(place, Place::After(_)) { at + 1 } else { at })
+            }
+            Place::First(graph) => (graph, 0),
+            Place::Last(graph) => (graph, self.graph(graph).nodes.len()),
+        };
+        let id = NodeId(self.nodes.len() as u32);
+        let NewNode { op_type, domain, name, inputs, outputs, attrs } = new;
+        let rest = NodeProto {
+            name: Some(name),
+            op_type: Some(op_type),
+            domain: (!domain.is_empty()).then_some(domain),
+            ..NodeProto::default()
+        };
+        let attrs = attrs.into_iter().map(|proto| Attr { proto, graphs: Vec::new() }).collect();
+        self.nodes.push(Node { graph: Some(graph), inputs: Vec::new(), outputs: Vec::new(), attrs, rest });
+        self.graphs[graph.0 as usize].nodes.insert(position, id);
+        for (input, value) in inputs.into_iter().enumerate() {
+            self.nodes[id.0 as usize].inputs.push(value);
+            if let Some(value) = value {
+                self.values[value.0 as usize].users.push(User::Node { node: id, input });
+            }
+        }
+        for (index, name) in outputs.iter().enumerate() {
+            let value = self.new_value(name, Def::Output { node: id, index });
+            self.nodes[id.0 as usize].outputs.push(Some(value));
+        }
+        id
+    }
+
+    /// Position of a node in its graph's list; a hint of where to look makes the common case cheap.
+    fn position(&self, graph: GraphId, node: NodeId) -> usize {
+        self.graph(graph).nodes.iter().position(|&n| n == node).expect("node is in its graph")
+    }
+
+    /// Removes nodes whose outputs nobody uses, except each other; bodies in their attributes go with them.
+    ///
+    /// # Panics
+    /// If an output is still used: callers redirect uses first.
+    pub fn remove(&mut self, nodes: &[NodeId]) {
+        let doomed: std::collections::HashSet<NodeId> = nodes.iter().copied().collect();
+        for &id in nodes {
+            for input in 0..self.node(id).inputs.len() {
+                self.set_input(id, input, None);
+            }
+            let bodies: Vec<GraphId> = self.node(id).bodies().collect();
+            for body in bodies {
+                self.clear(body);
+            }
+        }
+        let mut touched = Vec::new();
+        for &id in nodes {
+            let outputs: Vec<ValueId> = self.node(id).outputs.iter().flatten().copied().collect();
+            for value in outputs {
+                assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
+                self.values[value.0 as usize].def = Def::Removed;
+                let name = self.values[value.0 as usize].name.clone();
+                self.names.remove(&name);
+            }
+            if let Some(graph) = self.nodes[id.0 as usize].graph.take() {
+                touched.push(graph);
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for graph in touched {
+            self.graphs[graph.0 as usize].nodes.retain(|n| !doomed.contains(n));
+        }
+    }
+
+    /// Empties a body: drops the uses its nodes and outputs make of outer values.
+    fn clear(&mut self, graph: GraphId) {
+        let outputs = std::mem::take(&mut self.graphs[graph.0 as usize].outputs);
+        for (index, port) in outputs.iter().enumerate() {
+            if let Some(value) = port.value {
+                self.drop_user(value, User::Output { graph, index });
+            }
+        }
+        let nodes = self.graph(graph).nodes.clone();
+        self.remove(&nodes);
+    }
+
+    fn drop_user(&mut self, value: ValueId, user: User) {
+        let users = &mut self.values[value.0 as usize].users;
+        if let Some(at) = users.iter().position(|&u| u == user) {
+            users.remove(at);
+        }
+    }
+
+    /// Points input `input` of a node at `value`; `None` leaves it out. The input list grows as needed.
+    pub fn set_input(&mut self, node: NodeId, input: usize, value: Option<ValueId>) {
+        let slots = &mut self.nodes[node.0 as usize].inputs;
+        if slots.len() <= input {
+            slots.resize(input + 1, None);
+        }
+        let old = std::mem::replace(&mut slots[input], value);
+        if let Some(old) = old {
+            self.drop_user(old, User::Node { node, input });
+        }
+        if let Some(value) = value {
+            self.values[value.0 as usize].users.push(User::Node { node, input });
+        }
+    }
+
+    /// Drops inputs from `len` on.
+    pub fn truncate_inputs(&mut self, node: NodeId, len: usize) {
+        for input in len..self.node(node).inputs.len() {
+            self.set_input(node, input, None);
+        }
+        self.nodes[node.0 as usize].inputs.truncate(len);
+    }
+
+    /// Drops outputs from `len` on.
+    ///
+    /// # Panics
+    /// If one of them is used.
+    pub fn truncate_outputs(&mut self, node: NodeId, len: usize) {
+        let len = len.min(self.node(node).outputs.len());
+        let dropped = self.nodes[node.0 as usize].outputs.split_off(len);
+        for value in dropped.into_iter().flatten() {
+            assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
+            self.values[value.0 as usize].def = Def::Removed;
+        }
+    }
+
+    /// Points one use at another value.
+    pub fn set_user(&mut self, user: User, value: ValueId) {
+        match user {
+            User::Node { node, input } => self.set_input(node, input, Some(value)),
+            User::Output { graph, index } => {
+                let old = self.graphs[graph.0 as usize].outputs[index].value.replace(value);
+                if let Some(old) = old {
+                    self.drop_user(old, user);
+                }
+                self.values[value.0 as usize].users.push(user);
+            }
+        }
+    }
+
+    /// Points the uses of `from` that `which` accepts at `to`.
+    ///
+    /// A redirected graph output takes the name of `to`: to keep the name of an output, use [`Model::take_name`].
+    pub fn replace_uses(&mut self, from: ValueId, to: ValueId, which: impl Fn(User) -> bool) {
+        let users: Vec<User> = self.value(from).users.iter().copied().filter(|&u| which(u)).collect();
+        for user in users {
+            self.set_user(user, to);
+        }
+    }
+
+    /// Gives `to` the name of `from`, and `from` a fresh one made from `fresh`.
+    pub fn take_name(&mut self, from: ValueId, to: ValueId, fresh: &str) {
+        let wanted = self.values[from.0 as usize].name.clone();
+        let spare = self.unique_name(fresh);
+        self.names.insert(spare.clone());
+        self.values[from.0 as usize].name = spare;
+        let old = std::mem::replace(&mut self.values[to.0 as usize].name, wanted);
+        self.names.remove(&old);
+    }
+
+    /// Renames a value; the name is made unique.
+    pub fn rename(&mut self, value: ValueId, base: &str) {
+        let name = self.unique_name(base);
+        self.names.insert(name.clone());
+        let old = std::mem::replace(&mut self.values[value.0 as usize].name, name);
+        self.names.remove(&old);
+    }
+
+    /// Adds an initializer; its name is made unique.
+    pub fn add_initializer(&mut self, graph: GraphId, name: &str, tensor: Tensor) -> ValueId {
+        let value = self.new_value(name, Def::Constant(tensor));
+        self.graphs[graph.0 as usize].initializers.push(value);
+        value
+    }
+
+    /// Replaces the tensor of an initializer.
+    ///
+    /// # Panics
+    /// If `value` is not an initializer.
+    pub fn set_constant(&mut self, value: ValueId, tensor: Tensor) {
+        match &mut self.values[value.0 as usize].def {
+            Def::Constant(slot) | Def::Input { default: Some(slot) } => *slot = tensor,
+            other => panic!("not an initializer: {other:?}"),
+        }
+    }
+
+    /// Makes the output of a node an initializer of the same name. The node keeps a nameless output.
+    pub fn make_constant(&mut self, value: ValueId, tensor: Tensor) {
+        let Def::Output { node, index } = self.value(value).def else {
+            return self.set_constant(value, tensor);
+        };
+        let graph = self.node(node).graph.expect("producer is in a graph");
+        self.nodes[node.0 as usize].outputs[index] = None;
+        self.values[value.0 as usize].def = Def::Constant(tensor);
+        self.graphs[graph.0 as usize].initializers.push(value);
+    }
+
+    /// Drops initializers that `keep` refuses.
+    ///
+    /// # Panics
+    /// If one of them is used.
+    pub fn retain_initializers(&mut self, graph: GraphId, keep: impl Fn(&Self, ValueId) -> bool) {
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            self.graph(graph).initializers.iter().copied().partition(|&v| keep(self, v));
+        for value in dropped {
+            assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
+            self.values[value.0 as usize].def = Def::Removed;
+            let name = self.values[value.0 as usize].name.clone();
+            self.names.remove(&name);
+        }
+        self.graphs[graph.0 as usize].initializers = kept;
+    }
+
+    /// Turns a default of a graph input into a plain constant by dropping the input.
+    pub fn freeze_input(&mut self, graph: GraphId, value: ValueId) {
+        let Def::Input { default: Some(tensor) } = &self.value(value).def else { return };
+        let tensor = tensor.clone();
+        self.values[value.0 as usize].def = Def::Constant(tensor);
+        self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
+    }
+
+    /// Makes a graph input a constant.
+    pub fn bind_input(&mut self, graph: GraphId, value: ValueId, tensor: Tensor) {
+        self.values[value.0 as usize].def = Def::Constant(tensor);
+        self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
+        if !self.graph(graph).initializers.contains(&value) {
+            self.graphs[graph.0 as usize].initializers.push(value);
+        }
+    }
+
+    /// Declares the type of a value, in place of what the file said.
+    pub fn set_type(&mut self, value: ValueId, ty: TypeProto) {
+        let slot = &mut self.values[value.0 as usize];
+        slot.ty = Some(ty);
+        slot.retyped = true;
+    }
+
+    /// Adds a declaration of the value's type to its graph, where it has none.
+    pub fn declare(&mut self, graph: GraphId, value: ValueId) {
+        let declared = |g: &Graph| g.infos.iter().any(|p| p.value == Some(value));
+        if self.value(value).ty.is_none() || declared(self.graph(graph)) {
+            return;
+        }
+        let slot = self.value(value);
+        let info =
+            ValueInfoProto { name: Some(slot.name.clone()), r#type: slot.ty.clone(), ..ValueInfoProto::default() };
+        self.graphs[graph.0 as usize].infos.push(Port { value: Some(value), info });
+    }
+
+    /// Sets an attribute, replacing one of the same name.
+    pub fn set_attr(&mut self, node: NodeId, proto: AttributeProto) {
+        let attrs = &mut self.nodes[node.0 as usize].attrs;
+        match attrs.iter_mut().find(|a| a.proto.name == proto.name) {
+            Some(attr) => attr.proto = proto,
+            None => attrs.push(Attr { proto, graphs: Vec::new() }),
+        }
+    }
+
+    /// Drops an attribute.
+    pub fn remove_attr(&mut self, node: NodeId, name: &str) {
+        self.nodes[node.0 as usize].attrs.retain(|a| a.name() != name);
+    }
+
+    /// Changes the operator of a node.
+    pub fn set_op(&mut self, node: NodeId, domain: &str, op_type: &str) {
+        let rest = &mut self.nodes[node.0 as usize].rest;
+        rest.op_type = Some(op_type.to_owned());
+        rest.domain = (!domain.is_empty()).then(|| domain.to_owned());
+    }
+
+    /// Puts the nodes of a graph in another order.
+    ///
+    /// # Panics
+    /// If `order` is not a permutation of the graph's nodes.
+    pub fn reorder(&mut self, graph: GraphId, order: Vec<NodeId>) {
+        let mut before = self.graph(graph).nodes.clone();
+        let mut after = order.clone();
+        before.sort_unstable();
+        after.sort_unstable();
+        assert_eq!(before, after);
+        self.graphs[graph.0 as usize].nodes = order;
+    }
+
+    fn new_value(&mut self, name: &str, def: Def) -> ValueId {
+        let id = ValueId(self.values.len() as u32);
+        let name = self.unique_name(name);
+        self.names.insert(name.clone());
+        self.values.push(Value { name, ty: None, retyped: false, def, users: Vec::new() });
+        id
+    }
+}

@@ -1,0 +1,177 @@
+//! Orders and scopes: petgraph's algorithms over the arenas, without a second copy of the graph.
+
+use std::collections::{BinaryHeap, HashMap};
+
+use petgraph::visit::{GraphBase, GraphRef, IntoNeighbors, IntoNodeIdentifiers, NodeIndexable};
+
+use super::{GraphId, Model, NodeId, Owner, User, ValueId};
+
+/// The nodes of one graph, as petgraph sees them: an edge runs from a producer to each consumer in the same graph,
+/// uses inside a consumer's bodies included.
+#[derive(Clone, Copy)]
+pub struct Scope<'a> {
+    model: &'a Model,
+    graph: GraphId,
+}
+
+impl<'a> Scope<'a> {
+    /// The scope of one graph.
+    #[must_use]
+    pub fn new(model: &'a Model, graph: GraphId) -> Self {
+        Self { model, graph }
+    }
+}
+
+impl GraphBase for Scope<'_> {
+    type NodeId = NodeId;
+    type EdgeId = (NodeId, NodeId);
+}
+
+impl GraphRef for Scope<'_> {}
+
+impl<'a> IntoNodeIdentifiers for Scope<'a> {
+    type NodeIdentifiers = std::iter::Copied<std::slice::Iter<'a, NodeId>>;
+    fn node_identifiers(self) -> Self::NodeIdentifiers {
+        self.model.graph(self.graph).nodes().iter().copied()
+    }
+}
+
+impl IntoNeighbors for Scope<'_> {
+    type Neighbors = std::vec::IntoIter<NodeId>;
+    fn neighbors(self, node: NodeId) -> Self::Neighbors {
+        self.model.consumers_in(self.graph, node).into_iter()
+    }
+}
+
+impl NodeIndexable for Scope<'_> {
+    fn node_bound(&self) -> usize {
+        self.model.nodes.len()
+    }
+    fn to_index(&self, node: NodeId) -> usize {
+        node.0 as usize
+    }
+    fn from_index(&self, index: usize) -> NodeId {
+        NodeId(index as u32)
+    }
+}
+
+impl Model {
+    /// Every graph that is still part of the model: the main one first, each body after its node's graph, functions
+    /// last.
+    #[must_use]
+    pub fn all_graphs(&self) -> Vec<GraphId> {
+        let mut found = Vec::new();
+        let mut queue = vec![self.main];
+        queue.extend(self.functions.iter().map(|f| f.graph));
+        queue.reverse();
+        while let Some(graph) = queue.pop() {
+            found.push(graph);
+            let bodies: Vec<_> = self.graph(graph).nodes().iter().flat_map(|&n| self.node(n).bodies()).collect();
+            queue.extend(bodies.into_iter().rev());
+        }
+        found
+    }
+
+    /// The ancestor of `node` (itself included) that is in `graph`, if any.
+    #[must_use]
+    pub fn ancestor_in(&self, graph: GraphId, node: NodeId) -> Option<NodeId> {
+        let mut node = node;
+        loop {
+            let at = self.node(node).graph?;
+            if at == graph {
+                return Some(node);
+            }
+            match self.graph(at).owner {
+                Owner::Node(owner) => node = owner,
+                Owner::Main | Owner::Function(_) => return None,
+            }
+        }
+    }
+
+    /// Nodes of `graph` that use an output of `node`, directly or in a body; each once, in arena order.
+    #[must_use]
+    pub fn consumers_in(&self, graph: GraphId, node: NodeId) -> Vec<NodeId> {
+        let mut found: Vec<NodeId> = self
+            .node(node)
+            .outputs
+            .iter()
+            .flatten()
+            .flat_map(|&v| self.value(v).users())
+            .filter_map(|&user| match user {
+                User::Node { node, .. } => self.ancestor_in(graph, node),
+                User::Output { graph: body, .. } => match self.graph(body).owner {
+                    Owner::Node(owner) if body != graph => self.ancestor_in(graph, owner),
+                    _ => None,
+                },
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// The nodes of a graph with producers before consumers, otherwise in the order of the file; `Err` holds the
+    /// nodes of one cycle.
+    ///
+    /// # Errors
+    /// The graph has a cycle.
+    pub fn topological_order(&self, graph: GraphId) -> Result<Vec<NodeId>, Vec<NodeId>> {
+        let nodes = self.graph(graph).nodes();
+        let position: HashMap<NodeId, usize> = nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
+        let mut waiting = vec![0usize; nodes.len()];
+        let mut next: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+        for (at, &node) in nodes.iter().enumerate() {
+            for consumer in self.consumers_in(graph, node) {
+                let to = position[&consumer];
+                next[at].push(to);
+                waiting[to] += 1;
+            }
+        }
+        let ready = waiting.iter().enumerate().filter(|(_, w)| **w == 0).map(|(i, _)| std::cmp::Reverse(i));
+        let mut heap: BinaryHeap<_> = ready.collect();
+        let mut order = Vec::with_capacity(nodes.len());
+        while let Some(std::cmp::Reverse(at)) = heap.pop() {
+            order.push(nodes[at]);
+            for &to in &next[at] {
+                waiting[to] -= 1;
+                if waiting[to] == 0 {
+                    heap.push(std::cmp::Reverse(to));
+                }
+            }
+        }
+        if order.len() == nodes.len() {
+            return Ok(order);
+        }
+        let cycle = petgraph::algo::tarjan_scc(Scope::new(self, graph))
+            .into_iter()
+            .find(|scc| scc.len() > 1 || self.consumers_in(graph, scc[0]).contains(&scc[0]));
+        Err(cycle.unwrap_or_default())
+    }
+
+    /// Values of other graphs that the nodes or outputs of `graph` use, its inner bodies included.
+    #[must_use]
+    pub fn captures(&self, graph: GraphId) -> Vec<ValueId> {
+        let mut inside = vec![graph];
+        let mut at = 0;
+        while at < inside.len() {
+            inside.extend(self.graph(inside[at]).nodes().iter().flat_map(|&n| self.node(n).bodies()));
+            at += 1;
+        }
+        let mut defined: std::collections::HashSet<ValueId> = std::collections::HashSet::new();
+        let mut used = Vec::new();
+        for &g in &inside {
+            let graph = self.graph(g);
+            defined.extend(graph.inputs());
+            defined.extend(graph.initializers().iter().copied());
+            for &n in graph.nodes() {
+                defined.extend(self.node(n).outputs.iter().flatten());
+                used.extend(self.node(n).inputs.iter().flatten().copied());
+            }
+            used.extend(graph.outputs());
+        }
+        used.retain(|v| !defined.contains(v));
+        used.sort_unstable();
+        used.dedup();
+        used
+    }
+}
