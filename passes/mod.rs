@@ -1,0 +1,70 @@
+//! The rewrites: one file each, listed in run order in [`pipeline`].
+//!
+//! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
+
+pub mod drop_dead;
+pub mod fold_constants;
+pub mod fold_weights;
+pub mod fuse_batchnorm;
+pub mod insert_qdq;
+pub mod lift_constants;
+pub mod pipeline;
+pub mod raise_opset;
+
+use crate::error::Result;
+use crate::ir::{Model, NodeId, Tensor};
+
+/// One rewrite of a whole model.
+pub trait Pass: Sync {
+    /// Kebab-case; what `--passes`, `--print-after`, reports and snapshots call it.
+    fn name(&self) -> &'static str;
+
+    /// Rewrites `model`; says what it changed, and what it left alone and why.
+    ///
+    /// # Errors
+    /// The model cannot be rewritten as asked; the message names node and tensor.
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome>;
+}
+
+/// Evaluates a node whose inputs are all known.
+pub trait Evaluate: Sync {
+    /// The outputs of `node` for `inputs` (`None` where one is left out); `None` if this node cannot be evaluated.
+    fn evaluate(&self, model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>>;
+}
+
+/// What passes may look at besides the model.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Runs constant nodes.
+    pub evaluate: &'a dyn Evaluate,
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What it changed.
+    pub changes: Vec<Note>,
+    /// What it left alone that a user might have expected it to change.
+    pub skips: Vec<Note>,
+}
+
+/// One thing done or left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Node or tensor.
+    pub at: String,
+    /// What or why, as a clause in lower case.
+    pub text: String,
+}
+
+impl Outcome {
+    /// Records a change.
+    pub fn changed(&mut self, at: impl Into<String>, text: impl Into<String>) {
+        self.changes.push(Note { at: at.into(), text: text.into() });
+    }
+
+    /// Records a refusal.
+    pub fn skipped(&mut self, at: impl Into<String>, why: impl Into<String>) {
+        self.skips.push(Note { at: at.into(), text: why.into() });
+    }
+}

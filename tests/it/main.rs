@@ -1,0 +1,14 @@
+//! The integration tests, in one binary.
+
+mod calibration;
+mod cli;
+mod file;
+mod numerics;
+mod opset;
+mod passes;
+mod pipeline;
+mod roundtrip;
+mod runtime;
+mod samples;
+mod text;
+mod tidy;
