@@ -1,1 +1,119 @@
-//! TBD
+//! Folds quantizers over constants: QuantizeLinear of an initializer becomes a packed integer initializer.
+//!
+//! The codes are those of ONNX QuantizeLinear, bit for bit. The float weight stays until nobody uses it
+//! ([`drop_dead`](super::drop_dead) removes it then). A quantizer whose result cannot be stored (an element type newer
+//! than the schema, a scale that is not constant) is left as it is.
+
+use super::insert_qdq::format_of;
+use super::{Context, Outcome, Pass};
+use crate::error::Result;
+use crate::ir::{Model, NodeId, Tensor};
+use crate::numerics::{self, Format, Granularity, QParams, Round, pack};
+use crate::onnx::DataType;
+
+/// See the module.
+#[derive(Debug)]
+pub struct FoldWeights;
+
+impl Pass for FoldWeights {
+    fn name(&self) -> &'static str {
+        "fold-weights"
+    }
+
+    fn run(&self, model: &mut Model, _context: &Context<'_>) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        let quantizers: Vec<NodeId> = model
+            .all_graphs()
+            .into_iter()
+            .flat_map(|g| model.graph(g).nodes().to_vec())
+            .filter(|&n| model.node(n).is("QuantizeLinear") && model.constant_input(n, 0).is_some())
+            .collect();
+        for node in quantizers {
+            let name = model.node_name(node).to_owned();
+            match folded(model, node).map_err(|e| e.at_node(&name, "QuantizeLinear"))? {
+                Ok(tensor) => {
+                    let Some(output) = model.node(node).output(0) else { continue };
+                    let dtype = tensor.dtype();
+                    model.make_constant(output, tensor);
+                    model.remove(&[node]);
+                    outcome.changed(model.value(output).name(), format!("stored as {dtype}"));
+                }
+                Err(why) => outcome.skipped(name, why),
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+/// The codes of a quantizer over a constant, or why there are none.
+fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
+    let Some(input) = model.constant_input(node, 0) else { return Ok(Err("its input is not constant".into())) };
+    let Some(scale) = model.constant_input(node, 1) else { return Ok(Err("its scale is not constant".into())) };
+    let zero = match model.node(node).input(2) {
+        Some(_) => match model.constant_input(node, 2) {
+            Some(zero) => Some(zero),
+            None => return Ok(Err("its zero point is not constant".into())),
+        },
+        None => None,
+    };
+    let declared = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(c as i32));
+    let dtype = zero.map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
+    let Some(format) = format_of(dtype) else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
+    let (Some(values), Some(scales)) = (input.to_f32(), scale.to_f32()) else {
+        return Ok(Err(format!("it quantizes {}", input.dtype())));
+    };
+    let dims = input.dims();
+    let granularity = match granularity(model, node, &dims, &scale.dims()) {
+        Ok(found) => found,
+        Err(why) => return Ok(Err(why)),
+    };
+    let zero_points = match zero {
+        Some(zero) if format.is_integer() => codes(zero, format),
+        _ => vec![0; scales.len()],
+    };
+    let qparams = QParams { scales, zero_points };
+    let raw = numerics::quantize(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
+    Ok(Ok(Tensor::new(dtype, &dims, raw)))
+}
+
+/// The integer codes of a tensor in a quantized format.
+fn codes(tensor: &Tensor, format: Format) -> Vec<i32> {
+    pack::unpack(&tensor.raw(), format, tensor.len())
+}
+
+/// The granularity that a Quantize or Dequantize node has (ONNX QuantizeLinear, "axis" and "`block_size`"), or what is
+/// wrong with it.
+///
+/// # Errors
+/// A scale shape that does not fit.
+pub fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[usize]) -> Result<Granularity, String> {
+    let count: usize = scale.iter().product();
+    let block = model.node(node).int("block_size").unwrap_or(0);
+    if scale.len() <= 1 && count == 1 && block == 0 && (dims.len() != 1 || dims[0] == 1 || scale.is_empty()) {
+        return Ok(Granularity::PerTensor);
+    }
+    let rank = dims.len() as i64;
+    let axis = model.node(node).int("axis").unwrap_or(1);
+    let axis = if axis < 0 { axis + rank } else { axis };
+    let Some(axis) = usize::try_from(axis).ok().filter(|&a| a < dims.len()) else {
+        if count == 1 {
+            return Ok(Granularity::PerTensor);
+        }
+        return Err(format!("axis {axis} is outside a tensor of rank {rank}"));
+    };
+    let found = if block > 0 {
+        Granularity::PerGroup { axis, size: block as usize }
+    } else if scale.len() == dims.len() && scale.len() > 1 {
+        return Err("its scale is blocked, but block_size is missing".into());
+    } else if count == 1 && dims[axis] != 1 {
+        Granularity::PerTensor
+    } else {
+        Granularity::PerChannel { axis }
+    };
+    let wanted = found.scale_dims(dims);
+    if matches!(found, Granularity::PerTensor) || wanted == scale {
+        Ok(found)
+    } else {
+        Err(format!("its scale has shape {scale:?} instead of {wanted:?}"))
+    }
+}

@@ -13,6 +13,8 @@ pub mod raise_opset;
 
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};
+use crate::plan::Plan;
+use crate::solve::Solution;
 
 /// One rewrite of a whole model.
 pub trait Pass: Sync {
@@ -37,6 +39,8 @@ pub trait Evaluate: Sync {
 pub struct Context<'a> {
     /// Runs constant nodes.
     pub evaluate: &'a dyn Evaluate,
+    /// What was decided and solved; passes that clean up do without.
+    pub quantization: Option<(&'a Plan, &'a Solution)>,
 }
 
 /// What a pass did.

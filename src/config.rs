@@ -1,1 +1,134 @@
-//! TBD
+//! What the user asks for: `amax.toml`.
+
+use std::path::Path;
+
+use globset::{Glob, GlobMatcher};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+
+/// A configuration. Every key may be left out; unknown keys are errors.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Profile of the runtime, by name or by path of a `.toml` file.
+    pub target: Option<String>,
+    /// Globs on node names: matching nodes stay float. `*` also matches `/`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// When a tensor is too badly served by its range to be quantized.
+    #[serde(default)]
+    pub guard: Guard,
+}
+
+/// When a tensor is too badly served by its range to be quantized.
+///
+/// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guard {
+    /// Off: every planned site is quantized.
+    pub enabled: bool,
+    /// Least quality of an activation quantized with one range for all samples.
+    pub static_db: f64,
+    /// Least quality of an activation whose range is found at run time, where the target can do that.
+    pub dynamic_db: f64,
+    /// Least quality of a weight or constant.
+    pub weight_db: f64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { enabled: true, static_db: 28.0, dynamic_db: 20.0, weight_db: 20.0 }
+    }
+}
+
+impl Config {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// An unreadable file, a syntax error, an unknown key (with the nearest valid one), a value out of range.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(Kind::Config, "read config", path, e))?;
+        Self::parse(&text).map_err(|e| e.in_file(path))
+    }
+
+    /// Parses TOML text.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| {
+            let message = e.to_string();
+            let error = Error::new(Kind::Config, message.trim_end().to_owned());
+            match unknown_key(e.message()).and_then(|(key, valid)| nearest(key, valid)) {
+                Some(word) => error.with_hint(format!("did you mean `{word}`?")),
+                None => error,
+            }
+        })?;
+        config.excluded()?;
+        Ok(config)
+    }
+
+    /// The exclusion globs, ready to match.
+    ///
+    /// # Errors
+    /// A glob that cannot be parsed.
+    pub fn excluded(&self) -> Result<Vec<Pattern>> {
+        self.exclude.iter().map(|text| Pattern::new(text)).collect()
+    }
+}
+
+/// A glob on node names.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    glob: GlobMatcher,
+}
+
+impl Pattern {
+    /// Parses a glob; `*` also matches `/`.
+    ///
+    /// # Errors
+    /// An unbalanced bracket or brace.
+    pub fn new(text: &str) -> Result<Self> {
+        let glob = Glob::new(text).map_err(|e| {
+            Error::new(Kind::Config, format!("\"{text}\" is not a glob: {}", e.kind()))
+                .with_hint("`*` matches anything, `?` one character, `[ab]` a choice, `{x,y}` alternatives")
+        })?;
+        Ok(Self { text: text.to_owned(), glob: glob.compile_matcher() })
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it matches a name.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.text == name || self.glob.is_match(name)
+    }
+}
+
+/// Splits serde's "unknown field `a`, expected one of `b`, `c`" into `a` and the rest.
+fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if !message.starts_with("unknown") {
+        return None;
+    }
+    let key = quoted.next()?;
+    Some((key, quoted.collect()))
+}
+
+/// The candidate closest to `word`, where one is close enough to be what was meant.
+#[must_use]
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::damerau_levenshtein(&word.to_lowercase(), &c.to_lowercase()), c))
+        .filter(|&(distance, c)| distance <= 2.max(word.len().min(c.len()) / 3))
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, c)| c)
+}

@@ -11,6 +11,7 @@ pub mod ops;
 pub mod passes;
 pub mod plan;
 pub mod report;
+pub mod rewrite;
 pub mod runtime;
 pub mod samples;
 pub mod solve;

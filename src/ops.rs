@@ -1,1 +1,224 @@
-//! TBD
+//! What amax knows about operators: one row each.
+//!
+//! A row says which inputs carry data, a weight or a bias, on which axis the weight has one scale a channel, and how the
+//! range of the output follows from that of the inputs. An operator without a row is never quantized. What a runtime
+//! executes in integers is not said here but in [`targets`](crate::targets).
+
+use serde::{Deserialize, Serialize};
+
+use crate::ir::{Model, NodeId};
+use crate::numerics::pair_safe;
+
+/// What an input is to its operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Activations.
+    Data,
+    /// A weight where it is constant; otherwise activations.
+    Weight(Channel),
+    /// Added to the accumulator; scale is that of input 0 times that of input 1.
+    Bias,
+    /// Shapes, axes, indices, thresholds: never quantized.
+    Other,
+}
+
+/// Where a weight keeps its output channels, and how its reduction runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// `[M, C/group, k…]`, channel axis 0 (Conv).
+    Conv,
+    /// `[C, M/group, k…]`, channel axis 1 (ConvTranspose).
+    ConvTranspose,
+    /// The right operand of a product, `[…, K, N]`: channel axis last. `transB` makes it `[N, K]`.
+    Right,
+    /// The left operand of a product, `[…, M, K]`: channel axis last but one.
+    Left,
+    /// A table of rows (Gather).
+    Rows,
+    /// Gates stacked on axis 1, directions on axis 0 (LSTM, GRU).
+    Gates,
+}
+
+/// How the range of the output is found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Output {
+    /// It has a range of its own.
+    Own,
+    /// Its values are values of this input (or convex combinations of them): it can share that input's scale.
+    SameAs(usize),
+    /// Whatever the data, values lie in this interval.
+    Range(f32, f32),
+    /// Not quantizable.
+    Float,
+}
+
+/// One operator.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Row {
+    /// Operator of the default domain.
+    pub op: &'static str,
+    /// Roles of the inputs; the last repeats for variadic operators.
+    pub inputs: &'static [Role],
+    /// Whether the last role repeats.
+    pub variadic: bool,
+    /// The output.
+    pub output: Output,
+}
+
+use Channel::{Conv, ConvTranspose, Gates, Left, Right, Rows};
+use Role::{Bias, Data, Other, Weight};
+
+const fn row(op: &'static str, inputs: &'static [Role], output: Output) -> Row {
+    Row { op, inputs, variadic: false, output }
+}
+
+const fn variadic(op: &'static str, inputs: &'static [Role], output: Output) -> Row {
+    Row { op, inputs, variadic: true, output }
+}
+
+/// The table, by operator name.
+pub const TABLE: &[Row] = &[
+    row("Add", &[Data, Data], Output::Own),
+    row("AveragePool", &[Data], Output::Own),
+    row("Clip", &[Data, Other, Other], Output::Own),
+    variadic("Concat", &[Data], Output::Own),
+    row("Conv", &[Data, Weight(Conv), Bias], Output::Own),
+    row("ConvTranspose", &[Data, Weight(ConvTranspose), Bias], Output::Own),
+    row("DepthToSpace", &[Data], Output::SameAs(0)),
+    row("Div", &[Data, Data], Output::Own),
+    row("Erf", &[Data], Output::Range(-1.0, 1.0)),
+    row("Flatten", &[Data], Output::SameAs(0)),
+    row("GRU", &[Data, Weight(Gates), Weight(Gates), Other, Other, Other], Output::Float),
+    row("Gather", &[Weight(Rows), Other], Output::SameAs(0)),
+    row("Gelu", &[Data], Output::Own),
+    row("Gemm", &[Data, Weight(Right), Bias], Output::Own),
+    row("GlobalAveragePool", &[Data], Output::Own),
+    row("HardSigmoid", &[Data], Output::Range(0.0, 1.0)),
+    row("HardSwish", &[Data], Output::Own),
+    row("LSTM", &[Data, Weight(Gates), Weight(Gates), Other, Other, Other, Other, Other], Output::Float),
+    row("LayerNormalization", &[Data, Other, Other], Output::Own),
+    row("LeakyRelu", &[Data], Output::Own),
+    row("MatMul", &[Weight(Left), Weight(Right)], Output::Own),
+    row("MaxPool", &[Data], Output::SameAs(0)),
+    row("Mul", &[Data, Data], Output::Own),
+    row("Pad", &[Data, Other, Other, Other], Output::Own),
+    row("ReduceMean", &[Data, Other], Output::Own),
+    row("Relu", &[Data], Output::Own),
+    row("Reshape", &[Data, Other], Output::SameAs(0)),
+    row("Resize", &[Data, Other, Other, Other], Output::SameAs(0)),
+    row("Sigmoid", &[Data], Output::Range(0.0, 1.0)),
+    row("Slice", &[Data, Other, Other, Other, Other], Output::SameAs(0)),
+    row("Softmax", &[Data], Output::Range(0.0, 1.0)),
+    row("Split", &[Data, Other], Output::SameAs(0)),
+    row("Squeeze", &[Data, Other], Output::SameAs(0)),
+    row("Sub", &[Data, Data], Output::Own),
+    row("Tanh", &[Data], Output::Range(-1.0, 1.0)),
+    row("Transpose", &[Data], Output::SameAs(0)),
+    row("Unsqueeze", &[Data, Other], Output::SameAs(0)),
+    row("Where", &[Other, Data, Data], Output::Own),
+];
+
+/// The row of an operator of the default domain.
+#[must_use]
+pub fn find(op: &str) -> Option<&'static Row> {
+    TABLE.binary_search_by(|r| r.op.cmp(op)).ok().map(|i| &TABLE[i])
+}
+
+/// The row of a node.
+#[must_use]
+pub fn of(model: &Model, node: NodeId) -> Option<&'static Row> {
+    let node = model.node(node);
+    if node.domain().is_empty() { find(node.op_type()) } else { None }
+}
+
+impl Row {
+    /// Role of input `index`.
+    #[must_use]
+    pub fn role(&self, index: usize) -> Role {
+        match self.inputs.get(index) {
+            Some(&role) => role,
+            None if self.variadic => *self.inputs.last().expect("variadic rows have a role"),
+            None => Other,
+        }
+    }
+}
+
+/// How a constant weight of some shape is laid out for its operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightLayout {
+    /// Axis of the output channels; `None` where one scale serves all.
+    pub channel_axis: Option<usize>,
+    /// Order of the reduction inside a channel.
+    pub reduction: Reduction,
+    /// Whether each output channel reads just one input channel and feeds none else (a depthwise convolution).
+    pub depthwise: bool,
+}
+
+/// In which order an integer kernel walks the weights of one output channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// Along this axis of a matrix.
+    Along(usize),
+    /// Kernel positions first, input channels of the group innermost (`O, H, W, I`).
+    Spatial,
+    /// Not a reduction that this table describes.
+    None,
+}
+
+/// The layout of the constant weight at input `index` of `node`, with shape `dims`; `None` if that is not a weight or
+/// its rank does not fit the operator.
+#[must_use]
+pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) -> Option<WeightLayout> {
+    let Weight(channel) = of(model, node)?.role(index) else { return None };
+    let rank = dims.len();
+    let group = model.node(node).int("group").unwrap_or(1).max(1) as usize;
+    let layout = |channel_axis, reduction| WeightLayout { channel_axis, reduction, depthwise: false };
+    Some(match channel {
+        Conv if rank >= 3 => WeightLayout {
+            channel_axis: Some(0),
+            reduction: Reduction::Spatial,
+            depthwise: dims[1] == 1 && group > 1 && dims[0] == group,
+        },
+        ConvTranspose if rank >= 3 && group == 1 => layout(Some(1), Reduction::None),
+        ConvTranspose if rank >= 3 => layout(None, Reduction::None),
+        Right if model.node(node).int("transB").unwrap_or(0) != 0 && rank == 2 => layout(Some(0), Reduction::Along(1)),
+        Right if rank == 2 => layout(Some(1), Reduction::Along(0)),
+        // A batch of matrices has one scale for all: kernels take one scale a column of a single matrix only.
+        Right if rank > 2 => layout(None, Reduction::Along(rank - 2)),
+        Left if rank >= 2 => layout(None, Reduction::Along(rank - 1)),
+        Rows if rank >= 1 => layout(None, Reduction::None),
+        Gates if rank == 3 => layout(None, Reduction::None),
+        _ => return None,
+    })
+}
+
+/// For each output channel, the offsets of its weights in the order in which the kernel reduces them.
+#[must_use]
+pub fn reduction_rows(dims: &[usize], reduction: Reduction) -> Vec<Vec<usize>> {
+    match reduction {
+        Reduction::None => Vec::new(),
+        Reduction::Spatial => {
+            let channels = dims.first().copied().unwrap_or(0);
+            let size = dims.iter().skip(1).product::<usize>();
+            let order = pair_safe::conv_row_order(dims);
+            (0..channels).map(|c| order.iter().map(|&i| c * size + i).collect()).collect()
+        }
+        Reduction::Along(axis) => {
+            let depth = dims[axis];
+            let inner: usize = dims[axis + 1..].iter().product();
+            let outer: usize = dims[..axis].iter().product();
+            (0..outer)
+                .flat_map(|o| (0..inner).map(move |i| (0..depth).map(|k| (o * depth + k) * inner + i).collect()))
+                .collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn table_is_sorted_so_that_it_can_be_searched() {
+        assert!(super::TABLE.windows(2).all(|w| w[0].op < w[1].op));
+    }
+}

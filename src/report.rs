@@ -1,1 +1,279 @@
-//! TBD
+//! What a rewrite did, for people and for machines.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::ir::{Def, Model};
+use crate::numerics::metrics::Metrics;
+use crate::plan::{Mode, Plan, Skip};
+use crate::solve::Solution;
+use crate::statistics::Statistics;
+
+/// What a rewrite did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Version of this document.
+    pub schema: u32,
+    /// Target.
+    pub target: String,
+    /// Operator set before and after.
+    pub opset: (i64, i64),
+    /// Bytes of the whole model before and after.
+    pub bytes: (u64, u64),
+    /// Operators: how many nodes run on integers, of how many.
+    pub operators: BTreeMap<String, (usize, usize)>,
+    /// Quantized activations.
+    pub activations: Vec<ActivationRow>,
+    /// Quantized constants.
+    pub weights: Vec<WeightRow>,
+    /// What stays float, and why.
+    pub skipped: Vec<Skip>,
+    /// What the clean-up passes did and would not do.
+    pub passes: Vec<PassRow>,
+    /// Where the samples came from; `None` without samples.
+    pub samples: Option<String>,
+    /// How many samples were run for statistics, and how many were held out to measure quality.
+    pub sample_counts: (usize, usize),
+    /// Tensors that vetoes kept float, with the reason.
+    pub guarded: BTreeMap<String, String>,
+    /// Quality of each output on the held-out samples.
+    pub quality: Vec<QualityRow>,
+    /// Seconds by stage, in order.
+    pub seconds: Vec<(String, f64)>,
+    /// Things the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A quantized activation.
+#[derive(Clone, Debug, Serialize)]
+pub struct ActivationRow {
+    /// Tensor.
+    pub tensor: String,
+    /// Element format.
+    pub dtype: &'static str,
+    /// `static` or `dynamic`.
+    pub mode: &'static str,
+    /// Scale; absent for dynamic ones.
+    pub scale: Option<f32>,
+    /// Zero point; absent for dynamic ones.
+    pub zero_point: Option<i32>,
+    /// Smallest and largest value seen.
+    pub range: Option<(f32, f32)>,
+    /// Its own signal to quantization noise over the samples.
+    pub sqnr_db: Option<f64>,
+    /// Why it is quantized.
+    pub why: String,
+}
+
+/// A quantized constant.
+#[derive(Clone, Debug, Serialize)]
+pub struct WeightRow {
+    /// Site.
+    pub site: String,
+    /// Initializer.
+    pub tensor: String,
+    /// Element format.
+    pub dtype: &'static str,
+    /// Number of scales.
+    pub scales: usize,
+    /// Signal to quantization noise over the tensor.
+    pub sqnr_db: f64,
+    /// Whether adjacent pairs were kept from saturating.
+    pub pair_safe: bool,
+}
+
+/// What one pass did.
+#[derive(Clone, Debug, Serialize)]
+pub struct PassRow {
+    /// Name of the pass.
+    pub pass: String,
+    /// Number of changes.
+    pub changes: usize,
+    /// What it left alone, and why.
+    pub skips: Vec<(String, String)>,
+}
+
+/// Quality of one output.
+#[derive(Clone, Debug, Serialize)]
+pub struct QualityRow {
+    /// Output.
+    pub output: String,
+    /// Signal to quantization noise, in dB; infinite when equal.
+    pub sqnr_db: f64,
+    /// Cosine similarity.
+    pub cosine: f64,
+    /// Largest absolute difference.
+    pub max_abs_error: f32,
+}
+
+impl QualityRow {
+    /// Reads metrics.
+    #[must_use]
+    pub fn new(output: &str, metrics: &Metrics) -> Self {
+        Self {
+            output: output.to_owned(),
+            sqnr_db: metrics.sqnr_db(),
+            cosine: metrics.cosine(),
+            max_abs_error: metrics.max_abs_error(),
+        }
+    }
+}
+
+impl Report {
+    /// Fills in what the plan and its solution say.
+    pub fn describe(&mut self, plan: &Plan, solution: &Solution, statistics: Option<&Statistics>) {
+        self.activations = plan
+            .activations
+            .iter()
+            .map(|(name, activation)| {
+                let solved = solution.activations.get(name).copied();
+                let seen = statistics.and_then(|s| s.sites.get(name));
+                let (low, high) = activation.dtype.range();
+                ActivationRow {
+                    tensor: name.clone(),
+                    dtype: activation.dtype.name(),
+                    mode: match activation.mode {
+                        Mode::Static => "static",
+                        Mode::Dynamic => "dynamic",
+                    },
+                    scale: solved.map(|s| s.0),
+                    zero_point: solved.map(|s| s.1),
+                    range: seen.and_then(|s| s.range()).map(|r| (r.min, r.max)),
+                    sqnr_db: solved.and_then(|(s, z)| seen.map(|site| site.sqnr_db(s, z, low, high))),
+                    why: activation.why.clone(),
+                }
+            })
+            .collect();
+        self.weights = plan
+            .weights
+            .iter()
+            .zip(&solution.weights)
+            .map(|(weight, solved)| WeightRow {
+                site: weight.site.clone(),
+                tensor: weight.tensor.clone(),
+                dtype: weight.dtype.name(),
+                scales: solved.qparams.scales.len(),
+                sqnr_db: solved.sqnr_db,
+                pair_safe: weight.pair_safe.is_some(),
+            })
+            .collect();
+        self.skipped.clone_from(&plan.skipped);
+    }
+
+    /// Counts, by operator, the nodes that read or write codes in the finished model, of all nodes of that operator.
+    pub fn count_operators(&mut self, model: &Model) {
+        let graph = model.graph(model.main());
+        let is = |value, op: &str| model.producer(value).is_some_and(|p| model.node(p).is(op));
+        for &node in graph.nodes() {
+            let at = model.node(node);
+            if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
+                continue;
+            }
+            let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let row = self.operators.entry(at.op_type().to_owned()).or_default();
+            row.1 += 1;
+            row.0 += usize::from(reads);
+        }
+        self.operators.retain(|_, row| row.0 > 0);
+    }
+}
+
+/// A summary of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// Operator sets by domain.
+    pub opsets: BTreeMap<String, i64>,
+    /// IR version.
+    pub ir_version: i64,
+    /// Producer and its version.
+    pub producer: String,
+    /// Inputs: name, element type, shape.
+    pub inputs: Vec<(String, String)>,
+    /// Outputs: name, element type, shape.
+    pub outputs: Vec<(String, String)>,
+    /// Nodes by operator, bodies and functions included.
+    pub operators: BTreeMap<String, usize>,
+    /// Constants by element type: tensors, bytes.
+    pub constants: BTreeMap<&'static str, (usize, u64)>,
+    /// Quantize, Dequantize and integer operators that are there already.
+    pub quantizers: BTreeMap<String, usize>,
+}
+
+/// Summarizes a model.
+#[must_use]
+pub fn inspect(model: &Model) -> Inspection {
+    let header = model.header();
+    let mut found = Inspection {
+        opsets: header
+            .opset_import
+            .iter()
+            .map(|o| {
+                let domain = o.domain.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "ai.onnx".to_owned());
+                (domain, o.version.unwrap_or(0))
+            })
+            .collect(),
+        ir_version: model.ir_version(),
+        producer: [&header.producer_name, &header.producer_version]
+            .into_iter()
+            .flatten()
+            .filter(|s| !s.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(" "),
+        inputs: model.graph(model.main()).inputs().map(|v| described(model, v)).collect(),
+        outputs: model.graph(model.main()).outputs().map(|v| described(model, v)).collect(),
+        operators: BTreeMap::new(),
+        constants: BTreeMap::new(),
+        quantizers: BTreeMap::new(),
+    };
+    for graph in model.all_graphs() {
+        for &node in model.graph(graph).nodes() {
+            let at = model.node(node);
+            let op = if at.domain().is_empty() {
+                at.op_type().to_owned()
+            } else {
+                format!("{}.{}", at.domain(), at.op_type())
+            };
+            let quantizes = ["Quantize", "Dequantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "NBits"];
+            if quantizes.iter().any(|q| op.contains(q)) {
+                *found.quantizers.entry(op.clone()).or_default() += 1;
+            }
+            *found.operators.entry(op).or_default() += 1;
+            for attr in at.attrs() {
+                if let Some(tensor) = &attr.proto().t {
+                    if let Ok(tensor) = crate::ir::Tensor::from_proto(tensor.clone(), None) {
+                        let row = found.constants.entry(tensor.dtype().name()).or_default();
+                        *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
+                    }
+                }
+            }
+        }
+        for &value in model.graph(graph).initializers() {
+            if let Def::Constant(tensor) | Def::Input { default: Some(tensor) } = model.value(value).def() {
+                let row = found.constants.entry(tensor.dtype().name()).or_default();
+                *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
+            }
+        }
+    }
+    found
+}
+
+fn described(model: &Model, value: crate::ir::ValueId) -> (String, String) {
+    use crate::onnx::tensor_shape_proto::dimension::Value;
+    let slot = model.value(value);
+    let dtype = model.dtype(value).map_or("?", crate::onnx::DataType::name);
+    let dims = slot.shape_proto().map(|shape| {
+        let dims: Vec<String> = shape
+            .dim
+            .iter()
+            .map(|d| match &d.value {
+                Some(Value::DimValue(n)) => n.to_string(),
+                Some(Value::DimParam(name)) => name.clone(),
+                None => "?".to_owned(),
+            })
+            .collect();
+        format!("[{}]", dims.join(", "))
+    });
+    (slot.name().to_owned(), format!("{dtype}{}", dims.unwrap_or_default()))
+}

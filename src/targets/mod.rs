@@ -1,1 +1,190 @@
-//! TBD
+//! What a runtime executes quantized: one TOML profile each.
+//!
+//! A profile is used in two places only: the planner chooses within it, and [`check`] proves the finished model against
+//! it. No pass knows which target it works for.
+
+pub mod check;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::numerics::Format;
+
+/// Profiles that come with amax, by name.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("ort-cpu", include_str!("ort-cpu.toml")),
+    ("ort-cpu-vnni", include_str!("ort-cpu-vnni.toml")),
+    ("tensorrt", include_str!("tensorrt.toml")),
+    ("generic", include_str!("generic.toml")),
+];
+
+/// The profile that is used when none is named.
+pub const DEFAULT: &str = "ort-cpu";
+
+/// A runtime's profile.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Name; that of the file.
+    #[serde(default)]
+    pub name: String,
+    /// One line for people.
+    pub summary: String,
+    /// Newest operator set it loads.
+    pub opset_max: i64,
+    /// Newest IR version it loads.
+    pub ir_max: i64,
+    /// Where Q/DQ pairs go.
+    pub placement: Placement,
+    /// How biases are stored.
+    pub bias: BiasForm,
+    /// Whether DynamicQuantizeLinear in front of a product is fused.
+    #[serde(default)]
+    pub dynamic: bool,
+    /// Whether int8 weights must keep adjacent pairs from saturating 16 bits.
+    #[serde(default)]
+    pub pair_safe: bool,
+    /// Which inputs of a residual sum are quantized.
+    #[serde(default)]
+    pub residual: Residual,
+    /// Activations.
+    pub activation: Slot,
+    /// Weights.
+    pub weight: Slot,
+    /// Weights that are the left operand of a product; as `weight` where absent.
+    pub left_weight: Option<Slot>,
+    /// Operators that run in integers wherever their inputs are quantized.
+    #[serde(default)]
+    pub anchor: Vec<Anchor>,
+    /// Operators that run in integers between quantized neighbours.
+    #[serde(default)]
+    pub join: Ops,
+    /// Operators that move codes, given one scale on both sides.
+    #[serde(default)]
+    pub carry: Ops,
+    /// Operators that vanish into the quantizer after them.
+    #[serde(default)]
+    pub absorb: Ops,
+}
+
+/// Where Q/DQ pairs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Around what the target fuses.
+    Fused,
+    /// At the inputs of anchors only.
+    Inputs,
+    /// Around every operator of the table.
+    Everywhere,
+}
+
+/// How biases are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BiasForm {
+    /// int32 at exactly the product of input and weight scale.
+    Int32,
+    /// As they are.
+    Float,
+}
+
+/// Which inputs of a residual sum are quantized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Residual {
+    /// As the placement says.
+    #[default]
+    Both,
+    /// Only the input that does not come from the fused convolution.
+    Shortcut,
+}
+
+/// The format of one kind of tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slot {
+    /// Element format.
+    pub dtype: Format,
+    /// Whether the zero point is fixed.
+    pub symmetric: bool,
+    /// One scale an output channel instead of one a tensor.
+    #[serde(default)]
+    pub per_channel: bool,
+}
+
+/// An operator that runs in integers wherever its inputs are quantized.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Anchor {
+    /// Operator of the default domain.
+    pub op: String,
+    /// Runs in integers only if its output is quantized too.
+    #[serde(default)]
+    pub output: bool,
+    /// Its data input may be quantized at run time.
+    #[serde(default)]
+    pub dynamic: bool,
+}
+
+/// A list of operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ops {
+    /// Operators of the default domain.
+    pub ops: Vec<String>,
+}
+
+impl Ops {
+    /// Whether `op` is listed.
+    #[must_use]
+    pub fn has(&self, op: &str) -> bool {
+        self.ops.iter().any(|o| o == op)
+    }
+}
+
+impl Target {
+    /// The anchor row of an operator.
+    #[must_use]
+    pub fn anchor(&self, op: &str) -> Option<&Anchor> {
+        self.anchor.iter().find(|a| a.op == op)
+    }
+
+    /// A built-in profile by name, or the profile in a TOML file.
+    ///
+    /// # Errors
+    /// Neither a built-in name nor a readable file, or a file that is not a profile.
+    pub fn load(name: &str) -> Result<Self> {
+        if let Some((name, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
+            return Self::parse(name, text);
+        }
+        let path = Path::new(name);
+        if path.extension().is_some_and(|e| e == "toml") {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(Kind::Config, "read target", path, e))?;
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            return Self::parse(&stem, &text).map_err(|e| e.in_file(path));
+        }
+        let names: Vec<&str> = names().collect();
+        Err(Error::new(Kind::Config, format!("there is no target \"{name}\""))
+            .with_hint(format!("targets are {}, or a path to a .toml profile", names.join(", "))))
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self> {
+        let mut target: Self = toml::from_str(text)
+            .map_err(|e| Error::new(Kind::Config, format!("not a target profile: {}", e.to_string().trim_end())))?;
+        name.clone_into(&mut target.name);
+        for op in target.anchor.iter().map(|a| &a.op).chain(&target.join.ops).chain(&target.carry.ops) {
+            if crate::ops::find(op).is_none() {
+                return Err(Error::new(Kind::Config, format!("the operator table has no row for \"{op}\"")));
+            }
+        }
+        Ok(target)
+    }
+}
+
+/// Names of the built-in profiles.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|(n, _)| *n)
+}

@@ -1,0 +1,211 @@
+//! Proves a finished model against a target.
+//!
+//! What is checked, because a runtime would silently compute something else:
+//!
+//! 1. Operator set and IR version are ones the target loads, and new enough for every element type used.
+//! 2. Scales are finite, positive and normal; zero points are those of the codes' type.
+//! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
+//! 4. An int32 bias has exactly the product of the scales of input and weight.
+//! 5. An operator that moves codes has the same scale and zero point on both sides.
+//! 6. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+
+use std::collections::BTreeSet;
+
+use crate::ir::{Def, Model, NodeId, Tensor, User, ValueId};
+use crate::numerics::pair_safe;
+use crate::onnx::DataType;
+use crate::ops::{self, Role, reduction_rows};
+
+use super::Target;
+
+/// Everything about `model` that `target` would refuse or compute wrongly, as sentences.
+#[must_use]
+pub fn violations(model: &Model, target: &Target) -> Vec<String> {
+    let mut check = Check { model, target, found: Vec::new() };
+    check.versions();
+    for graph in model.all_graphs() {
+        for &node in model.graph(graph).nodes() {
+            match model.node(node).op_type() {
+                "DequantizeLinear" | "QuantizeLinear" if model.node(node).domain().is_empty() => check.quantizer(node),
+                _ if target.carry.has(model.node(node).op_type()) => check.carrier(node),
+                _ => {}
+            }
+        }
+    }
+    check.found
+}
+
+/// The operator set from which on initializers of a type may feed the default domain's quantizers, and its IR version.
+fn since(dtype: DataType) -> Option<(i64, i64)> {
+    match dtype {
+        DataType::Float8e4m3fn | DataType::Float8e4m3fnuz | DataType::Float8e5m2 | DataType::Float8e5m2fnuz => {
+            Some((19, 9))
+        }
+        DataType::Int4 | DataType::Uint4 => Some((21, 10)),
+        DataType::Float4e2m1 => Some((23, 11)),
+        DataType::Float8e8m0 => Some((24, 12)),
+        DataType::Int2 | DataType::Uint2 => Some((25, 13)),
+        DataType::Float6e2m3 | DataType::Float6e3m2 => Some((28, 14)),
+        _ => None,
+    }
+}
+
+/// A DequantizeLinear over an initializer.
+struct Dequantized<'a> {
+    node: NodeId,
+    codes: &'a Tensor,
+    scale: &'a Tensor,
+}
+
+struct Check<'a> {
+    model: &'a Model,
+    target: &'a Target,
+    found: Vec<String>,
+}
+
+impl<'a> Check<'a> {
+    fn versions(&mut self) {
+        let opset = self.model.opset().unwrap_or(0);
+        let ir = self.model.ir_version();
+        let Target { name, opset_max, ir_max, .. } = self.target;
+        if opset > *opset_max {
+            self.found.push(format!("operator set {opset} is newer than the {opset_max} that {name} loads"));
+        }
+        if ir > *ir_max {
+            self.found.push(format!("IR version {ir} is newer than the {ir_max} that {name} loads"));
+        }
+        let mut seen = BTreeSet::new();
+        for graph in self.model.all_graphs() {
+            for &value in self.model.graph(graph).initializers() {
+                let Def::Constant(tensor) = self.model.value(value).def() else { continue };
+                let Some((need_opset, need_ir)) = since(tensor.dtype()) else { continue };
+                if (opset < need_opset || ir < need_ir) && seen.insert(tensor.dtype()) {
+                    let dtype = tensor.dtype();
+                    let name = self.model.value(value).name();
+                    self.found.push(format!(
+                        "\"{name}\" is {dtype}, which needs operator set {need_opset} and IR version {need_ir}"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn label(&self, node: NodeId) -> String {
+        format!("\"{}\" ({})", self.model.node_name(node), self.model.node(node).op_type())
+    }
+
+    fn quantizer(&mut self, node: NodeId) {
+        if let Some(scale) = self.model.constant_input(node, 1).and_then(Tensor::to_f32) {
+            if let Some(bad) = scale.iter().find(|s| !s.is_normal() || **s <= 0.0) {
+                self.found.push(format!("{} has the scale {bad}", self.label(node)));
+            }
+            let zeros = self.model.constant_input(node, 2).map(Tensor::len);
+            if zeros.is_some_and(|z| z != scale.len()) {
+                self.found.push(format!("{} has as many zero points as no scale", self.label(node)));
+            }
+        }
+        let Some(weight) = self.dequantized(node) else { return };
+        let Some(output) = self.model.node(node).output(0) else { return };
+        for &user in self.model.value(output).users() {
+            let User::Node { node: reader, input } = user else { continue };
+            match ops::of(self.model, reader).map(|r| r.role(input)) {
+                Some(Role::Weight(_)) => self.weight(&weight, reader, input),
+                Some(Role::Bias) => self.bias(&weight, reader),
+                _ => {}
+            }
+        }
+    }
+
+    fn dequantized(&self, node: NodeId) -> Option<Dequantized<'a>> {
+        if !self.model.node(node).is("DequantizeLinear") {
+            return None;
+        }
+        let codes = self.model.constant_input(node, 0)?;
+        let scale = self.model.constant_input(node, 1)?;
+        Some(Dequantized { node, codes, scale })
+    }
+
+    fn producer_dq(&self, value: Option<ValueId>) -> Option<NodeId> {
+        let node = self.model.producer(value?)?;
+        self.model.node(node).is("DequantizeLinear").then_some(node)
+    }
+
+    fn weight(&mut self, weight: &Dequantized<'_>, reader: NodeId, input: usize) {
+        let dims = weight.codes.dims();
+        let Some(layout) = ops::weight_layout(self.model, reader, input, &dims) else { return };
+        let blocked = self.model.node(weight.node).int("block_size").unwrap_or(0) > 0;
+        let has_kernel = self.target.anchor(self.model.node(reader).op_type()).is_some();
+        if weight.scale.len() > 1 && !blocked && has_kernel {
+            let axis = self.model.node(weight.node).int("axis").unwrap_or(1);
+            let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+            if layout.channel_axis.map(|a| a as i64) != Some(axis) {
+                self.found.push(format!(
+                    "the weight of {} has its scales on axis {axis}, the kernel takes axis {}",
+                    self.label(reader),
+                    layout.channel_axis.map_or("none".to_owned(), |a| a.to_string())
+                ));
+            }
+        }
+        let data = if input == 0 { 1 } else { 0 };
+        let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));
+        let hazardous =
+            self.target.pair_safe && weight.codes.dtype() == DataType::Int8 && !layout.depthwise && unsigned;
+        if hazardous {
+            let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
+            let rows = reduction_rows(&dims, layout.reduction);
+            if rows.iter().any(|row| !pair_safe::is_safe(&row.iter().map(|&i| codes[i]).collect::<Vec<_>>())) {
+                self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));
+            }
+        }
+    }
+
+    /// Whether a DequantizeLinear reads unsigned 8-bit activations.
+    fn unsigned_codes(&self, dq: NodeId) -> bool {
+        let Some(codes) = self.model.node(dq).input(0) else { return false };
+        let quantizer = self.model.producer(codes);
+        quantizer.is_some_and(|q| {
+            self.model.node(q).is("DynamicQuantizeLinear")
+                || self.model.constant_input(q, 2).is_some_and(|z| z.dtype() == DataType::Uint8)
+        })
+    }
+
+    fn scale_of(&self, value: Option<ValueId>) -> Option<Vec<f32>> {
+        let dq = self.producer_dq(value)?;
+        self.model.constant_input(dq, 1)?.to_f32()
+    }
+
+    fn bias(&mut self, bias: &Dequantized<'_>, reader: NodeId) {
+        if bias.codes.dtype() != DataType::Int32 {
+            return;
+        }
+        let node = self.model.node(reader);
+        let (Some(input), Some(weight)) = (self.scale_of(node.input(0)), self.scale_of(node.input(1))) else {
+            self.found.push(format!("{} has an int32 bias beside a float input", self.label(reader)));
+            return;
+        };
+        let scales = bias.scale.to_f32().unwrap_or_default();
+        let exact = input.len() == 1
+            && scales.len() == weight.len()
+            && scales.iter().zip(&weight).all(|(b, w)| b.to_bits() == (w * input[0]).to_bits());
+        if !exact {
+            self.found.push(format!("the bias of {} is not at the product of the scales", self.label(reader)));
+        }
+    }
+
+    fn carrier(&mut self, node: NodeId) {
+        let Some(before) = self.producer_dq(self.model.node(node).input(0)) else { return };
+        for output in self.model.node(node).outputs().iter().flatten() {
+            let [User::Node { node: after, input: 0 }] = self.model.value(*output).users() else { continue };
+            if !self.model.node(*after).is("QuantizeLinear") {
+                continue;
+            }
+            let same = [1, 2].iter().all(|&i| {
+                let (a, b) = (self.model.constant_input(before, i), self.model.constant_input(*after, i));
+                a.map(Tensor::raw) == b.map(Tensor::raw)
+            });
+            if !same {
+                self.found.push(format!("{} has different scales on its two sides", self.label(node)));
+            }
+        }
+    }
+}
