@@ -1,2 +1,62 @@
-//! The command line.
-fn main() {}
+//! The command line. Nothing else prints or exits.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Compiles a float ONNX model into one that runs on integers.
+#[derive(Parser)]
+#[command(
+    name = "amax",
+    version,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  amax rewrite model.onnx model.int8.onnx --calib samples.npz
+  amax rewrite model.onnx model.int8.onnx --calib samples/ --exclude '*/head/*' --report report.json
+  amax inspect model.onnx
+  amax compare model.onnx model.int8.onnx --calib samples.npz
+
+Exit codes: 0 done; 2 command line or configuration; 3 model; 4 samples; 5 the runtime cannot run the model;
+6 the output cannot be written; 7 a check failed; 130 interrupted; 1 a mistake in amax."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print errors only.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Print everything that was decided, not only a summary.
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
+    Rewrite(cli::rewrite::Args),
+    /// Summarize a model, or print it as text.
+    Inspect(cli::inspect::Args),
+    /// Run two models on the same samples and compare their outputs.
+    Compare(cli::compare::Args),
+}
+
+fn main() -> ExitCode {
+    let Cli { command, quiet, verbose } = Cli::parse();
+    let console = cli::Console::new(quiet, verbose);
+    let result = match command {
+        Command::Rewrite(args) => cli::rewrite::run(&args, &console),
+        Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Compare(args) => cli::compare::run(&args, &console),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console.clear();
+            eprintln!("error: {error}");
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}

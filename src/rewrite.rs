@@ -31,6 +31,8 @@ pub struct Request<'a> {
     pub progress: &'a dyn Progress,
     /// Runs constant nodes.
     pub evaluate: &'a dyn Evaluate,
+    /// Run only these passes; without one of the quantizing passes nothing is planned.
+    pub passes: Option<&'a [&'static dyn Pass]>,
     /// Called with the model after each pass; may stop the line.
     pub after: &'a dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
     /// Whether to measure the result on samples.
@@ -69,6 +71,10 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         return Ok(Rewritten { model, report, plan: None, stopped: true });
     }
     clock.lap(&mut report, "prepare");
+    let quantizes = |p: &&'static dyn Pass| matches!(p.name(), "insert-qdq" | "fold-weights" | "raise-opset");
+    if request.passes.is_some_and(|list| !list.iter().any(quantizes)) {
+        return Ok(Rewritten { model, report, plan: None, stopped: true });
+    }
 
     let (plan, solution, statistics) = decide(&model, request, &mut report, &mut clock)?;
     report.describe(&plan, &solution, statistics.as_ref());
@@ -110,11 +116,16 @@ pub fn split(samples: &SampleSet) -> (Vec<usize>, Vec<usize>) {
 /// Runs passes; true if the line was stopped.
 fn passes(
     model: &mut Model,
-    list: &[&dyn Pass],
+    list: &[&'static dyn Pass],
     context: &Context<'_>,
     request: &Request<'_>,
     report: &mut Report,
 ) -> Result<bool> {
+    let list: Vec<&dyn Pass> = list
+        .iter()
+        .copied()
+        .filter(|p| request.passes.is_none_or(|only| only.iter().any(|o| o.name() == p.name())))
+        .collect();
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
         report.passes.push(PassRow {
             pass: name.to_owned(),
@@ -127,7 +138,7 @@ fn passes(
         (request.after)(model, name, outcome)
     };
     let after: After<'_> = &mut after;
-    Ok(pipeline::run(model, list, context, after)?.is_break())
+    Ok(pipeline::run(model, &list, context, after)?.is_break())
 }
 
 /// Plans, calibrates what is planned, and plans again without the sites that turn out badly served, until none is left.

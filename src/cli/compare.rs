@@ -1,0 +1,58 @@
+//! `amax compare`.
+
+use std::path::PathBuf;
+
+use amax::calibrate::compare;
+use amax::error::{Error, Kind, Result};
+use amax::ir::file;
+use amax::report::QualityRow;
+
+use super::{Console, decibels, inspect::print, samples, table, threads};
+
+/// Arguments of `amax compare`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Integer kernels are simulated: quantizers run as they are defined, everything between them in float.
+What a processor's integer kernels do on top (saturation, rounding) is not in these figures."
+)]
+pub(crate) struct Args {
+    /// Reference model.
+    reference: PathBuf,
+    /// Model to judge.
+    test: PathBuf,
+    /// Samples: as for `rewrite`; without, the file beside the reference model.
+    #[arg(long, value_name = "PATH")]
+    calib: Option<String>,
+    /// Samples that run at once.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    let reference = file::load(&args.reference)?;
+    let test = file::load(&args.test)?;
+    let samples = samples(args.calib.as_deref(), &reference, &args.reference, console)?.ok_or_else(|| {
+        Error::new(Kind::Usage, "there are no samples to compare on").with_hint("pass --calib PATH, or --calib random")
+    })?;
+    let indices: Vec<usize> = (0..samples.len()).collect();
+    let found = compare(&reference, &test, &samples, &indices, threads(args.threads), console)?;
+    let rows: Vec<QualityRow> = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
+    if args.json {
+        let json = serde_json::to_string_pretty(&rows)
+            .map_err(|e| Error::new(Kind::Internal, format!("cannot print the comparison: {e}")))?;
+        return print(&(json + "\n"));
+    }
+    let mut lines = vec![["output", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
+    for row in &rows {
+        lines.push(vec![
+            row.output.clone(),
+            decibels(row.sqnr_db),
+            format!("{:.6}", row.cosine),
+            format!("{:.5}", row.max_abs_error),
+        ]);
+    }
+    print(&format!("{}\n{}", samples.describe(), table(&lines, &[1, 2, 3])))
+}

@@ -1,0 +1,156 @@
+//! What the commands share: the console, and how samples are found.
+
+pub(crate) mod compare;
+pub(crate) mod inspect;
+pub(crate) mod rewrite;
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use amax::Result;
+use amax::calibrate::Progress;
+use amax::ir::Model;
+use amax::samples::{self, SampleSet};
+use indicatif::{ProgressBar, ProgressStyle};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Messages on stderr; data goes to stdout elsewhere.
+pub(crate) struct Console {
+    quiet: bool,
+    pub(crate) verbose: bool,
+    step: Mutex<Option<Step>>,
+}
+
+struct Step {
+    name: String,
+    total: u64,
+    done: u64,
+    since: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Console {
+    /// Listens to Ctrl-C: the first one asks the running step to stop, the second one ends the process.
+    pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
+        let listening = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        });
+        // Without a handler Ctrl-C still ends the process; outputs appear by renaming, so nothing partial is left.
+        drop(listening);
+        Self { quiet, verbose, step: Mutex::new(None) }
+    }
+
+    /// Prints a message.
+    pub(crate) fn say(&self, message: &str) {
+        if !self.quiet {
+            eprintln!("{message}");
+        }
+    }
+
+    /// Removes a progress bar that an error left standing.
+    pub(crate) fn clear(&self) {
+        self.finish();
+    }
+}
+
+impl Progress for Console {
+    fn start(&self, step: &str, total: u64) {
+        let fresh = Step { name: step.to_owned(), total, done: 0, since: Instant::now(), bar: None };
+        *self.step.lock().expect("no panic while held") = Some(fresh);
+    }
+
+    fn tick(&self) {
+        let mut slot = self.step.lock().expect("no panic while held");
+        let Some(step) = slot.as_mut() else { return };
+        step.done += 1;
+        let long = step.since.elapsed() > Duration::from_secs(1);
+        if step.bar.is_none() && long && !self.quiet && std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(step.total);
+            let style = ProgressStyle::with_template("{msg:10} [{bar:30}] {pos}/{len} {per_sec} eta {eta}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.set_message(step.name.clone());
+            bar.reset_elapsed();
+            step.bar = Some(bar);
+        }
+        if let Some(bar) = &step.bar {
+            bar.set_position(step.done);
+        }
+    }
+
+    fn finish(&self) {
+        let step = self.step.lock().expect("no panic while held").take();
+        if let Some(bar) = step.and_then(|s| s.bar) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn interrupted(&self) -> bool {
+        INTERRUPTED.load(Ordering::SeqCst)
+    }
+}
+
+/// The samples that `--calib` names: a path, `random`, or the file beside the model.
+pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: &Console) -> Result<Option<SampleSet>> {
+    match calib {
+        Some("random") => {
+            console.say(
+                "warning: calibrating with random noise; ranges will be wrong for real data, use this to try things out only",
+            );
+            SampleSet::random(model, 16, 0).map(Some)
+        }
+        Some(given) => SampleSet::open(Path::new(given), model).map(Some),
+        None => samples::default_path(path).map(|beside| SampleSet::open(&beside, model)).transpose(),
+    }
+}
+
+/// As many threads as asked for, or as there are processors.
+pub(crate) fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)).max(1)
+}
+
+/// Right-aligned first columns, left-aligned rest.
+pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::from("  ");
+        for (c, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[c] - cell.chars().count());
+            let last = c + 1 == row.len();
+            if right.contains(&c) {
+                line.push_str(&pad);
+                line.push_str(cell);
+            } else {
+                line.push_str(cell);
+                line.push_str(if last { "" } else { &pad });
+            }
+            line.push_str(if last { "" } else { "  " });
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// Bytes in a unit that fits.
+pub(crate) fn bytes(count: u64) -> String {
+    match count {
+        0..=9_999 => format!("{count} B"),
+        10_000..=9_999_999 => format!("{:.1} kB", count as f64 / 1e3),
+        10_000_000..=9_999_999_999 => format!("{:.1} MB", count as f64 / 1e6),
+        _ => format!("{:.2} GB", count as f64 / 1e9),
+    }
+}
+
+/// Decibels, where there is noise at all.
+pub(crate) fn decibels(value: f64) -> String {
+    if value.is_infinite() && value > 0.0 { "equal".to_owned() } else { format!("{value:.1} dB") }
+}
