@@ -1,1 +1,50 @@
-//! TBD
+//! What the bytes are: formats, rounding, scales, packing, error measures.
+//!
+//! Everything here sees slices, extents and [`Format`]s; nothing knows a model. All arithmetic is IEEE f32 unless said
+//! otherwise, `rne` rounds half to even, and results never depend on the number of threads.
+//!
+//! | step | formula | where |
+//! |---|---|---|
+//! | quantize to integers | `q = rne(clamp(x / s, qmin − z, qmax − z)) + z`, the division as written, never `x · (1/s)` | [`quantize`] |
+//! | quantize to floats | `q = cast_rne(clamp(x / s, −MAX, MAX))`, `z = 0` | [`quantize`], [`Format::encode`] |
+//! | dequantize | `y = f32(q − z) · s`, the subtraction exact | [`dequantize`] |
+//! | asymmetric parameters | `s = (max − min) / (qmax − qmin)` in f64, `z = clamp(rne(qmin − min / s))`, 0 in the range | [`qparams_from_range`] |
+//! | symmetric parameters | `s = amax / (qmax − z)`, `z = 0` signed, the middle code unsigned | [`qparams_from_range`] |
+//! | float parameters | `s = amax / MAX` | [`qparams_from_range`] |
+//! | bias | `q = clamp(rne(f64(b) / f64(s)))`, `s = s_x · s_w` | [`quantize_bias`] |
+//! | pair-safe weights | `\|q[2p] + q[2p+1]\| ≤ 128`, so that `255 · (q[2p] + q[2p+1])` fits 16 bits | [`pair_safe`] |
+//! | SQNR | `10 log10(Σ r² / Σ (r − t)²)` | [`metrics`] |
+//!
+//! Quantize, dequantize and packing are bit exact with ONNX QuantizeLinear-25, DequantizeLinear-25 and `raw_data`, in
+//! the ranges below. Floats saturate (`saturate = 1`): infinities become the largest finite value.
+//!
+//! | format | codes | largest | notes |
+//! |---|---|---|---|
+//! | int2, uint2 | −2…1, 0…3 | | four to a byte, low bits first |
+//! | int4, uint4 | −8…7, 0…15 | | two to a byte, low nibble first |
+//! | int8, uint8 | −128…127, 0…255 | | |
+//! | int16, uint16 | −32768…32767, 0…65535 | | little-endian |
+//! | int32 | all | | biases; little-endian |
+//! | float8e4m3fn | sign, 4, 3 | 448 | no infinities |
+//! | float8e4m3fnuz | sign, 4, 3 | 240 | no infinities, no negative zero |
+//! | float8e5m2 | sign, 5, 2 | 57344 | as IEEE |
+//! | float8e5m2fnuz | sign, 5, 2 | 57344 | no infinities, no negative zero |
+//! | float4e2m1 | sign, 2, 1 | 6 | finite only; two to a byte, low nibble first |
+
+mod affine;
+mod bias;
+mod fake;
+mod format;
+mod grid;
+pub mod metrics;
+mod minifloat;
+pub mod pack;
+pub mod pair_safe;
+mod range;
+
+pub use affine::{Round, dequantize, quantize, quantize_codes, quantize_value};
+pub use bias::{bias_scale, quantize_bias, weight_scale_floor};
+pub use fake::{fake_quantize, fake_quantize_nd};
+pub use format::Format;
+pub use grid::{Granularity, QParams};
+pub use range::{MinMax, RangeSpec, channel_ranges, min_max, qparams_from_range};

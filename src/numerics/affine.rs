@@ -1,0 +1,383 @@
+//! Quantize and dequantize.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use super::grid::{Grid, Run};
+use super::minifloat::Minifloat;
+use super::{Format, Granularity, QParams, pack};
+use crate::error::{Error, Result};
+
+/// How a quotient becomes an integer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Round {
+    /// To the nearest, half to even: what ONNX `QuantizeLinear` does.
+    #[default]
+    HalfEven,
+    /// To the nearest, half away from zero.
+    HalfAway,
+    /// Towards −∞.
+    Floor,
+}
+
+/// Elements that one thread takes at a time: a multiple of every packing.
+pub(super) const CHUNK: usize = 1 << 16;
+/// Elements that are worked on while they stay in the first-level cache.
+const BLOCK: usize = 1 << 12;
+/// Adding 1.5 · 2²³ to a number below 2²² leaves its nearest integer, half to even, in the low bits of the sum.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The code of one element, as the specification has it: `round(clamp(x / scale, qmin − z, qmax − z)) + z` with the division
+/// and clamp in f32, or for floats [`Format::encode`] of the quotient (`zero_point` and `round` then have no effect).
+///
+/// Total: ±∞ saturate, NaN becomes the smallest code of an integer format, as in onnxruntime. `scale` is positive and
+/// `zero_point` in the range of `format`.
+pub fn quantize_value(x: f32, scale: f32, zero_point: i32, format: Format, round: Round) -> i32 {
+    let quotient = x / scale;
+    if let Some(float) = format.float() {
+        return i32::from(float.encode(quotient));
+    }
+    let (qmin, qmax) = format.range();
+    // In f64 for int32, whose range f32 does not hold; the same numbers for all others.
+    let (low, high) = (f64::from(qmin) - f64::from(zero_point), f64::from(qmax) - f64::from(zero_point));
+    let clamped = if quotient.is_nan() { low } else { f64::from(quotient).clamp(low, high) };
+    let rounded = match round {
+        Round::HalfEven => clamped.round_ties_even(),
+        Round::HalfAway => clamped.round(),
+        Round::Floor => clamped.floor(),
+    };
+    (rounded + f64::from(zero_point)) as i32
+}
+
+/// Quantizes `x` to packed bytes, in the layout of ONNX `raw_data`.
+///
+/// Bit exact with ONNX `QuantizeLinear-25` for [`Round::HalfEven`]; see [`quantize_value`] for the formula and
+/// [`Granularity::scale_dims`] for the order of `qparams`.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if the sizes do not fit together, `x` holds NaN or infinities, a scale is not a positive
+/// number, a zero point is outside the format, or `round` is not [`Round::HalfEven`] for a float format.
+pub fn quantize(
+    x: &[f32],
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+    format: Format,
+    round: Round,
+) -> Result<Vec<u8>> {
+    let quantizer = Quantizer::new(x, dims, granularity, qparams, format, round)?;
+    let bits = format.bits();
+    let mut out = vec![0; pack::packed_len(x.len(), bits)];
+    quantizer.for_each_chunk(x, &mut out, pack::packed_len(CHUNK, bits), |start, x, out| match bits {
+        32 => quantizer.fill_packed(start, x, out, |codes: &[i32], out| write_le(codes, out, i32::to_le_bytes)),
+        16 => quantizer.fill_packed(start, x, out, |codes: &[u16], out| write_le(codes, out, u16::to_le_bytes)),
+        _ => quantizer.fill_packed(start, x, out, |codes: &[u8], out| pack::pack_bytes(codes, bits, out)),
+    })?;
+    Ok(out)
+}
+
+/// Quantizes `x` to one integer per element: the value for integer formats, the bit pattern for floats.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_codes(
+    x: &[f32],
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+    format: Format,
+    round: Round,
+) -> Result<Vec<i32>> {
+    let quantizer = Quantizer::new(x, dims, granularity, qparams, format, round)?;
+    let mut out = vec![0; x.len()];
+    quantizer.for_each_chunk(x, &mut out, CHUNK, |start, x, out| quantizer.fill(start, x, out))?;
+    Ok(out)
+}
+
+/// Turns packed bytes back into numbers: `f32(q − z) · s`, or `decode(q) · s` for floats.
+///
+/// Bit exact with ONNX `DequantizeLinear-25` for f32 output. Any scale is accepted, as that operator does.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if the sizes do not fit together or a zero point is outside the format.
+pub fn dequantize(
+    raw: &[u8],
+    format: Format,
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+) -> Result<Vec<f32>> {
+    let grid = Grid::new(dims, granularity)?;
+    grid.check(grid.len, dims, format, qparams)?;
+    let bits = format.bits();
+    if raw.len() != pack::packed_len(grid.len, bits) {
+        return Err(Error::model(format!("{} bytes do not fill a {format} tensor of shape {dims:?}", raw.len())));
+    }
+    let mut out = vec![0.0; grid.len];
+    if let Some(float) = format.float() {
+        let table: Vec<f32> = (0..=u8::MAX).map(|code| float.decode(code)).collect();
+        scale_all(raw, format, &grid, qparams, &mut out, |code, _| table[code as usize & 255]);
+    } else if format == Format::Int32 {
+        scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| {
+            (i64::from(code) - i64::from(zero_point)) as f32
+        });
+    } else {
+        scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| (code - zero_point) as f32);
+    }
+    Ok(out)
+}
+
+/// Fills `out` with `number(code, zero_point) * scale`.
+fn scale_all(
+    raw: &[u8],
+    format: Format,
+    grid: &Grid,
+    QParams { scales, zero_points }: &QParams,
+    out: &mut [f32],
+    number: impl Fn(i32, i32) -> f32 + Sync,
+) {
+    let packed = |elements| pack::packed_len(elements, format.bits());
+    let block = |start: usize, raw: &[u8], out: &mut [f32]| {
+        let mut codes = [0; BLOCK];
+        let codes = &mut codes[..out.len()];
+        pack::unpack_into(raw, format, codes);
+        let mut at = 0;
+        for run in grid.runs(start, out.len()) {
+            let now = at..at + run.len();
+            at = now.end;
+            let pairs = out[now.clone()].iter_mut().zip(&codes[now]);
+            match run {
+                Run::Same { len: _, entry } => {
+                    let (scale, zero_point) = (scales[entry], zero_points[entry]);
+                    pairs.for_each(|(y, &code)| *y = number(code, zero_point) * scale);
+                }
+                Run::Each { len, first } => {
+                    let all = pairs.zip(&scales[first..first + len]).zip(&zero_points[first..first + len]);
+                    all.for_each(|(((y, &code), &scale), &zero_point)| *y = number(code, zero_point) * scale);
+                }
+            }
+        }
+    };
+    out.par_chunks_mut(CHUNK).zip(raw.par_chunks(packed(CHUNK))).enumerate().for_each(|(idx, (out, raw))| {
+        let blocks = out.chunks_mut(BLOCK).zip(raw.chunks(packed(BLOCK))).enumerate();
+        blocks.for_each(|(block_idx, (out, raw))| block(idx * CHUNK + block_idx * BLOCK, raw, out));
+    });
+}
+
+/// What a code is written as before it is packed.
+trait Code: Copy + Default + Send {
+    fn from_code(code: i32) -> Self;
+}
+
+impl Code for u8 {
+    #[inline]
+    fn from_code(code: i32) -> Self {
+        code as Self
+    }
+}
+
+impl Code for u16 {
+    #[inline]
+    fn from_code(code: i32) -> Self {
+        code as Self
+    }
+}
+
+impl Code for i32 {
+    #[inline]
+    fn from_code(code: i32) -> Self {
+        code
+    }
+}
+
+fn write_le<T: Copy, const N: usize>(codes: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {
+    for (out, &code) in out.as_chunks_mut::<N>().0.iter_mut().zip(codes) {
+        *out = bytes(code);
+    }
+}
+
+struct Quantizer<'a> {
+    grid: Grid,
+    qparams: &'a QParams,
+    format: Format,
+    round: Round,
+}
+
+impl<'a> Quantizer<'a> {
+    fn new(
+        x: &[f32],
+        dims: &[usize],
+        granularity: &Granularity,
+        qparams: &'a QParams,
+        format: Format,
+        round: Round,
+    ) -> Result<Self> {
+        let grid = Grid::new(dims, granularity)?;
+        grid.check(x.len(), dims, format, qparams)?;
+        check_scales(&qparams.scales)?;
+        if !format.is_integer() && round != Round::HalfEven {
+            return Err(Error::model(format!("{format} has no other rounding than half to even")));
+        }
+        Ok(Self { grid, qparams, format, round })
+    }
+
+    /// Runs `fill` over chunks of `x` and of `out`, in parallel; it says whether its chunk was finite.
+    fn for_each_chunk<T: Send>(
+        &self,
+        x: &[f32],
+        out: &mut [T],
+        out_chunk: usize,
+        fill: impl Fn(usize, &[f32], &mut [T]) -> bool + Sync,
+    ) -> Result<()> {
+        let finite = AtomicBool::new(true);
+        x.par_chunks(CHUNK).zip(out.par_chunks_mut(out_chunk)).enumerate().for_each(|(idx, (x, out))| {
+            if !fill(idx * CHUNK, x, out) {
+                finite.store(false, Ordering::Relaxed);
+            }
+        });
+        if finite.into_inner() {
+            return Ok(());
+        }
+        let at = x.iter().position(|value| !value.is_finite()).unwrap_or_default();
+        Err(Error::model(format!("element {at} is {}, which cannot be quantized to {}", x[at], self.format)))
+    }
+
+    /// Fills and packs block by block.
+    fn fill_packed<T: Code>(&self, start: usize, x: &[f32], out: &mut [u8], pack: impl Fn(&[T], &mut [u8])) -> bool {
+        let mut codes = [T::default(); BLOCK];
+        let bytes = pack::packed_len(BLOCK, self.format.bits());
+        let mut finite = true;
+        for (idx, (x, out)) in x.chunks(BLOCK).zip(out.chunks_mut(bytes)).enumerate() {
+            let codes = &mut codes[..x.len()];
+            finite &= self.fill_block(start + idx * BLOCK, x, codes);
+            pack(codes, out);
+        }
+        finite
+    }
+
+    fn fill<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) -> bool {
+        let blocks = x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)).enumerate();
+        blocks.fold(true, |finite, (idx, (x, out))| finite & self.fill_block(start + idx * BLOCK, x, out))
+    }
+
+    /// Writes the codes of `x`, which begins at element `start`, and says whether all of it was finite.
+    fn fill_block<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) -> bool {
+        match (self.format.float(), self.round) {
+            (Some(float), _) => self.fill_float(start, x, out, float),
+            (None, Round::HalfEven) if self.format != Format::Int32 => self.fill_int(start, x, out),
+            (None, _) => self.fill_scalar(start, x, out),
+        }
+        x.iter().fold(false, |bad, value| bad | (value.to_bits() & 0x7fff_ffff >= 0x7f80_0000)).eq(&false)
+    }
+
+    fn fill_int<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) {
+        let (qmin, qmax) = self.format.range();
+        self.for_each_run(
+            start,
+            x,
+            out,
+            |x, out, scale, zero_point| {
+                let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = T::from_code(fast_code(x, scale, low, high) + zero_point);
+                }
+            },
+            |x, out, scales, zero_points| {
+                for (((out, &x), &scale), &zero_point) in out.iter_mut().zip(x).zip(scales).zip(zero_points) {
+                    let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+                    *out = T::from_code(fast_code(x, scale, low, high) + zero_point);
+                }
+            },
+        );
+    }
+
+    fn fill_float<T: Code>(&self, start: usize, x: &[f32], out: &mut [T], float: Minifloat) {
+        self.for_each_run(
+            start,
+            x,
+            out,
+            |x, out, scale, _| {
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = T::from_code(i32::from(float.encode(x / scale)));
+                }
+            },
+            |x, out, scales, _| {
+                for ((out, &x), &scale) in out.iter_mut().zip(x).zip(scales) {
+                    *out = T::from_code(i32::from(float.encode(x / scale)));
+                }
+            },
+        );
+    }
+
+    fn fill_scalar<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) {
+        let code = |x, scale, zero_point| T::from_code(quantize_value(x, scale, zero_point, self.format, self.round));
+        self.for_each_run(
+            start,
+            x,
+            out,
+            |x, out, scale, zero_point| {
+                out.iter_mut().zip(x).for_each(|(out, &x)| *out = code(x, scale, zero_point));
+            },
+            |x, out, scales, zero_points| {
+                let all = out.iter_mut().zip(x).zip(scales).zip(zero_points);
+                all.for_each(|(((out, &x), &scale), &zero_point)| *out = code(x, scale, zero_point));
+            },
+        );
+    }
+
+    fn for_each_run<T>(
+        &self,
+        start: usize,
+        x: &[f32],
+        out: &mut [T],
+        same: impl Fn(&[f32], &mut [T], f32, i32),
+        each: impl Fn(&[f32], &mut [T], &[f32], &[i32]),
+    ) {
+        let QParams { scales, zero_points } = self.qparams;
+        let mut at = 0;
+        for run in self.grid.runs(start, x.len()) {
+            let now = at..at + run.len();
+            at = now.end;
+            let (x, out) = (&x[now.clone()], &mut out[now]);
+            match run {
+                Run::Same { len: _, entry } => same(x, out, scales[entry], zero_points[entry]),
+                Run::Each { len, first } => {
+                    each(x, out, &scales[first..first + len], &zero_points[first..first + len]);
+                }
+            }
+        }
+    }
+}
+
+/// Checks that every scale can divide.
+pub(super) fn check_scales(scales: &[f32]) -> Result<()> {
+    match scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
+        Some(scale) => Err(Error::model(format!("scale {scale} is not a positive number"))),
+        None => Ok(()),
+    }
+}
+
+/// `clamp(x / scale, low, high)`, NaN becoming `low`; written so that it compiles to one `min` and one `max`.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
+fn clamped(x: f32, scale: f32, low: f32, high: f32) -> f32 {
+    let quotient = x / scale;
+    let quotient = if quotient > low { quotient } else { low };
+    if quotient < high { quotient } else { high }
+}
+
+/// `rne(clamp(x / scale, low, high))` as an integer, for bounds below 2²².
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
+fn fast_code(x: f32, scale: f32, low: f32, high: f32) -> i32 {
+    (clamped(x, scale, low, high) + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
+}
+
+/// `rne(clamp(x / scale, low, high))` as a number, never negative zero, for bounds below 2²².
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
+pub(super) fn fast_rounded(x: f32, scale: f32, low: f32, high: f32) -> f32 {
+    (clamped(x, scale, low, high) + MAGIC) - MAGIC
+}

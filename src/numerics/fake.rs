@@ -1,0 +1,91 @@
+//! Fake quantization: quantize and dequantize in one step, on float data.
+
+use rayon::prelude::*;
+
+use super::affine::{CHUNK, check_scales, fast_rounded, quantize_value};
+use super::grid::{Grid, Run};
+use super::{Format, Granularity, QParams, Round};
+use crate::error::Result;
+
+/// Replaces each element by what it would be after ONNX `QuantizeLinear` and `DequantizeLinear` with one scale.
+///
+/// Bit equal to [`dequantize`](super::dequantize) of [`quantize`](super::quantize), and total besides: ±∞ saturate, NaN
+/// becomes the smallest code of an integer format and stays NaN in a float format that has one. `scale` is positive and
+/// finite, `zero_point` in the range of `format` and 0 for floats.
+pub fn fake_quantize(x: &mut [f32], scale: f32, zero_point: i32, format: Format) {
+    if x.len() <= CHUNK {
+        same(x, scale, zero_point, format);
+    } else {
+        x.par_chunks_mut(CHUNK).for_each(|x| same(x, scale, zero_point, format));
+    }
+}
+
+/// [`fake_quantize`] with a scale for each channel or group.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if the sizes do not fit together, a scale is not a positive number, or a zero point is
+/// outside the format. `x` is then unchanged.
+pub fn fake_quantize_nd(
+    x: &mut [f32],
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+    format: Format,
+) -> Result<()> {
+    let grid = Grid::new(dims, granularity)?;
+    grid.check(x.len(), dims, format, qparams)?;
+    check_scales(&qparams.scales)?;
+    let QParams { scales, zero_points } = qparams;
+    x.par_chunks_mut(CHUNK).enumerate().for_each(|(idx, x)| {
+        let mut rest = &mut *x;
+        for run in grid.runs(idx * CHUNK, rest.len()) {
+            let (now, later) = rest.split_at_mut(run.len());
+            rest = later;
+            match run {
+                Run::Same { len: _, entry } => same(now, scales[entry], zero_points[entry], format),
+                Run::Each { len, first } => {
+                    each(now, &scales[first..first + len], &zero_points[first..first + len], format);
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+fn same(x: &mut [f32], scale: f32, zero_point: i32, format: Format) {
+    if let Some(float) = format.float() {
+        for x in x {
+            *x = float.round(*x / scale) * scale;
+        }
+    } else if format == Format::Int32 {
+        for x in x {
+            *x = slow(*x, scale, zero_point);
+        }
+    } else {
+        let (qmin, qmax) = format.range();
+        let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+        for x in x {
+            *x = fast_rounded(*x, scale, low, high) * scale;
+        }
+    }
+}
+
+fn each(x: &mut [f32], scales: &[f32], zero_points: &[i32], format: Format) {
+    let all = x.iter_mut().zip(scales).zip(zero_points);
+    if let Some(float) = format.float() {
+        all.for_each(|((x, &scale), _)| *x = float.round(*x / scale) * scale);
+    } else if format == Format::Int32 {
+        all.for_each(|((x, &scale), &zero_point)| *x = slow(*x, scale, zero_point));
+    } else {
+        let (qmin, qmax) = format.range();
+        all.for_each(|((x, &scale), &zero_point)| {
+            let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+            *x = fast_rounded(*x, scale, low, high) * scale;
+        });
+    }
+}
+
+fn slow(x: f32, scale: f32, zero_point: i32) -> f32 {
+    let code = quantize_value(x, scale, zero_point, Format::Int32, Round::HalfEven);
+    (i64::from(code) - i64::from(zero_point)) as f32 * scale
+}

@@ -1,0 +1,208 @@
+//! Which scale belongs to which element.
+
+use serde::{Deserialize, Serialize};
+
+use super::Format;
+use crate::error::{Error, Result};
+
+/// How many elements share one scale and zero point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Granularity {
+    /// All of them.
+    PerTensor,
+    /// Those with the same index along `axis`.
+    PerChannel {
+        /// Non-negative axis.
+        axis: usize,
+    },
+    /// Those in the same run of `size` along `axis`, and at the same place in all others. The last run may be shorter.
+    PerGroup {
+        /// Non-negative axis.
+        axis: usize,
+        /// Elements in a run, at least 1.
+        size: usize,
+    },
+}
+
+impl Granularity {
+    /// The shape of the scale tensor for data of shape `dims`: `[]` per tensor, `[dims[axis]]` per channel, and per group
+    /// `dims` with `axis` divided by the size, rounded up. As ONNX `QuantizeLinear-21`.
+    ///
+    /// An axis that `dims` does not have leaves the shape as it is; [`check`](Self::check) reports it.
+    pub fn scale_dims(&self, dims: &[usize]) -> Vec<usize> {
+        match *self {
+            Self::PerTensor => Vec::new(),
+            Self::PerChannel { axis } => dims.get(axis).map_or_else(|| dims.to_vec(), |&channels| vec![channels]),
+            Self::PerGroup { axis, size } => {
+                let mut dims = dims.to_vec();
+                if let Some(extent) = dims.get_mut(axis) {
+                    *extent = extent.div_ceil(size.max(1));
+                }
+                dims
+            }
+        }
+    }
+
+    /// Checks that the axis exists in `dims` and that a group is not empty.
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model), naming what does not fit.
+    pub fn check(&self, dims: &[usize]) -> Result<()> {
+        match *self {
+            Self::PerChannel { axis } | Self::PerGroup { axis, size: _ } if axis >= dims.len() => {
+                Err(Error::model(format!("quantization axis {axis} does not exist in a tensor of shape {dims:?}")))
+            }
+            Self::PerGroup { axis: _, size: 0 } => {
+                Err(Error::model("a quantization group must hold at least 1 element"))
+            }
+            Self::PerTensor | Self::PerChannel { axis: _ } | Self::PerGroup { axis: _, size: _ } => Ok(()),
+        }
+    }
+}
+
+/// Scales and zero points, one each for every entry of the scale tensor, in row-major order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QParams {
+    /// The size of one step.
+    pub scales: Vec<f32>,
+    /// The code of zero; as many as `scales`.
+    pub zero_points: Vec<i32>,
+}
+
+impl QParams {
+    /// One scale and zero point for a whole tensor.
+    pub fn per_tensor(scale: f32, zero_point: i32) -> Self {
+        Self { scales: vec![scale], zero_points: vec![zero_point] }
+    }
+
+    /// These scales with every zero point 0.
+    pub fn symmetric(scales: Vec<f32>) -> Self {
+        let zero_points = vec![0; scales.len()];
+        Self { scales, zero_points }
+    }
+}
+
+/// A maximal run of consecutive elements whose parameters follow one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// All use the same entry of the scale tensor.
+    Same { len: usize, entry: usize },
+    /// Each uses its own, consecutive, entry.
+    Each { len: usize, first: usize },
+}
+
+impl Run {
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Same { len, entry: _ } | Self::Each { len, first: _ } => len,
+        }
+    }
+
+    fn truncated(self, max: usize) -> Self {
+        match self {
+            Self::Same { len, entry } => Self::Same { len: len.min(max), entry },
+            Self::Each { len, first } => Self::Each { len: len.min(max), first },
+        }
+    }
+}
+
+/// A shape and granularity, ready to answer which parameters an element uses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    /// Elements.
+    pub(super) len: usize,
+    /// Entries of the scale tensor.
+    pub(super) entries: usize,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Tensor,
+    Channel { channels: usize, inner: usize },
+    Group { extent: usize, inner: usize, size: usize, groups: usize },
+}
+
+impl Grid {
+    pub(super) fn new(dims: &[usize], granularity: &Granularity) -> Result<Self> {
+        granularity.check(dims)?;
+        let product = |dims: &[usize]| {
+            dims.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent)).ok_or_else(|| {
+                Error::model(format!("a tensor of shape {dims:?} has more elements than can be addressed"))
+            })
+        };
+        let len = product(dims)?;
+        let entries = product(&granularity.scale_dims(dims))?;
+        let kind = match *granularity {
+            Granularity::PerTensor => Kind::Tensor,
+            Granularity::PerChannel { axis } => {
+                Kind::Channel { channels: dims[axis], inner: product(&dims[axis + 1..])? }
+            }
+            Granularity::PerGroup { axis, size } => {
+                let inner = product(&dims[axis + 1..])?;
+                Kind::Group { extent: dims[axis], inner, size, groups: dims[axis].div_ceil(size) }
+            }
+        };
+        Ok(Self { len, entries, kind })
+    }
+
+    /// Checks that data and parameters have the sizes that this grid says.
+    pub(super) fn check(&self, elements: usize, dims: &[usize], format: Format, qparams: &QParams) -> Result<()> {
+        let QParams { scales, zero_points } = qparams;
+        if elements != self.len {
+            return Err(Error::model(format!("{elements} elements do not fill a tensor of shape {dims:?}")));
+        }
+        if scales.len() != self.entries || zero_points.len() != self.entries {
+            return Err(Error::model(format!(
+                "{} scales and {} zero points where a tensor of shape {dims:?} needs {} each",
+                scales.len(),
+                zero_points.len(),
+                self.entries
+            )));
+        }
+        let (qmin, qmax) = if format.is_integer() { format.range() } else { (0, 0) };
+        match zero_points.iter().find(|&&zero_point| zero_point < qmin || zero_point > qmax) {
+            Some(zero_point) => {
+                Err(Error::model(format!("zero point {zero_point} is not in {qmin}..={qmax}, the range of {format}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The runs of elements `start..start + len`, in order.
+    pub(super) fn runs(&self, start: usize, len: usize) -> impl Iterator<Item = Run> {
+        let end = start + len;
+        let mut at = start;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let run = self.run_at(at).truncated(end - at);
+            at += run.len();
+            Some(run)
+        })
+    }
+
+    fn run_at(&self, at: usize) -> Run {
+        match self.kind {
+            Kind::Tensor => Run::Same { len: self.len - at, entry: 0 },
+            Kind::Channel { channels, inner: 1 } => {
+                let channel = at % channels;
+                Run::Each { len: channels - channel, first: channel }
+            }
+            Kind::Channel { channels, inner } => Run::Same { len: inner - at % inner, entry: at / inner % channels },
+            Kind::Group { extent, inner: 1, size, groups } => {
+                let (outer, position) = (at / extent, at % extent);
+                let len = (size - position % size).min(extent - position);
+                Run::Same { len, entry: outer * groups + position / size }
+            }
+            Kind::Group { extent, inner, size, groups } => {
+                let (row, column) = (at / inner, at % inner);
+                let group = row / extent * groups + row % extent / size;
+                Run::Each { len: inner - column, first: group * inner + column }
+            }
+        }
+    }
+}

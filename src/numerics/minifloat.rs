@@ -1,0 +1,129 @@
+//! Floats of 4 and 8 bits.
+
+use super::Format;
+
+/// How the top of the range is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Special {
+    /// The largest exponent holds infinities and NaN.
+    Ieee,
+    /// Only the all-ones code is NaN.
+    Fn,
+    /// Only the code of negative zero is NaN; there is no negative zero.
+    Fnuz,
+    /// Finite numbers only.
+    None,
+}
+
+/// The layout of a small float.
+#[derive(Clone, Copy)]
+pub(super) struct Minifloat {
+    exponent_bits: u32,
+    mantissa_bits: u32,
+    bias: u32,
+    special: Special,
+    pub(super) max: f32,
+}
+
+impl Format {
+    /// The layout, for float formats.
+    pub(super) fn float(self) -> Option<Minifloat> {
+        let (exponent_bits, mantissa_bits, bias, special, max) = match self {
+            Self::Float8e4m3fn => (4, 3, 7, Special::Fn, 448.0),
+            Self::Float8e4m3fnuz => (4, 3, 8, Special::Fnuz, 240.0),
+            Self::Float8e5m2 => (5, 2, 15, Special::Ieee, 57344.0),
+            Self::Float8e5m2fnuz => (5, 2, 16, Special::Fnuz, 57344.0),
+            Self::Float4e2m1 => (2, 1, 1, Special::None, 6.0),
+            _ => return None,
+        };
+        Some(Minifloat { exponent_bits, mantissa_bits, bias, special, max })
+    }
+}
+
+impl Minifloat {
+    fn sign_bit(self) -> u32 {
+        1 << (self.exponent_bits + self.mantissa_bits)
+    }
+
+    /// Adding this power of two to a number below the smallest normal one rounds it to a multiple of the smallest
+    /// subnormal, half to even, since that is then the last place of the sum.
+    fn subnormal_magic(self) -> f32 {
+        f32::from_bits((127 + 1 + 23 - self.bias - self.mantissa_bits) << 23)
+    }
+
+    fn min_normal(self) -> f32 {
+        f32::from_bits((127 + 1 - self.bias) << 23)
+    }
+
+    /// Nearest code, ties to even, saturating; see [`Format::encode`]. Free of branches once inlined.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
+    pub(super) fn encode(self, x: f32) -> u8 {
+        let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+        let sign = if x.is_sign_negative() { self.sign_bit() } else { 0 };
+        let clamped = if magnitude < self.max { magnitude } else { self.max };
+        let shift = 23 - self.mantissa_bits;
+        let bits = clamped.to_bits();
+        let rounded = bits.wrapping_add((1 << (shift - 1)) - 1 + ((bits >> shift) & 1)) >> shift;
+        let normal = rounded.wrapping_sub((127 - self.bias) << self.mantissa_bits);
+        let magic = self.subnormal_magic();
+        let subnormal = (clamped + magic).to_bits().wrapping_sub(magic.to_bits());
+        let code = if clamped < self.min_normal() { subnormal } else { normal };
+        let signed = if self.special == Special::Fnuz && code == 0 { 0 } else { code | sign };
+        let code = if x.is_nan() { self.nan(sign) } else { signed };
+        code as u8
+    }
+
+    fn nan(self, sign: u32) -> u32 {
+        match self.special {
+            Special::Ieee | Special::Fn => (self.sign_bit() - 1) | sign,
+            Special::Fnuz => self.sign_bit(),
+            Special::None => 0,
+        }
+    }
+
+    /// `decode(encode(x))`, without the codes.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
+    pub(super) fn round(self, x: f32) -> f32 {
+        let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+        let clamped = if magnitude < self.max { magnitude } else { self.max };
+        let shift = 23 - self.mantissa_bits;
+        let bits = clamped.to_bits();
+        let carried = bits.wrapping_add((1 << (shift - 1)) - 1 + ((bits >> shift) & 1));
+        let normal = f32::from_bits(carried >> shift << shift);
+        let magic = self.subnormal_magic();
+        let subnormal = (clamped + magic) - magic;
+        let rounded = if clamped < self.min_normal() { subnormal } else { normal };
+        let sign = x.to_bits() & 0x8000_0000;
+        let sign = if self.special == Special::Fnuz && rounded == 0.0 { 0 } else { sign };
+        let signed = f32::from_bits(rounded.to_bits() | sign);
+        let nan = if self.special == Special::None { 0.0 } else { f32::NAN };
+        if x.is_nan() { nan } else { signed }
+    }
+
+    /// The number a code stands for.
+    pub(super) fn decode(self, code: u8) -> f32 {
+        let sign_bit = self.sign_bit();
+        let code = u32::from(code) & (2 * sign_bit - 1);
+        let magnitude = code & (sign_bit - 1);
+        let exponent = magnitude >> self.mantissa_bits;
+        let mantissa = magnitude & ((1 << self.mantissa_bits) - 1);
+        let top = (1 << self.exponent_bits) - 1;
+        let special = match self.special {
+            Special::Ieee if exponent == top => Some(if mantissa == 0 { f32::INFINITY } else { f32::NAN }),
+            Special::Fn if magnitude == sign_bit - 1 => Some(f32::NAN),
+            Special::Fnuz if code == sign_bit => return f32::NAN,
+            _ => None,
+        };
+        let value = special.unwrap_or_else(|| {
+            if exponent == 0 {
+                // Exact: a few bits times a power of two well inside the range of f32.
+                mantissa as f32 * f32::from_bits((127 + 1 - self.bias - self.mantissa_bits) << 23)
+            } else {
+                f32::from_bits((exponent + 127 - self.bias) << 23 | mantissa << (23 - self.mantissa_bits))
+            }
+        });
+        if code & sign_bit == 0 { value } else { -value }
+    }
+}

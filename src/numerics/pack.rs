@@ -1,0 +1,97 @@
+//! Codes to bytes and back, in the layout of ONNX `raw_data`.
+//!
+//! Elements follow each other in row-major order without padding between rows, the first in the low bits; the unused high
+//! bits of the last byte are zero. Wider elements are little-endian.
+
+use super::Format;
+
+/// Bytes of `count` elements of `bits` each.
+pub fn packed_len(count: usize, bits: usize) -> usize {
+    match bits {
+        2 => count.div_ceil(4),
+        4 => count.div_ceil(2),
+        _ => count * (bits / 8),
+    }
+}
+
+/// Packs the low `bits` bits of each code; `bits` is 2, 4, 8, 16 or 32.
+pub fn pack(codes: &[i32], bits: usize) -> Vec<u8> {
+    match bits {
+        16 => codes.iter().flat_map(|&code| (code as u16).to_le_bytes()).collect(),
+        32 => codes.iter().flat_map(|code| code.to_le_bytes()).collect(),
+        _ => {
+            let bytes: Vec<u8> = codes.iter().map(|&code| code as u8).collect();
+            let mut out = vec![0; packed_len(codes.len(), bits)];
+            pack_bytes(&bytes, bits, &mut out);
+            out
+        }
+    }
+}
+
+/// Packs the low `bits` bits (2, 4 or 8) of each byte into `out`, which has exactly the packed length.
+pub(super) fn pack_bytes(codes: &[u8], bits: usize, out: &mut [u8]) {
+    match bits {
+        2 => {
+            for (out, four) in out.iter_mut().zip(codes.chunks(4)) {
+                *out = four.iter().rev().fold(0, |byte, code| byte << 2 | code & 3);
+            }
+        }
+        4 => {
+            let (pairs, last) = codes.as_chunks::<2>();
+            for (out, &pair) in out.iter_mut().zip(pairs) {
+                let pair = u16::from_le_bytes(pair);
+                *out = (pair & 0x0f | pair >> 4 & 0xf0) as u8;
+            }
+            if let ([code], Some(out)) = (last, out.last_mut()) {
+                *out = code & 0x0f;
+            }
+        }
+        _ => out.copy_from_slice(codes),
+    }
+}
+
+/// The first `count` codes of `raw`, sign-extended for signed integers and as bit patterns for floats; fewer if `raw` is too
+/// short.
+pub fn unpack(raw: &[u8], format: &Format, count: usize) -> Vec<i32> {
+    let available = match format.bits() {
+        bits @ (2 | 4) => raw.len().saturating_mul(8 / bits),
+        bits => raw.len() / (bits / 8),
+    };
+    let mut codes = vec![0; count.min(available)];
+    unpack_into(raw, *format, &mut codes);
+    codes
+}
+
+/// Unpacks `codes.len()` elements, which `raw` must hold, from its start.
+pub(super) fn unpack_into(raw: &[u8], format: Format, codes: &mut [i32]) {
+    let bits = format.bits();
+    let signed = format.is_integer() && format.is_signed();
+    match bits {
+        2 | 4 => {
+            let per_byte = 8 / bits;
+            let shift = 32 - bits as u32;
+            for (codes, &byte) in codes.chunks_mut(per_byte).zip(raw) {
+                for (idx, code) in codes.iter_mut().enumerate() {
+                    let high = (u32::from(byte) >> (idx * bits)) << shift;
+                    *code = if signed { high as i32 >> shift } else { (high >> shift) as i32 };
+                }
+            }
+        }
+        8 => {
+            for (code, &byte) in codes.iter_mut().zip(raw) {
+                *code = if signed { i32::from(byte as i8) } else { i32::from(byte) };
+            }
+        }
+        16 => {
+            for (code, &bytes) in codes.iter_mut().zip(raw.as_chunks::<2>().0) {
+                let value = u16::from_le_bytes(bytes);
+                *code = if signed { i32::from(value as i16) } else { i32::from(value) };
+            }
+        }
+        _ => {
+            for (code, &bytes) in codes.iter_mut().zip(raw.as_chunks::<4>().0) {
+                *code = i32::from_le_bytes(bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! 8-bit weights that cannot saturate the 16-bit pair sums of x86 without VNNI.
+//!
+//! `vpmaddubsw` multiplies unsigned activations by signed weights and adds neighbours, `a[2p]·w[2p] + a[2p+1]·w[2p+1]`, in 16 bits
+//! with saturation. With activations up to 255 that is exact exactly if `|w[2p] + w[2p+1]| ≤ 128` in every pair of equal
+//! sign: `255 · 128 = 32640`. Limiting each weight to ±64 also suffices, but costs a bit; limiting the pairs
+//! costs a fraction of one.
+//!
+//! Per output channel there is a trade: the scale `amax / 127` leaves some pairs too large, which must then be projected onto
+//! `|q₀ + q₁| = 128`, and the scale at which no pair is too large makes every other weight coarser. Between both lies
+//! the scale of least squared error; it is found from the convex model `K s² / 12 + Σ max(|w₀ + w₁| − 128 s, 0)² / 2` (rounding noise plus
+//! projection loss, solved exactly over its sorted breakpoints), and then the real error decides between it and the ends.
+//!
+//! Pairs are `(0, 1), (2, 3), …` from the start of the reduction: along K for MatMul and Gemm, along kernel height, kernel
+//! width, input channel for Conv. Depthwise Conv has its own kernel, which does not saturate.
+
+use rayon::prelude::*;
+
+use super::Format;
+use crate::error::{Error, Result};
+
+/// The largest magnitude of the sum of a pair.
+pub const MAX_PAIR_SUM: i32 = 128;
+
+const MAX_CODE: f32 = 127.0;
+
+/// How a weight tensor is reduced: which elements make an output channel, and in which order they are multiplied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    channels: usize,
+    /// Storage position of each element of channel 0, in kernel order.
+    order: Vec<usize>,
+    /// Distance in storage from one channel to the next.
+    stride: usize,
+    /// Pairs do not reach from one run of this many elements into the next.
+    segment: usize,
+}
+
+impl Layout {
+    /// A Conv weight, `[out, in / group, kernel…]`.
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 3 extents.
+    pub fn conv(dims: &[usize]) -> Result<Self> {
+        if dims.len() < 3 {
+            return Err(Error::model(format!("a convolution weight has at least 3 dimensions, not shape {dims:?}")));
+        }
+        let order = conv_row_order(dims);
+        Ok(Self { channels: dims[0], stride: order.len(), segment: order.len(), order })
+    }
+
+    /// A right-hand side of MatMul or Gemm, `[…, K, N]`, with a channel for each of the N columns. Leading extents are
+    /// separate products that share it.
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 2 extents.
+    pub fn matmul(dims: &[usize]) -> Result<Self> {
+        let [batch @ .., depth, columns] = dims else {
+            return Err(Error::model(format!("a matrix has at least 2 dimensions, not shape {dims:?}")));
+        };
+        let rows = batch.iter().product::<usize>() * depth;
+        let order = (0..rows).map(|row| row * columns).collect();
+        Ok(Self { channels: *columns, order, stride: 1, segment: *depth })
+    }
+
+    /// A Gemm weight with `transB = 1`, `[N, K]`, with a channel for each of the N rows.
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are not 2 extents.
+    pub fn transposed(dims: &[usize]) -> Result<Self> {
+        let &[channels, depth] = dims else {
+            return Err(Error::model(format!("a transposed matrix has 2 dimensions, not shape {dims:?}")));
+        };
+        Ok(Self { channels, order: (0..depth).collect(), stride: depth, segment: depth })
+    }
+
+    /// Output channels: the number of scales.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Elements of a channel.
+    pub fn row_len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// One channel of `weight` in kernel order; `channel` is below [`channels`](Self::channels) and `weight` has the shape that the
+    /// layout was made for.
+    pub fn row<T: Copy>(&self, weight: &[T], channel: usize) -> Vec<T> {
+        self.order.iter().map(|position| weight[channel * self.stride + position]).collect()
+    }
+
+    fn check(&self, elements: usize) -> Result<()> {
+        if elements == self.channels * self.order.len() {
+            return Ok(());
+        }
+        let (channels, len) = (self.channels, self.order.len());
+        Err(Error::model(format!("{elements} elements do not fill {channels} channels of {len}")))
+    }
+}
+
+/// For one output channel of a Conv weight `[out, in, kernel…]`: the position of each element, stored as `[in, kernel…]`, in the
+/// order of the reduction, which has the input channel innermost.
+pub fn conv_row_order(dims: &[usize]) -> Vec<usize> {
+    let inputs = dims.get(1).copied().unwrap_or(1);
+    let kernel: usize = dims.iter().skip(2).product();
+    (0..kernel).flat_map(|at| (0..inputs).map(move |input| input * kernel + at)).collect()
+}
+
+/// The smallest scale of each row at which plain rounding keeps every pair safe: `max(amax, max |w₀ + w₁| over pairs of equal sign) / 127`.
+///
+/// Rows are in kernel order, one for each output channel, finite. An all-zero row gets scale 1.
+pub fn channel_scales<'a>(rows: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32> {
+    rows.into_iter().map(|row| scale_of(amax(row).max(max_pair_sum(row, row.len())))).collect()
+}
+
+/// The scale and the codes (−127…127) of one row in kernel order that are [safe](is_safe) and have the least squared error known here.
+///
+/// Where no pair is too large these are `amax / 127` and plain rounding. `row` is finite; an all-zero row gets scale 1.
+pub fn quantize_row(row: &[f32]) -> (f32, Vec<i8>) {
+    quantize_segments(row, row.len())
+}
+
+/// Whether no pair of adjacent codes, aligned to the start, can saturate.
+pub fn is_safe(codes: &[i8]) -> bool {
+    codes.chunks(2).all(|pair| pair.iter().map(|&code| i32::from(code)).sum::<i32>().abs() <= MAX_PAIR_SUM)
+}
+
+/// [`quantize_row`] for every channel of a weight tensor: the scales, and the codes at the positions of their weights.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if `weight` does not have as many elements as the layout, or holds NaN or infinities.
+pub fn quantize(weight: &[f32], layout: &Layout) -> Result<(Vec<f32>, Vec<i8>)> {
+    layout.check(weight.len())?;
+    if let Some(at) = weight.iter().position(|value| !value.is_finite()) {
+        return Err(Error::model(format!(
+            "element {at} is {}, which cannot be quantized to {}",
+            weight[at],
+            Format::Int8
+        )));
+    }
+    let channel = |channel| quantize_segments(&layout.row(weight, channel), layout.segment);
+    let channels: Vec<(f32, Vec<i8>)> = (0..layout.channels).into_par_iter().map(channel).collect();
+    let mut codes = vec![0; weight.len()];
+    for (channel, (_, row)) in channels.iter().enumerate() {
+        for (position, code) in layout.order.iter().zip(row) {
+            codes[channel * layout.stride + position] = *code;
+        }
+    }
+    Ok((channels.into_iter().map(|(scale, _)| scale).collect(), codes))
+}
+
+/// Whether the codes of a weight tensor are [safe](is_safe) in every channel.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if `codes` does not have as many elements as the layout.
+pub fn is_safe_tensor(codes: &[i8], layout: &Layout) -> Result<bool> {
+    layout.check(codes.len())?;
+    let is_safe_row = |row: &[i8]| row.chunks(layout.segment.max(1)).all(is_safe);
+    Ok((0..layout.channels).all(|channel| is_safe_row(&layout.row(codes, channel))))
+}
+
+fn quantize_segments(row: &[f32], segment: usize) -> (f32, Vec<i8>) {
+    let (amax, pair_sum) = (amax(row), max_pair_sum(row, segment));
+    let (finest, coarsest) = (scale_of(amax), scale_of(amax.max(pair_sum)));
+    let mut best = Candidate::new(row, segment, finest);
+    if best.projected == 0 {
+        return (best.scale, best.codes);
+    }
+    let bounded = |scale: f64| (scale as f32).clamp(finest, coarsest);
+    let model = bounded(least_modelled_error(row, segment, finest));
+    let unprojected = bounded(pair_sum / f64::from(MAX_PAIR_SUM));
+    for scale in [model, unprojected, coarsest] {
+        let candidate = Candidate::new(row, segment, scale);
+        if candidate.error < best.error {
+            best = candidate;
+        }
+    }
+    (best.scale, best.codes)
+}
+
+/// A row quantized with one scale.
+struct Candidate {
+    scale: f32,
+    codes: Vec<i8>,
+    /// Squared error.
+    error: f64,
+    /// Pairs that plain rounding leaves too large.
+    projected: usize,
+}
+
+impl Candidate {
+    fn new(row: &[f32], segment: usize, scale: f32) -> Self {
+        let mut codes: Vec<i8> =
+            row.iter().map(|&weight| super::affine::fast_rounded(weight, scale, -MAX_CODE, MAX_CODE) as i8).collect();
+        let mut projected = 0;
+        for (codes, weights) in codes.chunks_mut(segment.max(1)).zip(row.chunks(segment.max(1))) {
+            let (pairs, weights) = (codes.as_chunks_mut::<2>().0, weights.as_chunks::<2>().0);
+            for (pair, weights) in pairs.iter_mut().zip(weights) {
+                if (i32::from(pair[0]) + i32::from(pair[1])).abs() > MAX_PAIR_SUM {
+                    *pair = project(weights.map(|weight| f64::from(weight / scale)));
+                    projected += 1;
+                }
+            }
+        }
+        let square = |(&weight, &code): (&f32, &i8)| {
+            let error = f64::from(weight) - f64::from(scale) * f64::from(code);
+            error * error
+        };
+        let error = row.iter().zip(&codes).map(square).sum();
+        Self { scale, codes, error, projected }
+    }
+}
+
+/// The codes nearest to a pair of equal sign among those with `|q₀ + q₁| = 128`.
+fn project([first, second]: [f64; 2]) -> [i8; 2] {
+    let sign = if first < 0.0 { -1.0 } else { 1.0 };
+    let sum = f64::from(MAX_PAIR_SUM);
+    let code = f64::midpoint(sum, sign * (first - second)).round_ties_even().clamp(sum - 127.0, 127.0);
+    [(sign * code) as i8, (sign * (sum - code)) as i8]
+}
+
+/// The scale at which `K s² / 12 + Σ max(S − 128 s, 0)² / 2` is least, `S` being the sums of pairs of equal sign that are too large
+/// for `finest`.
+fn least_modelled_error(row: &[f32], segment: usize, finest: f32) -> f64 {
+    let limit = f64::from(MAX_PAIR_SUM);
+    let mut sums: Vec<f64> = pair_sums(row, segment).filter(|&sum| sum > limit * f64::from(finest)).collect();
+    sums.sort_unstable_by(|a, b| b.total_cmp(a));
+    let rounding = row.len() as f64 / 6.0;
+    let (mut total, mut scale) = (0.0, 0.0);
+    for (idx, &sum) in sums.iter().enumerate() {
+        if sum <= limit * scale {
+            break;
+        }
+        total += sum;
+        scale = limit * total / (rounding + limit * limit * (idx + 1) as f64);
+    }
+    scale
+}
+
+/// Magnitudes of the sums of pairs of equal sign.
+fn pair_sums(row: &[f32], segment: usize) -> impl Iterator<Item = f64> {
+    row.chunks(segment.max(1)).flat_map(|segment| segment.as_chunks::<2>().0).map(|&[first, second]| {
+        let same_sign = (first > 0.0 && second > 0.0) || (first < 0.0 && second < 0.0);
+        if same_sign { (f64::from(first) + f64::from(second)).abs() } else { 0.0 }
+    })
+}
+
+fn max_pair_sum(row: &[f32], segment: usize) -> f64 {
+    pair_sums(row, segment).fold(0.0, f64::max)
+}
+
+fn amax(row: &[f32]) -> f64 {
+    row.iter().fold(0.0, |amax, weight| f64::max(amax, f64::from(weight.abs())))
+}
+
+/// `largest / 127`, or 1 where that is not a normal number.
+fn scale_of(largest: f64) -> f32 {
+    let scale = largest / f64::from(MAX_CODE);
+    if scale < f64::from(f32::MIN_POSITIVE) { 1.0 } else { scale.min(f64::from(f32::MAX)) as f32 }
+}
