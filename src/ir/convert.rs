@@ -1,11 +1,13 @@
 //! `ModelProto` to [`Model`] and back: the two directions mirror each other, and whatever is not modelled is carried.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::mem::take;
 
 use bytes::Bytes;
 
-use super::{Attr, Def, Function, Graph, GraphId, Model, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId};
+use super::{
+    Attr, Def, Function, Graph, GraphId, Model, Names, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId,
+};
 use crate::error::{Error, Result};
 use crate::onnx::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
@@ -32,7 +34,7 @@ impl Model {
             graphs: Vec::new(),
             nodes: Vec::new(),
             values: Vec::new(),
-            names: HashSet::new(),
+            names: Names::default(),
             path: None,
         };
         let mut reader = Reader { model, external, scopes: Vec::new() };
@@ -163,9 +165,7 @@ impl Reader<'_> {
                     .in_graph(&name));
             };
             self.model.values[value.0 as usize].users.push(User::Output { graph: id, index });
-            self.model.graphs[id.0 as usize]
-                .outputs
-                .push(Port { value: Some(value), info: ValueInfoProto::default() });
+            self.model.graphs[id.0 as usize].outputs.push(Port { value: Some(value), info: ValueInfoProto::default() });
         }
         self.infos(id, infos);
         self.scopes.pop();
@@ -223,10 +223,7 @@ impl Reader<'_> {
                     None
                 } else {
                     let op = self.model.node(id).op_type().to_owned();
-                    Some(
-                        self.define(name, None, Def::Output { node: id, index })
-                            .map_err(|e| e.at_node(&label, &op))?,
-                    )
+                    Some(self.define(name, None, Def::Output { node: id, index }).map_err(|e| e.at_node(&label, &op))?)
                 };
                 self.model.nodes[id.0 as usize].outputs.push(value);
             }
