@@ -1,0 +1,166 @@
+//! What the model's inputs ask of samples.
+
+use super::convert::{converts, numpy_name};
+use super::npy::Element;
+use crate::error::{Error, Kind, Result};
+use crate::ir::{Def, Model};
+use crate::onnx::{DataType, tensor_shape_proto, type_proto};
+
+/// An input of the main graph.
+#[derive(Clone, Debug)]
+pub(super) struct Input {
+    pub(super) name: String,
+    /// `None` where the model does not say.
+    pub(super) dtype: Option<DataType>,
+    /// `None` where not even the rank is known.
+    pub(super) dims: Option<Vec<Dim>>,
+    /// Whether it lacks a default.
+    pub(super) required: bool,
+}
+
+/// A dimension of an input.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Dim {
+    Fixed(usize),
+    /// Each sample chooses; the name is empty where the model gives none.
+    Free(String),
+}
+
+/// How an array's shape fits an input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Fit {
+    /// The array is the input's value.
+    One,
+    /// The array's first axis counts samples.
+    Rows(usize),
+}
+
+/// The inputs of the main graph, in order.
+pub(super) fn inputs(model: &Model) -> Result<Vec<Input>> {
+    let mut inputs = Vec::new();
+    for id in model.graph(model.main()).inputs() {
+        let value = model.value(id);
+        let required = !matches!(value.def(), Def::Input { default: Some(_) });
+        let dims = match value.ty().and_then(|t| t.value.as_ref()) {
+            Some(type_proto::Value::TensorType(tensor)) => {
+                tensor.shape.as_ref().map(|s| s.dim.iter().map(dim).collect())
+            }
+            None => None,
+            Some(_) if !required => continue,
+            Some(_) => {
+                return Err(Error::new(
+                    Kind::Samples,
+                    "samples can only give tensors, and the model takes something else",
+                )
+                .at_value(value.name())
+                .with_hint("cut the model so that it starts at tensors"));
+            }
+        };
+        inputs.push(Input { name: value.name().to_owned(), dtype: model.dtype(id), dims, required });
+    }
+    Ok(inputs)
+}
+
+fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
+    match &dim.value {
+        // Exporters write 0 and -1 for "any".
+        Some(tensor_shape_proto::dimension::Value::DimValue(n)) if *n > 0 => Dim::Fixed(*n as usize),
+        Some(tensor_shape_proto::dimension::Value::DimParam(name)) => Dim::Free(name.clone()),
+        _ => Dim::Free(String::new()),
+    }
+}
+
+impl Input {
+    /// `[batch, 3, 224, 224]`
+    fn shape_text(&self, first: Option<&str>) -> String {
+        let dims = self.dims.iter().flatten().map(|d| match d {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Free(name) if name.is_empty() => "?".to_owned(),
+            Dim::Free(name) => name.clone(),
+        });
+        format!("[{}]", first.map(str::to_owned).into_iter().chain(dims).collect::<Vec<_>>().join(", "))
+    }
+
+    fn error(&self, message: String) -> Error {
+        Error::new(Kind::Samples, message).at_value(&self.name)
+    }
+
+    /// Checks a shape. `rows` says whether an array may hold several samples.
+    pub(super) fn fit(&self, shape: &[usize], rows: bool) -> Result<Fit> {
+        let Some(dims) = &self.dims else { return Ok(Fit::One) };
+        let matches = |shape: &[usize]| {
+            shape.iter().zip(dims).all(|(have, dim)| match dim {
+                Dim::Fixed(want) => have == want,
+                Dim::Free(_) => true,
+            })
+        };
+        if shape.len() == dims.len() && matches(shape) {
+            return Ok(Fit::One);
+        }
+        if rows && shape.len() == dims.len() + 1 && matches(&shape[1..]) {
+            return Ok(Fit::Rows(shape[0]));
+        }
+        let hint = if rows && shape.len() == dims.len() && shape.len() > 1 && matches(&[&[1], &shape[1..]].concat()) {
+            // Many samples along the batch axis, the most common mistake.
+            "these look like many samples; give them an axis of their own: array[:, None]".to_owned()
+        } else if rows {
+            format!("one sample has shape {}, many have {}", self.shape_text(None), self.shape_text(Some("samples")))
+        } else {
+            format!("the file must hold one sample of shape {}", self.shape_text(None))
+        };
+        let message = format!("the input takes {}, and the samples give {shape:?}", self.shape_text(None));
+        Err(self.error(message).with_hint(hint))
+    }
+
+    /// The element type in which an array's bytes are to be read, if that type can be given to this input.
+    pub(super) fn element(&self, element: Element) -> Result<DataType> {
+        let given = match (element, self.dtype) {
+            (Element::Type(given), Some(wanted)) if converts(given, wanted) => return Ok(given),
+            (Element::Type(given), None) => return Ok(given),
+            (Element::Raw(bytes), Some(wanted)) if wanted.bits() == Some(8 * bytes) && !numpy_knows(wanted) => {
+                return Ok(wanted);
+            }
+            (Element::Type(given), _) => numpy_name(given).to_owned(),
+            (Element::Raw(bytes), _) => format!("{bytes}-byte elements of no known type"),
+        };
+        let wanted = self.dtype.map_or("any type", numpy_name);
+        let hint = match self.dtype {
+            Some(dtype) if numpy_knows(dtype) => format!("save the array with .astype(numpy.{wanted})"),
+            Some(DataType::String) => "give strings as ONNX tensors, input_0.pb and so on".to_owned(),
+            _ => format!("save the array with ml_dtypes' {wanted}, or as ONNX tensors, input_0.pb and so on"),
+        };
+        Err(self.error(format!("the input takes {wanted}, and the samples give {given}")).with_hint(hint))
+    }
+}
+
+fn numpy_knows(dtype: DataType) -> bool {
+    use DataType::{Bool, Double, Float, Float16, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
+    matches!(dtype, Float | Double | Float16 | Bool | Int8 | Int16 | Int32 | Int64 | Uint8 | Uint16 | Uint32 | Uint64)
+}
+
+/// The input that a key names.
+pub(super) fn find(inputs: &[Input], key: &str) -> Result<usize> {
+    if let Some(at) = inputs.iter().position(|i| i.name == key) {
+        return Ok(at);
+    }
+    let required: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].required).collect();
+    // The key numpy chooses when it is given no name.
+    if let ([only], "arr_0") = (required.as_slice(), key) {
+        return Ok(*only);
+    }
+    let near = inputs
+        .iter()
+        .map(|i| (strsim::normalized_damerau_levenshtein(&i.name.to_lowercase(), &key.to_lowercase()), &i.name))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(similarity, _)| *similarity > 0.5);
+    let hint = match near {
+        Some((_, name)) => format!("did you mean \"{name}\"?"),
+        None => format!("the model's inputs are {}", names(inputs.iter())),
+    };
+    Err(Error::new(Kind::Samples, format!("the model has no input \"{key}\"")).with_hint(hint))
+}
+
+/// `"a", "b"`
+pub(super) fn names<'a>(inputs: impl Iterator<Item = &'a Input>) -> String {
+    inputs.map(|i| format!("\"{}\"", i.name)).collect::<Vec<_>>().join(", ")
+}

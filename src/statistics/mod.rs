@@ -1,0 +1,406 @@
+//! What calibration saw at each observed site: bounded state, updated value by value and mergeable.
+//!
+//! A state does not depend on the order in which samples came, on how many came at once, or on which thread or machine
+//! saw them: counts and ranges are exact, the histogram has bins that never depend on what came first, and sums, which
+//! floats cannot make exact, are kept for each sample and added up in the order of the samples.
+//!
+//! Statistics see slices of floats. Which tensor of which graph they came from is not their business.
+
+mod histogram;
+mod noise;
+mod scan;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+pub use histogram::{Bin, Histogram};
+
+use crate::error::{Error, Kind, Result};
+
+/// A closed range of finite values; zero has no sign in it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Range {
+    /// Smallest value.
+    pub min: f32,
+    /// Largest value.
+    pub max: f32,
+}
+
+impl Range {
+    /// The largest magnitude in the range.
+    #[must_use]
+    pub fn amax(self) -> f32 {
+        self.min.abs().max(self.max.abs())
+    }
+
+    /// The smallest range that holds both.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self { min: self.min.min(other.min), max: self.max.max(other.max) }
+    }
+}
+
+/// The union of two ranges, either of which may be missing.
+fn union(a: Option<Range>, b: Option<Range>) -> Option<Range> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.union(b)),
+        (one, None) | (None, one) => one,
+    }
+}
+
+/// What one sample contributed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// Which sample of the set.
+    pub index: u32,
+    /// Values seen.
+    pub count: u64,
+    /// Those of them that are NaN or infinite.
+    pub non_finite: u64,
+    /// Range of the finite ones, if there are any.
+    pub range: Option<Range>,
+    /// Sum of the finite ones.
+    pub sum: f64,
+    /// Sum of their squares.
+    pub sum_squares: f64,
+}
+
+/// Ranges along one axis of a tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Channels {
+    axis: usize,
+    ragged: bool,
+    ranges: Vec<Option<Range>>,
+}
+
+impl Channels {
+    /// The axis that tells channels apart.
+    #[must_use]
+    pub fn axis(&self) -> usize {
+        self.axis
+    }
+
+    /// Whether tensors differed in their number of channels, or had no such axis. There are no ranges then.
+    #[must_use]
+    pub fn is_ragged(&self) -> bool {
+        self.ragged
+    }
+
+    /// Each channel's range; `None` for a channel that held no finite value. Empty before anything was observed.
+    #[must_use]
+    pub fn ranges(&self) -> &[Option<Range>] {
+        &self.ranges
+    }
+
+    /// Each channel's largest magnitude, zero where it held no finite value.
+    #[must_use]
+    pub fn amax(&self) -> Vec<f32> {
+        self.ranges.iter().map(|r| r.map_or(0.0, Range::amax)).collect()
+    }
+
+    fn observe(&mut self, dims: &[usize], values: &[f32]) {
+        let count = dims.get(self.axis).copied().unwrap_or(0);
+        let inner: usize = dims.iter().skip(self.axis + 1).product();
+        if values.is_empty() || !self.fit(count, self.axis < dims.len()) {
+            return;
+        }
+        if inner == 1 {
+            let (mut min, mut max) = (vec![f32::INFINITY; count], vec![f32::NEG_INFINITY; count]);
+            for row in values.chunks_exact(count) {
+                for ((&value, min), max) in row.iter().zip(&mut min).zip(&mut max) {
+                    *min = if value < *min && value.is_finite() { value } else { *min };
+                    *max = if value > *max && value.is_finite() { value } else { *max };
+                }
+            }
+            for ((range, min), max) in self.ranges.iter_mut().zip(min).zip(max) {
+                let seen = (min <= max).then_some(Range { min: min + 0.0, max: max + 0.0 });
+                *range = union(*range, seen);
+            }
+        } else {
+            for (row, channel) in values.chunks_exact(inner).zip((0..count).cycle()) {
+                self.ranges[channel] = union(self.ranges[channel], finite_range(row));
+            }
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let known = !other.ranges.is_empty() || other.ragged;
+        if known && self.fit(other.ranges.len(), !other.ragged && other.axis == self.axis) {
+            for (range, &seen) in self.ranges.iter_mut().zip(&other.ranges) {
+                *range = union(*range, seen);
+            }
+        }
+    }
+
+    /// Whether `count` channels can be added; forgets everything if not.
+    fn fit(&mut self, count: usize, valid: bool) -> bool {
+        if self.ranges.is_empty() && !self.ragged && valid {
+            self.ranges = vec![None; count];
+        }
+        if !valid || self.ranges.len() != count {
+            self.ragged = true;
+            self.ranges.clear();
+        }
+        !self.ragged
+    }
+}
+
+/// The range of the finite ones among `values`.
+fn finite_range(values: &[f32]) -> Option<Range> {
+    let scan = scan::scan(values);
+    if scan.non_finite == 0 {
+        return (scan.min <= scan.max).then_some(Range { min: scan.min, max: scan.max });
+    }
+    let finite = values.iter().copied().filter(|v| v.is_finite());
+    finite.map(|v| Range { min: v + 0.0, max: v + 0.0 }).reduce(Range::union)
+}
+
+/// Everything that was seen at one site.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SiteStatistics {
+    count: u64,
+    nan: u64,
+    inf: u64,
+    range: Option<Range>,
+    histogram: Histogram,
+    /// Ascending by index.
+    samples: Vec<SampleRecord>,
+    channels: Option<Channels>,
+}
+
+impl SiteStatistics {
+    /// A site where nothing was seen yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A site that also keeps a range for each index along `axis`.
+    #[must_use]
+    pub fn per_channel(axis: usize) -> Self {
+        let channels = Channels { axis, ragged: false, ranges: Vec::new() };
+        Self { channels: Some(channels), ..Self::default() }
+    }
+
+    /// Adds values that sample `index` gave. A sample may give several slices; its sums then depend, in their last
+    /// bits, on where it was cut, and nothing else does.
+    pub fn observe(&mut self, index: u32, values: &[f32]) {
+        let scan = scan::scan(values);
+        if scan.non_finite == 0 {
+            return self.add(index, values, &scan);
+        }
+        let finite: Vec<f32> = values.iter().copied().filter(|v| v.is_finite()).collect();
+        let nan = values.iter().filter(|v| v.is_nan()).count() as u64;
+        self.count += scan.non_finite;
+        self.nan += nan;
+        self.inf += scan.non_finite - nan;
+        let record = self.record(index);
+        record.count += scan.non_finite;
+        record.non_finite += scan.non_finite;
+        self.add(index, &finite, &scan::scan(&finite));
+    }
+
+    /// As [`Self::observe`], of a tensor whose shape is `dims`; also updates the ranges of channels, where the site
+    /// keeps them.
+    pub fn observe_tensor(&mut self, index: u32, dims: &[usize], values: &[f32]) {
+        self.observe(index, values);
+        if let Some(channels) = &mut self.channels {
+            debug_assert_eq!(dims.iter().product::<usize>(), values.len());
+            channels.observe(dims, values);
+        }
+    }
+
+    fn add(&mut self, index: u32, finite: &[f32], scan: &scan::Scan) {
+        let range = (!finite.is_empty()).then_some(Range { min: scan.min, max: scan.max });
+        let (sum, sum_squares) = scan::sums(finite);
+        self.count += finite.len() as u64;
+        self.range = union(self.range, range);
+        self.histogram.add(finite, scan);
+        let record = self.record(index);
+        record.count += finite.len() as u64;
+        record.range = union(record.range, range);
+        record.sum += sum;
+        record.sum_squares += sum_squares;
+    }
+
+    fn record(&mut self, index: u32) -> &mut SampleRecord {
+        let at = match self.samples.last() {
+            Some(last) if last.index < index => Err(self.samples.len()),
+            _ => self.samples.binary_search_by_key(&index, |r| r.index),
+        };
+        let at = at.unwrap_or_else(|at| {
+            let empty = SampleRecord { index, count: 0, non_finite: 0, range: None, sum: 0.0, sum_squares: 0.0 };
+            self.samples.insert(at, empty);
+            at
+        });
+        &mut self.samples[at]
+    }
+
+    /// Adds what another state of the same site saw. The result is that of one state that saw both.
+    pub fn merge(&mut self, other: &Self) {
+        let Self { count, nan, inf, range, histogram, samples, channels } = other;
+        self.count += count;
+        self.nan += nan;
+        self.inf += inf;
+        self.range = union(self.range, *range);
+        self.histogram.merge(histogram);
+        for theirs in samples {
+            let record = self.record(theirs.index);
+            record.count += theirs.count;
+            record.non_finite += theirs.non_finite;
+            record.range = union(record.range, theirs.range);
+            record.sum += theirs.sum;
+            record.sum_squares += theirs.sum_squares;
+        }
+        match (&mut self.channels, channels) {
+            (Some(ours), Some(theirs)) => ours.merge(theirs),
+            (None, Some(theirs)) => self.channels = Some(theirs.clone()),
+            (_, None) => {}
+        }
+    }
+
+    /// Values seen, NaN and infinite ones included.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// NaN values seen. They count nowhere else.
+    #[must_use]
+    pub fn nan(&self) -> u64 {
+        self.nan
+    }
+
+    /// Infinite values seen. They count nowhere else.
+    #[must_use]
+    pub fn inf(&self) -> u64 {
+        self.inf
+    }
+
+    /// Zeros seen, of either sign.
+    #[must_use]
+    pub fn zeros(&self) -> u64 {
+        self.histogram.zeros()
+    }
+
+    /// Finite values seen.
+    #[must_use]
+    pub fn finite(&self) -> u64 {
+        self.count - self.nan - self.inf
+    }
+
+    /// Range of the finite values; `None` before the first one.
+    #[must_use]
+    pub fn range(&self) -> Option<Range> {
+        self.range
+    }
+
+    /// Smallest finite value.
+    #[must_use]
+    pub fn min(&self) -> Option<f32> {
+        self.range.map(|r| r.min)
+    }
+
+    /// Largest finite value.
+    #[must_use]
+    pub fn max(&self) -> Option<f32> {
+        self.range.map(|r| r.max)
+    }
+
+    /// Largest finite magnitude; zero before the first value.
+    #[must_use]
+    pub fn amax(&self) -> f32 {
+        self.range.map_or(0.0, Range::amax)
+    }
+
+    /// Mean of the finite values; zero where there are none.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.average(|r| r.sum)
+    }
+
+    /// Mean of the squares of the finite values; zero where there are none.
+    #[must_use]
+    pub fn mean_square(&self) -> f64 {
+        self.average(|r| r.sum_squares)
+    }
+
+    fn average(&self, part: impl Fn(&SampleRecord) -> f64) -> f64 {
+        match self.finite() {
+            0 => 0.0,
+            count => self.samples.iter().map(part).sum::<f64>() / count as f64,
+        }
+    }
+
+    /// What each sample contributed, in the order of the samples.
+    #[must_use]
+    pub fn samples(&self) -> &[SampleRecord] {
+        &self.samples
+    }
+
+    /// Ranges of channels, where the site keeps them.
+    #[must_use]
+    pub fn channels(&self) -> Option<&Channels> {
+        self.channels.as_ref()
+    }
+
+    /// How often values occurred.
+    #[must_use]
+    pub fn histogram(&self) -> &Histogram {
+        &self.histogram
+    }
+
+    /// The histogram's bins in ascending order, the outermost ones cut at the smallest and the largest value.
+    pub fn bins(&self) -> impl Iterator<Item = Bin> + '_ {
+        let range = self.range.unwrap_or(Range { min: 0.0, max: 0.0 });
+        let (min, max) = (f64::from(range.min), f64::from(range.max));
+        self.histogram.bins().map(move |Bin { low, high, count }| Bin { low: low.max(min), high: high.min(max), count })
+    }
+}
+
+/// What a calibration run, or a part of one, saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Hash of the model that ran.
+    pub model_hash: String,
+    /// Hash of the whole set of samples, of which a shard runs a part.
+    pub samples_hash: String,
+    /// Samples that were run.
+    pub sample_count: u64,
+    /// What was seen, by site.
+    pub sites: BTreeMap<String, SiteStatistics>,
+}
+
+impl Statistics {
+    /// Adds another part of the same run. Parts may be merged in any order.
+    ///
+    /// # Errors
+    /// Parts of different models or sample sets, and parts that ran the same sample: it would count twice.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let fail = |message: String| Err(Error::new(Kind::Samples, message));
+        let Self { model_hash, samples_hash, sample_count, sites } = other;
+        if self.model_hash != *model_hash {
+            return Err(Error::model("the statistics are of different models")
+                .with_hint("merge parts of one calibration run; every part must start from the same model file"));
+        }
+        if self.samples_hash != *samples_hash {
+            return fail("the statistics are of different sample sets".to_owned())
+                .map_err(|e| e.with_hint("every part must be given the whole set and run its own share of it"));
+        }
+        let ours: BTreeSet<u32> = self.sites.values().flat_map(|s| &s.samples).map(|r| r.index).collect();
+        if let Some(twice) = sites.values().flat_map(|s| &s.samples).find(|r| ours.contains(&r.index)) {
+            return fail(format!("both parts ran sample {}", twice.index));
+        }
+        self.sample_count += sample_count;
+        for (name, site) in sites {
+            match self.sites.get_mut(name) {
+                Some(ours) => ours.merge(site),
+                None => {
+                    self.sites.insert(name.clone(), site.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+}
