@@ -223,7 +223,7 @@ def orientation(packages, split, _model):
     rows, labels = [], []
     for index in range(32 if split.calibration else 160):
         label = index % 4
-        page = render_page(split, packages, 420, 520).rotate(90 * label, expand=True)
+        page = render_page(split, packages, 420, 520).rotate(-90 * label, expand=True)
         ratio = 256 / min(page.size)
         page = page.resize((round(page.size[0] * ratio), round(page.size[1] * ratio)), Image.Resampling.LANCZOS)
         x, y = (page.size[0] - 224) // 2, (page.size[1] - 224) // 2
