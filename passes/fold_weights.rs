@@ -78,7 +78,7 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
 
 /// The integer codes of a tensor in a quantized format.
 fn codes(tensor: &Tensor, format: Format) -> Vec<i32> {
-    pack::unpack(&tensor.raw(), format, tensor.len())
+    pack::unpack(&tensor.raw(), &format, tensor.len())
 }
 
 /// The granularity that a Quantize or Dequantize node has (ONNX QuantizeLinear, "axis" and "`block_size`"), or what is

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::lift_constants::LiftConstants;
 use super::{Context, Outcome, Pass};
-use super::{drop_dead::DropDead, fold_constants::FoldConstants, fuse_batchnorm::FuseBatchnorm};
+use super::{drop_dead::DropDead, fold_weights::FoldWeights, insert_qdq::InsertQdq, fold_constants::FoldConstants, fuse_batchnorm::FuseBatchnorm};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, verify};
 
@@ -13,7 +13,7 @@ use crate::ir::{Model, verify};
 pub const PREPARE: &[&dyn Pass] = &[&LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
 
 /// After solving: applies the plan.
-pub const QUANTIZE: &[&dyn Pass] = &[&DropDead];
+pub const QUANTIZE: &[&dyn Pass] = &[&InsertQdq, &FoldWeights, &DropDead];
 
 /// Every pass, each once, in run order.
 #[must_use]

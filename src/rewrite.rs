@@ -8,7 +8,7 @@ use crate::calibrate::{self, Calibrated, Progress};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
-use crate::passes::pipeline::{self, After};
+use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
 use crate::report::{PassRow, QualityRow, Report};
@@ -126,6 +126,7 @@ fn passes(
         .copied()
         .filter(|p| request.passes.is_none_or(|only| only.iter().any(|o| o.name() == p.name())))
         .collect();
+    let mut stopped = false;
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
         report.passes.push(PassRow {
             pass: name.to_owned(),
@@ -135,10 +136,12 @@ fn passes(
         if request.progress.interrupted() {
             return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
         }
-        (request.after)(model, name, outcome)
+        let flow = (request.after)(model, name, outcome)?;
+        stopped |= flow.is_break();
+        Ok(flow)
     };
-    let after: After<'_> = &mut after;
-    Ok(pipeline::run(model, &list, context, after)?.is_break())
+    pipeline::run(model, &list, context, &mut after)?;
+    Ok(stopped)
 }
 
 /// Plans, calibrates what is planned, and plans again without the sites that turn out badly served, until none is left.

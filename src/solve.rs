@@ -65,7 +65,7 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>) -> Res
         }
         let scales: Vec<f32> = weights[bias.weight].qparams.scales.iter().map(|s| s * input).collect();
         let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };
-        let codes = numerics::quantize_bias(&values, &spread);
+        let codes = numerics::quantize_bias(&values, &spread)?;
         solution.biases.push(SolvedBias { scales, codes });
     }
     solution.weights = weights;
@@ -85,7 +85,7 @@ fn activations(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<String, 
             continue;
         }
         let site = site(statistics, name)?;
-        let (low, high) = activation.range.unwrap_or((site.min(), site.max()));
+        let (low, high) = activation.range.unwrap_or_else(|| seen_range(site));
         let slot = ranges.entry(activation.scale_of.as_str()).or_insert((low, high));
         *slot = (slot.0.min(low), slot.1.max(high));
     }
@@ -97,6 +97,11 @@ fn activations(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<String, 
         }
     }
     Ok(found)
+}
+
+/// The finite range seen; empty, all-NaN and never reached tensors count as zero.
+fn seen_range(site: &SiteStatistics) -> (f32, f32) {
+    site.range().map_or((0.0, 0.0), |r| (r.min, r.max))
 }
 
 fn site<'a>(statistics: &'a Statistics, name: &str) -> Result<&'a SiteStatistics> {
@@ -142,7 +147,7 @@ impl<'a> Solver<'a> {
     fn solve(&self, floor: f32) -> Result<SolvedWeight> {
         let (qparams, changed) = match self.weight.pair_safe {
             Some(order) => self.pair_safe(order, floor),
-            None => (self.plain(floor), None),
+            None => (self.plain(floor)?, None),
         };
         let seen = changed.as_deref().unwrap_or(&self.values);
         let granularity = &self.weight.granularity;
@@ -150,14 +155,14 @@ impl<'a> Solver<'a> {
         let raw = numerics::quantize(seen, &self.dims, granularity, &qparams, format, Round::HalfEven)?;
         let back = numerics::dequantize(&raw, format, &self.dims, granularity, &qparams)?;
         let mut metrics = Metrics::default();
-        metrics.add(&self.values, &back);
+        metrics.feed(&self.values, &back);
         let changed = changed.map(|values| Tensor::from_f32(&self.dims, &values));
         Ok(SolvedWeight { qparams, changed, sqnr_db: metrics.sqnr_db() })
     }
 
-    fn plain(&self, floor: f32) -> QParams {
+    fn plain(&self, floor: f32) -> Result<QParams> {
         let spec = RangeSpec { format: self.weight.dtype, symmetric: self.weight.symmetric, narrow: false };
-        let ranges = numerics::channel_ranges(&self.values, &self.dims, &self.weight.granularity);
+        let ranges = numerics::channel_ranges(&self.values, &self.dims, &self.weight.granularity)?;
         let (scales, zero_points) = ranges
             .into_iter()
             .map(|(low, high)| {
@@ -165,7 +170,7 @@ impl<'a> Solver<'a> {
                 (scale.max(floor), zero_point)
             })
             .unzip();
-        QParams { scales, zero_points }
+        Ok(QParams { scales, zero_points })
     }
 
     /// Int8 codes whose adjacent pairs cannot saturate; returns the values that round to exactly these codes.
@@ -174,7 +179,7 @@ impl<'a> Solver<'a> {
         let rows = reduction_rows(&self.dims, order);
         if let Granularity::PerChannel { .. } = self.weight.granularity {
             let solved: Vec<(f32, Vec<i8>)> =
-                rows.par_iter().map(|row| pair_safe::quantize_row(&self.gather(row), floor)).collect();
+                rows.par_iter().map(|row| self.row(row, floor)).collect();
             let mut changed = vec![0.0f32; self.values.len()];
             for (row, (scale, codes)) in rows.iter().zip(&solved) {
                 for (&at, &code) in row.iter().zip(codes) {
@@ -188,7 +193,7 @@ impl<'a> Solver<'a> {
         // One scale for all rows: the largest that any row needs, then each row is made safe at that scale.
         let scale = rows
             .par_iter()
-            .map(|row| pair_safe::quantize_row(&self.gather(row), floor).0)
+            .map(|row| self.row(row, floor).0)
             .reduce(|| floor.max(f32::MIN_POSITIVE), f32::max);
         let mut changed = vec![0.0f32; self.values.len()];
         for row in &rows {
@@ -198,6 +203,13 @@ impl<'a> Solver<'a> {
             }
         }
         (QParams { scales: vec![scale], zero_points: vec![0] }, Some(changed))
+    }
+
+    /// Scale and codes of one output channel, at no smaller a scale than `floor`.
+    fn row(&self, row: &[usize], floor: f32) -> (f32, Vec<i8>) {
+        let values = self.gather(row);
+        let (scale, codes) = pair_safe::quantize_row(&values);
+        if scale < floor { (floor, pair_safe::quantize_row_at(&values, floor)) } else { (scale, codes) }
     }
 
     fn gather(&self, row: &[usize]) -> Vec<f32> {
@@ -221,8 +233,8 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
             let why = format!(
                 "\"{name}\" keeps only {quality:.1} dB in {} over [{:.4}, {:.4}], below {} dB",
                 activation.dtype.name(),
-                site.min(),
-                site.max(),
+                seen_range(site).0,
+                seen_range(site).1,
                 guard.static_db
             );
             vetoes.insert(name.clone(), Veto { why, dynamic: site.dynamic_sqnr_db() >= guard.dynamic_db });

@@ -6,8 +6,8 @@ pub(crate) mod rewrite;
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use amax::Result;
@@ -15,8 +15,10 @@ use amax::calibrate::Progress;
 use amax::ir::Model;
 use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Messages on stderr; data goes to stdout elsewhere.
 pub(crate) struct Console {
@@ -36,13 +38,11 @@ struct Step {
 impl Console {
     /// Listens to Ctrl-C: the first one asks the running step to stop, the second one ends the process.
     pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
-        let listening = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-        });
-        // Without a handler Ctrl-C still ends the process; outputs appear by renaming, so nothing partial is left.
-        drop(listening);
+        // Without handlers Ctrl-C still ends the process; outputs appear by renaming, so nothing partial is left.
+        for signal in [SIGINT, SIGTERM] {
+            let _ = flag::register_conditional_shutdown(signal, 130, INTERRUPTED.clone());
+            let _ = flag::register(signal, INTERRUPTED.clone());
+        }
         Self { quiet, verbose, step: Mutex::new(None) }
     }
 

@@ -120,6 +120,11 @@ pub fn quantize_row(row: &[f32]) -> (f32, Vec<i8>) {
     quantize_segments(row, row.len())
 }
 
+/// The [safe](is_safe) codes of one row in kernel order at a given scale: plain rounding, the pairs that are too large projected.
+pub fn quantize_row_at(row: &[f32], scale: f32) -> Vec<i8> {
+    Candidate::new(row, row.len(), scale).codes
+}
+
 /// Whether no pair of adjacent codes, aligned to the start, can saturate.
 pub fn is_safe(codes: &[i8]) -> bool {
     codes.chunks(2).all(|pair| pair.iter().map(|&code| i32::from(code)).sum::<i32>().abs() <= MAX_PAIR_SUM)

@@ -37,6 +37,22 @@ impl SiteStatistics {
             noise => 10.0 * (self.mean_square() / noise).log10(),
         }
     }
+
+    /// Signal to quantization noise ratio in decibels if each sample were quantized to eight bits over its own range,
+    /// as ONNX DynamicQuantizeLinear does. Rounding errors are taken to be spread evenly within a step, and never to
+    /// exceed the signal of their sample.
+    #[must_use]
+    pub fn dynamic_sqnr_db(&self) -> f64 {
+        let (mut signal, mut noise) = (0.0, 0.0);
+        for record in self.samples() {
+            let Some(range) = record.range else { continue };
+            let step = f64::from(range.max.max(0.0) - range.min.min(0.0)) / 255.0;
+            let spread = (record.count - record.non_finite) as f64 * step * step / 12.0;
+            signal += record.sum_squares;
+            noise += spread.min(record.sum_squares);
+        }
+        if noise > 0.0 { 10.0 * (signal / noise).log10() } else { f64::INFINITY }
+    }
 }
 
 /// The integers from `first` to `last`, to which numbers are rounded.
