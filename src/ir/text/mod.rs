@@ -14,7 +14,7 @@
 //! # Elements
 //! As in `onnx.parser`, 16-bit and 8-bit floats are written as their codes: `float16 one = {15360}`. Elements of less
 //! than a byte are written one by one, `int4[3] w = {-8, 0, 7}`. `onnx.parser` accepts that text but stores an entry
-//! for each element where ONNX packs several into one; [`PrintOptions::packed`] prints the packed bytes instead, and
+//! for each element where ONNX packs several into one; [`PrintOptions::portable`] prints the packed bytes instead, and
 //! [`parse`] accepts either, telling them apart by their number.
 //!
 //! # Extensions
@@ -30,9 +30,12 @@
 //! - the element types `float6e2m3`, `float6e3m2`, and `undefined`; `seq()`, `optional()` and `map(int64)` without
 //!   their element's type.
 
+mod attributes;
 mod elements;
 mod parse;
 mod print;
+mod tensors;
+mod tokens;
 
 use super::{Model, verify};
 use crate::error::{Error, Result};
@@ -44,23 +47,24 @@ pub struct PrintOptions {
     pub limit: usize,
     /// Floats of 16 bits and less as values (`1.5`) instead of codes. Only amax reads that.
     pub values: bool,
-    /// Elements of less than a byte as the bytes they are packed into, which `onnx.parser` reads right.
-    /// Goes before `values`.
-    pub packed: bool,
+    /// What `onnx.parser` reads right: elements of less than a byte as the bytes they are packed into, and no names of
+    /// tensors in attributes that would need quotes. Goes before `values`. Extensions that have no official spelling
+    /// stay.
+    pub portable: bool,
 }
 
 impl Default for PrintOptions {
     /// 16 elements, codes, one by one.
     fn default() -> Self {
-        Self { limit: 16, values: false, packed: false }
+        Self { limit: 16, values: false, portable: false }
     }
 }
 
 impl PrintOptions {
-    /// Everything, and in the form that `onnx.parser` reads right.
+    /// Everything, in the form that `onnx.parser` reads right.
     #[must_use]
     pub fn portable() -> Self {
-        Self { limit: usize::MAX, values: false, packed: true }
+        Self { limit: usize::MAX, values: false, portable: true }
     }
 }
 
