@@ -18,7 +18,8 @@
 //! [`parse`] accepts either, telling them apart by their number.
 //!
 //! # Extensions
-//! What the official grammar cannot say is said in a form that `onnx.parser` refuses rather than misreads:
+//! What the official grammar cannot say is said in a form that `onnx.parser` refuses rather than misreads, lists of
+//! messages excepted:
 //!
 //! - a float literal in a tensor of small floats is a value, not a code: `float16 one = {1.0}`. It is rounded to the
 //!   nearest 16-bit float, and must be exact in a smaller format ([`PrintOptions::values`] prints this form);
@@ -104,7 +105,7 @@ pub fn parse(text: &str) -> Result<Model> {
 /// they have no sign; strings are the decimals 0 to 255.
 ///
 /// # Errors
-/// As [`parse`]; also an elided tensor of more than 2²⁸ elements.
+/// As [`parse`]; also an elided tensor of more than 2²⁶ elements.
 pub fn parse_with_fill(text: &str) -> Result<Model> {
     build(text, true)
 }

@@ -12,7 +12,7 @@ use crate::onnx::{
 };
 
 /// Most elements that are made up for one tensor.
-const MAX_FILL: usize = 1 << 28;
+const MAX_FILL: usize = 1 << 26;
 
 impl Parser<'_> {
     pub(super) fn nan32(&self, from: usize, bits: u64) -> Result<f32> {
