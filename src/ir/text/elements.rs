@@ -126,7 +126,8 @@ pub(super) fn decode(dtype: DataType, code: u64) -> Option<f32> {
     Some(if negative { -value } else { value } as f32)
 }
 
-/// The code of `value`: the nearest one for 16-bit types, ties to even; for smaller types the exact one or none.
+/// The code of `value`: the nearest one for 16-bit types, ties to even; for smaller types the one that is
+/// `value` as an f32, or none.
 pub(super) fn encode(dtype: DataType, value: f64) -> Option<u64> {
     match dtype {
         DataType::Float16 => return Some(half::f16::from_f64(value).to_bits().into()),
@@ -139,7 +140,7 @@ pub(super) fn encode(dtype: DataType, value: f64) -> Option<u64> {
             if value.is_nan() {
                 v.is_nan() && (v.is_sign_negative() == value.is_sign_negative() || dtype == DataType::Float8e8m0)
             } else {
-                f64::from(v).to_bits() == value.to_bits()
+                v.to_bits() == (value as f32).to_bits()
             }
         })
     })

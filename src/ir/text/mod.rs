@@ -1,6 +1,6 @@
 //! ONNX's textual syntax (`onnx/docs/Syntax.md`): models printed for people, and small models written by them.
 //!
-//! [`print`] and [`parse`] follow `onnx.printer` and `onnx.parser` of onnx 1.23. `#` starts a comment that ends with
+//! [`print()`] and [`parse()`] follow `onnx.printer` and `onnx.parser` of onnx 1.23. `#` starts a comment that ends with
 //! its line; there is no other kind. A quoted name may hold any text, `\` before a character means that character.
 //!
 //! The text carries what a model computes: graphs, bodies, functions, types, tensors, attributes, the model's own
@@ -8,17 +8,18 @@
 //! excepted), denotations, quantization annotations, training graphs, device configurations, or which of its storage
 //! forms a tensor has. `parse(print(model))` equals the model in everything else.
 //!
-//! Tensors of more than [`PrintOptions::limit`] elements are elided: `float[64,3,3,3] W = ...`. [`parse`] refuses
+//! Tensors of more than [`PrintOptions::limit`] elements are elided: `float[64,3,3,3] W = ...`. [`parse()`] refuses
 //! such a text; [`parse_with_fill`] accepts it, also spelled `{...}`, and makes the numbers up.
 //!
 //! # Elements
 //! As in `onnx.parser`, 16-bit and 8-bit floats are written as their codes: `float16 one = {15360}`. Elements of less
 //! than a byte are written one by one, `int4[3] w = {-8, 0, 7}`. `onnx.parser` accepts that text but stores an entry
-//! for each element where ONNX packs several into one; [`PrintOptions::packed`] prints the packed bytes instead, and
-//! [`parse`] accepts either, telling them apart by their number.
+//! for each element where ONNX packs several into one; [`PrintOptions::portable`] prints the packed bytes instead, and
+//! [`parse()`] accepts either, telling them apart by their number.
 //!
 //! # Extensions
-//! What the official grammar cannot say is said in a form that `onnx.parser` refuses rather than misreads:
+//! What the official grammar cannot say is said in a form that `onnx.parser` refuses rather than misreads, lists of
+//! messages excepted:
 //!
 //! - a float literal in a tensor of small floats is a value, not a code: `float16 one = {1.0}`. It is rounded to the
 //!   nearest 16-bit float, and must be exact in a smaller format ([`PrintOptions::values`] prints this form);
@@ -30,9 +31,12 @@
 //! - the element types `float6e2m3`, `float6e3m2`, and `undefined`; `seq()`, `optional()` and `map(int64)` without
 //!   their element's type.
 
+mod attributes;
 mod elements;
 mod parse;
 mod print;
+mod tensors;
+mod tokens;
 
 use super::{Model, verify};
 use crate::error::{Error, Result};
@@ -44,23 +48,24 @@ pub struct PrintOptions {
     pub limit: usize,
     /// Floats of 16 bits and less as values (`1.5`) instead of codes. Only amax reads that.
     pub values: bool,
-    /// Elements of less than a byte as the bytes they are packed into, which `onnx.parser` reads right.
-    /// Goes before `values`.
-    pub packed: bool,
+    /// What `onnx.parser` reads right: elements of less than a byte as the bytes they are packed into, and no names of
+    /// tensors in attributes that would need quotes. Goes before `values`. Extensions that have no official spelling
+    /// stay.
+    pub portable: bool,
 }
 
 impl Default for PrintOptions {
     /// 16 elements, codes, one by one.
     fn default() -> Self {
-        Self { limit: 16, values: false, packed: false }
+        Self { limit: 16, values: false, portable: false }
     }
 }
 
 impl PrintOptions {
-    /// Everything, and in the form that `onnx.parser` reads right.
+    /// Everything, in the form that `onnx.parser` reads right.
     #[must_use]
     pub fn portable() -> Self {
-        Self { limit: usize::MAX, values: false, packed: true }
+        Self { limit: usize::MAX, values: false, portable: true }
     }
 }
 
@@ -71,7 +76,7 @@ pub fn print(model: &Model) -> String {
     print_with(model, &PrintOptions::default())
 }
 
-/// The model as text. See [`print`].
+/// The model as text. See [`print()`].
 #[must_use]
 pub fn print_with(model: &Model, options: &PrintOptions) -> String {
     let mut inline = |tensor: &mut crate::onnx::TensorProto, bytes| {
@@ -92,7 +97,7 @@ pub fn parse(text: &str) -> Result<Model> {
     build(text, false)
 }
 
-/// As [`parse`], but tensors that are elided (`...` or `{...}`) get pseudo-random elements, which depend on the
+/// As [`parse()`], but tensors that are elided (`...` or `{...}`) get pseudo-random elements, which depend on the
 /// tensor's name, type and shape only.
 ///
 /// Floats are uniform in [-1, 1) and rounded to their type; floats of 8 bits and less are any finite code, `float8e8m0`
@@ -100,7 +105,7 @@ pub fn parse(text: &str) -> Result<Model> {
 /// they have no sign; strings are the decimals 0 to 255.
 ///
 /// # Errors
-/// As [`parse`]; also an elided tensor of more than 2²⁸ elements.
+/// As [`parse()`]; also an elided tensor of more than 2²⁶ elements.
 pub fn parse_with_fill(text: &str) -> Result<Model> {
     build(text, true)
 }

@@ -6,7 +6,7 @@ use super::PrintOptions;
 use super::elements::{
     decode, encode, entries_per_element, entry_bits, is_signed, is_small_float, sign_extend, unpack,
 };
-use super::parse::{is_float_word, is_identifier, is_type_word};
+use super::tokens::{is_float_word, is_identifier, is_type_word};
 use crate::ir::Tensor;
 use crate::onnx::{
     AttributeProto, DATA_LOCATION_EXTERNAL, DataType, FunctionProto, GraphProto, ModelProto, NodeProto,
@@ -91,7 +91,7 @@ impl Printer {
         if !model.metadata_props.is_empty() {
             keys.push(format!("metadata_props: {}", pairs(&model.metadata_props)));
         }
-        self.block("<", keys, ">", |p, key| p.put(key));
+        self.block("<", keys, ">", Self::put);
         self.line();
         if let Some(graph) = &model.graph {
             self.graph(graph);
@@ -145,7 +145,7 @@ impl Printer {
         keys.extend(function.overload.as_ref().map(|o| format!("overload: {}", quoted(o))));
         keys.push(format!("opset_import: {}", imports(&function.opset_import)));
         keys.extend(function.doc_string.as_ref().map(|d| format!("doc_string: {}", quoted(d))));
-        self.block("<", keys, ">", |p, key| p.put(key));
+        self.block("<", keys, ">", Self::put);
         self.line();
         self.put(identifier(function.name.as_deref().unwrap_or("")));
         self.put(" ");
@@ -345,7 +345,8 @@ impl Printer {
     fn tensor(&mut self, tensor: &TensorProto) {
         self.tensor_type(tensor);
         self.put(" ");
-        if let Some(name) = tensor.name.as_deref().filter(|n| !n.is_empty()) {
+        let portable = self.options.portable;
+        if let Some(name) = tensor.name.as_deref().filter(|n| !n.is_empty() && (!portable || is_identifier(n))) {
             self.put(format!("{} ", plain_identifier(name)));
         }
         self.tensor_data(tensor);
@@ -390,11 +391,11 @@ impl Printer {
             return;
         };
         let raw = tensor.raw();
-        if bits < 8 && self.options.packed {
-            self.list(raw.iter(), |p, byte| p.number(byte));
+        if bits < 8 && self.options.portable {
+            self.list(raw.iter(), Self::number);
             return;
         }
-        let values = self.options.values && is_small_float(dtype);
+        let values = self.options.values && !self.options.portable && is_small_float(dtype);
         let codes = unpack(bits, &raw, tensor.len() * entries_per_element(dtype));
         self.list(codes, |p, code| match dtype {
             DataType::Float | DataType::Complex64 => p.put(short(&f32_text(f32::from_bits(code as u32)))),
@@ -433,6 +434,7 @@ impl Printer {
 }
 
 /// What stands between `<` and `>` before a graph's nodes.
+#[derive(Clone, Copy)]
 enum Entry<'a> {
     Sparse(&'a SparseTensorProto),
     Tensor(&'a TensorProto),
@@ -466,13 +468,11 @@ fn quoted(text: &str) -> String {
 }
 
 fn bytes_text(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => quoted(text),
-        Err(_) => {
-            let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            format!("hex\"{digits}\"")
-        }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return quoted(text);
     }
+    let digits: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("hex\"{}\"", digits.concat())
 }
 
 fn imports(imports: &[OperatorSetIdProto]) -> String {
@@ -541,5 +541,5 @@ fn kind_of(attr: &AttributeProto) -> Option<i32> {
 
 /// The name of a kind of attribute in the syntax.
 pub(super) fn kind_name(kind: i32) -> Option<&'static str> {
-    super::parse::KINDS.iter().find(|(_, k)| *k == kind).map(|(name, _)| *name)
+    super::attributes::KINDS.iter().find(|(_, k)| *k == kind).map(|(name, _)| *name)
 }

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import onnx
+import onnx.printer
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx.backend.test.case.node import collect_testcases
@@ -23,6 +24,13 @@ test_loop13_seq test_loop16_seq_none test_optional_get_element_optional_sequence
 test_optional_has_element_empty_no_input_name_optional_input test_quantizelinear_int4 test_scan9_multi_state
 test_scan_sum test_sequence_map_add_2_sequences_expanded test_string_concat_utf8 test_gelu_tanh_1_expanded
 test_sce_mean_weight_log_prob_expanded test_resize_tf_crop_and_resize test_lstm_with_peepholes
+""".split()
+
+# Models whose text as onnx.printer prints it is kept too.
+PRINTED = """
+functions test_if_opt test_loop13_seq test_scan9_multi_state test_sequence_map_add_2_sequences_expanded
+test_sce_mean_weight_log_prob_expanded test_gelu_tanh_1_expanded test_lstm_with_peepholes
+test_ai_onnx_ml_tree_ensemble_set_membership test_optional_get_element_optional_sequence
 """.split()
 
 
@@ -67,6 +75,11 @@ def dtypes():
             count, raw = 2, np.array([0, 1], dtype=np.uint8)
         else:
             raw = rng.integers(0, 256, count * bits // 8, dtype=np.uint8)
+            # Finite numbers only; `floats` has the others.
+            if dtype in (T.FLOAT, T.COMPLEX64):
+                raw = rng.standard_normal(count * bits // 32).astype(np.float32)
+            elif dtype in (T.DOUBLE, T.COMPLEX128):
+                raw = rng.standard_normal(count * bits // 64)
         name = T.DataType.Name(dtype).lower()
         tensors.append(h.make_tensor(name, dtype, [count], raw.tobytes(), raw=True))
         odd = 1 if dtype == T.BOOL else 3
@@ -86,8 +99,7 @@ def typed():
         tensors.append(h.make_tensor(f"{name}_empty", dtype, [2, 0], []))
     tensors.append(h.make_tensor("c64", T.COMPLEX64, [2], [1 + 2j, -0.5j]))
     tensors.append(h.make_tensor("c128", T.COMPLEX128, [2], [1 + 2j, 1e300 - 0.5j]))
-    binary = onnx.TensorProto(name="binary", data_type=T.STRING, dims=[2], string_data=[b"\xff\x00", b""])
-    return one("typed", [node()], [*tensors, binary])
+    return one("typed", [node()], tensors)
 
 
 def floats():
@@ -135,7 +147,8 @@ def attributes():
     n = node()
     n.attribute.extend(attrs)
     ports = [onnx.ValueInfoProto(name=f"p{i}", type=t) for i, t in enumerate(types)]
-    return one("attributes", [n], inputs=[info("x"), *ports])
+    binary = onnx.TensorProto(name="binary", data_type=T.STRING, dims=[2], string_data=[b"\xff\x00", b""])
+    return one("attributes", [n], [binary], inputs=[info("x"), *ports])
 
 
 def names():
@@ -160,14 +173,14 @@ def names():
 def functions():
     """Functions with attributes, defaults, overloads and types; a header with everything."""
     body = [h.make_node("Constant", [], ["c"]), h.make_node("Elu", ["x"], ["e"]), h.make_node("Add", ["c", "e"], ["z"])]
-    for n, attr, ref, kind in [(body[0], "value_float", "shift", 1), (body[1], "alpha", "al pha", 1)]:
+    for n, attr, ref, kind in [(body[0], "value_float", "shift", 1), (body[1], "alpha", "al_pha", 1)]:
         n.attribute.append(onnx.AttributeProto(name=attr, ref_attr_name=ref, type=kind))
     f = h.make_function("test", "f", ["x"], ["z"], body, [h.make_opsetid("", 21)], ["shift"],
-                        [h.make_attribute("al pha", 1.0)], overload="one", value_info=[info("e", T.FLOAT, ["N"])])
+                        [h.make_attribute("al_pha", 1.0)], overload="one", value_info=[info("e", T.FLOAT, ["N"])])
     f.doc_string = "a function"
-    g2 = h.make_function("test", "plain-name", ["float", "b"], ["z"], [h.make_node("Add", ["float", "b"], ["z"])],
+    g2 = h.make_function("test", "plain_name", ["a", "b"], ["z"], [h.make_node("Add", ["a", "b"], ["z"])],
                          [h.make_opsetid("", 21)])
-    nodes = [node("f", shift=1.5, overload="one"), node("plain-name", ["x", "x"], ["u"])]
+    nodes = [node("f", shift=1.5, overload="one"), node("plain_name", ["x", "x"], ["u"])]
     m = model(h.make_graph(nodes, "main", [info("x")], [info("y")]), [f, g2], producer_name='pro"ducer',
               producer_version="1.0", domain="do.main", model_version=3, doc_string="doc\nstring")
     h.set_model_props(m, {"key": "va\"lue", "empty": "", "a:b": "[x]"})
@@ -198,6 +211,8 @@ def main():
         onnx.save(cases[name], HERE / f"{name}.onnx")
     for make in [dtypes, typed, floats, attributes, names, functions, initializers]:
         onnx.save(make(), HERE / f"{make.__name__}.onnx")
+    for name in PRINTED:
+        (HERE / f"{name}.official.txt").write_text(onnx.printer.to_text(onnx.load(HERE / f"{name}.onnx")))
 
 
 main()
