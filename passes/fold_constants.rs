@@ -1,1 +1,381 @@
-//! TBD
+//! Nodes whose inputs are all constant become constants; an `If` whose condition is constant becomes the branch taken.
+//!
+//! Shape arithmetic is followed through symbolic dimensions: `Gather(Shape(x), 1)` is a constant where dimension 1 of `x`
+//! is declared, whatever the others are. Moves and simple arithmetic are computed here, to the same bits as in any
+//! runtime; other operators are left to [`Context::evaluate`].
+//!
+//! - A result is kept if it takes no more bytes than the constants it is made from, or at most 4 MiB: weights may be
+//!   transposed, but not blown up.
+//! - Only operators listed here are evaluated, those that are pure and whose result size is known beforehand. Random
+//!   ones, quantization (`QuantizeLinear`, `DequantizeLinear` and kin) and foreign domains are not among them.
+//! - The output of a graph stays the output of a node: not every runtime returns an initializer.
+//! - Nothing is folded in functions, since they cannot hold initializers. An initializer that is a graph input, too, is
+//!   no constant.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::exact::{Exact, broadcast};
+use super::lift_constants::{allow_plain_initializers, is_graph_output, lift};
+use super::{Context, Evaluate, Outcome, Pass};
+use crate::error::Result;
+use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
+
+/// Bytes a result may take even if the constants it is made from take less.
+const ALWAYS: usize = 4 << 20;
+
+/// See the [module](self).
+pub struct FoldConstants;
+
+impl Pass for FoldConstants {
+    fn name(&self) -> &'static str {
+        "fold-constants"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        let main = model.main();
+        let mut fold = Fold { model, context, outcome: Outcome::default(), shapes: HashMap::new(), done: Vec::new() };
+        fold.graph(main)?;
+        let Fold { mut outcome, done, .. } = fold;
+        model.remove(&done);
+        if !done.is_empty() {
+            allow_plain_initializers(model, &mut outcome);
+        }
+        Ok(outcome)
+    }
+}
+
+struct Fold<'a> {
+    model: &'a mut Model,
+    context: &'a Context<'a>,
+    outcome: Outcome,
+    /// Lists of integers of which some elements are known: what becomes of `Shape`.
+    shapes: HashMap<ValueId, Vec<Option<i64>>>,
+    /// Folded nodes, removed together at the end.
+    done: Vec<NodeId>,
+}
+
+impl Fold<'_> {
+    fn graph(&mut self, graph: GraphId) -> Result<()> {
+        let mut queue: VecDeque<NodeId> = self.model.graph(graph).nodes().iter().copied().collect();
+        while let Some(node) = queue.pop_front() {
+            if let Some(body) = self.branch_taken(node) {
+                let inlined = self.inline(node, body);
+                for node in inlined.into_iter().rev() {
+                    queue.push_front(node);
+                }
+            } else if !self.fold(node)? {
+                for body in self.model.node(node).bodies().collect::<Vec<_>>() {
+                    self.graph(body)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The body that an `If` with a constant condition runs.
+    fn branch_taken(&self, node: NodeId) -> Option<GraphId> {
+        let slot = self.model.node(node);
+        if !slot.is("If") {
+            return None;
+        }
+        let condition = self.model.constant_input(node, 0)?.to_i64()?;
+        let &[condition] = condition.as_slice() else { return None };
+        let &[body] = slot.attr(if condition == 0 { "else_branch" } else { "then_branch" })?.graphs() else {
+            return None;
+        };
+        let graph = self.model.graph(body);
+        let fits = graph.inputs().len() == 0 && !graph.has_sparse() && graph.outputs().len() == slot.outputs().len();
+        fits.then_some(body)
+    }
+
+    /// Replaces an `If` by one of its bodies; the nodes that took its place.
+    fn inline(&mut self, node: NodeId, body: GraphId) -> Vec<NodeId> {
+        let name = self.model.node_name(node).to_owned();
+        let results: Vec<_> =
+            self.model.node(node).outputs().iter().copied().zip(self.model.graph(body).outputs()).collect();
+        let mut nodes = self.model.graph(body).nodes().to_vec();
+        let results: Vec<(ValueId, ValueId)> = results.into_iter().filter_map(|(to, from)| Some((to?, from))).collect();
+        for (index, (result, inner)) in results.into_iter().enumerate() {
+            if let (None, Some(ty)) = (self.model.value(inner).ty(), self.model.value(result).ty()) {
+                let ty = ty.clone();
+                self.model.set_type(inner, ty);
+            }
+            if is_graph_output(self.model, result) {
+                // The name of a graph output stays with a node of this graph.
+                let output = self.model.value(result).name().to_owned();
+                let copy = NewNode::new("Identity", format!("{name}_output_{index}"), &[inner], &[&output]);
+                let copy = self.model.insert(Place::After(node), copy);
+                if let Some(output) = self.model.node(copy).output(0) {
+                    if let Some(ty) = self.model.value(result).ty().cloned() {
+                        self.model.set_type(output, ty);
+                    }
+                    self.model.take_name(result, output, &name);
+                    self.model.replace_uses(result, output, |_| true);
+                }
+                nodes.push(copy);
+            }
+        }
+        self.model.inline_body(node, body);
+        self.outcome.changed(name, "became the branch that its constant condition takes");
+        self.model.remove(&[node]);
+        nodes
+    }
+
+    /// Makes the outputs of a node constants, if that is possible; whether it was.
+    fn fold(&mut self, id: NodeId) -> Result<bool> {
+        let node = self.model.node(id);
+        if !node.domain().is_empty() || node.bodies().next().is_some() {
+            return Ok(false);
+        }
+        if node.is("Constant") {
+            let lifted = lift(self.model, id)?;
+            if let Ok(value) = lifted {
+                let name = self.model.value(value).name().to_owned();
+                self.outcome.changed(name, "became an initializer");
+                self.done.push(id);
+            }
+            return Ok(lifted.is_ok());
+        }
+        if let Some(known) = self.shape_arithmetic(id) {
+            let whole: Option<Vec<i64>> = known.values.iter().copied().collect();
+            let output = self.model.node(id).output(0);
+            if let (Some(values), Some(output)) = (whole, output)
+                && !is_graph_output(self.model, output)
+            {
+                let dims = if known.scalar { vec![] } else { vec![values.len()] };
+                self.replace(id, &[Tensor::from_i64(&dims, &values)]);
+                return Ok(true);
+            }
+            if let (Some(output), false) = (output, known.scalar) {
+                self.shapes.insert(output, known.values);
+            }
+        }
+        match self.evaluated(id) {
+            Ok(Some(tensors)) => {
+                self.replace(id, &tensors);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(why) => {
+                self.outcome.skipped(self.model.node_name(id), why);
+                Ok(false)
+            }
+        }
+    }
+
+    fn replace(&mut self, id: NodeId, tensors: &[Tensor]) {
+        let note = format!("{} of constants became a constant", self.model.node(id).op_type());
+        self.outcome.changed(self.model.node_name(id), note);
+        let outputs: Vec<_> = self.model.node(id).outputs().iter().copied().zip(tensors).collect();
+        for (output, tensor) in outputs {
+            if let Some(output) = output {
+                self.model.make_constant(output, tensor.clone());
+            }
+        }
+        self.done.push(id);
+    }
+
+    /// The outputs of a node of constants; `None` if it is none, or one that is not evaluated.
+    fn evaluated(&self, id: NodeId) -> Result<Option<Vec<Tensor>>, &'static str> {
+        let node = self.model.node(id);
+        let mut inputs = Vec::with_capacity(node.inputs().len());
+        for input in node.inputs() {
+            let tensor = input.map(|value| self.model.constant(value).cloned());
+            match tensor {
+                Some(None) => return Ok(None),
+                Some(tensor) => inputs.push(tensor),
+                None => inputs.push(None),
+            }
+        }
+        if !inputs.iter().any(Option::is_some) || !is_evaluated(node.op_type()) {
+            return Ok(None);
+        }
+        if node.outputs().iter().flatten().any(|&v| is_graph_output(self.model, v)) {
+            return Err("its result is constant, but an output of its graph");
+        }
+        let budget = inputs.iter().flatten().map(Tensor::byte_len).sum::<usize>().max(ALWAYS);
+        let Some(elements) = elements(node, &inputs) else {
+            return Err("its inputs are constant, but the size of its result is not known beforehand");
+        };
+        if elements > budget {
+            return Err("its result would take more than its inputs and more than 4 MiB");
+        }
+        let model = &*self.model;
+        let tensors = Exact
+            .evaluate(model, id, &inputs)
+            .or_else(|| self.context.evaluate.evaluate(model, id, &inputs))
+            .ok_or("its inputs are constant, but it could not be evaluated")?;
+        if tensors.len() < node.outputs().len() {
+            return Err("its inputs are constant, but not all of its outputs could be evaluated");
+        }
+        if tensors.iter().map(Tensor::byte_len).sum::<usize>() > budget {
+            return Err("its result would take more than its inputs and more than 4 MiB");
+        }
+        let declared = |(&output, tensor): (&Option<ValueId>, &Tensor)| {
+            output.and_then(|v| model.dtype(v)).is_none_or(|dtype| dtype == tensor.dtype())
+        };
+        if !node.outputs().iter().zip(&tensors).all(declared) {
+            return Err("its result is not of the declared type");
+        }
+        Ok(Some(tensors))
+    }
+
+    /// What is known of the result of shape arithmetic.
+    fn shape_arithmetic(&self, id: NodeId) -> Option<Known> {
+        let node = self.model.node(id);
+        let from = node.input(0)?;
+        let list = |values: Vec<Option<i64>>| Some(Known { values, scalar: false });
+        match node.op_type() {
+            "Shape" => {
+                let dims = self.declared_dims(from)?;
+                let rank = dims.len() as i64;
+                let bound = |name: &str, default: i64| {
+                    let at = node.int(name).unwrap_or(default);
+                    (if at < 0 { at.saturating_add(rank) } else { at }).clamp(0, rank) as usize
+                };
+                let (start, end) = (bound("start", 0), bound("end", rank));
+                list(dims.get(start..end).unwrap_or_default().to_vec())
+            }
+            "Size" => match self.shapes.get(&from) {
+                Some(known) => Some(Known { values: vec![Some(known.len() as i64)], scalar: true }),
+                None => {
+                    let dims: Option<Vec<i64>> = self.declared_dims(from)?.into_iter().collect();
+                    let size = dims?.into_iter().try_fold(1i64, i64::checked_mul)?;
+                    Some(Known { values: vec![Some(size)], scalar: true })
+                }
+            },
+            "Gather" => {
+                let known = self.shapes.get(&from)?;
+                let indices = self.model.constant_input(id, 1)?;
+                let scalar = indices.dims().is_empty();
+                if indices.dims().len() > 1 || !matches!(node.int("axis").unwrap_or(0), 0 | -1) {
+                    return None;
+                }
+                let at = |i: i64| usize::try_from(if i < 0 { i + known.len() as i64 } else { i }).ok();
+                let values =
+                    indices.to_i64()?.into_iter().map(|i| known.get(at(i)?).copied()).collect::<Option<_>>()?;
+                Some(Known { values, scalar })
+            }
+            "Slice" => {
+                let known = self.shapes.get(&from)?;
+                let one = |name: &str, index: usize, default: Option<i64>| match (node.ints(name), node.input(index)) {
+                    (Some(&[value]), None) => Some(value),
+                    (None, Some(_)) => match self.model.constant_input(id, index)?.to_i64()?.as_slice() {
+                        &[value] => Some(value),
+                        _ => None,
+                    },
+                    (None, None) => default,
+                    _ => None,
+                };
+                let rank = known.len() as i64;
+                if !matches!(one("axes", 3, Some(0))?, 0 | -1) || one("steps", 4, Some(1))? != 1 {
+                    return None;
+                }
+                let bound = |at: i64| (if at < 0 { at.saturating_add(rank) } else { at }).clamp(0, rank) as usize;
+                let (start, end) = (bound(one("starts", 1, None)?), bound(one("ends", 2, None)?));
+                list(known.get(start..end).unwrap_or_default().to_vec())
+            }
+            _ => None,
+        }
+    }
+
+    /// Declared dimensions of what is not a constant. A declared zero is unknown: exporters write it for that.
+    fn declared_dims(&self, value: ValueId) -> Option<Vec<Option<i64>>> {
+        let dims = self.model.shape(value)?;
+        let constant = matches!(self.model.value(value).def(), Def::Constant(_));
+        Some(dims.into_iter().map(|d| d.filter(|&n| constant || n > 0).and_then(|n| i64::try_from(n).ok())).collect())
+    }
+}
+
+struct Known {
+    values: Vec<Option<i64>>,
+    scalar: bool,
+}
+
+/// What decides how many elements the result of an operator has.
+#[derive(Clone, Copy)]
+enum Extent {
+    /// As many as the first input, at most.
+    First,
+    /// As many as all inputs together, at most.
+    Total,
+    /// All inputs broadcast against each other.
+    Broadcast,
+    /// Something of its own.
+    Own,
+}
+
+/// The operators that are evaluated.
+#[rustfmt::skip]
+const EVALUATED: &[(Extent, &[&str])] = &[
+    (Extent::First, &[
+        "Abs", "Acos", "Acosh", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu",
+        "Clip", "Cos", "Cosh", "CumSum", "Elu", "Erf", "Exp", "Flatten", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+        "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "LogSoftmax", "Neg", "Not", "Reciprocal", "ReduceL1", "ReduceL2",
+        "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+        "ReduceSumSquare", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Sign",
+        "Sin", "Sinh", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze", "Tan", "Tanh",
+        "Transpose", "Trilu", "Unsqueeze",
+    ]),
+    (Extent::Total, &["Concat"]),
+    (Extent::Broadcast, &[
+        "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+        "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor",
+    ]),
+    (Extent::Own, &["ConstantOfShape", "Expand", "Gather", "MatMul", "Range", "Tile"]),
+];
+
+fn extent(op: &str) -> Option<Extent> {
+    EVALUATED.iter().find(|(_, ops)| ops.contains(&op)).map(|(extent, _)| *extent)
+}
+
+fn is_evaluated(op: &str) -> bool {
+    extent(op).is_some()
+}
+
+/// How many elements the result has at most; `None` if that cannot be told, or overflows.
+fn elements(node: &crate::ir::Node, inputs: &[Option<Tensor>]) -> Option<usize> {
+    let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
+    let product = |dims: &[usize]| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let list = |index: usize| -> Option<Vec<usize>> {
+        input(index)?.to_i64()?.into_iter().map(|d| usize::try_from(d).ok()).collect()
+    };
+    match extent(node.op_type())? {
+        // A reduction of nothing can still have any number of elements.
+        Extent::First => Some(input(0)?.len()).filter(|&n| n > 0),
+        Extent::Total => Some(inputs.iter().flatten().map(Tensor::len).sum()),
+        Extent::Broadcast => {
+            let dims = inputs.iter().flatten().try_fold(vec![], |dims, t| broadcast(&dims, &t.dims()))?;
+            product(&dims)
+        }
+        Extent::Own => match node.op_type() {
+            "ConstantOfShape" => product(&list(0)?),
+            "Expand" => product(&broadcast(&input(0)?.dims(), &list(1)?)?),
+            "Tile" => input(0)?.len().checked_mul(product(&list(1)?)?),
+            "Gather" => {
+                let dims = input(0)?.dims();
+                let axis = node.int("axis").unwrap_or(0);
+                let axis = usize::try_from(if axis < 0 { axis + dims.len() as i64 } else { axis }).ok()?;
+                let row = input(0)?.len().checked_div(*dims.get(axis)?)?;
+                row.checked_mul(input(1)?.len())
+            }
+            "MatMul" => {
+                let (a, b) = (input(0)?.dims(), input(1)?.dims());
+                // The inner dimension is at least one, so this is no less than the result has.
+                let rows = product(&a)?.checked_div(*a.last()?)?;
+                let columns = product(&b)?.checked_div(if b.len() > 1 { b[b.len() - 2] } else { *b.last()? })?;
+                rows.checked_mul(columns)
+            }
+            "Range" => {
+                let number = |index: usize| -> Option<f64> {
+                    let tensor = input(index)?;
+                    let ints = tensor.to_i64().and_then(|v| v.first().map(|&i| i as f64));
+                    ints.or_else(|| tensor.to_f32().and_then(|v| v.first().map(|&f| f.into())))
+                };
+                let count = ((number(1)? - number(0)?) / number(2)?).ceil();
+                (count < 1e15).then_some(count.max(0.0) as usize)
+            }
+            _ => None,
+        },
+    }
+}

@@ -1,1 +1,85 @@
-//! TBD
+//! The passes in the order in which they run, and the one function that runs them.
+
+use std::ops::ControlFlow;
+
+use super::lift_constants::LiftConstants;
+use super::{Context, Outcome, Pass};
+use super::{drop_dead::DropDead, fold_constants::FoldConstants, fuse_batchnorm::FuseBatchnorm};
+use crate::error::{Error, Kind, Result};
+use crate::ir::{Model, verify};
+
+/// Before planning: brings a float model into the form that the planner knows. Outputs stay as they were, but for the
+/// rounding of fused weights.
+pub const PREPARE: &[&dyn Pass] = &[&LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
+
+/// After solving: applies the plan.
+pub const QUANTIZE: &[&dyn Pass] = &[&DropDead];
+
+/// Every pass, each once, in run order.
+#[must_use]
+pub fn all() -> Vec<&'static dyn Pass> {
+    let mut found: Vec<&'static dyn Pass> = Vec::new();
+    for &pass in PREPARE.iter().chain(QUANTIZE) {
+        if found.iter().all(|known| known.name() != pass.name()) {
+            found.push(pass);
+        }
+    }
+    found
+}
+
+/// Runs `passes` in turn, verifies the model after each, and hands it to `after` with the pass's name and outcome;
+/// `after` may stop the run.
+///
+/// # Errors
+/// A pass or `after` fails, or a pass leaves an invalid model ([`Kind::Internal`]). The pass is named.
+pub fn run(
+    model: &mut Model,
+    passes: &[&dyn Pass],
+    context: &Context<'_>,
+    after: &mut dyn FnMut(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    for pass in passes {
+        let name = pass.name();
+        let outcome = pass.run(model, context).map_err(|e| e.in_pass(name))?;
+        verify::verify(model).map_err(|e| {
+            Error::new(Kind::Internal, format!("the pass left an invalid model: {}", e.message())).in_pass(name)
+        })?;
+        if after(model, name, &outcome).map_err(|e| e.in_pass(name))?.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a comma-separated list of pass names; blanks around names are ignored, and an empty list is no pass.
+///
+/// # Errors
+/// [`Kind::Usage`] for a name that is no pass, with the nearest that is.
+pub fn parse_pipeline(text: &str) -> Result<Vec<&'static dyn Pass>> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = all();
+    text.split(',').map(str::trim).map(|name| find(&known, name)).collect()
+}
+
+fn find(known: &[&'static dyn Pass], name: &str) -> Result<&'static dyn Pass> {
+    if let Some(&pass) = known.iter().find(|pass| pass.name() == name) {
+        return Ok(pass);
+    }
+    let names: Vec<&str> = known.iter().map(|pass| pass.name()).collect();
+    let error = Error::new(Kind::Usage, format!("there is no pass \"{name}\""));
+    let nearest = names.iter().map(|n| (strsim::damerau_levenshtein(name, n), n)).min();
+    Err(match nearest {
+        Some((distance, nearest)) if distance <= nearest.len() / 2 => {
+            error.with_hint(format!("did you mean \"{nearest}\"?"))
+        }
+        _ => error.with_hint(format!("the passes are {}", names.join(", "))),
+    })
+}
+
+/// The list that [`parse_pipeline`] reads back as `passes`.
+#[must_use]
+pub fn print_pipeline(passes: &[&dyn Pass]) -> String {
+    passes.iter().map(|pass| pass.name()).collect::<Vec<_>>().join(",")
+}

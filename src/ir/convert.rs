@@ -1,11 +1,13 @@
 //! `ModelProto` to [`Model`] and back: the two directions mirror each other, and whatever is not modelled is carried.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::mem::take;
 
 use bytes::Bytes;
 
-use super::{Attr, Def, Function, Graph, GraphId, Model, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId};
+use super::{
+    Attr, Def, Function, Graph, GraphId, Model, Names, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId,
+};
 use crate::error::{Error, Result};
 use crate::onnx::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
@@ -32,7 +34,7 @@ impl Model {
             graphs: Vec::new(),
             nodes: Vec::new(),
             values: Vec::new(),
-            names: HashSet::new(),
+            names: Names::default(),
             path: None,
         };
         let mut reader = Reader { model, external, scopes: Vec::new() };

@@ -1,6 +1,8 @@
 //! The edits of topology. Nothing else changes inputs, outputs or users, so they cannot disagree.
 
-use super::{Attr, Def, Graph, GraphId, Model, Node, NodeId, Port, Tensor, User, Value, ValueId};
+use std::collections::HashMap;
+
+use super::{Attr, Def, Function, Graph, GraphId, Model, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId};
 use crate::onnx::{AttributeProto, NodeProto, TypeProto, ValueInfoProto};
 
 /// A node to be inserted.
@@ -353,6 +355,93 @@ impl Model {
         after.sort_unstable();
         assert_eq!(before, after);
         self.graphs[graph.0 as usize].nodes = order;
+    }
+
+    /// Moves the nodes and initializers of a body without inputs right before the node that owns it, and points the uses
+    /// of that node's outputs at the body's outputs. The node itself stays, unused, with an empty body.
+    ///
+    /// Names that are borne elsewhere too are made unique. A graph output among the uses takes its name from the body.
+    ///
+    /// # Panics
+    /// If `body` is not a body of `node`, has inputs or sparse initializers, or has fewer outputs than the node.
+    pub fn inline_body(&mut self, node: NodeId, body: GraphId) {
+        let parent = self.node(node).graph.expect("the node is in a graph");
+        assert_eq!(self.graph(body).owner, Owner::Node(node));
+        assert!(self.graph(body).inputs.is_empty() && self.graph(body).rest.sparse_initializer.is_empty());
+        let at = self.position(parent, node);
+        let slot = &mut self.graphs[body.0 as usize];
+        let outputs = std::mem::take(&mut slot.outputs);
+        let nodes = std::mem::take(&mut slot.nodes);
+        let initializers = std::mem::take(&mut slot.initializers);
+        let infos = std::mem::take(&mut slot.infos);
+        let mut annotations = std::mem::take(&mut slot.rest.quantization_annotation);
+        for (index, port) in outputs.iter().enumerate() {
+            if let Some(value) = port.value {
+                self.drop_user(value, User::Output { graph: body, index });
+            }
+        }
+        let mut moved = initializers.clone();
+        for &id in &nodes {
+            self.nodes[id.0 as usize].graph = Some(parent);
+            moved.extend(self.node(id).outputs.iter().flatten());
+        }
+        let mut renamed = HashMap::new();
+        for value in moved {
+            let old = self.value(value).name.clone();
+            if self.names.count(&old) > 1 {
+                self.rename(value, &old);
+                renamed.insert(old, self.value(value).name.clone());
+            }
+        }
+        for annotation in &mut annotations {
+            let parameters = annotation.quant_parameter_tensor_names.iter_mut().filter_map(|p| p.value.as_mut());
+            for name in annotation.tensor_name.iter_mut().chain(parameters) {
+                if let Some(new) = renamed.get(name.as_str()) {
+                    name.clone_from(new);
+                }
+            }
+        }
+        let slot = &mut self.graphs[parent.0 as usize];
+        slot.nodes.splice(at..at, nodes);
+        slot.initializers.extend(initializers);
+        slot.infos.extend(infos);
+        slot.rest.quantization_annotation.extend(annotations);
+        let results = self.node(node).outputs.clone();
+        for (result, port) in results.into_iter().zip(outputs) {
+            if let (Some(from), Some(to)) = (result, port.value) {
+                self.replace_uses(from, to, |_| true);
+            }
+        }
+    }
+
+    /// Drops functions that `keep` refuses, with everything in them.
+    pub fn retain_functions(&mut self, keep: impl Fn(&Function) -> bool) {
+        for function in std::mem::take(&mut self.functions) {
+            if keep(&function) {
+                self.graphs[function.graph.0 as usize].owner = Owner::Function(self.functions.len());
+                self.functions.push(function);
+            } else {
+                self.clear(function.graph);
+            }
+        }
+    }
+
+    /// Drops imports of operator sets whose domain `keep` refuses.
+    pub fn retain_domains(&mut self, keep: impl Fn(&str) -> bool) {
+        self.rest.opset_import.retain(|o| keep(super::canonical_domain(o.domain.as_deref().unwrap_or(""))));
+    }
+
+    /// Drops declarations in `value_info` that `keep` refuses; it is given the value, `None` where the name is nobody's.
+    pub fn retain_infos(&mut self, graph: GraphId, mut keep: impl FnMut(&Self, Option<ValueId>) -> bool) {
+        let mut infos = std::mem::take(&mut self.graphs[graph.0 as usize].infos);
+        infos.retain(|port| keep(self, port.value));
+        self.graphs[graph.0 as usize].infos = infos;
+    }
+
+    /// Drops quantization annotations of tensors whose name `keep` refuses.
+    pub fn retain_annotations(&mut self, graph: GraphId, keep: impl Fn(&str) -> bool) {
+        let annotations = &mut self.graphs[graph.0 as usize].rest.quantization_annotation;
+        annotations.retain(|a| keep(a.tensor_name.as_deref().unwrap_or("")));
     }
 
     fn new_value(&mut self, name: &str, def: Def) -> ValueId {

@@ -19,7 +19,7 @@ pub mod text;
 pub mod verify;
 pub mod walk;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -28,8 +28,8 @@ pub use edit::{NewNode, Place};
 pub use tensor::{Tensor, element_count};
 
 use crate::onnx::{
-    AttributeProto, DataType, FunctionProto, GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_type, tensor_shape_proto, type_proto,
+    AttributeProto, DataType, FunctionProto, GraphProto, ModelProto, NodeProto, TensorAnnotation, TensorShapeProto,
+    TypeProto, ValueInfoProto, attribute_type, tensor_shape_proto, type_proto,
 };
 
 /// A graph of the model: the main one, the body of a node's attribute, or the body of a function.
@@ -53,8 +53,35 @@ pub struct Model {
     pub(crate) graphs: Vec<Graph>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<Value>,
-    pub(crate) names: HashSet<String>,
+    pub(crate) names: Names,
     pub(crate) path: Option<PathBuf>,
+}
+
+/// How many live tensors bear each name: bodies beside each other may use the same ones.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names(HashMap<String, usize>);
+
+impl Names {
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn count(&self, name: &str) -> usize {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn insert(&mut self, name: String) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) {
+        if let Some(count) = self.0.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(name);
+            }
+        }
+    }
 }
 
 /// A model-local function: a graph without captures.
@@ -253,11 +280,8 @@ impl Model {
     /// Imports `domain` at `version`, or changes the version it is imported at.
     pub fn set_domain_version(&mut self, domain: &str, version: i64) {
         let wanted = canonical_domain(domain);
-        let found = self
-            .rest
-            .opset_import
-            .iter_mut()
-            .find(|o| canonical_domain(o.domain.as_deref().unwrap_or("")) == wanted);
+        let found =
+            self.rest.opset_import.iter_mut().find(|o| canonical_domain(o.domain.as_deref().unwrap_or("")) == wanted);
         match found {
             Some(import) => import.version = Some(version),
             None => self
@@ -278,10 +302,8 @@ impl Model {
         let props = &mut self.rest.metadata_props;
         match props.iter_mut().find(|p| p.key.as_deref() == Some(key)) {
             Some(entry) => entry.value = Some(value.to_owned()),
-            None => props.push(crate::onnx::StringStringEntryProto {
-                key: Some(key.to_owned()),
-                value: Some(value.to_owned()),
-            }),
+            None => props
+                .push(crate::onnx::StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.to_owned()) }),
         }
     }
 
@@ -360,6 +382,16 @@ impl Model {
     }
 }
 
+impl Function {
+    /// What a node of this domain, operator and overload calls.
+    #[must_use]
+    pub fn key(&self) -> (&str, &str, &str) {
+        let FunctionProto { domain, name, overload, .. } = &self.rest;
+        let [domain, name, overload] = [domain, name, overload].map(|field| field.as_deref().unwrap_or(""));
+        (canonical_domain(domain), name, overload)
+    }
+}
+
 impl Graph {
     /// Where this graph hangs.
     #[must_use]
@@ -387,6 +419,23 @@ impl Graph {
     /// Outputs.
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = ValueId> + '_ {
         self.outputs.iter().map(|p| p.value.expect("outputs were resolved"))
+    }
+
+    /// Quantization parameters attached to tensors by name.
+    #[must_use]
+    pub fn annotations(&self) -> &[TensorAnnotation] {
+        &self.rest.quantization_annotation
+    }
+
+    /// Values declared in `value_info`; `None` where an entry names nothing.
+    pub fn infos(&self) -> impl ExactSizeIterator<Item = Option<ValueId>> + '_ {
+        self.infos.iter().map(|p| p.value)
+    }
+
+    /// Whether it has sparse initializers.
+    #[must_use]
+    pub fn has_sparse(&self) -> bool {
+        !self.rest.sparse_initializer.is_empty()
     }
 
     /// Initializers, those that are defaults of inputs included.
@@ -419,6 +468,12 @@ impl Node {
     #[must_use]
     pub fn domain(&self) -> &str {
         canonical_domain(self.rest.domain.as_deref().unwrap_or(""))
+    }
+
+    /// Which of several functions of the same domain and name it calls; mostly empty.
+    #[must_use]
+    pub fn overload(&self) -> &str {
+        self.rest.overload.as_deref().unwrap_or("")
     }
 
     /// Whether it is `op` of the default domain.
@@ -513,8 +568,7 @@ impl Attr {
     }
 
     fn with(name: &str, kind: i32, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
-        let mut proto =
-            AttributeProto { name: Some(name.to_owned()), r#type: Some(kind), ..AttributeProto::default() };
+        let mut proto = AttributeProto { name: Some(name.to_owned()), r#type: Some(kind), ..AttributeProto::default() };
         fill(&mut proto);
         proto
     }
