@@ -1,1 +1,0 @@
-//! ONNX's textual syntax: printed and parsed.
