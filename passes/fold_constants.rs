@@ -143,7 +143,7 @@ impl Fold<'_> {
                 && !is_graph_output(self.model, output)
             {
                 let dims = if known.scalar { vec![] } else { vec![values.len()] };
-                self.replace(id, &[Tensor::from_i64(&dims, &values)]);
+                self.replace(id, &[Tensor::from_i64(&dims, &values)], "a known shape");
                 return Ok(true);
             }
             if let (Some(output), false) = (output, known.scalar) {
@@ -152,7 +152,7 @@ impl Fold<'_> {
         }
         match self.evaluated(id) {
             Ok(Some(tensors)) => {
-                self.replace(id, &tensors);
+                self.replace(id, &tensors, "constants");
                 Ok(true)
             }
             Ok(None) => Ok(false),
@@ -163,8 +163,8 @@ impl Fold<'_> {
         }
     }
 
-    fn replace(&mut self, id: NodeId, tensors: &[Tensor]) {
-        let note = format!("{} of constants became a constant", self.model.node(id).op_type());
+    fn replace(&mut self, id: NodeId, tensors: &[Tensor], of: &str) {
+        let note = format!("{} of {of} became a constant", self.model.node(id).op_type());
         self.outcome.changed(self.model.node_name(id), note);
         let outputs: Vec<_> = self.model.node(id).outputs().iter().copied().zip(tensors).collect();
         for (output, tensor) in outputs {

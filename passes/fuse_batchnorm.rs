@@ -108,7 +108,7 @@ fn batch_normalization(model: &Model, id: NodeId) -> Result<Fusion, String> {
         let result = node.output(0).map_or(&[][..], |v| model.value(v).users());
         let feeds_conv = |user: &User| matches!(*user, User::Node { node, .. } if model.node(node).is("Conv"));
         if !result.is_empty() && result.iter().all(feeds_conv) {
-            format!("{why}; and the Conv after it pads its result")
+            format!("{why}; moving it into the Conv after it would change what that pads with")
         } else {
             why
         }

@@ -72,3 +72,133 @@ fn fixtures_give_their_snapshots_and_a_second_run_changes_nothing() {
         assert_eq!(before, print_with(&model, &PrintOptions::portable()), "{}", path.display());
     });
 }
+
+const PREPARED: &str = "lift-constants,fold-constants,fuse-batchnorm,drop-dead";
+
+#[test]
+fn pipelines_are_read_and_printed_alike() {
+    for list in ["", "drop-dead", PREPARED, "drop-dead,lift-constants,drop-dead"] {
+        assert_eq!(print_pipeline(&parse_pipeline(list).unwrap()), list);
+    }
+    assert_eq!(print_pipeline(&parse_pipeline(" drop-dead ,  fold-constants").unwrap()), "drop-dead,fold-constants");
+    assert_eq!(print_pipeline(pipeline::PREPARE), PREPARED);
+}
+
+#[test]
+fn a_name_that_is_no_pass_gets_the_nearest_that_is() {
+    let check = |list: &str, message: &str, hint: &str| {
+        let error = parse_pipeline(list).err().unwrap();
+        assert_eq!(error.kind(), Kind::Usage);
+        assert_eq!(error.message(), message);
+        assert!(error.hint().unwrap().starts_with(hint), "{error}");
+    };
+    check("fold-constant", "there is no pass \"fold-constant\"", "did you mean \"fold-constants\"?");
+    check("drop-dead,fuse_batchnorm", "there is no pass \"fuse_batchnorm\"", "did you mean \"fuse-batchnorm\"?");
+    check("drop-dead,", "there is no pass \"\"", "the passes are lift-constants, ");
+    check("quantize", "there is no pass \"quantize\"", "the passes are lift-constants, ");
+}
+
+/// A pass made of a function.
+struct Act(fn(&mut Model) -> Result<()>);
+
+impl Pass for Act {
+    fn name(&self) -> &'static str {
+        "act"
+    }
+
+    fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
+        (self.0)(model).map(|()| Outcome::default())
+    }
+}
+
+const CHAIN: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+chain (float[2] x) => (float[2] y) {
+  a = Relu (x)
+  b = Neg (a)
+  y = Abs (b)
+}"#;
+
+#[test]
+fn errors_name_the_pass() {
+    let check = |act: fn(&mut Model) -> Result<()>, kind: Kind, message: &str| {
+        let mut after = 0;
+        let mut model = parse(CHAIN).unwrap();
+        let context = Context { evaluate: &NoRuntime };
+        let error = pipeline::run(&mut model, &[&Act(|_| Ok(())), &Act(act)], &context, &mut |_, _, _| {
+            after += 1;
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap_err();
+        assert_eq!((error.kind(), error.at().pass.as_deref(), after), (kind, Some("act"), 1));
+        assert!(error.message().contains(message), "{error}");
+    };
+    check(|_| Err(Error::model("no weight")), Kind::Model, "no weight");
+    let backwards = |model: &mut Model| {
+        let order = model.graph(model.main()).nodes().iter().rev().copied().collect();
+        model.reorder(model.main(), order);
+        Ok(())
+    };
+    check(backwards, Kind::Internal, "comes before a producer of its inputs");
+}
+
+#[test]
+fn a_run_stops_when_it_is_told_to() {
+    let mut seen = Vec::new();
+    let mut model = parse(CHAIN).unwrap();
+    pipeline::run(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime }, &mut |_, name, _| {
+        seen.push(name.to_owned());
+        Ok(if name == "fold-constants" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })
+    .unwrap();
+    assert_eq!(seen, ["lift-constants", "fold-constants"]);
+}
+
+/// A runtime that answers everything with the same tensors.
+struct Answer(Vec<Tensor>);
+
+impl Evaluate for Answer {
+    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn results_of_a_runtime_are_checked() {
+    let check = |answer: Vec<Tensor>, said: &str| {
+        let text = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] e> {
+  e = Exp (w)
+  y = Add (x, e)
+}"#;
+        let mut model = parse(text).unwrap();
+        let outcome = run(&mut model, &parse_pipeline("fold-constants").unwrap(), &Answer(answer)).remove(0).1;
+        let notes: Vec<_> = outcome.changes.iter().chain(&outcome.skips).map(|n| n.text.as_str()).collect();
+        assert_eq!(notes, [said]);
+        assert_eq!(outcome.changes.len(), 2 - model.graph(model.main()).nodes().len());
+    };
+    check(vec![Tensor::from_f32(&[2], &[2.5, 7.5])], "Exp of constants became a constant");
+    check(vec![Tensor::from_i64(&[2], &[2, 7])], "its result is not of the declared type");
+    check(vec![], "its inputs are constant, but not all of its outputs could be evaluated");
+    let large = Tensor::new(DataType::Float, &[2 << 20], vec![0; 8 << 20]);
+    check(vec![large], "its result would take more than its inputs and more than 4 MiB");
+}
+
+/// 6000 nodes: convolutions, each with its parameters in `Constant` nodes and a `BatchNormalization`.
+#[test]
+fn thousands_of_nodes_take_no_time() {
+    let mut text = String::from("<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1,2,4] x0) => (float[1,2,4] x1000) {\n");
+    for i in 0..1000 {
+        let (next, list) = (i + 1, "{1, 2}");
+        writeln!(text, "w{i} = Constant <value = float[2,2,1] {{0, 1, 1, 0}}> ()").unwrap();
+        for parameter in ["s", "b", "m", "v"] {
+            writeln!(text, "{parameter}{i} = Constant <value = float[2] {list}> ()").unwrap();
+        }
+        writeln!(text, "c{i} = Conv (x{i}, w{i})").unwrap();
+        writeln!(text, "x{next} = BatchNormalization (c{i}, s{i}, b{i}, m{i}, v{i})").unwrap();
+    }
+    let mut model = parse(&(text + "}")).unwrap();
+    let start = std::time::Instant::now();
+    run(&mut model, pipeline::PREPARE, &NoRuntime);
+    assert_eq!(model.graph(model.main()).nodes().len(), 1000);
+    assert!(start.elapsed().as_secs_f32() < 5.0, "{:?}", start.elapsed());
+}
