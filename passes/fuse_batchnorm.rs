@@ -206,7 +206,7 @@ fn layout(model: &Model, node: NodeId, op: &str, weight: &Tensor) -> Option<Layo
         "Conv" => Some(Layout { channels: dims[0], rank, stride: size / dims[0], columns: dims[0], block: size }),
         "ConvTranspose" => {
             let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&g| g > 0)?;
-            if dims[0] % groups != 0 {
+            if !dims[0].is_multiple_of(groups) {
                 return None;
             }
             let stride = size / dims[0] / dims[1];
@@ -237,7 +237,7 @@ impl Fusion {
         let bias: Vec<f64> = terms.map(|((c, a), b)| f64::from(beta) * c * a + b).collect();
         let dtype = weight.dtype();
         let range = || format!("the fused weight of {name} would not be finite in {dtype}");
-        let weight = if factors.iter().all(|&a| a == 1.0) {
+        let weight = if factors.iter().all(|a| a.to_bits() == 1f64.to_bits()) {
             None
         } else {
             let values = numbers(weight).ok_or_else(range)?;

@@ -8,10 +8,11 @@ use std::ops::ControlFlow;
 
 use amax::error::{Error, Kind, Result};
 use amax::ir::text::{PrintOptions, parse, print_with};
-use amax::ir::{Model, NodeId, Tensor};
-use amax::onnx::DataType;
+use amax::ir::{Model, NodeId, Tensor, file};
+use amax::onnx::{DataType, ModelProto, StringStringEntryProto, TensorAnnotation};
 use amax::passes::pipeline::{self, parse_pipeline, print_pipeline};
 use amax::passes::{Context, Evaluate, Outcome, Pass};
+use prost::Message;
 
 /// A runtime that can run nothing.
 struct NoRuntime;
@@ -37,9 +38,9 @@ fn run(model: &mut Model, passes: &[&dyn Pass], evaluate: &dyn Evaluate) -> Vec<
 fn report(said: &[(String, Outcome)], model: &Model) -> String {
     let mut text = String::new();
     for (name, Outcome { changes, skips }) in said {
-        writeln!(text, "{name}").unwrap();
-        changes.iter().for_each(|n| writeln!(text, "  + {}: {}", n.at, n.text).unwrap());
-        skips.iter().for_each(|n| writeln!(text, "  - {}: {}", n.at, n.text).unwrap());
+        text.extend([name.as_str(), "\n"]);
+        text.extend(changes.iter().map(|n| format!("  + {}: {}\n", n.at, n.text)));
+        text.extend(skips.iter().map(|n| format!("  - {}: {}\n", n.at, n.text)));
     }
     text + "\n" + &print_with(model, &PrintOptions::portable())
 }
@@ -183,10 +184,42 @@ g (float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] e> {
     check(vec![large], "its result would take more than its inputs and more than 4 MiB");
 }
 
+#[test]
+fn annotations_go_with_their_tensors_and_keep_their_parameters() {
+    let text = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2] x) => (float[2] y) <float kept_scale = {0.5}, float gone_scale = {0.25}> {
+  a = Relu (x)
+  dead = Neg (x)
+  y = Abs (a)
+}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    file::save(&parse(text).unwrap(), &path).unwrap();
+    let mut proto = ModelProto::decode(std::fs::read(&path).unwrap().as_slice()).unwrap();
+    let annotation = |tensor: &str, scale: &str| TensorAnnotation {
+        tensor_name: Some(tensor.to_owned()),
+        quant_parameter_tensor_names: vec![StringStringEntryProto {
+            key: Some("SCALE_TENSOR".to_owned()),
+            value: Some(scale.to_owned()),
+        }],
+    };
+    let graph = proto.graph.as_mut().unwrap();
+    graph.quantization_annotation = vec![annotation("a", "kept_scale"), annotation("dead", "gone_scale")];
+    std::fs::write(&path, proto.encode_to_vec()).unwrap();
+
+    let mut model = file::load(&path).unwrap();
+    run(&mut model, &parse_pipeline("drop-dead").unwrap(), &NoRuntime);
+    let graph = model.graph(model.main());
+    assert_eq!(graph.annotations(), [annotation("a", "kept_scale")]);
+    let names: Vec<_> = graph.initializers().iter().map(|&v| model.value(v).name()).collect();
+    assert_eq!(names, ["kept_scale"]);
+}
+
 /// 6000 nodes: convolutions, each with its parameters in `Constant` nodes and a `BatchNormalization`.
 #[test]
 fn thousands_of_nodes_take_no_time() {
-    let mut text = String::from("<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1,2,4] x0) => (float[1,2,4] x1000) {\n");
+    let mut text =
+        String::from("<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1,2,4] x0) => (float[1,2,4] x1000) {\n");
     for i in 0..1000 {
         let (next, list) = (i + 1, "{1, 2}");
         writeln!(text, "w{i} = Constant <value = float[2,2,1] {{0, 1, 1, 0}}> ()").unwrap();

@@ -22,8 +22,8 @@ TYPES = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
-# An operator set that onnxruntime no longer takes, 4 GB, and a division by zero.
-NOT_RUN = {"lift_old_ir", "fold_refuses_growth", "fold_refuses_undefined"}
+# An operator set that onnxruntime no longer takes, 4 GB, an int4 Reshape, and a division by zero.
+NOT_RUN = {"lift_old_ir", "fold_refuses_growth", "fold_small_types", "fold_refuses_undefined"}
 
 
 def session(model):
@@ -68,10 +68,12 @@ def check(fixture):
                 assert np.array_equal(x, y), (fixture.name, x, y)
                 continue
             assert np.array_equal(np.isfinite(x), np.isfinite(y)), (fixture.name, x, y)
-            scale = max(1e-6, np.max(np.abs(x[np.isfinite(x)]), initial=0))
-            error = np.max(np.abs(x - y)[np.isfinite(x)], initial=0) / scale
+            half = x.dtype == np.float16
+            finite = np.isfinite(x)
+            x, y = x[finite].astype(np.float64), y[finite].astype(np.float64)
+            error = np.max(np.abs(x - y), initial=0) / max(1e-6, np.max(np.abs(x), initial=0))
             worst = max(worst, float(error))
-            assert error <= (2e-3 if x.dtype == np.float16 else 1e-5), (fixture.name, error)
+            assert error <= (2e-3 if half else 1e-5), (fixture.name, error)
     return f"largest relative difference {worst:.1e}"
 
 
