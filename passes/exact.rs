@@ -13,7 +13,9 @@ use crate::onnx::DataType;
 /// No runtime takes tensors of more dimensions.
 const MAX_RANK: usize = 64;
 
-/// See the [module](self).
+/// See the [module](self). Serves as [`Context::evaluate`](super::Context::evaluate) where there is no runtime.
+///
+/// The caller bounds the size of the result.
 pub struct Exact;
 
 impl Evaluate for Exact {

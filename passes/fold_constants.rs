@@ -37,7 +37,7 @@ impl Pass for FoldConstants {
         fold.graph(main)?;
         let Fold { mut outcome, done, .. } = fold;
         model.remove(&done);
-        if !done.is_empty() {
+        if !outcome.changes.is_empty() {
             allow_plain_initializers(model, &mut outcome);
         }
         Ok(outcome)

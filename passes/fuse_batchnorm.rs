@@ -157,6 +157,7 @@ fn arithmetic(model: &Model, id: NodeId) -> Option<Fusion> {
 /// The node that computes input `input` of node `id`, if weight and bias can be changed for it.
 fn producer(model: &Model, id: NodeId, input: usize) -> Result<Producer, String> {
     let data = model.node(id).input(input).ok_or("it has no input")?;
+    model.node(id).output(0).ok_or("it has no output")?;
     let Some(node) = model.producer(data) else {
         return Err("its input is not computed by a Conv, ConvTranspose or Gemm".into());
     };
