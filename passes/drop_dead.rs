@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use super::lift_constants::is_graph_output;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::{Def, GraphId, Model, NodeId, User, ValueId};
+use crate::ir::{Def, GraphId, Model, NodeId, Tensor, User, ValueId};
 
 /// See the [module](self).
 pub struct DropDead;
@@ -92,7 +92,7 @@ fn copies(model: &Model, id: NodeId) -> Result<bool, &'static str> {
     }
     match node.input(2) {
         None => Ok(true),
-        Some(training) => match model.constant(training).and_then(|t| t.to_i64()).as_deref() {
+        Some(training) => match model.constant(training).and_then(Tensor::to_i64).as_deref() {
             Some([0]) => Ok(true),
             Some(_) => Err("this Dropout is in training mode"),
             None => Err("whether this Dropout is in training mode is decided at run time"),

@@ -13,7 +13,9 @@ use crate::onnx::DataType;
 /// No runtime takes tensors of more dimensions.
 const MAX_RANK: usize = 64;
 
-/// See the [module](self).
+/// See the [module](self). Serves as [`Context::evaluate`](super::Context::evaluate) where there is no runtime.
+///
+/// The caller bounds the size of the result.
 pub struct Exact;
 
 impl Evaluate for Exact {
@@ -26,6 +28,9 @@ impl Evaluate for Exact {
         Some(vec![call.result()?])
     }
 }
+
+/// A list that is given twice, or not in integers.
+struct Unreadable;
 
 struct Call<'a> {
     node: &'a Node,
@@ -62,13 +67,13 @@ impl Call<'_> {
         self.inputs.get(index)?.as_ref()
     }
 
-    /// A list of integers that was an attribute before it became an input.
-    fn ints(&self, name: &str, index: usize) -> Option<Option<Vec<i64>>> {
+    /// A list of integers that was an attribute before it became an input; `Ok(None)` if it is left out.
+    fn ints(&self, name: &str, index: usize) -> Result<Option<Vec<i64>>, Unreadable> {
         match (self.node.ints(name), self.input(index)) {
-            (Some(values), None) => Some(Some(values.to_vec())),
-            (None, Some(tensor)) => Some(Some(tensor.to_i64()?)),
-            (None, None) => Some(None),
-            (Some(_), Some(_)) => None,
+            (Some(values), None) => Ok(Some(values.to_vec())),
+            (None, Some(tensor)) => tensor.to_i64().map(Some).ok_or(Unreadable),
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => Err(Unreadable),
         }
     }
 
@@ -102,7 +107,7 @@ impl Call<'_> {
     fn squeeze(&self) -> Option<Tensor> {
         let data = self.input(0)?;
         let dims = data.dims();
-        let shape: Vec<usize> = match self.ints("axes", 1)? {
+        let shape: Vec<usize> = match self.ints("axes", 1).ok()? {
             None => dims.iter().copied().filter(|&d| d != 1).collect(),
             Some(axes) => {
                 let axes = axes.into_iter().map(|a| axis(a, dims.len())).collect::<Option<Vec<_>>>()?;
@@ -117,7 +122,7 @@ impl Call<'_> {
 
     fn unsqueeze(&self) -> Option<Tensor> {
         let data = self.input(0)?;
-        let axes = self.ints("axes", 1)??;
+        let axes = self.ints("axes", 1).ok()??;
         let rank = data.dims().len() + axes.len();
         if rank > MAX_RANK {
             return None;
@@ -183,9 +188,9 @@ impl Call<'_> {
     fn slice(&self) -> Option<Tensor> {
         let data = self.input(0)?;
         let dims = data.dims();
-        let starts = self.ints("starts", 1)??;
-        let ends = self.ints("ends", 2)??;
-        let axes = self.ints("axes", 3)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let starts = self.ints("starts", 1).ok()??;
+        let ends = self.ints("ends", 2).ok()??;
+        let axes = self.ints("axes", 3).ok()?.unwrap_or_else(|| (0..starts.len() as i64).collect());
         let steps = self.input(4).map_or_else(|| Some(vec![1; starts.len()]), Tensor::to_i64)?;
         if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
             return None;
@@ -283,22 +288,21 @@ impl Call<'_> {
             _ => x.checked_div(y),
         };
         let pairs = Pairs::new(&a.dims(), &b.dims())?;
-        let mut data = Vec::new();
-        match a.dtype() {
+        let data = match a.dtype() {
             DataType::Float => {
                 let (x, y) = (a.to_f32()?, b.to_f32()?);
-                pairs.each(|i, j| Some(data.extend(float(x[i], y[j]).to_le_bytes())))?;
+                pairs.bytes(|i, j| Some(float(x[i], y[j]).to_le_bytes()))?
             }
             DataType::Int64 => {
                 let (x, y) = (a.to_i64()?, b.to_i64()?);
-                pairs.each(|i, j| Some(data.extend(integer(x[i], y[j])?.to_le_bytes())))?;
+                pairs.bytes(|i, j| Some(integer(x[i], y[j])?.to_le_bytes()))?
             }
             DataType::Int32 => {
                 let (x, y) = (a.to_i64()?, b.to_i64()?);
-                pairs.each(|i, j| Some(data.extend(i32::try_from(integer(x[i], y[j])?).ok()?.to_le_bytes())))?;
+                pairs.bytes(|i, j| Some(i32::try_from(integer(x[i], y[j])?).ok()?.to_le_bytes()))?
             }
             _ => return None,
-        }
+        };
         tensor(a.dtype(), &pairs.dims, data)
     }
 
@@ -309,8 +313,7 @@ impl Call<'_> {
         }
         let pairs = Pairs::new(&a.dims(), &b.dims())?;
         let (x, y) = (a.to_i64()?, b.to_i64()?);
-        let mut data = Vec::new();
-        pairs.each(|i, j| Some(data.push(u8::from(x[i] == y[j]))))?;
+        let data = pairs.bytes(|i, j| Some([u8::from(x[i] == y[j])]))?;
         tensor(DataType::Bool, &pairs.dims, data)
     }
 }
@@ -352,15 +355,20 @@ impl Pairs {
         Some(Self { dims, steps })
     }
 
-    /// Calls `f` for each pair in row-major order, until it gives `None`.
-    fn each(&self, mut f: impl FnMut(usize, usize) -> Option<()>) -> Option<()> {
-        self.along(0, 0, 0, &mut f)
+    /// What `element` makes of each pair, in row-major order; `None` if one is `None`.
+    fn bytes<const N: usize>(&self, mut element: impl FnMut(usize, usize) -> Option<[u8; N]>) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        self.along(0, (0, 0), &mut |i, j| {
+            out.extend(element(i, j)?);
+            Some(())
+        })?;
+        Some(out)
     }
 
-    fn along(&self, axis: usize, i: usize, j: usize, f: &mut impl FnMut(usize, usize) -> Option<()>) -> Option<()> {
-        let Some(&dim) = self.dims.get(axis) else { return f(i, j) };
-        let (x, y) = self.steps[axis];
-        (0..dim).try_for_each(|n| self.along(axis + 1, i + n * x, j + n * y, f))
+    fn along(&self, axis: usize, at: (usize, usize), f: &mut impl FnMut(usize, usize) -> Option<()>) -> Option<()> {
+        let Some(&dim) = self.dims.get(axis) else { return f(at.0, at.1) };
+        let step = self.steps[axis];
+        (0..dim).try_for_each(|n| self.along(axis + 1, (at.0 + n * step.0, at.1 + n * step.1), f))
     }
 }
 

@@ -18,7 +18,7 @@ use super::exact::{Exact, broadcast};
 use super::lift_constants::{allow_plain_initializers, is_graph_output, lift};
 use super::{Context, Evaluate, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
+use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 
 /// Bytes a result may take even if the constants it is made from take less.
 const ALWAYS: usize = 4 << 20;
@@ -37,7 +37,7 @@ impl Pass for FoldConstants {
         fold.graph(main)?;
         let Fold { mut outcome, done, .. } = fold;
         model.remove(&done);
-        if !done.is_empty() {
+        if !outcome.changes.is_empty() {
             allow_plain_initializers(model, &mut outcome);
         }
         Ok(outcome)
@@ -143,7 +143,7 @@ impl Fold<'_> {
                 && !is_graph_output(self.model, output)
             {
                 let dims = if known.scalar { vec![] } else { vec![values.len()] };
-                self.replace(id, &[Tensor::from_i64(&dims, &values)]);
+                self.replace(id, &[Tensor::from_i64(&dims, &values)], "a known shape");
                 return Ok(true);
             }
             if let (Some(output), false) = (output, known.scalar) {
@@ -152,7 +152,7 @@ impl Fold<'_> {
         }
         match self.evaluated(id) {
             Ok(Some(tensors)) => {
-                self.replace(id, &tensors);
+                self.replace(id, &tensors, "constants");
                 Ok(true)
             }
             Ok(None) => Ok(false),
@@ -163,8 +163,8 @@ impl Fold<'_> {
         }
     }
 
-    fn replace(&mut self, id: NodeId, tensors: &[Tensor]) {
-        let note = format!("{} of constants became a constant", self.model.node(id).op_type());
+    fn replace(&mut self, id: NodeId, tensors: &[Tensor], of: &str) {
+        let note = format!("{} of {of} became a constant", self.model.node(id).op_type());
         self.outcome.changed(self.model.node_name(id), note);
         let outputs: Vec<_> = self.model.node(id).outputs().iter().copied().zip(tensors).collect();
         for (output, tensor) in outputs {
@@ -236,14 +236,15 @@ impl Fold<'_> {
                 let (start, end) = (bound("start", 0), bound("end", rank));
                 list(dims.get(start..end).unwrap_or_default().to_vec())
             }
-            "Size" => match self.shapes.get(&from) {
-                Some(known) => Some(Known { values: vec![Some(known.len() as i64)], scalar: true }),
-                None => {
+            "Size" => {
+                let size = if let Some(known) = self.shapes.get(&from) {
+                    known.len() as i64
+                } else {
                     let dims: Option<Vec<i64>> = self.declared_dims(from)?.into_iter().collect();
-                    let size = dims?.into_iter().try_fold(1i64, i64::checked_mul)?;
-                    Some(Known { values: vec![Some(size)], scalar: true })
-                }
-            },
+                    dims?.into_iter().try_fold(1i64, i64::checked_mul)?
+                };
+                Some(Known { values: vec![Some(size)], scalar: true })
+            }
             "Gather" => {
                 let known = self.shapes.get(&from)?;
                 let indices = self.model.constant_input(id, 1)?;
@@ -281,9 +282,27 @@ impl Fold<'_> {
 
     /// Declared dimensions of what is not a constant. A declared zero is unknown: exporters write it for that.
     fn declared_dims(&self, value: ValueId) -> Option<Vec<Option<i64>>> {
-        let dims = self.model.shape(value)?;
+        let dims = self.model.shape(value).or_else(|| self.shape_of_copy(value))?;
         let constant = matches!(self.model.value(value).def(), Def::Constant(_));
         Some(dims.into_iter().map(|d| d.filter(|&n| constant || n > 0).and_then(|n| i64::try_from(n).ok())).collect())
+    }
+}
+
+impl Fold<'_> {
+    /// The shape that is declared of what `value` is an `Identity` of, or of an `Identity` of it.
+    fn shape_of_copy(&self, value: ValueId) -> Option<Vec<Option<usize>>> {
+        let copies = |node: &NodeId| self.model.node(*node).is("Identity");
+        let mut source = value;
+        while let Some(node) = self.model.producer(source).filter(copies) {
+            source = self.model.node(node).input(0)?;
+            if let Some(shape) = self.model.shape(source) {
+                return Some(shape);
+            }
+        }
+        self.model.value(value).users().iter().find_map(|user| match user {
+            User::Node { node, .. } if copies(node) => self.model.shape(self.model.node(*node).output(0)?),
+            _ => None,
+        })
     }
 }
 

@@ -108,7 +108,7 @@ fn batch_normalization(model: &Model, id: NodeId) -> Result<Fusion, String> {
         let result = node.output(0).map_or(&[][..], |v| model.value(v).users());
         let feeds_conv = |user: &User| matches!(*user, User::Node { node, .. } if model.node(node).is("Conv"));
         if !result.is_empty() && result.iter().all(feeds_conv) {
-            format!("{why}; and the Conv after it pads its result")
+            format!("{why}; moving it into the Conv after it would change what that pads with")
         } else {
             why
         }
@@ -157,6 +157,7 @@ fn arithmetic(model: &Model, id: NodeId) -> Option<Fusion> {
 /// The node that computes input `input` of node `id`, if weight and bias can be changed for it.
 fn producer(model: &Model, id: NodeId, input: usize) -> Result<Producer, String> {
     let data = model.node(id).input(input).ok_or("it has no input")?;
+    model.node(id).output(0).ok_or("it has no output")?;
     let Some(node) = model.producer(data) else {
         return Err("its input is not computed by a Conv, ConvTranspose or Gemm".into());
     };
@@ -206,7 +207,7 @@ fn layout(model: &Model, node: NodeId, op: &str, weight: &Tensor) -> Option<Layo
         "Conv" => Some(Layout { channels: dims[0], rank, stride: size / dims[0], columns: dims[0], block: size }),
         "ConvTranspose" => {
             let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&g| g > 0)?;
-            if dims[0] % groups != 0 {
+            if !dims[0].is_multiple_of(groups) {
                 return None;
             }
             let stride = size / dims[0] / dims[1];
@@ -237,7 +238,7 @@ impl Fusion {
         let bias: Vec<f64> = terms.map(|((c, a), b)| f64::from(beta) * c * a + b).collect();
         let dtype = weight.dtype();
         let range = || format!("the fused weight of {name} would not be finite in {dtype}");
-        let weight = if factors.iter().all(|&a| a == 1.0) {
+        let weight = if factors.iter().all(|a| a.to_bits() == 1f64.to_bits()) {
             None
         } else {
             let values = numbers(weight).ok_or_else(range)?;

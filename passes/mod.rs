@@ -3,7 +3,7 @@
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
 pub mod drop_dead;
-mod exact;
+pub mod exact;
 pub mod fold_constants;
 pub mod fold_weights;
 pub mod fuse_batchnorm;

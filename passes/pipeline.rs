@@ -2,9 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use super::lift_constants::LiftConstants;
-use super::{Context, Outcome, Pass};
-use super::{drop_dead::DropDead, fold_weights::FoldWeights, insert_qdq::InsertQdq, fold_constants::FoldConstants, fuse_batchnorm::FuseBatchnorm};
+use super::{
+    Context, Outcome, Pass, drop_dead::DropDead, fold_constants::FoldConstants, fold_weights::FoldWeights,
+    fuse_batchnorm::FuseBatchnorm, insert_qdq::InsertQdq, lift_constants::LiftConstants,
+};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, verify};
 
@@ -27,17 +28,15 @@ pub fn all() -> Vec<&'static dyn Pass> {
     found
 }
 
+/// What is called after each pass, with the model, the name of the pass and what it did.
+pub type After<'a> = &'a mut dyn FnMut(&Model, &str, &Outcome) -> Result<ControlFlow<()>>;
+
 /// Runs `passes` in turn, verifies the model after each, and hands it to `after` with the pass's name and outcome;
 /// `after` may stop the run.
 ///
 /// # Errors
 /// A pass or `after` fails, or a pass leaves an invalid model ([`Kind::Internal`]). The pass is named.
-pub fn run(
-    model: &mut Model,
-    passes: &[&dyn Pass],
-    context: &Context<'_>,
-    after: &mut dyn FnMut(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
-) -> Result<()> {
+pub fn run(model: &mut Model, passes: &[&dyn Pass], context: &Context<'_>, after: After<'_>) -> Result<()> {
     for pass in passes {
         let name = pass.name();
         let outcome = pass.run(model, context).map_err(|e| e.in_pass(name))?;
