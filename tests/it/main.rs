@@ -10,5 +10,6 @@ mod pipeline;
 mod roundtrip;
 mod runtime;
 mod samples;
+mod snapshot;
 mod text;
 mod tidy;

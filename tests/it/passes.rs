@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 
+use crate::snapshot;
 use amax::error::{Error, Kind, Result};
 use amax::ir::text::{PrintOptions, parse, print_with};
 use amax::ir::{Model, NodeId, Tensor, file};
@@ -26,7 +27,7 @@ impl Evaluate for NoRuntime {
 /// Runs passes; what each of them said.
 fn run(model: &mut Model, passes: &[&dyn Pass], evaluate: &dyn Evaluate) -> Vec<(String, Outcome)> {
     let mut said = Vec::new();
-    pipeline::run(model, passes, &Context { evaluate }, &mut |_, name, outcome| {
+    pipeline::run(model, passes, &Context { evaluate, quantization: None }, &mut |_, name, outcome| {
         said.push((name.to_owned(), outcome.clone()));
         Ok(ControlFlow::Continue(()))
     })
@@ -47,22 +48,21 @@ fn report(said: &[(String, Outcome)], model: &Model) -> String {
 
 #[test]
 fn fixtures_give_their_snapshots_and_a_second_run_changes_nothing() {
-    insta::glob!("../passes", "*.onnxtxt", |path| {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/passes");
+    let mut names: Vec<String> = std::fs::read_dir(folder.join("snapshots")).unwrap().map(name_of).collect();
+    let mut fixtures: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+    fixtures.retain(|path| path.extension().is_some_and(|e| e == "onnxtxt"));
+    fixtures.sort();
+    for path in &fixtures {
         let text = std::fs::read_to_string(path).unwrap();
-        let names = text.lines().next().and_then(|l| l.strip_prefix("# passes: ")).expect("names its passes");
-        let passes = parse_pipeline(names).unwrap();
+        let list = text.lines().next().and_then(|l| l.strip_prefix("# passes: ")).expect("names its passes");
+        let passes = parse_pipeline(list).unwrap();
         let graph: String = text.lines().filter(|l| !l.starts_with('#')).fold(String::new(), |s, l| s + l + "\n");
         let mut model = parse(&graph).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let said = run(&mut model, &passes, &NoRuntime);
-        let settings = {
-            let mut settings = insta::Settings::clone_current();
-            settings.set_snapshot_path("../passes/snapshots");
-            settings.set_prepend_module_to_snapshot(false);
-            settings.set_omit_expression(true);
-            settings.remove_input_file();
-            settings
-        };
-        settings.bind(|| insta::assert_snapshot!("pass", report(&said, &model)));
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        snapshot::check(&format!("passes/snapshots/{name}.txt"), &report(&said, &model));
+        names.retain(|n| *n != name);
 
         let before = print_with(&model, &PrintOptions::portable());
         let refusals: Vec<_> = said.iter().flat_map(|(_, outcome)| &outcome.skips).collect();
@@ -71,7 +71,12 @@ fn fixtures_give_their_snapshots_and_a_second_run_changes_nothing() {
             assert!(outcome.skips.iter().all(|skip| refusals.contains(&skip)), "{}: {name}", path.display());
         }
         assert_eq!(before, print_with(&model, &PrintOptions::portable()), "{}", path.display());
-    });
+    }
+    assert!(names.is_empty(), "snapshots without a fixture: {names:?}");
+}
+
+fn name_of(entry: std::io::Result<std::fs::DirEntry>) -> String {
+    entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()
 }
 
 const PREPARED: &str = "lift-constants,fold-constants,fuse-batchnorm,drop-dead";
@@ -124,7 +129,7 @@ fn errors_name_the_pass() {
     let check = |act: fn(&mut Model) -> Result<()>, kind: Kind, message: &str| {
         let mut after = 0;
         let mut model = parse(CHAIN).unwrap();
-        let context = Context { evaluate: &NoRuntime };
+        let context = Context { evaluate: &NoRuntime, quantization: None };
         let error = pipeline::run(&mut model, &[&Act(|_| Ok(())), &Act(act)], &context, &mut |_, _, _| {
             after += 1;
             Ok(ControlFlow::Continue(()))
@@ -146,7 +151,7 @@ fn errors_name_the_pass() {
 fn a_run_stops_when_it_is_told_to() {
     let mut seen = Vec::new();
     let mut model = parse(CHAIN).unwrap();
-    pipeline::run(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime }, &mut |_, name, _| {
+    pipeline::run(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime, quantization: None }, &mut |_, name, _| {
         seen.push(name.to_owned());
         Ok(if name == "fold-constants" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })

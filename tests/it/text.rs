@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::snapshot;
 use amax::ir::text::{PrintOptions, parse, parse_with_fill, print, print_with};
 use amax::ir::{Model, Tensor, file};
 use amax::onnx::{
@@ -441,7 +442,7 @@ fn refuses_with_position() {
         assert_eq!(error.kind(), amax::error::Kind::Model, "{text}");
         writeln!(report, "{error}\n").unwrap();
     }
-    insta::assert_snapshot!(report);
+    snapshot::check("data/text/snapshots/refuses_with_position.txt", &report);
 }
 
 #[test]
@@ -476,23 +477,24 @@ fn fills_elided_tensors_the_same_each_time() {
     assert!(tensor("f").raw().iter().all(|code| code & 0x7c != 0x7c), "not finite");
     assert!(tensor("g").raw().iter().all(|&b| b < 2));
     // Fixtures rely on these numbers.
-    insta::assert_snapshot!(print_with(&parse_with_fill(&format!(
+    let text = format!(
         "{HEAD}g () => () <float[3] a = ..., int4[5] c = ..., float16[3] d = ..., uint8[4] u = ..., string[2] h = ...> {{}}"
-    )).unwrap(), &PrintOptions { values: true, ..WHOLE }));
+    );
+    let printed = print_with(&parse_with_fill(&text).unwrap(), &PrintOptions { values: true, ..WHOLE });
+    snapshot::check("data/text/snapshots/fills_elided_tensors_the_same_each_time.txt", &printed);
 }
 
 #[test]
 fn prints_as_before() {
     for name in ["attributes", "floats", "functions", "initializers", "names", "typed", "test_loop13_seq"] {
         let model = file::load(&data().join(name).with_extension("onnx")).unwrap();
-        insta::assert_snapshot!(name, print(&model));
+        snapshot::check(&format!("data/text/snapshots/{name}.txt"), &print(&model));
     }
     let model = file::load(&data().join("dtypes.onnx")).unwrap();
-    insta::assert_snapshot!("values", print_with(&model, &PrintOptions { values: true, ..PrintOptions::default() }));
-    insta::assert_snapshot!(
-        "portable",
-        print_with(&model, &PrintOptions { portable: true, ..PrintOptions::default() })
-    );
+    let values = print_with(&model, &PrintOptions { values: true, ..PrintOptions::default() });
+    snapshot::check("data/text/snapshots/values.txt", &values);
+    let portable = print_with(&model, &PrintOptions { portable: true, ..PrintOptions::default() });
+    snapshot::check("data/text/snapshots/portable.txt", &portable);
 }
 
 /// Inputs that do not fit on a line are listed.
