@@ -157,16 +157,15 @@ impl Array {
             Some(file) => file,
             none => none.insert(tempfile::tempfile().map_err(temporary)?),
         };
-        let start = match *place {
-            Some(start) => start,
-            None => {
-                let start = file.seek(SeekFrom::End(0)).map_err(temporary)?;
-                let mut out = io::BufWriter::with_capacity(1 << 16, &mut *file);
-                self.unpack(&mut out)?;
-                out.flush().map_err(temporary)?;
-                *place = Some(start);
-                start
-            }
+        let start = if let Some(start) = *place {
+            start
+        } else {
+            let start = file.seek(SeekFrom::End(0)).map_err(temporary)?;
+            let mut out = io::BufWriter::with_capacity(1 << 16, &mut *file);
+            self.unpack(&mut out)?;
+            out.flush().map_err(temporary)?;
+            *place = Some(start);
+            start
         };
         let mut bytes = vec![0; length];
         file.seek(SeekFrom::Start(start + first as u64))
