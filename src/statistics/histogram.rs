@@ -3,7 +3,8 @@
 //! A bin is a sign, an exponent and the leading bits of the mantissa, so its width is a power of two and finding it
 //! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, half as
 //! many in each one below, and never fewer than 128: a bin is at most 1/1024 of the largest magnitude wide, and at
-//! most 1/128 of its own values. One huge outlier, or the constant of an attention mask, therefore costs nothing.
+//! most 1/128 of its own values (of the smallest normal number, for subnormal ones). One huge outlier, or the constant
+//! of an attention mask, therefore costs nothing.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
 //! of the multiset of values alone, whatever their order, their grouping, or how parts were merged.
