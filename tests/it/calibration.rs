@@ -1,4 +1,9 @@
 //! Statistics: their state does not depend on order or grouping, and the noise they predict is the noise there is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "helpers of tests; what is said to be exact is compared exactly"
+)]
 
 use amax::statistics::{Range, SiteStatistics, Statistics};
 
