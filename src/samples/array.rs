@@ -10,6 +10,9 @@ use super::npy::{Header, read_header};
 use super::zip::{self, Member};
 use crate::error::{Error, Kind, Result};
 
+/// What to do about files that are not whole.
+pub(super) const INTERRUPTED: &str = "the file is damaged: was writing or copying it interrupted? write it again";
+
 /// An array that was found, and checked to be complete.
 #[derive(Debug)]
 pub(super) struct Array {
@@ -31,7 +34,7 @@ pub(super) struct Spill(Mutex<Option<File>>);
 pub(super) fn open_npy(path: &Path) -> Result<Array> {
     let mut file = open(path)?;
     let length = file.metadata().map_err(|e| Error::io(Kind::Samples, "read", path, e))?.len();
-    let header = read_header(&mut file).map_err(|e| broken(e, path))?;
+    let header = read_header(&mut file).map_err(|e| in_file(e, path))?;
     let array = Array { path: path.to_owned(), key: None, header, member: None, spilled: Mutex::default() };
     array.check_length(length)?;
     Ok(array)
@@ -40,15 +43,16 @@ pub(super) fn open_npy(path: &Path) -> Result<Array> {
 /// The arrays in a `.npz` file with their keys, in the order of the file.
 pub(super) fn open_npz(path: &Path) -> Result<Vec<(String, Array)>> {
     let mut file = open(path)?;
-    let members = zip::members(&mut file).map_err(|e| broken(e, path))?;
+    let members = zip::members(&mut file).map_err(|e| in_file(e, path))?;
     let mut arrays: Vec<(String, Array)> = Vec::new();
     for member in members {
         let Some(key) = member.name.strip_suffix(".npy").map(str::to_owned) else { continue };
         if arrays.iter().any(|(other, _)| *other == key) {
-            return Err(broken("the archive holds two arrays of this name".to_owned(), path).at_value(&key));
+            let error = Error::new(Kind::Samples, "the archive holds two arrays of this name");
+            return Err(in_file(error, path).at_value(&key));
         }
         let mut bytes = member.open(open(path)?).map_err(|e| Error::io(Kind::Samples, "read", path, e))?;
-        let header = read_header(&mut bytes).map_err(|e| broken(e, path).at_value(&key))?;
+        let header = read_header(&mut bytes).map_err(|e| in_file(e, path).at_value(&key))?;
         let size = member.size;
         let array = Array {
             path: path.to_owned(),
@@ -71,14 +75,9 @@ fn temporary(source: io::Error) -> Error {
     Error::io(Kind::Samples, "use a temporary file in", &std::env::temp_dir(), source)
 }
 
-/// What is wrong with a file, and the usual way out.
-fn broken(message: String, path: &Path) -> Error {
-    let hint = if message.contains("objects") {
-        "save arrays of one type and shape each, or one file a sample"
-    } else {
-        "write samples with numpy: np.savez(path, input_name=array, ...)"
-    };
-    Error::new(Kind::Samples, message).in_file(path).with_hint(hint)
+/// Says in which file something is wrong, and how such files are written where nothing better is known.
+fn in_file(error: Error, path: &Path) -> Error {
+    error.in_file(path).with_hint("write samples with numpy: np.savez(path, input_name=array, ...)")
 }
 
 impl Array {
@@ -111,7 +110,7 @@ impl Array {
             Some(needed) if needed == length => Ok(()),
             Some(needed) if needed > length => Err(self
                 .error(format!("the array is truncated: it needs {needed} bytes and has {length}"))
-                .with_hint("was the copy or the program that wrote it interrupted? write it again")),
+                .with_hint(INTERRUPTED)),
             Some(needed) => Err(self.error(format!("the array ends {} bytes before its file", length - needed))),
             None => Err(self.error(format!("the array has the impossible shape {shape:?}"))),
         }
@@ -157,16 +156,15 @@ impl Array {
             Some(file) => file,
             none => none.insert(tempfile::tempfile().map_err(temporary)?),
         };
-        let start = match *place {
-            Some(start) => start,
-            None => {
-                let start = file.seek(SeekFrom::End(0)).map_err(temporary)?;
-                let mut out = io::BufWriter::with_capacity(1 << 16, &mut *file);
-                self.unpack(&mut out)?;
-                out.flush().map_err(temporary)?;
-                *place = Some(start);
-                start
-            }
+        let start = if let Some(start) = *place {
+            start
+        } else {
+            let start = file.seek(SeekFrom::End(0)).map_err(temporary)?;
+            let mut out = io::BufWriter::with_capacity(1 << 16, &mut *file);
+            self.unpack(&mut out)?;
+            out.flush().map_err(temporary)?;
+            *place = Some(start);
+            start
         };
         let mut bytes = vec![0; length];
         file.seek(SeekFrom::Start(start + first as u64))
@@ -221,6 +219,6 @@ impl Array {
     }
 
     fn damaged(&self) -> Error {
-        self.error("the array does not match its checksum").with_hint("the file is damaged; copy or write it again")
+        self.error("the array does not match its checksum").with_hint(INTERRUPTED)
     }
 }

@@ -124,7 +124,11 @@ impl Input {
             (Element::Raw(bytes), _) => format!("{bytes}-byte elements of no known type"),
         };
         let wanted = self.dtype.map_or("any type", numpy_name);
+        let integers = matches!(element, Element::Type(given) if !given.is_float());
         let hint = match self.dtype {
+            Some(dtype) if dtype.is_float() && integers => {
+                format!("preprocess the samples as the model expects them, and save them with .astype(numpy.{wanted})")
+            }
             Some(dtype) if numpy_knows(dtype) => format!("save the array with .astype(numpy.{wanted})"),
             Some(DataType::String) => "give strings as ONNX tensors, input_0.pb and so on".to_owned(),
             _ => format!("save the array with ml_dtypes' {wanted}, or as ONNX tensors, input_0.pb and so on"),

@@ -214,7 +214,7 @@ impl SampleSet {
         }
         let hashes =
             (0..self.len()).into_par_iter().map(|i| self.get(i).map(|s| hash(&s))).collect::<Result<Vec<_>>>()?;
-        let all = hashes.iter().fold(Sha256::new(), |all, hash| all.chain_update(hash));
+        let all = hashes.iter().fold(Sha256::new(), Digest::chain_update);
         Ok(format!("{:x}", all.finalize()))
     }
 
@@ -309,15 +309,13 @@ fn open_file(path: &Path, inputs: &[Input]) -> Result<Part> {
 /// The input that a file without keys is for.
 fn only_input(path: &Path, inputs: &[Input]) -> Result<usize> {
     let mut required = (0..inputs.len()).filter(|&i| inputs[i].required);
-    match (required.next(), required.next()) {
-        (Some(only), None) => Ok(only),
-        _ => {
-            let required: Vec<&Input> = inputs.iter().filter(|i| i.required).collect();
-            let message = format!("the file holds one array, and the model has {} inputs", required.len());
-            let hint = format!("write a .npz file with the keys {}", inputs::names(required.into_iter()));
-            Err(Error::new(Kind::Samples, message).in_file(path).with_hint(hint))
-        }
+    if let (Some(only), None) = (required.next(), required.next()) {
+        return Ok(only);
     }
+    let required: Vec<&Input> = inputs.iter().filter(|i| i.required).collect();
+    let message = format!("the file holds one array, and the model has {} inputs", required.len());
+    let hint = format!("write a .npz file with the keys {}", inputs::names(required.into_iter()));
+    Err(Error::new(Kind::Samples, message).in_file(path).with_hint(hint))
 }
 
 fn numpy_part(path: &Path, arrays: Vec<(usize, Array)>, inputs: &[Input]) -> Result<Part> {

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use crate::error::{Error, Kind, Result};
 use crate::onnx::DataType;
 
 /// Headers describe one array; no sane one is longer.
@@ -37,24 +38,28 @@ impl Element {
     }
 }
 
-/// Reads a header. The error is a clause that says what is wrong.
-pub(super) fn read_header(from: &mut impl Read) -> Result<Header, String> {
-    let cut = |_| "the array is truncated in its header".to_owned();
+fn fail(message: impl Into<String>) -> Error {
+    Error::new(Kind::Samples, message)
+}
+
+/// Reads a header.
+pub(super) fn read_header(from: &mut impl Read) -> Result<Header> {
+    let cut = |_| fail("the array is truncated in its header").with_hint(super::array::INTERRUPTED);
     let mut magic = [0; 8];
     from.read_exact(&mut magic).map_err(cut)?;
     if &magic[..6] != b"\x93NUMPY" {
-        return Err("it is not an array in numpy's format".to_owned());
+        return Err(fail("not an array in numpy's format"));
     }
     let length_bytes = match magic[6] {
         1 => 2,
         2 | 3 => 4,
-        version => return Err(format!("numpy format version {version} is unknown")),
+        version => return Err(fail(format!("version {version} of numpy's array format is unknown"))),
     };
     let mut length = [0; 4];
     from.read_exact(&mut length[..length_bytes]).map_err(cut)?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_HEADER {
-        return Err(format!("its header claims {length} bytes"));
+        return Err(fail(format!("the array claims a header of {length} bytes")));
     }
     let mut text = vec![0; length];
     from.read_exact(&mut text).map_err(cut)?;
@@ -65,8 +70,8 @@ pub(super) fn read_header(from: &mut impl Read) -> Result<Header, String> {
 }
 
 /// The three entries of the header's dictionary.
-fn parse(text: &str) -> Result<(String, bool, Vec<usize>), String> {
-    let bad = || "its header is not one that numpy writes".to_owned();
+fn parse(text: &str) -> Result<(String, bool, Vec<usize>)> {
+    let bad = || fail("the array's header is not one that numpy writes");
     let mut rest = Rest(text.trim());
     let (mut descr, mut fortran, mut shape) = (None, None, None);
     rest.eat("{").ok_or_else(bad)?;
@@ -75,7 +80,8 @@ fn parse(text: &str) -> Result<(String, bool, Vec<usize>), String> {
         rest.eat(":").ok_or_else(bad)?;
         match key {
             "descr" if rest.eat("[").is_some() => {
-                return Err("it is a structured array, which no model input takes".to_owned());
+                return Err(fail("the array is structured, and model inputs hold plain elements")
+                    .with_hint("save each field as an array of its own"));
             }
             "descr" => descr = Some(rest.string().ok_or_else(bad)?.to_owned()),
             "fortran_order" if rest.eat("True").is_some() => fortran = Some(true),
@@ -123,8 +129,8 @@ impl<'a> Rest<'a> {
 }
 
 /// The element type of a numpy type string such as `<f4`, and whether it is big-endian.
-fn element(descr: &str) -> Result<(Element, bool), String> {
-    let unknown = || format!("its element type \"{descr}\" is unknown");
+fn element(descr: &str) -> Result<(Element, bool)> {
+    let unknown = || fail(format!("the array holds elements of type \"{descr}\", which no model input takes"));
     let (big_endian, code) = match descr.split_at_checked(1).ok_or_else(unknown)? {
         (">", code) => (true, code),
         ("<" | "|" | "=", code) => (false, code),
@@ -144,10 +150,13 @@ fn element(descr: &str) -> Result<(Element, bool), String> {
         "f4" => DataType::Float,
         "f8" => DataType::Double,
         _ if code.starts_with('O') => {
-            return Err("it is an array of Python objects, which amax does not execute".to_owned());
+            return Err(fail("the array holds Python objects").with_hint(
+                "save arrays of one element type and shape; samples of different shapes go into a file each",
+            ));
         }
-        _ if code.starts_with(['U', 'S']) => return Err("it is an array of strings".to_owned()),
-        _ if code.starts_with('c') => return Err("it is an array of complex numbers".to_owned()),
+        _ if code.starts_with(['U', 'S']) => {
+            return Err(fail("the array holds strings").with_hint("give strings as ONNX tensors: input_0.pb and so on"));
+        }
         _ => {
             let bytes = code.strip_prefix('V').and_then(|n| n.parse().ok()).filter(|n| (1..=2).contains(n));
             return Ok((Element::Raw(bytes.ok_or_else(unknown)?), big_endian));

@@ -5,7 +5,7 @@ use std::path::Path;
 use prost::Message;
 
 use super::convert::convert;
-use super::inputs::{Fit, Input};
+use super::inputs::Input;
 use super::npy::Element;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Tensor;
@@ -39,9 +39,8 @@ pub(super) fn open(path: &Path, position: usize, inputs: &[Input]) -> Result<(us
         input.element(Element::Type(tensor.dtype())).map_err(|e| e.in_file(path))?;
     }
     let dims = tensor.dims();
-    match input.fit(&dims, false).map_err(|e| e.in_file(path))? {
-        Fit::One | Fit::Rows(_) => Ok((at, dims)),
-    }
+    input.fit(&dims, false).map_err(|e| e.in_file(path))?;
+    Ok((at, dims))
 }
 
 /// The tensor in a file, in the element type `wanted` where there is one.

@@ -4,6 +4,9 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
+use super::array::INTERRUPTED;
+use crate::error::{Error, Kind, Result};
+
 /// A file in the archive.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -34,10 +37,21 @@ const END_64_LOCATOR: u32 = 0x0706_4b50;
 const ENTRY: u32 = 0x0201_4b50;
 const LOCAL: u32 = 0x0403_4b50;
 
-/// Members in the order of the directory. The error is a clause that says what is wrong with the archive.
-pub(super) fn members(archive: &mut File) -> Result<Vec<Member>, String> {
-    let damaged = || "the archive's directory is damaged".to_owned();
-    let length = archive.seek(SeekFrom::End(0)).map_err(|e| e.to_string())?;
+fn fail(message: impl Into<String>) -> Error {
+    Error::new(Kind::Samples, message)
+}
+
+fn unreadable(error: io::Error) -> Error {
+    fail(format!("cannot read the archive: {error}")).with_source(error)
+}
+
+fn damaged() -> Error {
+    fail("the archive's directory is damaged").with_hint(INTERRUPTED)
+}
+
+/// Members in the order of the directory.
+pub(super) fn members(archive: &mut File) -> Result<Vec<Member>> {
+    let length = archive.seek(SeekFrom::End(0)).map_err(unreadable)?;
     let tail_start = length.saturating_sub(65_557);
     let tail = read(archive, tail_start, length - tail_start)?;
     let Some(end) = (0..tail.len().saturating_sub(21)).rev().find(|&at| {
@@ -46,12 +60,12 @@ pub(super) fn members(archive: &mut File) -> Result<Vec<Member>, String> {
         let mut start = [0; 6];
         let seen = archive.seek(SeekFrom::Start(0)).and_then(|_| archive.read(&mut start)).unwrap_or(0);
         return Err(match &start[..seen] {
-            [] => "the file is empty".to_owned(),
+            [] => fail("the file is empty").with_hint(INTERRUPTED),
             [b'P', b'K', 3, 4, ..] => {
-                "the archive is truncated: its directory, which comes last, is missing".to_owned()
+                fail("the archive is truncated: its directory, which comes last, is missing").with_hint(INTERRUPTED)
             }
-            b"\x93NUMPY" => "the file is a single array; its name should end in .npy".to_owned(),
-            _ => "the file is not a zip archive, as numpy's savez writes".to_owned(),
+            b"\x93NUMPY" => fail("the file is a single array").with_hint("give it a name that ends in .npy"),
+            _ => fail("the file is not a zip archive, which .npz files are"),
         });
     };
     let mut count = u64::from(u16_at(&tail, end + 10).ok_or_else(damaged)?);
@@ -85,7 +99,7 @@ pub(super) fn members(archive: &mut File) -> Result<Vec<Member>, String> {
         let (name, extra) = lengths.ok_or_else(damaged)?;
         member.offset += 30 + u64::from(name) + u64::from(extra);
         if member.offset.checked_add(member.stored).is_none_or(|end| end > length) {
-            return Err(format!("\"{}\" reaches beyond the end of the archive", member.name));
+            return Err(damaged());
         }
         // Deflate packs at most 1032 bytes into one.
         let possible = if member.deflated { member.size / 1032 <= member.stored } else { member.size == member.stored };
@@ -97,7 +111,7 @@ pub(super) fn members(archive: &mut File) -> Result<Vec<Member>, String> {
 }
 
 /// The directory entry at `at`, still with the offset of its local header, and where the next one starts.
-fn entry(directory: &[u8], at: usize) -> Option<Result<(Member, usize), String>> {
+fn entry(directory: &[u8], at: usize) -> Option<Result<(Member, usize)>> {
     let u16_at = |offset| u16_at(directory, at + offset);
     let u32_at = |offset| u32_at(directory, at + offset);
     if u32_at(0)? != ENTRY {
@@ -107,12 +121,14 @@ fn entry(directory: &[u8], at: usize) -> Option<Result<(Member, usize), String>>
     let extra_end = name_end + usize::from(u16_at(30)?);
     let name = String::from_utf8_lossy(directory.get(at + 46..name_end)?).into_owned();
     if u16_at(8)? & 1 == 1 {
-        return Some(Err(format!("\"{name}\" is encrypted")));
+        return Some(Err(fail(format!("\"{name}\" is encrypted"))));
     }
     let deflated = match u16_at(10)? {
         0 => false,
         8 => true,
-        method => return Some(Err(format!("\"{name}\" is compressed by method {method}; numpy uses deflate"))),
+        method => {
+            return Some(Err(fail(format!("\"{name}\" is compressed by method {method}; numpy uses 8, deflate"))));
+        }
     };
     let mut fields = [u32_at(24)?, u32_at(20)?, u32_at(42)?].map(u64::from);
     let mut extra = directory.get(name_end..extra_end)?;
@@ -131,11 +147,9 @@ fn entry(directory: &[u8], at: usize) -> Option<Result<(Member, usize), String>>
     Some(Ok((member, extra_end + usize::from(u16_at(32)?))))
 }
 
-fn read(file: &mut File, offset: u64, length: u64) -> Result<Vec<u8>, String> {
+fn read(file: &mut File, offset: u64, length: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(offset))
-        .and_then(|_| file.take(length).read_to_end(&mut bytes))
-        .map_err(|e| e.to_string())?;
+    file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(length).read_to_end(&mut bytes)).map_err(unreadable)?;
     Ok(bytes)
 }
 

@@ -3,7 +3,8 @@
 //! A bin is a sign, an exponent and the leading bits of the mantissa, so its width is a power of two and finding it
 //! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, half as
 //! many in each one below, and never fewer than 128: a bin is at most 1/1024 of the largest magnitude wide, and at
-//! most 1/128 of its own values. One huge outlier, or the constant of an attention mask, therefore costs nothing.
+//! most 1/128 of its own values (of the smallest normal number, for subnormal ones). One huge outlier, or the constant
+//! of an attention mask, therefore costs nothing.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
 //! of the multiset of values alone, whatever their order, their grouping, or how parts were merged.
@@ -18,10 +19,14 @@ use super::scan::Scan;
 const FINE: u32 = 10;
 /// Mantissa bits in every octave, at least.
 const COARSE: u32 = 7;
-/// Bins that a thread counts in: a sign, eight bits of exponent, and [`FINE`].
-const SCRATCH: usize = 1 << (9 + FINE);
-/// Below this many values, searching for each one's octave is cheaper than clearing the scratch bins.
-const FEW: usize = 4096;
+/// The sign bit of a prefix.
+const SIGN: u16 = 1 << 8;
+/// Bins that a thread counts in: a sign, eight bits of exponent, and [`FINE`], each of them twice. Neighbouring values
+/// use different copies, because incrementing what was just incremented makes a processor wait.
+const SCRATCH: usize = 1 << (9 + FINE + 1);
+/// Below this many values for each octave they span, finding each one's octave is cheaper than clearing the scratch
+/// bins.
+const FEW: usize = 1024;
 
 thread_local! {
     static COUNTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
@@ -32,16 +37,15 @@ thread_local! {
 #[serde(try_from = "Unchecked")]
 pub struct Histogram {
     zeros: u64,
-    /// Octaves of the magnitudes of negative values, ascending by exponent.
-    negative: Vec<Octave>,
-    /// Octaves of positive values, ascending by exponent.
-    positive: Vec<Octave>,
+    /// Ascending by prefix; each holds a count that is not zero.
+    octaves: Vec<Octave>,
 }
 
-/// The bins of `[2^(exponent - 127), 2^(exponent - 126))`, in equal parts; exponent 0 holds the subnormals.
+/// The bins of the values that start with the same nine bits, in equal parts and ascending by magnitude.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Octave {
-    exponent: u8,
+    /// The sign bit, set for negative values, and the exponent as floats store it; exponent 0 is that of subnormals.
+    prefix: u16,
     counts: Vec<u64>,
 }
 
@@ -66,140 +70,150 @@ impl Histogram {
     /// Every value counted.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.zeros + self.negative.iter().chain(&self.positive).flat_map(|o| &o.counts).sum::<u64>()
+        self.zeros + self.octaves.iter().flat_map(|o| &o.counts).sum::<u64>()
     }
 
     /// The bins that are not empty, in ascending order. Zeros are one of them, of no width.
     pub fn bins(&self) -> impl Iterator<Item = Bin> + '_ {
-        let negative = self.negative.iter().rev().flat_map(|octave| {
+        let (positive, negative) = self.octaves.split_at(self.octaves.partition_point(|o| o.prefix < SIGN));
+        let negative = negative.iter().rev().flat_map(|octave| {
             octave.bins().rev().map(|Bin { low, high, count }| Bin { low: -high, high: -low, count })
         });
         let zero = Bin { low: 0.0, high: 0.0, count: self.zeros };
-        let positive = self.positive.iter().flat_map(Octave::bins);
+        let positive = positive.iter().flat_map(Octave::bins);
         negative.chain(std::iter::once(zero)).chain(positive).filter(|bin| bin.count > 0)
     }
 
-    /// Counts `values`, which `scan` describes and found finite.
+    /// Counts `values`, fewer than 2³¹, which `scan` describes and found finite.
     pub(super) fn add(&mut self, values: &[f32], scan: &Scan) {
         self.zeros += scan.zeros;
         if scan.largest == 0 {
             return;
         }
-        self.refit((scan.largest >> 23) as u8);
-        if values.len() < FEW {
-            self.add_few(values);
+        let top = self.top().max((scan.largest >> 23) as u16);
+        self.refit(top);
+        let octaves = (scan.largest >> 23) - (scan.smallest >> 23) + 1;
+        if values.len() >= FEW * octaves as usize {
+            self.add_many(values, scan, top);
+        } else if scan.zeros == 0 {
+            self.add_few(values, top);
         } else {
-            self.add_many(values, scan);
+            let mut nonzero = vec![0.0; values.len()];
+            let mut count = 0;
+            // Without a branch, which half of a ReLU's values would mislead.
+            for &value in values {
+                nonzero[count] = value;
+                count += usize::from(value != 0.0);
+            }
+            self.add_few(&nonzero[..count], top);
         }
     }
 
-    fn add_few(&mut self, values: &[f32]) {
-        let top = self.top();
-        for value in values.iter().filter(|v| **v != 0.0) {
+    fn add_few(&mut self, nonzero: &[f32], top: u16) {
+        const UNKNOWN: u16 = u16::MAX;
+        let mut places = [UNKNOWN; 512];
+        for (place, octave) in self.octaves.iter().enumerate() {
+            places[usize::from(octave.prefix)] = place as u16;
+        }
+        for value in nonzero {
             let bits = value.to_bits();
-            let exponent = (bits >> 23) as u8;
-            let octave = self.octave(bits >> 31 == 1, exponent, top);
-            octave.counts[(bits & 0x007f_ffff) as usize >> (23 - resolution(exponent, top))] += 1;
+            let prefix = (bits >> 23) as u16;
+            if places[usize::from(prefix)] == UNKNOWN {
+                self.octave(prefix, top);
+                for (place, octave) in self.octaves.iter().enumerate() {
+                    places[usize::from(octave.prefix)] = place as u16;
+                }
+            }
+            let counts = &mut self.octaves[usize::from(places[usize::from(prefix)])].counts;
+            // The mantissa's leading bits, as many as tell this octave's bins apart.
+            let bin = (u64::from(bits & 0x007f_ffff) * counts.len() as u64) >> 23;
+            counts[bin as usize] += 1;
         }
     }
 
-    fn add_many(&mut self, values: &[f32], scan: &Scan) {
-        let top = self.top();
+    fn add_many(&mut self, values: &[f32], scan: &Scan, top: u16) {
         COUNTS.with_borrow_mut(|counts| {
             counts.resize(SCRATCH, 0);
             let Ok(counts) = <&mut [u32; SCRATCH]>::try_from(counts.as_mut_slice()) else { return };
-            for part in values.chunks(1 << 31) {
-                for value in part {
-                    counts[(value.to_bits() >> (23 - FINE)) as usize] += 1;
-                }
-                if part.len() < values.len() {
-                    self.drain(counts, 0, 254, top);
-                }
+            let mut count = |value: f32, copy: usize| {
+                let bin = &mut counts[(value.to_bits() >> (23 - FINE)) as usize * 2 + copy];
+                // Checked additions would cost as much as the rest.
+                *bin = bin.wrapping_add(1);
+            };
+            let (pairs, last) = values.as_chunks::<2>();
+            for &[a, b] in pairs {
+                count(a, 0);
+                count(b, 1);
             }
-            // Zeros share a bin with the smallest subnormals.
-            let sign = SCRATCH / 2;
-            let (positive, negative) = (scan.zeros - scan.negative_zeros, scan.negative_zeros);
-            if values.len() <= 1 << 31 {
-                counts[0] -= positive as u32;
-                counts[sign] -= negative as u32;
-                self.drain(counts, (scan.smallest >> 23) as u8, (scan.largest >> 23) as u8, top);
-            } else {
-                self.octave(false, 0, top).counts[0] -= positive;
-                self.octave(true, 0, top).counts[0] -= negative;
+            for &value in last {
+                count(value, 0);
+            }
+            // Zeros are counted elsewhere, and share a bin with the smallest subnormals.
+            for (bin, zeros) in [(0, scan.zeros - scan.negative_zeros), (SCRATCH / 2, scan.negative_zeros)] {
+                let both = counts[bin] + counts[bin + 1];
+                counts[bin] = both - zeros as u32;
+                counts[bin + 1] = 0;
+            }
+            let exponents = (scan.smallest >> 23) as u16..=(scan.largest >> 23) as u16;
+            for prefix in exponents.clone().chain(exponents.map(|e| e | SIGN)) {
+                let start = usize::from(prefix) << (FINE + 1);
+                let fine = &mut counts[start..start + (2 << FINE)];
+                if fine.iter().fold(0, |any, &c| any | c) != 0 {
+                    let octave = self.octave(prefix, top);
+                    let group = (2 << FINE) / octave.counts.len();
+                    for (count, parts) in octave.counts.iter_mut().zip(fine.chunks_exact(group)) {
+                        *count += parts.iter().map(|&c| u64::from(c)).sum::<u64>();
+                    }
+                    fine.fill(0);
+                }
             }
         });
-    }
-
-    /// Moves the scratch counts of these exponents into the octaves.
-    fn drain(&mut self, counts: &mut [u32; SCRATCH], first: u8, last: u8, top: u8) {
-        for negative in [false, true] {
-            for exponent in first..=last {
-                let start = (usize::from(negative) << (8 + FINE)) + (usize::from(exponent) << FINE);
-                let fine = &mut counts[start..start + (1 << FINE)];
-                if fine.iter().fold(0, |any, &c| any | c) == 0 {
-                    continue;
-                }
-                let octave = self.octave(negative, exponent, top);
-                let group = (1 << FINE) / octave.counts.len();
-                for (count, parts) in octave.counts.iter_mut().zip(fine.chunks_exact(group)) {
-                    *count += parts.iter().map(|&c| u64::from(c)).sum::<u64>();
-                }
-                fine.fill(0);
-            }
-        }
     }
 
     /// Adds what another histogram counted.
     pub fn merge(&mut self, other: &Self) {
         self.zeros += other.zeros;
-        self.refit(other.top());
         let top = self.top().max(other.top());
-        for (negative, octaves) in [(false, &other.positive), (true, &other.negative)] {
-            for from in octaves {
-                let to = self.octave(negative, from.exponent, top);
-                let group = from.counts.len() / to.counts.len();
-                for (count, parts) in to.counts.iter_mut().zip(from.counts.chunks_exact(group)) {
-                    *count += parts.iter().sum::<u64>();
-                }
+        self.refit(top);
+        for from in &other.octaves {
+            let to = self.octave(from.prefix, top);
+            let group = from.counts.len() / to.counts.len();
+            for (count, parts) in to.counts.iter_mut().zip(from.counts.chunks_exact(group)) {
+                *count += parts.iter().sum::<u64>();
             }
         }
     }
 
     /// The highest exponent seen.
-    fn top(&self) -> u8 {
-        let last = |octaves: &[Octave]| octaves.last().map_or(0, |o| o.exponent);
-        last(&self.negative).max(last(&self.positive))
+    fn top(&self) -> u16 {
+        self.octaves.iter().map(|o| o.prefix & !SIGN).max().unwrap_or(0)
     }
 
     /// Merges bins as far as values of exponent `top` ask for it.
-    fn refit(&mut self, top: u8) {
-        if top <= self.top() {
-            return;
-        }
-        for octave in self.negative.iter_mut().chain(&mut self.positive) {
-            let bins = 1 << resolution(octave.exponent, top);
-            let group = octave.counts.len() / bins;
+    fn refit(&mut self, top: u16) {
+        for octave in &mut self.octaves {
+            let group = octave.counts.len() >> resolution(octave.prefix, top);
             if group > 1 {
                 octave.counts = octave.counts.chunks_exact(group).map(|parts| parts.iter().sum()).collect();
             }
         }
     }
 
-    fn octave(&mut self, negative: bool, exponent: u8, top: u8) -> &mut Octave {
-        let octaves = if negative { &mut self.negative } else { &mut self.positive };
-        let at = octaves.binary_search_by_key(&exponent, |o| o.exponent).unwrap_or_else(|at| {
-            octaves.insert(at, Octave { exponent, counts: vec![0; 1 << resolution(exponent, top)] });
-            at
+    fn octave(&mut self, prefix: u16, top: u16) -> &mut Octave {
+        let place = self.octaves.binary_search_by_key(&prefix, |o| o.prefix).unwrap_or_else(|place| {
+            self.octaves.insert(place, Octave { prefix, counts: vec![0; 1 << resolution(prefix, top)] });
+            place
         });
-        &mut octaves[at]
+        &mut self.octaves[place]
     }
 }
 
 impl Octave {
+    /// Its bins, as if the values were positive.
     fn bins(&self) -> impl DoubleEndedIterator<Item = Bin> + '_ {
-        let (start, unit) = match self.exponent {
+        let (start, unit) = match i32::from(self.prefix & !SIGN) {
             0 => (0.0, power_of_two(-126)),
-            e => (power_of_two(i32::from(e) - 127), power_of_two(i32::from(e) - 127)),
+            exponent => (power_of_two(exponent - 127), power_of_two(exponent - 127)),
         };
         let width = unit / self.counts.len() as f64;
         self.counts.iter().enumerate().map(move |(i, &count)| {
@@ -209,9 +223,9 @@ impl Octave {
     }
 }
 
-/// Mantissa bits that tell bins apart in the octave of `exponent`, when `top` is the highest.
-fn resolution(exponent: u8, top: u8) -> u32 {
-    let below = u32::from(top.saturating_sub(exponent)).saturating_sub(1);
+/// Mantissa bits that tell bins apart in the octave of `prefix`, when `top` is the highest exponent.
+fn resolution(prefix: u16, top: u16) -> u32 {
+    let below = u32::from(top.saturating_sub(prefix & !SIGN)).saturating_sub(1);
     FINE.saturating_sub(below).max(COARSE)
 }
 
@@ -223,25 +237,23 @@ fn power_of_two(exponent: i32) -> f64 {
 #[derive(Deserialize)]
 struct Unchecked {
     zeros: u64,
-    negative: Vec<Octave>,
-    positive: Vec<Octave>,
+    octaves: Vec<Octave>,
 }
 
 impl TryFrom<Unchecked> for Histogram {
     type Error = String;
 
     fn try_from(raw: Unchecked) -> Result<Self, String> {
-        let Unchecked { zeros, negative, positive } = raw;
-        let histogram = Self { zeros, negative, positive };
+        let Unchecked { zeros, octaves } = raw;
+        let histogram = Self { zeros, octaves };
         let top = histogram.top();
-        for octaves in [&histogram.negative, &histogram.positive] {
-            if !octaves.is_sorted_by(|a, b| a.exponent < b.exponent) {
-                return Err("histogram octaves are not in order".to_owned());
-            }
-            for Octave { exponent, counts } in octaves {
-                if *exponent == 255 || counts.len() != 1 << resolution(*exponent, top) {
-                    return Err(format!("histogram octave {exponent} cannot have {} bins", counts.len()));
-                }
+        if !histogram.octaves.is_sorted_by(|a, b| a.prefix < b.prefix) {
+            return Err("histogram octaves are not in order".to_owned());
+        }
+        for Octave { prefix, counts } in &histogram.octaves {
+            let finite = *prefix < 2 * SIGN && prefix & !SIGN < SIGN - 1;
+            if !finite || counts.len() != 1 << resolution(*prefix, top) {
+                return Err(format!("histogram octave {prefix} cannot have {} bins", counts.len()));
             }
         }
         Ok(histogram)

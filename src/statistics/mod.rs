@@ -186,6 +186,13 @@ impl SiteStatistics {
     /// Adds values that sample `index` gave. A sample may give several slices; its sums then depend, in their last
     /// bits, on where it was cut, and nothing else does.
     pub fn observe(&mut self, index: u32, values: &[f32]) {
+        // Counters of one slice are 32 bits wide.
+        for part in values.chunks(1 << 30) {
+            self.observe_part(index, part);
+        }
+    }
+
+    fn observe_part(&mut self, index: u32, values: &[f32]) {
         let scan = scan::scan(values);
         if scan.non_finite == 0 {
             return self.add(index, values, &scan);

@@ -21,32 +21,8 @@ pub(super) struct Scan {
 
 const LANES: usize = 8;
 
-/// Looks at `values` once.
+/// Looks at `values`, fewer than 2³¹, once.
 pub(super) fn scan(values: &[f32]) -> Scan {
-    // Lane counters are 32 bits wide.
-    let mut parts = values.chunks(1 << 30).map(scan_part);
-    let first = parts.next().unwrap_or_else(|| scan_part(&[]));
-    parts.fold(first, |a, b| Scan {
-        non_finite: a.non_finite + b.non_finite,
-        zeros: a.zeros + b.zeros,
-        negative_zeros: a.negative_zeros + b.negative_zeros,
-        min: a.min.min(b.min),
-        max: a.max.max(b.max),
-        smallest: a.smallest.min(b.smallest),
-        largest: a.largest.max(b.largest),
-    })
-}
-
-struct Lanes {
-    non_finite: [i32; LANES],
-    zeros: [i32; LANES],
-    negative_zeros: [i32; LANES],
-    min: [f32; LANES],
-    max: [f32; LANES],
-    smallest: [i32; LANES],
-}
-
-fn scan_part(values: &[f32]) -> Scan {
     let mut lanes = Lanes {
         non_finite: [0; LANES],
         zeros: [0; LANES],
@@ -62,7 +38,7 @@ fn scan_part(values: &[f32]) -> Scan {
     for (lane, &value) in rest.iter().enumerate() {
         lanes.look(lane, value);
     }
-    let sum = |counts: [i32; LANES]| counts.iter().map(|&c| c as u64).sum();
+    let sum = |counts: [u32; LANES]| counts.iter().map(|&c| u64::from(c)).sum();
     let min = lanes.min.iter().copied().fold(f32::INFINITY, f32::min);
     let max = lanes.max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let smallest = lanes.smallest.iter().copied().fold(i32::MAX, i32::min);
@@ -78,6 +54,17 @@ fn scan_part(values: &[f32]) -> Scan {
     }
 }
 
+/// What eight interleaved parts of a slice hold. Counters wrap, because checked additions cannot be vectorized; they
+/// are wide enough.
+struct Lanes {
+    non_finite: [u32; LANES],
+    zeros: [u32; LANES],
+    negative_zeros: [u32; LANES],
+    min: [f32; LANES],
+    max: [f32; LANES],
+    smallest: [i32; LANES],
+}
+
 impl Lanes {
     #[inline]
     fn update(&mut self, chunk: &[f32; LANES]) {
@@ -90,9 +77,10 @@ impl Lanes {
     fn look(&mut self, lane: usize, value: f32) {
         let bits = value.to_bits() as i32;
         let magnitude = bits & i32::MAX;
-        self.non_finite[lane] += i32::from(magnitude >= 0x7f80_0000);
-        self.zeros[lane] += i32::from(magnitude == 0);
-        self.negative_zeros[lane] += i32::from(bits == i32::MIN);
+        let count = |counter: &mut u32, yes: bool| *counter = counter.wrapping_add(u32::from(yes));
+        count(&mut self.non_finite[lane], magnitude >= 0x7f80_0000);
+        count(&mut self.zeros[lane], magnitude == 0);
+        count(&mut self.negative_zeros[lane], bits == i32::MIN);
         // Comparisons rather than f32::min, which would treat NaN with care at a third of the speed.
         self.min[lane] = if value < self.min[lane] { value } else { self.min[lane] };
         self.max[lane] = if value > self.max[lane] { value } else { self.max[lane] };

@@ -1,1 +1,387 @@
-//! TBD
+//! Samples in all their forms hold what numpy put there, and everything else is refused with a way out.
+//!
+//! The files are in `tests/data/samples`; the script beside them says what each one is.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use amax::error::{Kind, Result};
+use amax::ir::{Model, Tensor, tensor_type};
+use amax::onnx::{
+    DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, tensor_shape_proto,
+    type_proto,
+};
+use amax::samples::{self, Sample, SampleSet};
+use prost::Message;
+use serde_json::Value;
+
+const DATA: &str = "tests/data/samples";
+
+fn data_type(name: &str) -> DataType {
+    DataType::ALL.into_iter().find(|t| t.name() == name).unwrap()
+}
+
+/// A dimension of a test model.
+#[derive(Clone, Copy)]
+enum Size<'a> {
+    Fixed(i64),
+    Free(&'a str),
+    Nameless,
+}
+
+struct Input<'a> {
+    name: &'a str,
+    ty: TypeProto,
+    default: bool,
+}
+
+fn input<'a>(name: &'a str, dtype: DataType, sizes: Option<&[Size]>) -> Input<'a> {
+    let mut ty = tensor_type(dtype, sizes.map(|s| vec![None; s.len()]).as_deref());
+    if let (Some(type_proto::Value::TensorType(tensor)), Some(sizes)) = (&mut ty.value, sizes) {
+        for (dim, size) in tensor.shape.iter_mut().flat_map(|s| &mut s.dim).zip(sizes) {
+            dim.value = match *size {
+                Size::Fixed(n) => Some(tensor_shape_proto::dimension::Value::DimValue(n)),
+                Size::Free(name) => Some(tensor_shape_proto::dimension::Value::DimParam(name.to_owned())),
+                Size::Nameless => None,
+            };
+        }
+    }
+    Input { name, ty, default: false }
+}
+
+/// A model with these inputs, whose only node hands on the first.
+fn model(inputs: &[Input]) -> Model {
+    let info = |name: &str, ty: &TypeProto| ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: Some(ty.clone()),
+        ..ValueInfoProto::default()
+    };
+    let default = |name: &str| {
+        let mut proto = Tensor::from_f32(&[2], &[1.0, 2.0]).proto().clone();
+        proto.name = Some(name.to_owned());
+        proto
+    };
+    let graph = GraphProto {
+        name: Some("g".to_owned()),
+        node: vec![NodeProto {
+            op_type: Some("Identity".to_owned()),
+            input: vec![inputs[0].name.to_owned()],
+            output: vec!["out".to_owned()],
+            ..NodeProto::default()
+        }],
+        input: inputs.iter().map(|i| info(i.name, &i.ty)).collect(),
+        output: vec![info("out", &inputs[0].ty)],
+        initializer: inputs.iter().filter(|i| i.default).map(|i| default(i.name)).collect(),
+        ..GraphProto::default()
+    };
+    let proto = ModelProto {
+        ir_version: Some(10),
+        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(21) }],
+        graph: Some(graph),
+        ..ModelProto::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, proto.encode_to_vec()).unwrap();
+    amax::ir::file::load(&path).unwrap()
+}
+
+struct Cases {
+    models: BTreeMap<String, Model>,
+    cases: Vec<Value>,
+}
+
+fn cases() -> Cases {
+    let text = std::fs::read_to_string(format!("{DATA}/cases.json")).unwrap();
+    let Value::Object(mut document) = serde_json::from_str(&text).unwrap() else { panic!("not a table") };
+    let models = document["models"].as_object().unwrap().iter().map(|(name, inputs)| {
+        let inputs: Vec<Input> = inputs.as_array().unwrap().iter().map(described).collect();
+        (name.clone(), model(&inputs))
+    });
+    let models = models.collect();
+    let Some(Value::Array(cases)) = document.remove("cases") else { panic!("no cases") };
+    Cases { models, cases }
+}
+
+/// An input as `cases.json` describes it.
+fn described(value: &Value) -> Input<'_> {
+    let sizes: Option<Vec<Size>> = value[2].as_array().map(|dims| {
+        dims.iter().map(|d| d.as_i64().map_or_else(|| Size::Free(d.as_str().unwrap()), Size::Fixed)).collect()
+    });
+    let mut input = input(value[0].as_str().unwrap(), data_type(value[1].as_str().unwrap()), sizes.as_deref());
+    input.default = value[3].as_bool().unwrap();
+    input
+}
+
+fn open(path: &str, model: &Model) -> Result<SampleSet> {
+    SampleSet::open(&Path::new(DATA).join(path), model)
+}
+
+/// A tensor as `cases.json` writes it.
+fn shown(tensor: &Tensor) -> Value {
+    let content: Value = if tensor.dtype() == DataType::String {
+        tensor.strings().iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
+    } else {
+        tensor
+            .raw()
+            .iter()
+            .fold(String::new(), |mut hex, byte| {
+                write!(hex, "{byte:02x}").unwrap();
+                hex
+            })
+            .into()
+    };
+    serde_json::json!([tensor.dtype().name(), tensor.dims(), content])
+}
+
+fn read_all(set: &SampleSet) -> Result<Vec<Sample>> {
+    (0..set.len()).map(|i| set.get(i)).collect()
+}
+
+#[test]
+fn every_form_holds_what_numpy_put_there() {
+    let Cases { models, cases } = cases();
+    let mut count = 0;
+    for case in &cases {
+        let Some(want) = case["samples"].as_array() else { continue };
+        let path = case["path"].as_str().unwrap();
+        let set = open(path, &models[case["model"].as_str().unwrap()]).unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!(set.len(), want.len(), "{path}");
+        // Backwards and twice: samples do not depend on what was read before.
+        for index in (0..set.len()).rev().chain(0..set.len()) {
+            let sample = set.get(index).unwrap_or_else(|e| panic!("{path}: {e}"));
+            let got: serde_json::Map<_, _> = sample.iter().map(|(name, t)| (name.clone(), shown(t))).collect();
+            assert_eq!(Value::Object(got), want[index], "{path}, sample {index}");
+            let key: Vec<_> = sample.iter().map(|(name, t)| (name.clone(), t.dims())).collect();
+            assert_eq!(set.shape_key(index), key, "{path}, sample {index}");
+        }
+        assert!(set.get(set.len()).is_err(), "{path}");
+        assert!(set.shape_key(set.len()).is_empty(), "{path}");
+        assert_eq!(set.content_hash().unwrap().len(), 64, "{path}");
+        count += 1;
+    }
+    assert!(count > 30, "{count} cases");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_way_out() {
+    let Cases { models, cases } = cases();
+    let mut report = String::new();
+    for case in cases.iter().filter(|c| c["samples"].is_null()) {
+        let path = case["path"].as_str().unwrap();
+        let error = open(path, &models[case["model"].as_str().unwrap()])
+            .and_then(|set| set.content_hash())
+            .err()
+            .unwrap_or_else(|| panic!("{path} was accepted"));
+        assert_eq!(error.kind(), Kind::Samples, "{path}: {error}");
+        writeln!(report, "{path} ({})\n{error}\n", case["model"].as_str().unwrap()).unwrap();
+    }
+    insta::assert_snapshot!("refused", report);
+}
+
+#[test]
+fn damage_is_found_wherever_it_is() {
+    let Cases { models, .. } = cases();
+    let folder = tempfile::tempdir().unwrap();
+    for (file, model) in [
+        ("good/rows.npz", "rows"),
+        ("good/deflated.npz", "rows"),
+        ("good/tokens.npz", "tokens"),
+        ("good/zip64.npz", "rows"),
+        ("good/rows.npy", "rows"),
+        ("good/typed.pb", "rows"),
+    ] {
+        let path = Path::new(DATA).join(file);
+        let whole = std::fs::read(&path).unwrap();
+        let want = read_all(&SampleSet::open(&path, &models[model]).unwrap()).unwrap();
+        let copy = folder.path().join(path.file_name().unwrap());
+        let attempt = |bytes: &[u8]| {
+            std::fs::write(&copy, bytes).unwrap();
+            let set = SampleSet::open(&copy, &models[model])?;
+            set.content_hash()?;
+            read_all(&set)
+        };
+        for length in (0..whole.len()).step_by(3) {
+            // A message may end after any of its fields.
+            let got = attempt(&whole[..length]).ok().filter(|got| *got != want || !file.ends_with("pb"));
+            assert!(got.is_none(), "{file} cut to {length}");
+        }
+        for at in (0..whole.len()).step_by(3) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            // Dates and the like may change; without a checksum the values may too. Nothing else may happen.
+            if let Ok(got) = attempt(&damaged)
+                && file.ends_with("npz")
+            {
+                assert_eq!(got.len(), want.len(), "{file} damaged at {at}");
+                assert!(got == want, "{file} damaged at {at} reads otherwise");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_hash_is_of_content_and_order() {
+    let Cases { models, .. } = cases();
+    let hash = |path: &str, model: &str| open(path, &models[model]).unwrap().content_hash().unwrap();
+    let rows = hash("good/rows.npz", "rows");
+    for same in ["deflated.npz", "fortran.npz", "big_endian.npz", "rows.npy", "zip64.npz", "extra.npz", "arr_0.npz"] {
+        assert_eq!(hash(&format!("good/{same}"), "rows"), rows, "{same}");
+    }
+    assert_eq!(hash("good/tokens.npz", "tokens"), hash("good/onnx", "tokens"));
+    let mut all: Vec<String> = vec![rows];
+    for (other, model) in [
+        ("float64.npz", "rows"),
+        ("half.npy", "half"),
+        ("one.npz", "rows"),
+        ("many", "rows"),
+        ("batch.npz", "batch"),
+        ("tokens.npz", "tokens"),
+        ("defaults.npz", "tokens"),
+    ] {
+        all.push(hash(&format!("good/{other}"), model));
+    }
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 8);
+}
+
+#[test]
+fn threads_may_read_at_the_same_time() {
+    let Cases { models, .. } = cases();
+    for (path, model) in [("good/tokens_deflated.npz", "tokens"), ("good/fortran_deflated.npz", "rows")] {
+        let want = read_all(&open(path, &models[model]).unwrap()).unwrap();
+        let set = open(path, &models[model]).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (set, want) = (&set, &want);
+                scope.spawn(move || {
+                    for round in 0..50 {
+                        let index = (thread + round) % want.len();
+                        assert!(set.get(index).unwrap() == want[index], "{path}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn sets_describe_themselves() {
+    let Cases { models, .. } = cases();
+    let describe = |path: &str, model: &str| open(path, &models[model]).unwrap().describe();
+    assert_eq!(describe("good/rows.npz", "rows"), "4 samples of rows.npz");
+    assert_eq!(describe("good/one.npz", "rows"), "1 sample of one.npz");
+    assert_eq!(describe("good/ragged", "tokens"), "4 samples of ragged");
+    assert_eq!(SampleSet::random(&models["tokens"], 16, 3).unwrap().describe(), "16 random samples (seed 3)");
+}
+
+#[test]
+fn not_a_number_is_let_through_and_counted() {
+    let Cases { models, .. } = cases();
+    let set = open("good/special.npz", &models["rows"]).unwrap();
+    assert_eq!(samples::non_finite(&set.get(0).unwrap()), BTreeMap::from([("x".to_owned(), 3)]));
+    assert_eq!(samples::non_finite(&set.get(1).unwrap()), BTreeMap::new());
+}
+
+#[test]
+fn one_sample_in_every_few_is_held_out() {
+    let Cases { models, .. } = cases();
+    let set = |count| SampleSet::random(&models["rows"], count, 0).unwrap();
+    let check = |count: usize, every: usize, held: &[usize]| {
+        let (used, held_out) = set(count).split_held_out(every);
+        assert_eq!(held_out, held, "{count} by {every}");
+        let mut all = [used, held_out].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..count).collect::<Vec<_>>());
+    };
+    check(10, 5, &[4, 9]);
+    check(9, 5, &[4]);
+    check(4, 5, &[]);
+    check(3, 2, &[1]);
+    check(3, 1, &[]);
+    check(3, 0, &[]);
+}
+
+#[test]
+fn random_samples_are_a_function_of_their_seed() {
+    use DataType::{Bfloat16, Bool, Double, Float, Float16, Int32, Int64, Uint8};
+    use Size::{Fixed, Free, Nameless};
+    let mut defaulted = input("weights", Float, Some(&[Fixed(2)]));
+    defaulted.default = true;
+    let model = model(&[
+        input("image", Float, Some(&[Free("batch"), Fixed(3), Nameless, Free("width")])),
+        input("ids", Int64, Some(&[Free("batch"), Free("seq")])),
+        input("mask", Bool, Some(&[Fixed(-1), Free("seq")])),
+        input("wide", Double, Some(&[Fixed(1000)])),
+        input("half", Float16, Some(&[Free("seq"), Fixed(4)])),
+        input("brain", Bfloat16, Some(&[])),
+        input("pixel", Uint8, Some(&[Fixed(0), Fixed(2), Nameless, Nameless])),
+        input("length", Int32, Some(&[Fixed(500)])),
+        defaulted,
+    ]);
+    let set = SampleSet::random(&model, 3, 42).unwrap();
+    let shapes: BTreeMap<String, Vec<usize>> = set.shape_key(2).into_iter().collect();
+    let want = [
+        ("brain", &[][..]),
+        ("half", &[8, 4]),
+        ("ids", &[1, 8]),
+        ("image", &[1, 3, 64, 64]),
+        ("length", &[500]),
+        ("mask", &[1, 8]),
+        ("pixel", &[1, 2, 8, 8]),
+        ("wide", &[1000]),
+    ];
+    assert_eq!(shapes, want.into_iter().map(|(n, s)| (n.to_owned(), s.to_vec())).collect());
+    let samples = read_all(&set).unwrap();
+    let again = SampleSet::random(&model, 2, 42).unwrap();
+    assert!(samples[1] == again.get(1).unwrap(), "a sample depends on how many there are");
+    assert!(samples[0] != samples[1]);
+    assert!(samples[0] != SampleSet::random(&model, 1, 43).unwrap().get(0).unwrap());
+    assert_eq!(set.content_hash().unwrap(), SampleSet::random(&model, 3, 42).unwrap().content_hash().unwrap());
+
+    let image = samples[0]["image"].to_f32().unwrap();
+    let mean = image.iter().sum::<f32>() / image.len() as f32;
+    let variance = image.iter().map(|v| v * v).sum::<f32>() / image.len() as f32;
+    // 12 288 numbers: standard errors are 0.009 and 0.013.
+    assert!(mean.abs() < 0.04 && (variance - 1.0).abs() < 0.06, "mean {mean}, variance {variance}");
+    let lengths = samples[0]["length"].to_i64().unwrap();
+    assert_eq!((lengths.iter().min(), lengths.iter().max()), (Some(&0), Some(&7)));
+    assert!(samples[0]["mask"].raw().iter().all(|b| *b < 2));
+
+    assert!(SampleSet::random(&model, 0, 0).is_err());
+    let Cases { models, .. } = cases();
+    for (name, why) in [("words", "values of type string"), ("unranked", "how many axes")] {
+        let error = SampleSet::random(&models[name], 1, 0).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
+fn inputs_that_are_not_tensors_are_refused() {
+    let sequence = TypeProto {
+        value: Some(type_proto::Value::SequenceType(type_proto::Sequence {
+            elem_type: Some(Box::new(tensor_type(DataType::Float, None))),
+        })),
+        denotation: None,
+    };
+    let model = model(&[Input { name: "many", ty: sequence, default: false }]);
+    let error = open("good/rows.npz", &model).unwrap_err().to_string();
+    assert!(error.contains("samples can only give tensors") && error.contains("\"many\""), "{error}");
+}
+
+#[test]
+fn samples_beside_the_model_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("digits.v2.onnx");
+    assert_eq!(samples::default_path(&model), None);
+    let beside: PathBuf = folder.path().join("digits.v2.calib.npz");
+    std::fs::create_dir(&beside).unwrap();
+    assert_eq!(samples::default_path(&model), None, "a folder");
+    std::fs::remove_dir(&beside).unwrap();
+    std::fs::write(&beside, "").unwrap();
+    assert_eq!(samples::default_path(&model), Some(beside));
+    assert_eq!(samples::default_path(Path::new("/")), None);
+}
