@@ -1,6 +1,6 @@
 //! Raises the default operator set of a model, converting every node whose definition changed on the way.
 //!
-//! The conversion walks one operator set at a time: [`steps::STEPS`] lists, by the version that brought the change, what
+//! The conversion walks one operator set at a time: `steps::STEPS` lists, by the version that brought the change, what
 //! has to be done to a node so that it means the same afterwards. Operators without a row only gained attributes
 //! with harmless defaults, or types. All graphs are covered: the main one, `If`/`Loop`/`Scan` bodies, and model-local
 //! functions, which import their own operator sets.

@@ -37,11 +37,12 @@ pub(super) const STEPS: &[Step] = &[
     step(11, &["Resize"], resize_coordinates),
     step(11, &["Scatter"], scatter_elements),
     step(12, &["Dropout"], dropout_to_identity),
+    step(13, &["MeanVarianceNormalization"], default_axes),
     step(13, &["Squeeze", "Unsqueeze", "ReduceSum"], axes_input),
     step(13, &["Split"], split_input),
     step(13, &["Softmax", "LogSoftmax", "Hardmax"], single_axis),
     step(13, &["Resize"], resize_optional_inputs),
-    step(14, &["BatchNormalization"], drop_training_outputs),
+    step(14, &["BatchNormalization"], training_mode),
     step(16, &["RoiAlign"], roi_align_coordinates),
     step(
         18,
@@ -78,6 +79,7 @@ const EXPERIMENTAL: &[&str] = &[
     "ScaledTanh",
 ];
 
+#[allow(clippy::unnecessary_wraps, reason = "the last expression of most steps")]
 fn done(what: impl Into<String>) -> Result<Option<String>> {
     Ok(Some(what.into()))
 }
@@ -146,13 +148,18 @@ fn normalization_axes(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<
     }
     let across = raising.int(node, "across_channels")?.unwrap_or(0) != 0;
     let axes: &[i64] = if across { &[0, 1, 2, 3] } else { &[0, 2, 3] };
-    // The experimental operator normalized each image of a batch by itself, the official one over axis 0 as well.
-    let value = raising.input(node, 0)?;
-    let batch = raising.model.shape(value).and_then(|s| s.first().copied().flatten());
-    let axes = if batch == Some(1) { axes } else { &axes[1..] };
     raising.model.remove_attr(node, "normalize_variance");
     raising.model.remove_attr(node, "across_channels");
     raising.model.set_attr(node, Attr::ints("axes", axes));
+    done("made the normalized axes explicit")
+}
+
+/// The default is written out because the checker of onnx 1.23 loses it.
+fn default_axes(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
+    if raising.model.node(node).attr("axes").is_some() {
+        return Ok(None);
+    }
+    raising.model.set_attr(node, Attr::ints("axes", &[0, 2, 3]));
     done("made the normalized axes explicit")
 }
 
@@ -441,12 +448,15 @@ fn resize_optional_inputs(raising: &mut Raising<'_>, node: NodeId) -> Result<Opt
         value.and_then(|v| facts::known(raising.model, v)).is_some_and(|t| t.is_empty())
     };
     let mode = raising.string(node, "coordinate_transformation_mode")?.unwrap_or_default();
-    if mode != "tf_crop_and_resize" && raising.model.node(node).input(1).is_some() {
+    if let Some(roi) = raising.model.node(node).input(1).filter(|_| mode != "tf_crop_and_resize") {
         raising.model.set_input(node, 1, None);
+        drop_if_unused(raising, roi);
         did.push("dropped the unused roi".to_owned());
     }
-    if raising.model.node(node).input(3).is_some() && is_empty(raising, 2) {
+    let sized = raising.model.node(node).input(3).is_some() && is_empty(raising, 2);
+    if let Some(scales) = raising.model.node(node).input(2).filter(|_| sized) {
         raising.model.set_input(node, 2, None);
+        drop_if_unused(raising, scales);
         did.push("dropped the empty scales".to_owned());
     }
     if mode == "tf_half_pixel_for_nn" {
@@ -467,19 +477,34 @@ fn resize_optional_inputs(raising: &mut Raising<'_>, node: NodeId) -> Result<Opt
     if did.is_empty() { Ok(None) } else { done(did.join(", ")) }
 }
 
-fn drop_training_outputs(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
-    let extra = raising.model.node(node).outputs().get(1..).unwrap_or_default().to_vec();
-    if extra.is_empty() {
-        return Ok(None);
+/// Five outputs meant training, which normalizes by the statistics of the batch; now an attribute and three outputs do.
+fn training_mode(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
+    let outputs = raising.model.node(node).outputs().to_vec();
+    match outputs.get(1..).unwrap_or_default() {
+        [] => Ok(None),
+        extra if extra.iter().all(Option::is_none) => {
+            raising.model.truncate_outputs(node, 1);
+            done("dropped the empty outputs")
+        }
+        [Some(_), Some(_), saved @ ..] => {
+            if let Some(used) = saved.iter().flatten().copied().find(|&v| raising.is_used(v)) {
+                let name = raising.model.value(used).name().to_owned();
+                return Err(Error::model("saved statistics are no outputs from operator set 14 on")
+                    .at_value(&name)
+                    .with_hint("export the model in inference mode"));
+            }
+            raising.model.truncate_outputs(node, 3);
+            raising.model.set_attr(node, Attr::int("training_mode", 1));
+            let name = raising.model.node_name(node).to_owned();
+            raising.outcome.skipped(
+                name,
+                "exported in training mode: it still normalizes by the statistics of each batch, not by stored ones",
+            );
+            done("set training_mode=1")
+        }
+        _ => Err(Error::model(format!("{} outputs mean neither training nor inference", outputs.len()))
+            .with_hint("export the model in inference mode")),
     }
-    if let Some(used) = extra.into_iter().flatten().find(|&v| raising.is_used(v)) {
-        let name = raising.model.value(used).name().to_owned();
-        return Err(Error::model("a statistics output is used, which exists only in training")
-            .at_value(&name)
-            .with_hint("export the model in inference mode"));
-    }
-    raising.model.truncate_outputs(node, 1);
-    done("dropped the unused training outputs")
 }
 
 fn roi_align_coordinates(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
