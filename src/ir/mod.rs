@@ -14,6 +14,7 @@
 mod convert;
 mod edit;
 pub mod file;
+pub mod hash;
 mod tensor;
 pub mod text;
 pub mod verify;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 pub use edit::{NewNode, Place};
+pub use hash::content_hash;
 pub use tensor::{Tensor, element_count};
 
 use crate::onnx::{
@@ -55,6 +57,10 @@ pub struct Model {
     pub(crate) values: Vec<Value>,
     pub(crate) names: HashSet<String>,
     pub(crate) path: Option<PathBuf>,
+    /// Files its external data came from.
+    pub(crate) sources: Vec<PathBuf>,
+    /// Where the last node was found in its graph's list.
+    pub(crate) cursor: usize,
 }
 
 /// A model-local function: a graph without captures.
@@ -253,11 +259,8 @@ impl Model {
     /// Imports `domain` at `version`, or changes the version it is imported at.
     pub fn set_domain_version(&mut self, domain: &str, version: i64) {
         let wanted = canonical_domain(domain);
-        let found = self
-            .rest
-            .opset_import
-            .iter_mut()
-            .find(|o| canonical_domain(o.domain.as_deref().unwrap_or("")) == wanted);
+        let found =
+            self.rest.opset_import.iter_mut().find(|o| canonical_domain(o.domain.as_deref().unwrap_or("")) == wanted);
         match found {
             Some(import) => import.version = Some(version),
             None => self
@@ -278,10 +281,8 @@ impl Model {
         let props = &mut self.rest.metadata_props;
         match props.iter_mut().find(|p| p.key.as_deref() == Some(key)) {
             Some(entry) => entry.value = Some(value.to_owned()),
-            None => props.push(crate::onnx::StringStringEntryProto {
-                key: Some(key.to_owned()),
-                value: Some(value.to_owned()),
-            }),
+            None => props
+                .push(crate::onnx::StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.to_owned()) }),
         }
     }
 
@@ -380,11 +381,17 @@ impl Graph {
     }
 
     /// Inputs, those with defaults included.
+    ///
+    /// # Panics
+    /// Never: every input defines a value.
     pub fn inputs(&self) -> impl ExactSizeIterator<Item = ValueId> + '_ {
         self.inputs.iter().map(|p| p.value.expect("inputs define their values"))
     }
 
     /// Outputs.
+    ///
+    /// # Panics
+    /// If the graph belongs to a removed node.
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = ValueId> + '_ {
         self.outputs.iter().map(|p| p.value.expect("outputs were resolved"))
     }
@@ -513,8 +520,7 @@ impl Attr {
     }
 
     fn with(name: &str, kind: i32, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
-        let mut proto =
-            AttributeProto { name: Some(name.to_owned()), r#type: Some(kind), ..AttributeProto::default() };
+        let mut proto = AttributeProto { name: Some(name.to_owned()), r#type: Some(kind), ..AttributeProto::default() };
         fill(&mut proto);
         proto
     }
