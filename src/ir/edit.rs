@@ -104,16 +104,28 @@ impl Model {
         self.graphs[graph.0 as usize].outputs.push(Port { value: Some(value), info });
     }
 
-    /// `base`, or `base_1`, `base_2`, … : the first that no tensor of the model bears.
+    /// `base`, or `base_1`, `base_2`, … : one that no tensor of the model bears, the first where there are no gaps.
     #[must_use]
     pub fn unique_name(&self, base: &str) -> String {
-        let mut name = base.to_owned();
-        let mut suffix = 0usize;
-        while self.names.contains(&name) {
-            suffix += 1;
-            name = format!("{base}_{suffix}");
+        if !self.names.contains(base) {
+            return base.to_owned();
         }
-        name
+        // Doubles, then halves: suffixes are handed out in order, and a scan over them would be quadratic.
+        let taken = |suffix: usize| self.names.contains(&format!("{base}_{suffix}"));
+        let mut free = 1;
+        while taken(free) {
+            free *= 2;
+        }
+        let mut last_taken = free / 2;
+        while last_taken + 1 < free {
+            let middle = usize::midpoint(last_taken, free);
+            if taken(middle) {
+                last_taken = middle;
+            } else {
+                free = middle;
+            }
+        }
+        format!("{base}_{free}")
     }
 
     /// Inserts a node and makes its outputs. Their names are made unique.

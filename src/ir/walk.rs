@@ -111,7 +111,7 @@ impl Model {
     }
 
     /// The nodes of a graph with producers before consumers, otherwise in the order of the file; `Err` holds the
-    /// nodes of one cycle.
+    /// nodes of one cycle, each before its consumer.
     ///
     /// # Errors
     /// The graph has a cycle.
@@ -160,6 +160,9 @@ impl Model {
         }
         let mut cycle = at.map_or(Vec::new(), |start| path.split_off(step_of[start]));
         cycle.reverse();
+        if let Some(first) = cycle.iter().enumerate().min_by_key(|(_, n)| **n).map(|(at, _)| at) {
+            cycle.rotate_left(first);
+        }
         Err(cycle)
     }
 
