@@ -1,7 +1,10 @@
 //! Model files: what is refused and how, external data in and out, whole files or none, memory.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -71,7 +74,10 @@ fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
     }
 }
 
-fn with_external(entries: &[(&str, &str)], dims: &[i64]) -> ModelProto {
+/// Keys and values of `external_data`.
+type Entries<'a> = &'a [(&'a str, &'a str)];
+
+fn with_external(entries: Entries<'_>, dims: &[i64]) -> ModelProto {
     let mut model = proto(vec![node("Add", &["x", "w"], "y")], &["y"]);
     let entry =
         |&(key, value): &(&str, &str)| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
@@ -88,10 +94,7 @@ fn with_external(entries: &[(&str, &str)], dims: &[i64]) -> ModelProto {
 
 #[track_caller]
 fn refused(result: amax::Result<Model>, parts: &[&str]) {
-    let error = match result {
-        Ok(_) => panic!("not refused: {parts:?}"),
-        Err(error) => error,
-    };
+    let Err(error) = result else { panic!("not refused: {parts:?}") };
     assert_eq!(error.kind(), Kind::Model, "{error}");
     let text = error.to_string();
     for part in parts {
@@ -237,7 +240,7 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
         file::load(&path)
     };
     let outside = "is not in the model's folder";
-    let bad: &[(&[(&str, &str)], &[&str])] = &[
+    let bad: &[(Entries, &[&str])] = &[
         (&[("location", "../secret")], &["\"../secret\"", outside]),
         (&[("location", &secret)], &[outside]),
         (&[("location", "sub/../../secret")], &[outside]),
@@ -265,7 +268,7 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
         let parts: Vec<&str> = parts.iter().copied().chain(["tensor \"w\"", "m.onnx"]).collect();
         refused(load(entries, &[4]), &parts);
     }
-    let good: &[(&[(&str, &str)], [u8; 16])] = &[
+    let good: &[(Entries, [u8; 16])] = &[
         (&[("location", "w.bin")], [1; 16]),
         (&[("location", "./w.bin"), ("offset", "3"), ("length", "16"), ("checksum", "?")], [1; 16]),
         (&[("location", "sub/w.bin"), ("offset", "48")], [2; 16]),
@@ -493,7 +496,6 @@ fn sparse_model(path: &Path, len: usize) {
     let model_tail = ModelProto { opset_import: imports, ..ModelProto::default() }.encode_to_vec();
     let front =
         [&model.encode_to_vec()[..], &[0x3a], &varint(graph_len), &head, &tensor_header, &tensor_head, &raw_header];
-    use std::io::{Seek, SeekFrom, Write};
     let mut file = fs::File::create(path).unwrap();
     file.write_all(&front.concat()).unwrap();
     file.seek(SeekFrom::Current(len as i64)).unwrap();
@@ -657,6 +659,9 @@ fn long_and_wide_models_are_read_in_linear_time() {
     verify::verify(&model).unwrap();
 }
 
+/// An edit that changes what a model computes.
+type Change<'a> = &'a dyn Fn(&mut Model);
+
 #[test]
 fn the_hash_sees_content_and_not_storage() {
     let original = file::load(&data("weights.onnx")).unwrap();
@@ -674,7 +679,7 @@ fn the_hash_sees_content_and_not_storage() {
 
     let node = original.graph(original.main()).nodes()[0];
     let w = original.value_named("w").unwrap();
-    let changes: &[(&str, &dyn Fn(&mut Model))] = &[
+    let changes: &[(&str, Change<'_>)] = &[
         ("weight", &|m| {
             let mut bytes = m.constant(w).unwrap().raw().to_vec();
             bytes[100] ^= 1;
@@ -757,7 +762,9 @@ proptest! {
         mutations in prop::collection::vec(mutation(), 1..4),
     ) {
         let mut bytes = SEEDS[seed.index(SEEDS.len())].clone();
-        mutations.iter().for_each(|m| mutate(&mut bytes, m));
+        for mutation in &mutations {
+            mutate(&mut bytes, mutation);
+        }
         let folder = folder();
         let path = folder.path().join("m.onnx");
         fs::write(&path, &bytes).unwrap();

@@ -689,3 +689,34 @@ fn same_file(a: &Path, b: &Path) -> bool {
         a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_replaced_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx.data");
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+
+        let former = Former::of(&path);
+        std::fs::write(&path, "new").unwrap();
+        former.restore(&path);
+        assert_eq!(files(), 0);
+
+        std::fs::write(&path, "old").unwrap();
+        let former = Former::of(&path);
+        let new = folder.path().join("new");
+        std::fs::write(&new, "new").unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        former.restore(&path);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(files(), 1);
+
+        drop(Former::of(&path));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(files(), 1);
+    }
+}
