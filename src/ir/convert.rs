@@ -10,7 +10,8 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::onnx::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto,
+    ValueInfoProto,
 };
 
 /// Finds the bytes of a tensor that is stored in another file.
@@ -18,6 +19,8 @@ pub(super) type External<'a> = &'a mut dyn FnMut(&TensorProto) -> Result<Bytes>;
 
 impl Model {
     /// Builds the model from its message; `external` supplies the bytes of tensors stored in other files.
+    ///
+    /// Tensors that are carried and not modelled (in attributes, sparse, of training) take in what they have outside.
     ///
     /// # Errors
     /// No graph, a name defined twice, a use of an undefined name, or a tensor that does not fit its shape.
@@ -27,6 +30,11 @@ impl Model {
                 .with_hint("this may not be an ONNX model, or its export was interrupted"));
         };
         let functions = take(&mut proto.functions);
+        for training in &mut proto.training_info {
+            for graph in training.initialization.iter_mut().chain(&mut training.algorithm) {
+                inline_graph(graph, external)?;
+            }
+        }
         let model = Model {
             rest: proto,
             main: GraphId(0),
@@ -36,6 +44,8 @@ impl Model {
             values: Vec::new(),
             names: Names::default(),
             path: None,
+            sources: Vec::new(),
+            cursor: 0,
         };
         let mut reader = Reader { model, external, scopes: Vec::new() };
         reader.model.main = reader.graph(graph, Owner::Main)?;
@@ -48,12 +58,32 @@ impl Model {
     /// The message of this model. Tensor bytes are shared, not copied; tensors whose data came from another file are
     /// listed with their bytes in `external`, in the order in which they appear.
     #[must_use]
-    pub(super) fn to_proto(&self, external: &mut dyn FnMut(&mut TensorProto, Bytes)) -> ModelProto {
+    pub(crate) fn to_proto(&self, external: &mut dyn FnMut(&mut TensorProto, Bytes)) -> ModelProto {
         let mut proto = self.rest.clone();
         let mut writer = Writer { model: self, external };
         proto.graph = Some(writer.graph(self.main));
         proto.functions = self.functions.iter().map(|f| writer.function(f)).collect();
         proto
+    }
+
+    /// Whether a declaration is written: those of removed values are not.
+    pub(super) fn port_alive(&self, port: &Port) -> bool {
+        port.value.is_none_or(|v| !matches!(self.value(v).def, Def::Removed))
+    }
+
+    /// The message of a declaration.
+    pub(super) fn port_proto(&self, port: &Port) -> ValueInfoProto {
+        let mut info = port.info.clone();
+        if let Some(value) = port.value {
+            let value = self.value(value);
+            if info.name.is_some() || !value.name.is_empty() {
+                info.name = Some(value.name.clone());
+            }
+            if value.retyped {
+                info.r#type.clone_from(&value.ty);
+            }
+        }
+        info
     }
 }
 
@@ -98,7 +128,8 @@ impl Reader<'_> {
         let nodes = take(&mut proto.node);
         let initializers = take(&mut proto.initializer);
         let graph_name = proto.name.clone().unwrap_or_default();
-        for sparse in &proto.sparse_initializer {
+        for sparse in &mut proto.sparse_initializer {
+            inline_sparse(sparse, self.external)?;
             if let Some(name) = sparse.values.as_ref().and_then(|v| v.name.clone()) {
                 self.define(name, None, Def::Sparse)?;
             }
@@ -152,6 +183,9 @@ impl Reader<'_> {
         let infos = take(&mut proto.value_info);
         let nodes = take(&mut proto.node);
         let name = proto.name.clone().unwrap_or_default();
+        for attribute in &mut proto.attribute_proto {
+            inline_attribute(attribute, self.external).map_err(|e| e.in_graph(&name))?;
+        }
         self.model.graphs[id.0 as usize].rest.name = Some(name.clone());
         for input in inputs {
             let value = self.define(input, None, Def::Input { default: None })?;
@@ -263,8 +297,35 @@ impl Reader<'_> {
         for graph in take(&mut proto.graphs) {
             graphs.push(self.graph(graph, Owner::Node(node))?);
         }
+        inline_attribute(&mut proto, self.external)?;
         Ok(Attr { proto, graphs })
     }
+}
+
+fn inline_tensor(tensor: &mut TensorProto, external: External<'_>) -> Result<()> {
+    if tensor.data_location == Some(crate::onnx::DATA_LOCATION_EXTERNAL) {
+        tensor.raw_data = Some(external(tensor)?);
+        tensor.data_location = None;
+        tensor.external_data.clear();
+    }
+    Ok(())
+}
+
+fn inline_sparse(sparse: &mut SparseTensorProto, external: External<'_>) -> Result<()> {
+    sparse.values.iter_mut().chain(&mut sparse.indices).try_for_each(|t| inline_tensor(t, external))
+}
+
+fn inline_attribute(attribute: &mut AttributeProto, external: External<'_>) -> Result<()> {
+    attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(|t| inline_tensor(t, external))?;
+    let mut sparse = attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors);
+    sparse.try_for_each(|t| inline_sparse(t, external))?;
+    attribute.g.iter_mut().chain(&mut attribute.graphs).try_for_each(|g| inline_graph(g, external))
+}
+
+fn inline_graph(graph: &mut GraphProto, external: External<'_>) -> Result<()> {
+    graph.initializer.iter_mut().try_for_each(|t| inline_tensor(t, external))?;
+    graph.sparse_initializer.iter_mut().try_for_each(|t| inline_sparse(t, external))?;
+    graph.node.iter_mut().flat_map(|n| &mut n.attribute).try_for_each(|a| inline_attribute(a, external))
 }
 
 fn label(proto: &NodeProto, outputs: &[String]) -> String {
@@ -291,9 +352,10 @@ impl Writer<'_> {
     fn graph(&mut self, id: GraphId) -> GraphProto {
         let graph = self.model.graph(id);
         let mut proto = graph.rest.clone();
-        proto.input = graph.inputs.iter().map(|p| self.port(p)).collect();
-        proto.output = graph.outputs.iter().map(|p| self.port(p)).collect();
-        proto.value_info = graph.infos.iter().filter(|p| self.alive(p)).map(|p| self.port(p)).collect();
+        proto.input = graph.inputs.iter().map(|p| self.model.port_proto(p)).collect();
+        proto.output = graph.outputs.iter().map(|p| self.model.port_proto(p)).collect();
+        proto.value_info =
+            graph.infos.iter().filter(|p| self.model.port_alive(p)).map(|p| self.model.port_proto(p)).collect();
         proto.initializer = graph.initializers.iter().filter_map(|&v| self.tensor(v)).collect();
         proto.node = graph.nodes.iter().map(|&n| self.node(n)).collect();
         proto
@@ -304,27 +366,10 @@ impl Writer<'_> {
         let mut proto = function.rest.clone();
         proto.input = graph.inputs().map(|v| self.name(v)).collect();
         proto.output = graph.outputs().map(|v| self.name(v)).collect();
-        proto.value_info = graph.infos.iter().filter(|p| self.alive(p)).map(|p| self.port(p)).collect();
+        proto.value_info =
+            graph.infos.iter().filter(|p| self.model.port_alive(p)).map(|p| self.model.port_proto(p)).collect();
         proto.node = graph.nodes.iter().map(|&n| self.node(n)).collect();
         proto
-    }
-
-    fn alive(&self, port: &Port) -> bool {
-        port.value.is_none_or(|v| !matches!(self.model.value(v).def, Def::Removed))
-    }
-
-    fn port(&self, port: &Port) -> ValueInfoProto {
-        let mut info = port.info.clone();
-        if let Some(value) = port.value {
-            let value = self.model.value(value);
-            if info.name.is_some() || !value.name.is_empty() {
-                info.name = Some(value.name.clone());
-            }
-            if value.retyped {
-                info.r#type.clone_from(&value.ty);
-            }
-        }
-        info
     }
 
     fn tensor(&mut self, value: ValueId) -> Option<TensorProto> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Attr, Def, Function, Graph, GraphId, Model, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId};
-use crate::onnx::{AttributeProto, NodeProto, TypeProto, ValueInfoProto};
+use crate::onnx::{AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto};
 
 /// A node to be inserted.
 #[derive(Clone, Debug, Default)]
@@ -58,13 +58,76 @@ pub enum Place {
 }
 
 impl Model {
-    /// `base`, or `base_1`, `base_2`, … : the first that no tensor of the model bears.
+    /// A model whose main graph, named `name`, is empty; it imports the default operator set at `opset`.
+    #[must_use]
+    pub fn new(name: &str, ir_version: i64, opset: i64) -> Self {
+        let mut model = Self {
+            rest: ModelProto { ir_version: Some(ir_version), ..ModelProto::default() },
+            main: GraphId(0),
+            functions: Vec::new(),
+            graphs: Vec::new(),
+            nodes: Vec::new(),
+            values: Vec::new(),
+            names: std::collections::HashSet::new(),
+            path: None,
+            sources: Vec::new(),
+            cursor: 0,
+        };
+        model.graphs.push(Graph {
+            owner: Owner::Main,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            nodes: Vec::new(),
+            initializers: Vec::new(),
+            infos: Vec::new(),
+            rest: GraphProto { name: Some(name.to_owned()), ..GraphProto::default() },
+        });
+        model.set_domain_version("", opset);
+        model
+    }
+
+    /// Adds an input at the end of a graph's; its name is made unique.
+    pub fn add_input(&mut self, graph: GraphId, name: &str, ty: TypeProto) -> ValueId {
+        let value = self.new_value(name, Def::Input { default: None });
+        let name = self.value(value).name.clone();
+        self.values[value.0 as usize].ty = Some(ty.clone());
+        let info = ValueInfoProto { name: Some(name), r#type: Some(ty), ..ValueInfoProto::default() };
+        self.graphs[graph.0 as usize].inputs.push(Port { value: Some(value), info });
+        value
+    }
+
+    /// Adds an output at the end of a graph's, of the type that the value has.
+    pub fn add_output(&mut self, graph: GraphId, value: ValueId) {
+        let index = self.graph(graph).outputs.len();
+        let slot = &mut self.values[value.0 as usize];
+        slot.users.push(User::Output { graph, index });
+        let info =
+            ValueInfoProto { name: Some(slot.name.clone()), r#type: slot.ty.clone(), ..ValueInfoProto::default() };
+        self.graphs[graph.0 as usize].outputs.push(Port { value: Some(value), info });
+    }
+
+    /// `base`, or `base_1`, `base_2`, … : one that no tensor of the model bears, the first where there are no gaps.
     #[must_use]
     pub fn unique_name(&self, base: &str) -> String {
         if !self.names.contains(base) {
             return base.to_owned();
         }
-        (1..).map(|n| format!("{base}_{n}")).find(|name| !self.names.contains(name)).expect("endless")
+        // Doubles, then halves: suffixes are handed out in order, and a scan over them would be quadratic.
+        let taken = |suffix: usize| self.names.contains(&format!("{base}_{suffix}"));
+        let mut free = 1;
+        while taken(free) {
+            free *= 2;
+        }
+        let mut last_taken = free / 2;
+        while last_taken + 1 < free {
+            let middle = usize::midpoint(last_taken, free);
+            if taken(middle) {
+                last_taken = middle;
+            } else {
+                free = middle;
+            }
+        }
+        format!("{base}_{free}")
     }
 
     /// Inserts a node and makes its outputs. Their names are made unique.
@@ -105,9 +168,17 @@ impl Model {
         id
     }
 
-    /// Position of a node in its graph's list; a hint of where to look makes the common case cheap.
-    fn position(&self, graph: GraphId, node: NodeId) -> usize {
-        self.graph(graph).nodes.iter().position(|&n| n == node).expect("node is in its graph")
+    /// Position of a node in its graph's list. Looks around where the last one was found first: passes go in order.
+    fn position(&mut self, graph: GraphId, node: NodeId) -> usize {
+        let nodes = &self.graph(graph).nodes;
+        let start = self.cursor.min(nodes.len());
+        let (before, after) = nodes.split_at(start);
+        let near = 64.min(after.len());
+        let found = after[..near].iter().position(|&n| n == node).map(|at| start + at);
+        let found = found.or_else(|| before.iter().rposition(|&n| n == node));
+        let found = found.or_else(|| after[near..].iter().position(|&n| n == node).map(|at| start + near + at));
+        self.cursor = found.expect("node is in its graph");
+        self.cursor
     }
 
     /// Removes nodes whose outputs nobody uses, except each other; bodies in their attributes go with them.
@@ -116,10 +187,16 @@ impl Model {
     /// If an output is still used: callers redirect uses first.
     pub fn remove(&mut self, nodes: &[NodeId]) {
         let doomed: std::collections::HashSet<NodeId> = nodes.iter().copied().collect();
+        let mut used: Vec<ValueId> =
+            nodes.iter().flat_map(|&n| self.node(n).inputs.iter().copied().flatten()).collect();
+        used.sort_unstable();
+        used.dedup();
+        for value in used {
+            let gone = |user: &User| matches!(user, User::Node { node, .. } if doomed.contains(node));
+            self.values[value.0 as usize].users.retain(|user| !gone(user));
+        }
         for &id in nodes {
-            for input in 0..self.node(id).inputs.len() {
-                self.set_input(id, input, None);
-            }
+            self.nodes[id.0 as usize].inputs.fill(None);
             let bodies: Vec<GraphId> = self.node(id).bodies().collect();
             for body in bodies {
                 self.clear(body);
@@ -197,6 +274,8 @@ impl Model {
         for value in dropped.into_iter().flatten() {
             assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
             self.values[value.0 as usize].def = Def::Removed;
+            let name = self.values[value.0 as usize].name.clone();
+            self.names.remove(&name);
         }
     }
 
@@ -218,10 +297,19 @@ impl Model {
     ///
     /// A redirected graph output takes the name of `to`: to keep the name of an output, use [`Model::take_name`].
     pub fn replace_uses(&mut self, from: ValueId, to: ValueId, which: impl Fn(User) -> bool) {
-        let users: Vec<User> = self.value(from).users.iter().copied().filter(|&u| which(u)).collect();
-        for user in users {
-            self.set_user(user, to);
+        if from == to {
+            return;
         }
+        let users = std::mem::take(&mut self.values[from.0 as usize].users);
+        let (moved, kept): (Vec<User>, Vec<User>) = users.into_iter().partition(|&u| which(u));
+        self.values[from.0 as usize].users = kept;
+        for &user in &moved {
+            match user {
+                User::Node { node, input } => self.nodes[node.0 as usize].inputs[input] = Some(to),
+                User::Output { graph, index } => self.graphs[graph.0 as usize].outputs[index].value = Some(to),
+            }
+        }
+        self.values[to.0 as usize].users.extend(moved);
     }
 
     /// Gives `to` the name of `from`, and `from` a fresh one made from `fresh`.
@@ -261,6 +349,9 @@ impl Model {
     }
 
     /// Makes the output of a node an initializer of the same name. The node keeps a nameless output.
+    ///
+    /// # Panics
+    /// If `value` is neither an output of a node that is in a graph, nor an initializer.
     pub fn make_constant(&mut self, value: ValueId, tensor: Tensor) {
         let Def::Output { node, index } = self.value(value).def else {
             return self.set_constant(value, tensor);

@@ -14,6 +14,7 @@
 mod convert;
 mod edit;
 pub mod file;
+pub mod hash;
 mod tensor;
 pub mod text;
 pub mod verify;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 pub use edit::{NewNode, Place};
+pub use hash::content_hash;
 pub use tensor::{Tensor, element_count};
 
 use crate::onnx::{
@@ -55,6 +57,10 @@ pub struct Model {
     pub(crate) values: Vec<Value>,
     pub(crate) names: Names,
     pub(crate) path: Option<PathBuf>,
+    /// Files its external data came from.
+    pub(crate) sources: Vec<PathBuf>,
+    /// Where the last node was found in its graph's list.
+    pub(crate) cursor: usize,
 }
 
 /// How many live tensors bear each name: bodies beside each other may use the same ones.
@@ -412,11 +418,17 @@ impl Graph {
     }
 
     /// Inputs, those with defaults included.
+    ///
+    /// # Panics
+    /// Never: every input defines a value.
     pub fn inputs(&self) -> impl ExactSizeIterator<Item = ValueId> + '_ {
         self.inputs.iter().map(|p| p.value.expect("inputs define their values"))
     }
 
     /// Outputs.
+    ///
+    /// # Panics
+    /// If the graph belongs to a removed node.
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = ValueId> + '_ {
         self.outputs.iter().map(|p| p.value.expect("outputs were resolved"))
     }

@@ -68,12 +68,14 @@ impl Tensor {
         let count = element_count(&proto.dims)
             .ok_or_else(|| fail(format!("tensor has impossible dimensions {:?}", proto.dims)))?;
         let tensor = Self { proto, external };
-        let (have, unit) = tensor.stored();
-        let want = if unit == "bytes" {
-            let bits = dtype.bits().unwrap_or(0);
-            count.checked_mul(bits).map(|b| b.div_ceil(8))
-        } else {
-            tensor.typed_entries(dtype, count)
+        let (have, unit) = tensor.stored(dtype).ok_or_else(|| {
+            Error::model(format!("tensor of type {dtype} holds data of another type"))
+                .at_value(tensor.proto.name.as_deref().unwrap_or(""))
+                .with_hint("the file was edited by hand, or damaged; export it again")
+        })?;
+        let want = match (unit, dtype.bits()) {
+            ("bytes", Some(bits)) => count.checked_mul(bits).map(|b| b.div_ceil(8)),
+            _ => typed_entries(dtype, count),
         };
         if want != Some(have) {
             let name = tensor.proto.name.clone().unwrap_or_default();
@@ -88,32 +90,37 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// How much is stored and in which unit.
-    fn stored(&self) -> (usize, &'static str) {
+    /// How much is stored and in which unit; `None` if it is in a field of another element type.
+    fn stored(&self, dtype: DataType) -> Option<(usize, &'static str)> {
         let p = &self.proto;
-        if let Some(bytes) = &self.external {
-            return (bytes.len(), "bytes");
+        let bytes = self.external.as_ref().or(p.raw_data.as_ref());
+        match bytes {
+            Some(_) if dtype == DataType::String => return None,
+            Some(bytes) => return Some((bytes.len(), "bytes")),
+            None => {}
         }
-        if let Some(raw) = &p.raw_data {
-            return (raw.len(), "bytes");
-        }
-        let entries = p.float_data.len()
-            + p.int32_data.len()
-            + p.int64_data.len()
-            + p.double_data.len()
-            + p.uint64_data.len()
-            + p.string_data.len();
-        (entries, "entries")
+        let fields = [
+            p.float_data.len(),
+            p.int32_data.len(),
+            p.int64_data.len(),
+            p.double_data.len(),
+            p.uint64_data.len(),
+            p.string_data.len(),
+        ];
+        let own = match dtype {
+            DataType::Float | DataType::Complex64 => fields[0],
+            DataType::Int64 => fields[2],
+            DataType::Double | DataType::Complex128 => fields[3],
+            DataType::Uint32 | DataType::Uint64 => fields[4],
+            DataType::String => fields[5],
+            _ => fields[1],
+        };
+        (own == fields.iter().sum::<usize>()).then_some((own, "entries"))
     }
 
-    /// Entries that the typed data field of `dtype` has for `count` elements.
-    fn typed_entries(&self, dtype: DataType, count: usize) -> Option<usize> {
-        match dtype {
-            DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1 => Some(count.div_ceil(2)),
-            DataType::Uint2 | DataType::Int2 => Some(count.div_ceil(4)),
-            DataType::Complex64 | DataType::Complex128 => count.checked_mul(2),
-            _ => Some(count),
-        }
+    /// The bytes that hold the elements, where they are stored as such.
+    pub(super) fn slice(&self) -> Option<&Bytes> {
+        self.external.as_ref().or(self.proto.raw_data.as_ref())
     }
 
     /// Element type.
@@ -202,6 +209,9 @@ impl Tensor {
     }
 
     /// The elements as f32, where the type is a float graphs compute in. Doubles are rounded to nearest even.
+    ///
+    /// # Panics
+    /// Never: chunks have the length they are asked for.
     #[must_use]
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         let raw = self.raw();
@@ -221,6 +231,9 @@ impl Tensor {
     }
 
     /// The elements as i64, where the type is an integer of at least 8 bits or a bool.
+    ///
+    /// # Panics
+    /// Never: chunks have the length they are asked for.
     #[must_use]
     pub fn to_i64(&self) -> Option<Vec<i64>> {
         let raw = self.raw();
@@ -262,6 +275,16 @@ impl Tensor {
     #[must_use]
     pub fn strings(&self) -> Cow<'_, [Bytes]> {
         Cow::Borrowed(&self.proto.string_data)
+    }
+}
+
+/// Entries that the typed data field of `dtype` has for `count` elements.
+fn typed_entries(dtype: DataType, count: usize) -> Option<usize> {
+    match dtype {
+        DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1 => Some(count.div_ceil(2)),
+        DataType::Uint2 | DataType::Int2 => Some(count.div_ceil(4)),
+        DataType::Complex64 | DataType::Complex128 => count.checked_mul(2),
+        _ => Some(count),
     }
 }
 

@@ -1,19 +1,25 @@
 //! The verifier. It lists every violation of:
 //!
-//! 1. Each node lists as its graph the graph that lists it, once.
-//! 2. Each output of a node is defined by that node at that index.
+//! 1. Each node lists as its graph the graph that lists it, once; each body is owned by the node whose attribute holds it.
+//! 2. Each value is defined at one place, and its definition says so: an output of a node at its index, an input of a
+//!    graph, an initializer.
 //! 3. Each use is recorded at its value exactly once, and each recorded use exists.
-//! 4. No node or graph output uses a removed value.
+//! 4. No node or graph output uses a removed value, or one that no graph defines.
 //! 5. A value is used only where it is visible: in its own graph or in a body below it.
 //! 6. Producers come before consumers; a cycle is named.
-//! 7. Tensor names are unique within a graph and its enclosing graphs.
-//! 8. Every node has an operator; every domain used is imported.
+//! 7. Names say what is meant: those that a graph defines are unique in it, what is used has a name, and what a body
+//!    captures is not hidden by a tensor of the same name in between. (A body may reuse outer names that it does not use:
+//!    runtimes accept it, and exporters do it.)
+//! 8. Every node has an operator; every domain used is imported, by the model or by the function it is used in.
+//!
+//! Files whose nodes are not sorted pass rule 6 because loading sorts them. What tensors hold is checked when they are
+//! made ([`Tensor::from_proto`](super::Tensor::from_proto)).
 //!
 //! It costs time linear in the size of the structure and never reads tensor data.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Def, GraphId, Model, NodeId, Owner, User, ValueId};
+use super::{Def, GraphId, Model, NodeId, Owner, User, ValueId, canonical_domain};
 use crate::error::{Error, Result};
 
 /// Checks the model.
@@ -34,24 +40,35 @@ pub fn verify(model: &Model) -> Result<()> {
 /// Every violation, as a sentence that names node and tensor.
 #[must_use]
 pub fn violations(model: &Model) -> Vec<String> {
-    let mut check = Check { model, found: Vec::new() };
     let graphs = model.all_graphs();
-    let mut uses: HashMap<ValueId, Vec<User>> = HashMap::new();
+    let mut check = Check {
+        model,
+        found: Vec::new(),
+        homes: vec![None; model.values.len()],
+        scopes: vec![HashMap::new(); model.graphs.len()],
+        uses: vec![Vec::new(); model.values.len()],
+    };
     for &graph in &graphs {
-        check.structure(graph, &mut uses);
+        check.definitions(graph);
     }
     for &graph in &graphs {
-        check.recorded(graph, &mut uses);
+        check.uses(graph);
         check.order(graph);
-        check.names(graph);
+        check.domains(graph);
     }
-    check.domains(&graphs);
+    check.recorded();
     check.found
 }
 
 struct Check<'a> {
     model: &'a Model,
     found: Vec<String>,
+    /// The graph that defines each value.
+    homes: Vec<Option<GraphId>>,
+    /// What each graph defines, by name.
+    scopes: Vec<HashMap<&'a str, ValueId>>,
+    /// The uses that exist.
+    uses: Vec<Vec<User>>,
 }
 
 impl Check<'_> {
@@ -59,147 +76,183 @@ impl Check<'_> {
         format!("node \"{}\" ({})", self.model.node_name(id), self.model.node(id).op_type())
     }
 
-    fn structure(&mut self, graph: GraphId, uses: &mut HashMap<ValueId, Vec<User>>) {
-        let mut seen = HashSet::new();
-        for &id in self.model.graph(graph).nodes() {
-            let node = self.model.node(id);
-            if !seen.insert(id) || node.graph != Some(graph) {
-                self.found.push(format!("{} is not in exactly one graph", self.node(id)));
-            }
-            if node.op_type().is_empty() {
-                self.found.push(format!("{} has no operator", self.node(id)));
-            }
-            for (index, &value) in node.outputs.iter().enumerate() {
-                let Some(value) = value else { continue };
-                if !matches!(self.model.value(value).def, Def::Output { node, index: at } if node == id && at == index)
-                {
-                    self.found.push(format!(
-                        "output {index} of {} is not defined by it: \"{}\"",
-                        self.node(id),
-                        self.model.value(value).name
-                    ));
+    fn graph(&self, id: GraphId) -> String {
+        format!("graph \"{}\"", self.model.graph(id).name())
+    }
+
+    fn definitions(&mut self, id: GraphId) {
+        let model = self.model;
+        let graph = model.graph(id);
+        for port in &graph.inputs {
+            match port.value {
+                Some(value) if matches!(model.value(value).def, Def::Input { .. }) => self.define(id, value),
+                Some(value) => {
+                    let name = &model.value(value).name;
+                    self.found.push(format!("\"{name}\" is listed as an input of {} but is none", self.graph(id)));
                 }
+                None => self.found.push(format!("an input of {} has no value", self.graph(id))),
             }
-            for (input, &value) in node.inputs.iter().enumerate() {
-                let Some(value) = value else { continue };
-                uses.entry(value).or_default().push(User::Node { node: id, input });
-                if let Some(why) = self.invisible(graph, value) {
-                    self.found.push(format!("input {input} of {} {why}", self.node(id)));
+        }
+        for &value in &graph.initializers {
+            match model.value(value).def {
+                Def::Constant(_) => self.define(id, value),
+                // Listed a second time: its home is the graph it is an input of.
+                Def::Input { default: Some(_) } if self.homes[value.0 as usize] == Some(id) => {}
+                _ => {
+                    let name = &model.value(value).name;
+                    self.found.push(format!("\"{name}\" is listed as an initializer but is none"));
                 }
             }
         }
-        for (index, port) in self.model.graph(graph).outputs.iter().enumerate() {
-            let Some(value) = port.value else {
-                self.found.push(format!("output {index} of graph \"{}\" has no value", self.model.graph(graph).name()));
-                continue;
-            };
-            uses.entry(value).or_default().push(User::Output { graph, index });
-            if let Some(why) = self.invisible(graph, value) {
-                self.found.push(format!("output {index} of graph \"{}\" {why}", self.model.graph(graph).name()));
+        let mut seen = HashSet::new();
+        for &node_id in &graph.nodes {
+            let node = model.node(node_id);
+            if !seen.insert(node_id) || node.graph != Some(id) {
+                self.found.push(format!("{} is not in exactly one graph", self.node(node_id)));
+            }
+            if node.op_type().is_empty() {
+                self.found.push(format!("{} has no operator", self.node(node_id)));
+            }
+            for body in node.bodies() {
+                if model.graph(body).owner != Owner::Node(node_id) {
+                    self.found.push(format!("{} is not owned by {}", self.graph(body), self.node(node_id)));
+                }
+            }
+            for (index, &value) in node.outputs.iter().enumerate() {
+                let Some(value) = value else { continue };
+                let def = &model.value(value).def;
+                if matches!(*def, Def::Output { node, index: at } if node == node_id && at == index) {
+                    self.define(id, value);
+                } else {
+                    self.found.push(format!(
+                        "output {index} of {} is not defined by it: \"{}\"",
+                        self.node(node_id),
+                        model.value(value).name
+                    ));
+                }
             }
         }
     }
 
-    fn home(&self, value: ValueId) -> Option<GraphId> {
-        match self.model.value(value).def {
-            Def::Output { node, .. } => self.model.node(node).graph,
-            _ => None,
+    fn define(&mut self, graph: GraphId, value: ValueId) {
+        let name = &*self.model.value(value).name;
+        if self.homes[value.0 as usize].replace(graph).is_some() {
+            self.found.push(format!("\"{name}\" is defined at two places"));
+        } else if self.scopes[graph.0 as usize].insert(name, value).is_some() {
+            self.found.push(format!("two tensors are named \"{name}\""));
+        }
+    }
+
+    fn uses(&mut self, id: GraphId) {
+        let model = self.model;
+        let graph = model.graph(id);
+        for &node in &graph.nodes {
+            for (input, &value) in model.node(node).inputs.iter().enumerate() {
+                let Some(value) = value else { continue };
+                self.uses[value.0 as usize].push(User::Node { node, input });
+                if let Some(why) = self.unusable(id, value) {
+                    self.found.push(format!("input {input} of {} uses {why}", self.node(node)));
+                }
+            }
+        }
+        for (index, port) in graph.outputs.iter().enumerate() {
+            let Some(value) = port.value else {
+                self.found.push(format!("output {index} of {} has no value", self.graph(id)));
+                continue;
+            };
+            self.uses[value.0 as usize].push(User::Output { graph: id, index });
+            if let Some(why) = self.unusable(id, value) {
+                self.found.push(format!("output {index} of {} uses {why}", self.graph(id)));
+            }
         }
     }
 
     /// What is wrong with using `value` in `graph`, if anything.
-    fn invisible(&self, graph: GraphId, value: ValueId) -> Option<String> {
-        let name = &self.model.value(value).name;
-        if matches!(self.model.value(value).def, Def::Removed) {
-            return Some(format!("uses the removed tensor \"{name}\""));
+    fn unusable(&self, graph: GraphId, value: ValueId) -> Option<String> {
+        let slot = self.model.value(value);
+        let name = &*slot.name;
+        match slot.def {
+            Def::Removed => return Some(format!("the removed tensor \"{name}\"")),
+            // Its definition stays in the message that is carried, under the name it has there.
+            Def::Sparse => return None,
+            _ if name.is_empty() => return Some("a tensor without a name".to_owned()),
+            _ => {}
         }
-        let home = self.home(value)?;
+        let Some(home) = self.homes[value.0 as usize] else {
+            return Some(format!("\"{name}\", which no graph defines"));
+        };
         let mut at = graph;
         while at != home {
+            if self.scopes[at.0 as usize].contains_key(name) {
+                return Some(format!("\"{name}\" of an outer graph, which is hidden by a tensor of the same name"));
+            }
             match self.model.graph(at).owner {
                 Owner::Node(node) if self.model.node(node).graph.is_some() => {
                     at = self.model.node(node).graph.expect("just checked");
                 }
-                _ => return Some(format!("uses \"{name}\", which is not visible there")),
+                _ => return Some(format!("\"{name}\", which is not visible there")),
             }
         }
         None
     }
 
-    fn recorded(&mut self, graph: GraphId, uses: &mut HashMap<ValueId, Vec<User>>) {
-        let graph = self.model.graph(graph);
-        let outputs = graph.nodes().iter().flat_map(|&n| self.model.node(n).outputs.iter().flatten().copied());
-        let defaults = graph.initializers().iter().copied();
-        let mut values: Vec<ValueId> = graph.inputs().chain(defaults).chain(outputs).collect();
-        values.sort_unstable();
-        values.dedup();
-        for value in values {
-            let slot = self.model.value(value);
-            let mut actual = uses.remove(&value).unwrap_or_default();
+    fn recorded(&mut self) {
+        let key = |u: &User| match *u {
+            User::Node { node, input } => (0, node.0, input),
+            User::Output { graph, index } => (1, graph.0, index),
+        };
+        for (slot, actual) in self.model.values.iter().zip(&mut self.uses) {
             let mut recorded = slot.users.clone();
-            let key = |u: &User| match *u {
-                User::Node { node, input } => (0, node.0, input),
-                User::Output { graph, index } => (1, graph.0, index),
-            };
             actual.sort_by_key(key);
             recorded.sort_by_key(key);
-            if actual != recorded {
+            if *actual != recorded {
                 self.found.push(format!("the uses recorded for \"{}\" are not those that exist", slot.name));
             }
         }
     }
 
     fn order(&mut self, graph: GraphId) {
+        let nodes = self.model.graph(graph).nodes();
         match self.model.topological_order(graph) {
             Err(cycle) => {
-                let nodes: Vec<String> = cycle.iter().take(8).map(|&n| self.node(n)).collect();
-                self.found.push(format!("a cycle runs through {}", nodes.join(", ")));
+                let named: Vec<String> = cycle.iter().take(8).map(|&n| self.node(n)).collect();
+                let more = if cycle.len() > 8 { format!(" and {} more", cycle.len() - 8) } else { String::new() };
+                self.found.push(format!("a cycle runs through {}{more}", named.join(", ")));
             }
-            Ok(order) if order != self.model.graph(graph).nodes() => {
-                let first = order.iter().zip(self.model.graph(graph).nodes()).find(|(a, b)| a != b);
-                if let Some((_, &late)) = first {
+            Ok(order) => {
+                if let Some((_, &late)) = order.iter().zip(nodes).find(|(a, b)| a != b) {
                     self.found.push(format!("{} comes before a producer of its inputs", self.node(late)));
                 }
             }
-            Ok(_) => {}
         }
     }
 
-    fn names(&mut self, graph: GraphId) {
-        let slot = self.model.graph(graph);
-        let outputs = slot.nodes().iter().flat_map(|&n| self.model.node(n).outputs.iter().flatten().copied());
-        let mut values: Vec<ValueId> =
-            slot.inputs().chain(slot.initializers().iter().copied()).chain(outputs).collect();
-        values.sort_unstable();
-        values.dedup();
-        let mut seen = HashSet::new();
-        for value in values {
-            let name = &self.model.value(value).name;
-            if !seen.insert(name) {
-                self.found.push(format!("two tensors are named \"{name}\""));
+    fn domains(&mut self, graph: GraphId) {
+        let model = self.model;
+        let mut function = graph;
+        while let Owner::Node(node) = model.graph(function).owner {
+            match model.node(node).graph {
+                Some(outer) => function = outer,
+                None => return,
             }
         }
-    }
-
-    fn domains(&mut self, graphs: &[GraphId]) {
+        let own = match model.graph(function).owner {
+            Owner::Function(index) => &*model.functions[index].rest.opset_import,
+            _ => &[],
+        };
+        let imported: HashSet<&str> = own
+            .iter()
+            .chain(&model.rest.opset_import)
+            .filter(|o| o.version.is_some())
+            .map(|o| canonical_domain(o.domain.as_deref().unwrap_or("")))
+            .collect();
         let mut missing = HashSet::new();
-        for &graph in graphs {
-            if self.model.opset_in(graph).is_none() && !self.model.graph(graph).nodes().is_empty() {
-                let used = self.model.graph(graph).nodes().iter().any(|&n| self.model.node(n).domain().is_empty());
-                if used && missing.insert(String::new()) {
-                    self.found.push("the default operator set is used but not imported".to_owned());
-                }
-            }
-            let in_function = matches!(self.model.graph(graph).owner, Owner::Function(_));
-            for &id in self.model.graph(graph).nodes() {
-                let domain = self.model.node(id).domain();
-                if !domain.is_empty()
-                    && !in_function
-                    && self.model.domain_version(domain).is_none()
-                    && missing.insert(domain.to_owned())
-                {
-                    self.found.push(format!("{} is of domain \"{domain}\", which is not imported", self.node(id)));
-                }
+        for &id in model.graph(graph).nodes() {
+            let domain = model.node(id).domain();
+            if !imported.contains(domain) && missing.insert(domain) {
+                let domain =
+                    if domain.is_empty() { "the default domain".into() } else { format!("domain \"{domain}\"") };
+                self.found.push(format!("{} is of {domain}, which is not imported", self.node(id)));
             }
         }
     }

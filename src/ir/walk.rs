@@ -111,7 +111,7 @@ impl Model {
     }
 
     /// The nodes of a graph with producers before consumers, otherwise in the order of the file; `Err` holds the
-    /// nodes of one cycle.
+    /// nodes of one cycle, each before its consumer.
     ///
     /// # Errors
     /// The graph has a cycle.
@@ -142,10 +142,28 @@ impl Model {
         if order.len() == nodes.len() {
             return Ok(order);
         }
-        let cycle = petgraph::algo::tarjan_scc(Scope::new(self, graph))
-            .into_iter()
-            .find(|scc| scc.len() > 1 || self.consumers_in(graph, scc[0]).contains(&scc[0]));
-        Err(cycle.unwrap_or_default())
+        // What still waits is on a cycle or behind one: against the edges, among what waits, each path ends in a cycle.
+        // (petgraph's search for cycles is recursive, and the length of a chain is up to the file.)
+        let mut before = vec![None; nodes.len()];
+        for at in (0..nodes.len()).filter(|&at| waiting[at] > 0) {
+            for &to in &next[at] {
+                before[to].get_or_insert(at);
+            }
+        }
+        let mut at = waiting.iter().position(|&w| w > 0);
+        let mut step_of = vec![usize::MAX; nodes.len()];
+        let mut path = Vec::new();
+        while let Some(here) = at.filter(|&here| step_of[here] == usize::MAX) {
+            step_of[here] = path.len();
+            path.push(nodes[here]);
+            at = before[here];
+        }
+        let mut cycle = at.map_or(Vec::new(), |start| path.split_off(step_of[start]));
+        cycle.reverse();
+        if let Some(first) = cycle.iter().enumerate().min_by_key(|(_, n)| **n).map(|(at, _)| at) {
+            cycle.rotate_left(first);
+        }
+        Err(cycle)
     }
 
     /// Values of other graphs that the nodes or outputs of `graph` use, its inner bodies included.
