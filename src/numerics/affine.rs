@@ -53,7 +53,8 @@ pub fn quantize_value(x: f32, scale: f32, zero_point: i32, format: Format, round
 
 /// Quantizes `x` to packed bytes, in the layout of ONNX `raw_data`.
 ///
-/// Bit exact with ONNX `QuantizeLinear-25` for [`Round::HalfEven`]; see [`quantize_value`] for the formula and
+/// Bit exact with ONNX `QuantizeLinear-25` for [`Round::HalfEven`], floats as without a zero point (adding one of 0 would lose
+/// negative zero in `float4e2m1`); see [`quantize_value`] for the formula and
 /// [`Granularity::scale_dims`] for the order of `qparams`.
 ///
 /// # Errors

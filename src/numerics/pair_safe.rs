@@ -163,7 +163,7 @@ fn quantize_segments(row: &[f32], segment: usize) -> (f32, Vec<i8>) {
     let (amax, pair_sum) = (amax(row), max_pair_sum(row, segment));
     let (finest, coarsest) = (scale_of(amax), scale_of(amax.max(pair_sum)));
     let mut best = Candidate::new(row, segment, finest);
-    if best.projected == 0 {
+    if coarsest == finest {
         return (best.scale, best.codes);
     }
     let bounded = |scale: f64| (scale as f32).clamp(finest, coarsest);
@@ -184,21 +184,17 @@ struct Candidate {
     codes: Vec<i8>,
     /// Squared error.
     error: f64,
-    /// Pairs that plain rounding leaves too large.
-    projected: usize,
 }
 
 impl Candidate {
     fn new(row: &[f32], segment: usize, scale: f32) -> Self {
         let mut codes: Vec<i8> =
             row.iter().map(|&weight| super::affine::fast_rounded(weight, scale, -MAX_CODE, MAX_CODE) as i8).collect();
-        let mut projected = 0;
         for (codes, weights) in codes.chunks_mut(segment.max(1)).zip(row.chunks(segment.max(1))) {
             let (pairs, weights) = (codes.as_chunks_mut::<2>().0, weights.as_chunks::<2>().0);
             for (pair, weights) in pairs.iter_mut().zip(weights) {
                 if (i32::from(pair[0]) + i32::from(pair[1])).abs() > MAX_PAIR_SUM {
                     *pair = project(weights.map(|weight| f64::from(weight / scale)));
-                    projected += 1;
                 }
             }
         }
@@ -207,7 +203,7 @@ impl Candidate {
             error * error
         };
         let error = row.iter().zip(&codes).map(square).sum();
-        Self { scale, codes, error, projected }
+        Self { scale, codes, error }
     }
 }
 
