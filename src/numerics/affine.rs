@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::grid::{Grid, Run};
+use super::kernels::{self, Code};
 use super::minifloat::Minifloat;
 use super::{Format, Granularity, QParams, pack};
 use crate::error::{Error, Result};
@@ -26,8 +27,6 @@ pub enum Round {
 pub(super) const CHUNK: usize = 1 << 16;
 /// Elements that are worked on while they stay in the first-level cache.
 const BLOCK: usize = 1 << 12;
-/// Adding 1.5 · 2²³ to a number below 2²² leaves its nearest integer, half to even, in the low bits of the sum.
-const MAGIC: f32 = 12_582_912.0;
 
 /// The code of one element, as the specification has it: `round(clamp(x / scale, qmin − z, qmax − z)) + z` with the division
 /// and clamp in f32, or for floats [`Format::encode`] of the quotient (`zero_point` and `round` then have no effect).
@@ -37,7 +36,7 @@ const MAGIC: f32 = 12_582_912.0;
 pub fn quantize_value(x: f32, scale: f32, zero_point: i32, format: Format, round: Round) -> i32 {
     let quotient = x / scale;
     if let Some(float) = format.float() {
-        return i32::from(float.encode(quotient));
+        return float.encode(quotient);
     }
     let (qmin, qmax) = format.range();
     // In f64 for int32, whose range f32 does not hold; the same numbers for all others.
@@ -53,7 +52,8 @@ pub fn quantize_value(x: f32, scale: f32, zero_point: i32, format: Format, round
 
 /// Quantizes `x` to packed bytes, in the layout of ONNX `raw_data`.
 ///
-/// Bit exact with ONNX `QuantizeLinear-25` for [`Round::HalfEven`]; see [`quantize_value`] for the formula and
+/// Bit exact with ONNX `QuantizeLinear-25` for [`Round::HalfEven`], floats as without a zero point (adding one of 0 would lose
+/// negative zero in `float4e2m1`); see [`quantize_value`] for the formula and
 /// [`Granularity::scale_dims`] for the order of `qparams`.
 ///
 /// # Errors
@@ -117,8 +117,8 @@ pub fn dequantize(
     }
     let mut out = vec![0.0; grid.len];
     if let Some(float) = format.float() {
-        let table: Vec<f32> = (0..=u8::MAX).map(|code| float.decode(code)).collect();
-        scale_all(raw, format, &grid, qparams, &mut out, |code, _| table[code as usize & 255]);
+        let table: [f32; 256] = std::array::from_fn(|code| float.decode(code as u8));
+        scale_all(raw, format, &grid, qparams, &mut out, |code, _| table[usize::from(code as u8)]);
     } else if format == Format::Int32 {
         scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| {
             (i64::from(code) - i64::from(zero_point)) as f32
@@ -147,15 +147,14 @@ fn scale_all(
         for run in grid.runs(start, out.len()) {
             let now = at..at + run.len();
             at = now.end;
-            let pairs = out[now.clone()].iter_mut().zip(&codes[now]);
+            let (out, codes) = (&mut out[now.clone()], &codes[now]);
             match run {
                 Run::Same { len: _, entry } => {
-                    let (scale, zero_point) = (scales[entry], zero_points[entry]);
-                    pairs.for_each(|(y, &code)| *y = number(code, zero_point) * scale);
+                    kernels::scale_numbers(out, codes, scales[entry], zero_points[entry], &number);
                 }
                 Run::Each { len, first } => {
-                    let all = pairs.zip(&scales[first..first + len]).zip(&zero_points[first..first + len]);
-                    all.for_each(|(((y, &code), &scale), &zero_point)| *y = number(code, zero_point) * scale);
+                    let (scales, zero_points) = (&scales[first..first + len], &zero_points[first..first + len]);
+                    kernels::scale_numbers_each(out, codes, scales, zero_points, &number);
                 }
             }
         }
@@ -164,32 +163,6 @@ fn scale_all(
         let blocks = out.chunks_mut(BLOCK).zip(raw.chunks(packed(BLOCK))).enumerate();
         blocks.for_each(|(block_idx, (out, raw))| block(idx * CHUNK + block_idx * BLOCK, raw, out));
     });
-}
-
-/// What a code is written as before it is packed.
-trait Code: Copy + Default + Send {
-    fn from_code(code: i32) -> Self;
-}
-
-impl Code for u8 {
-    #[inline]
-    fn from_code(code: i32) -> Self {
-        code as Self
-    }
-}
-
-impl Code for u16 {
-    #[inline]
-    fn from_code(code: i32) -> Self {
-        code as Self
-    }
-}
-
-impl Code for i32 {
-    #[inline]
-    fn from_code(code: i32) -> Self {
-        code
-    }
 }
 
 fn write_le<T: Copy, const N: usize>(codes: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {
@@ -269,27 +242,17 @@ impl<'a> Quantizer<'a> {
             (None, Round::HalfEven) if self.format != Format::Int32 => self.fill_int(start, x, out),
             (None, _) => self.fill_scalar(start, x, out),
         }
-        x.iter().fold(false, |bad, value| bad | (value.to_bits() & 0x7fff_ffff >= 0x7f80_0000)).eq(&false)
+        kernels::is_finite(x)
     }
 
     fn fill_int<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) {
-        let (qmin, qmax) = self.format.range();
+        let range = self.format.range();
         self.for_each_run(
             start,
             x,
             out,
-            |x, out, scale, zero_point| {
-                let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = T::from_code(fast_code(x, scale, low, high) + zero_point);
-                }
-            },
-            |x, out, scales, zero_points| {
-                for (((out, &x), &scale), &zero_point) in out.iter_mut().zip(x).zip(scales).zip(zero_points) {
-                    let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
-                    *out = T::from_code(fast_code(x, scale, low, high) + zero_point);
-                }
-            },
+            |x, out, scale, zero_point| kernels::int_codes(out, x, scale, zero_point, range),
+            |x, out, scales, zero_points| kernels::int_codes_each(out, x, scales, zero_points, range),
         );
     }
 
@@ -298,16 +261,8 @@ impl<'a> Quantizer<'a> {
             start,
             x,
             out,
-            |x, out, scale, _| {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = T::from_code(i32::from(float.encode(x / scale)));
-                }
-            },
-            |x, out, scales, _| {
-                for ((out, &x), &scale) in out.iter_mut().zip(x).zip(scales) {
-                    *out = T::from_code(i32::from(float.encode(x / scale)));
-                }
-            },
+            |x, out, scale, _| kernels::float_codes(out, x, scale, float),
+            |x, out, scales, _| kernels::float_codes_each(out, x, scales, float),
         );
     }
 
@@ -357,27 +312,4 @@ pub(super) fn check_scales(scales: &[f32]) -> Result<()> {
         Some(scale) => Err(Error::model(format!("scale {scale} is not a positive number"))),
         None => Ok(()),
     }
-}
-
-/// `clamp(x / scale, low, high)`, NaN becoming `low`; written so that it compiles to one `min` and one `max`.
-#[inline(always)]
-#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
-fn clamped(x: f32, scale: f32, low: f32, high: f32) -> f32 {
-    let quotient = x / scale;
-    let quotient = if quotient > low { quotient } else { low };
-    if quotient < high { quotient } else { high }
-}
-
-/// `rne(clamp(x / scale, low, high))` as an integer, for bounds below 2²².
-#[inline(always)]
-#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
-fn fast_code(x: f32, scale: f32, low: f32, high: f32) -> i32 {
-    (clamped(x, scale, low, high) + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
-}
-
-/// `rne(clamp(x / scale, low, high))` as a number, never negative zero, for bounds below 2²².
-#[inline(always)]
-#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
-pub(super) fn fast_rounded(x: f32, scale: f32, low: f32, high: f32) -> f32 {
-    (clamped(x, scale, low, high) + MAGIC) - MAGIC
 }

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::affine::{CHUNK, check_scales, fast_rounded, quantize_value};
+use super::affine::{CHUNK, check_scales, quantize_value};
 use super::grid::{Grid, Run};
-use super::{Format, Granularity, QParams, Round};
+use super::{Format, Granularity, QParams, Round, kernels};
 use crate::error::Result;
 
 /// Replaces each element by what it would be after ONNX `QuantizeLinear` and `DequantizeLinear` with one scale.
@@ -54,34 +54,25 @@ pub fn fake_quantize_nd(
 
 fn same(x: &mut [f32], scale: f32, zero_point: i32, format: Format) {
     if let Some(float) = format.float() {
-        for x in x {
-            *x = float.round(*x / scale) * scale;
-        }
+        kernels::float_fake(x, scale, float);
     } else if format == Format::Int32 {
         for x in x {
             *x = slow(*x, scale, zero_point);
         }
     } else {
-        let (qmin, qmax) = format.range();
-        let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
-        for x in x {
-            *x = fast_rounded(*x, scale, low, high) * scale;
-        }
+        kernels::int_fake(x, scale, zero_point, format.range());
     }
 }
 
 fn each(x: &mut [f32], scales: &[f32], zero_points: &[i32], format: Format) {
-    let all = x.iter_mut().zip(scales).zip(zero_points);
     if let Some(float) = format.float() {
-        all.for_each(|((x, &scale), _)| *x = float.round(*x / scale) * scale);
+        kernels::float_fake_each(x, scales, float);
     } else if format == Format::Int32 {
-        all.for_each(|((x, &scale), &zero_point)| *x = slow(*x, scale, zero_point));
+        for ((x, &scale), &zero_point) in x.iter_mut().zip(scales).zip(zero_points) {
+            *x = slow(*x, scale, zero_point);
+        }
     } else {
-        let (qmin, qmax) = format.range();
-        all.for_each(|((x, &scale), &zero_point)| {
-            let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
-            *x = fast_rounded(*x, scale, low, high) * scale;
-        });
+        kernels::int_fake_each(x, scales, zero_points, format.range());
     }
 }
 

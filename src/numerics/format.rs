@@ -125,7 +125,7 @@ impl Format {
     /// As ONNX QuantizeLinear-25 with `saturate = 1` and scale 1.
     pub fn encode(self, x: f32) -> i32 {
         match self.float() {
-            Some(float) => i32::from(float.encode(x)),
+            Some(float) => float.encode(x),
             None => super::quantize_value(x, 1.0, 0, self, super::Round::HalfEven),
         }
     }

@@ -44,7 +44,8 @@ pub struct Metrics {
     pub max_abs_error: f32,
 }
 
-const LANES: usize = 8;
+/// Independent sums, enough for the loop over them to vectorize.
+const LANES: usize = 32;
 
 impl Metrics {
     /// The measures of one pair of tensors.
@@ -63,20 +64,16 @@ impl Metrics {
     /// If the lengths differ.
     pub fn feed(&mut self, reference: &[f32], test: &[f32]) {
         assert_eq!(reference.len(), test.len(), "both tensors have the same number of elements");
-        let mut lanes = [Self::default(); LANES];
-        let (rows, rest) = reference.as_chunks::<LANES>();
-        let (test_rows, test_rest) = test.as_chunks::<LANES>();
-        for (row, test_row) in rows.iter().zip(test_rows) {
-            for lane in 0..LANES {
-                lanes[lane].add(row[lane], test_row[lane]);
-            }
+        let mut lanes = Lanes::default();
+        for (reference, test) in reference.chunks(LANES).zip(test.chunks(LANES)) {
+            lanes.add(reference, test);
         }
-        for (lane, (&reference, &test)) in rest.iter().zip(test_rest).enumerate() {
-            lanes[lane].add(reference, test);
-        }
-        for lane in &lanes {
-            self.merge(lane);
-        }
+        let Lanes { signal, energy, noise, dot, max_abs_error } = lanes;
+        self.signal += signal.iter().sum::<f64>();
+        self.energy += energy.iter().sum::<f64>();
+        self.noise += noise.iter().sum::<f64>();
+        self.dot += dot.iter().sum::<f64>();
+        self.max_abs_error = max_abs_error.iter().copied().fold(self.max_abs_error, larger);
         self.count += reference.len() as u64;
     }
 
@@ -114,16 +111,33 @@ impl Metrics {
     pub fn max_abs_error(&self) -> f32 {
         self.max_abs_error
     }
+}
 
+#[derive(Default)]
+struct Lanes {
+    signal: [f64; LANES],
+    energy: [f64; LANES],
+    noise: [f64; LANES],
+    dot: [f64; LANES],
+    max_abs_error: [f32; LANES],
+}
+
+impl Lanes {
     #[inline]
-    fn add(&mut self, reference: f32, test: f32) {
-        let (r, t) = (f64::from(reference), f64::from(test));
-        let error = r - t;
-        self.signal += r * r;
-        self.energy += t * t;
-        self.noise += error * error;
-        self.dot += r * t;
-        self.max_abs_error = larger(self.max_abs_error, (reference - test).abs());
+    fn add(&mut self, reference: &[f32], test: &[f32]) {
+        let sums = self.signal.iter_mut().zip(&mut self.energy).zip(&mut self.noise).zip(&mut self.dot);
+        let elements = reference.iter().zip(test);
+        for (((((signal, energy), noise), dot), max), (&reference, &test)) in
+            sums.zip(&mut self.max_abs_error).zip(elements)
+        {
+            let (r, t) = (f64::from(reference), f64::from(test));
+            let error = r - t;
+            *signal += r * r;
+            *energy += t * t;
+            *noise += error * error;
+            *dot += r * t;
+            *max = larger(*max, (reference - test).abs());
+        }
     }
 }
 

@@ -56,9 +56,8 @@ impl Minifloat {
     }
 
     /// Nearest code, ties to even, saturating; see [`Format::encode`]. Free of branches once inlined.
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
-    pub(super) fn encode(self, x: f32) -> u8 {
+    #[inline]
+    pub(super) fn encode(self, x: f32) -> i32 {
         let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
         let sign = if x.is_sign_negative() { self.sign_bit() } else { 0 };
         let clamped = if magnitude < self.max { magnitude } else { self.max };
@@ -71,7 +70,7 @@ impl Minifloat {
         let code = if clamped < self.min_normal() { subnormal } else { normal };
         let signed = if self.special == Special::Fnuz && code == 0 { 0 } else { code | sign };
         let code = if x.is_nan() { self.nan(sign) } else { signed };
-        code as u8
+        code as i32
     }
 
     fn nan(self, sign: u32) -> u32 {
@@ -83,8 +82,7 @@ impl Minifloat {
     }
 
     /// `decode(encode(x))`, without the codes.
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
+    #[inline]
     pub(super) fn round(self, x: f32) -> f32 {
         let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
         let clamped = if magnitude < self.max { magnitude } else { self.max };

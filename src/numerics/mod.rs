@@ -36,6 +36,7 @@ mod bias;
 mod fake;
 mod format;
 mod grid;
+mod kernels;
 pub mod metrics;
 mod minifloat;
 pub mod pack;

@@ -67,16 +67,8 @@ pub(super) fn unpack_into(raw: &[u8], format: Format, codes: &mut [i32]) {
     let bits = format.bits();
     let signed = format.is_integer() && format.is_signed();
     match bits {
-        2 | 4 => {
-            let per_byte = 8 / bits;
-            let shift = 32 - bits as u32;
-            for (codes, &byte) in codes.chunks_mut(per_byte).zip(raw) {
-                for (idx, code) in codes.iter_mut().enumerate() {
-                    let high = (u32::from(byte) >> (idx * bits)) << shift;
-                    *code = if signed { high as i32 >> shift } else { (high >> shift) as i32 };
-                }
-            }
-        }
+        2 => unpack_small::<4>(raw, signed, codes),
+        4 => unpack_small::<2>(raw, signed, codes),
         8 => {
             for (code, &byte) in codes.iter_mut().zip(raw) {
                 *code = if signed { i32::from(byte as i8) } else { i32::from(byte) };
@@ -92,6 +84,25 @@ pub(super) fn unpack_into(raw: &[u8], format: Format, codes: &mut [i32]) {
             for (code, &bytes) in codes.iter_mut().zip(raw.as_chunks::<4>().0) {
                 *code = i32::from_le_bytes(bytes);
             }
+        }
+    }
+}
+
+/// Unpacks `N` elements from each byte.
+fn unpack_small<const N: usize>(raw: &[u8], signed: bool, codes: &mut [i32]) {
+    let bits = 8 / N;
+    // Flipping the sign bit makes a signed code an offset from the smallest one.
+    let (mask, sign) = ((1 << bits) - 1, if signed { 1 << (bits - 1) } else { 0 });
+    let at = |byte: u8, idx: usize| ((i32::from(byte) >> (idx * bits) & mask) ^ sign) - sign;
+    let (whole, rest) = codes.as_chunks_mut::<N>();
+    for (codes, &byte) in whole.iter_mut().zip(raw) {
+        for (idx, code) in codes.iter_mut().enumerate() {
+            *code = at(byte, idx);
+        }
+    }
+    if let Some(&byte) = raw.get(whole.len()) {
+        for (idx, code) in rest.iter_mut().enumerate() {
+            *code = at(byte, idx);
         }
     }
 }

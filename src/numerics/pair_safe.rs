@@ -15,13 +15,13 @@
 
 use rayon::prelude::*;
 
-use super::Format;
+use super::{Format, kernels};
 use crate::error::{Error, Result};
 
 /// The largest magnitude of the sum of a pair.
 pub const MAX_PAIR_SUM: i32 = 128;
 
-const MAX_CODE: f32 = 127.0;
+const MAX_CODE: i32 = 127;
 
 /// How a weight tensor is reduced: which elements make an output channel, and in which order they are multiplied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,7 +168,7 @@ fn quantize_segments(row: &[f32], segment: usize) -> (f32, Vec<i8>) {
     let (amax, pair_sum) = (amax(row), max_pair_sum(row, segment));
     let (finest, coarsest) = (scale_of(amax), scale_of(amax.max(pair_sum)));
     let mut best = Candidate::new(row, segment, finest);
-    if best.projected == 0 {
+    if coarsest <= finest {
         return (best.scale, best.codes);
     }
     let bounded = |scale: f64| (scale as f32).clamp(finest, coarsest);
@@ -189,57 +189,64 @@ struct Candidate {
     codes: Vec<i8>,
     /// Squared error.
     error: f64,
-    /// Pairs that plain rounding leaves too large.
-    projected: usize,
 }
 
 impl Candidate {
     fn new(row: &[f32], segment: usize, scale: f32) -> Self {
-        let mut codes: Vec<i8> =
-            row.iter().map(|&weight| super::affine::fast_rounded(weight, scale, -MAX_CODE, MAX_CODE) as i8).collect();
-        let mut projected = 0;
+        let mut codes = vec![0_i8; row.len()];
+        kernels::int_codes(&mut codes, row, scale, 0, (-MAX_CODE, MAX_CODE));
         for (codes, weights) in codes.chunks_mut(segment.max(1)).zip(row.chunks(segment.max(1))) {
             let (pairs, weights) = (codes.as_chunks_mut::<2>().0, weights.as_chunks::<2>().0);
             for (pair, weights) in pairs.iter_mut().zip(weights) {
                 if (i32::from(pair[0]) + i32::from(pair[1])).abs() > MAX_PAIR_SUM {
                     *pair = project(weights.map(|weight| f64::from(weight / scale)));
-                    projected += 1;
                 }
             }
         }
-        let square = |(&weight, &code): (&f32, &i8)| {
-            let error = f64::from(weight) - f64::from(scale) * f64::from(code);
-            error * error
-        };
-        let error = row.iter().zip(&codes).map(square).sum();
-        Self { scale, codes, error, projected }
+        let error = squared_error(row, &codes, scale);
+        Self { scale, codes, error }
     }
 }
 
 /// The codes nearest to a pair of equal sign among those with `|q₀ + q₁| = 128`.
 fn project([first, second]: [f64; 2]) -> [i8; 2] {
-    let sign = if first < 0.0 { -1.0 } else { 1.0 };
-    let sum = f64::from(MAX_PAIR_SUM);
-    let code = f64::midpoint(sum, sign * (first - second)).round_ties_even().clamp(sum - 127.0, 127.0);
-    [(sign * code) as i8, (sign * (sum - code)) as i8]
+    let sign = if first < 0.0 { -1 } else { 1 };
+    let difference = f64::from(sign) * (first - second);
+    // Half the sum plus a half: the cast, towards zero, then rounds a positive number to the nearest.
+    let code = ((64.5 + difference / 2.0) as i32).clamp(MAX_PAIR_SUM - MAX_CODE, MAX_CODE);
+    [(sign * code) as i8, (sign * (MAX_PAIR_SUM - code)) as i8]
 }
 
 /// The scale at which `K s² / 12 + Σ max(S − 128 s, 0)² / 2` is least, `S` being the sums of pairs of equal sign that are too large
 /// for `finest`.
 fn least_modelled_error(row: &[f32], segment: usize, finest: f32) -> f64 {
     let limit = f64::from(MAX_PAIR_SUM);
-    let mut sums: Vec<f64> = pair_sums(row, segment).filter(|&sum| sum > limit * f64::from(finest)).collect();
-    sums.sort_unstable_by(|a, b| b.total_cmp(a));
     let rounding = row.len() as f64 / 6.0;
-    let (mut total, mut scale) = (0.0, 0.0);
-    for (idx, &sum) in sums.iter().enumerate() {
-        if sum <= limit * scale {
+    let mut scale = f64::from(finest);
+    let mut sums: Vec<f64> = pair_sums(row, segment).filter(|&sum| sum > limit * scale).collect();
+    // Newton's method: the slope is linear between breakpoints, so that it ends once no sum leaves.
+    while !sums.is_empty() {
+        let before = sums.len();
+        scale = limit * sums.iter().sum::<f64>() / (rounding + limit * limit * before as f64);
+        sums.retain(|&sum| sum > limit * scale);
+        if sums.len() == before {
             break;
         }
-        total += sum;
-        scale = limit * total / (rounding + limit * limit * (idx + 1) as f64);
     }
     scale
+}
+
+/// `Σ (w − s q)²`.
+fn squared_error(row: &[f32], codes: &[i8], scale: f32) -> f64 {
+    // Independent sums, so that the loop over them vectorizes.
+    let mut sums = [0.0; 32];
+    for (row, codes) in row.chunks(sums.len()).zip(codes.chunks(sums.len())) {
+        for ((sum, &weight), &code) in sums.iter_mut().zip(row).zip(codes) {
+            let error = f64::from(weight) - f64::from(scale) * f64::from(code);
+            *sum += error * error;
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Magnitudes of the sums of pairs of equal sign.

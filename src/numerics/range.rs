@@ -1,7 +1,7 @@
 //! From observed ranges to scales and zero points.
 
 use super::grid::{Grid, Run};
-use super::{Format, Granularity};
+use super::{Format, Granularity, kernels};
 use crate::error::{Error, Result};
 
 /// What [`qparams_from_range`] is to make of a range.
@@ -60,44 +60,21 @@ pub struct MinMax {
     pub inf: usize,
 }
 
-const LANES: usize = 16;
+/// Enough independent bounds for the loop over them to vectorize.
+const LANES: usize = 128;
 
 /// The extremes of `x`, and how many elements are not numbers.
 pub fn min_max(x: &[f32]) -> MinMax {
     let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    let mut specials = 0_usize;
-    let (rows, rest) = x.as_chunks::<LANES>();
-    for rows in rows.chunks(1 << 20) {
-        let mut special = [0_u32; LANES];
-        for row in rows {
-            for (lane, &value) in row.iter().enumerate() {
-                let (below, above, is_special) = classified(value);
-                low[lane] = if below < low[lane] { below } else { low[lane] };
-                high[lane] = if above > high[lane] { above } else { high[lane] };
-                special[lane] += is_special;
-            }
-        }
-        specials += special.iter().map(|&count| count as usize).sum::<usize>();
-    }
-    for &value in rest {
-        let (below, above, is_special) = classified(value);
-        low[0] = low[0].min(below);
-        high[0] = high[0].max(above);
-        specials += is_special as usize;
+    for row in x.chunks(LANES) {
+        kernels::widen(&mut low, &mut high, row);
     }
     let min = low.into_iter().fold(f32::INFINITY, f32::min);
     let max = high.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let (min, max) = if min > max { (0.0, 0.0) } else { (min, max) };
-    let nan = if specials == 0 { 0 } else { x.iter().filter(|value| value.is_nan()).count() };
-    MinMax { min, max, nan, inf: specials - nan }
-}
-
-/// The element as a candidate for the minimum and the maximum, and 1 if it is neither.
-#[inline(always)]
-#[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
-fn classified(value: f32) -> (f32, f32, u32) {
-    let special = value.to_bits() & 0x7fff_ffff >= 0x7f80_0000;
-    (if special { f32::INFINITY } else { value }, if special { f32::NEG_INFINITY } else { value }, u32::from(special))
+    let special = if kernels::is_finite(x) { 0 } else { kernels::count_special(x) };
+    let nan = if special == 0 { 0 } else { x.iter().filter(|value| value.is_nan()).count() };
+    MinMax { min, max, nan, inf: special - nan }
 }
 
 /// Smallest and largest finite element for each entry of the scale tensor, in row-major order; `(0, 0)` where there is none.
@@ -109,32 +86,29 @@ pub fn channel_ranges(x: &[f32], dims: &[usize], granularity: &Granularity) -> R
     if x.len() != grid.len {
         return Err(Error::model(format!("{} elements do not fill a tensor of shape {dims:?}", x.len())));
     }
-    let mut ranges = vec![(f32::INFINITY, f32::NEG_INFINITY); grid.entries];
+    let (mut low, mut high) = (vec![f32::INFINITY; grid.entries], vec![f32::NEG_INFINITY; grid.entries]);
     let mut rest = x;
     for run in grid.runs(0, x.len()) {
         let (now, later) = rest.split_at(run.len());
         rest = later;
         match run {
+            Run::Same { len: _, entry } if now.len() < LANES => {
+                for &value in now.iter().filter(|value| value.is_finite()) {
+                    low[entry] = low[entry].min(value);
+                    high[entry] = high[entry].max(value);
+                }
+            }
             Run::Same { len, entry } => {
                 let MinMax { min, max, nan, inf } = min_max(now);
                 if nan + inf < len {
-                    let (low, high) = &mut ranges[entry];
-                    (*low, *high) = (low.min(min), high.max(max));
+                    low[entry] = low[entry].min(min);
+                    high[entry] = high[entry].max(max);
                 }
             }
             Run::Each { len, first } => {
-                for ((low, high), &value) in ranges[first..first + len].iter_mut().zip(now) {
-                    let (below, above, _) = classified(value);
-                    *low = if below < *low { below } else { *low };
-                    *high = if above > *high { above } else { *high };
-                }
+                kernels::widen(&mut low[first..first + len], &mut high[first..first + len], now);
             }
         }
     }
-    for range in &mut ranges {
-        if range.0 > range.1 {
-            *range = (0.0, 0.0);
-        }
-    }
-    Ok(ranges)
+    Ok(low.into_iter().zip(high).map(|(low, high)| if low > high { (0.0, 0.0) } else { (low, high) }).collect())
 }
