@@ -127,7 +127,8 @@ class Recognition:
     def add(self, output):
         classes = output[0].argmax(-1)
         kept = [c for i, c in enumerate(classes) if c and (i == 0 or c != classes[i - 1])]
-        self.decoded.append("".join(self.characters[c] for c in kept))
+        # Blanks at the ends are no characters of the line.
+        self.decoded.append("".join(self.characters[c] for c in kept).strip())
 
     def result(self, reference):
         pairs = list(zip(self.decoded, self.texts))
