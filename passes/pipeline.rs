@@ -4,17 +4,18 @@ use std::ops::ControlFlow;
 
 use super::{
     Context, Outcome, Pass, drop_dead::DropDead, fold_constants::FoldConstants, fold_weights::FoldWeights,
-    fuse_batchnorm::FuseBatchnorm, insert_qdq::InsertQdq, lift_constants::LiftConstants,
+    freeze_inputs::FreezeInputs, fuse_batchnorm::FuseBatchnorm, insert_qdq::InsertQdq, lift_constants::LiftConstants,
+    raise_opset::RaiseOpset,
 };
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, verify};
 
 /// Before planning: brings a float model into the form that the planner knows. Outputs stay as they were, but for the
 /// rounding of fused weights.
-pub const PREPARE: &[&dyn Pass] = &[&LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
+pub const PREPARE: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
 
 /// After solving: applies the plan.
-pub const QUANTIZE: &[&dyn Pass] = &[&InsertQdq, &FoldWeights, &DropDead];
+pub const QUANTIZE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &DropDead];
 
 /// Every pass, each once, in run order.
 #[must_use]

@@ -178,8 +178,7 @@ impl<'a> Solver<'a> {
         debug_assert_eq!(self.weight.dtype, Format::Int8);
         let rows = reduction_rows(&self.dims, order);
         if let Granularity::PerChannel { .. } = self.weight.granularity {
-            let solved: Vec<(f32, Vec<i8>)> =
-                rows.par_iter().map(|row| self.row(row, floor)).collect();
+            let solved: Vec<(f32, Vec<i8>)> = rows.par_iter().map(|row| self.row(row, floor)).collect();
             let mut changed = vec![0.0f32; self.values.len()];
             for (row, (scale, codes)) in rows.iter().zip(&solved) {
                 for (&at, &code) in row.iter().zip(codes) {
@@ -191,10 +190,7 @@ impl<'a> Solver<'a> {
             return (QParams { scales, zero_points }, Some(changed));
         }
         // One scale for all rows: the largest that any row needs, then each row is made safe at that scale.
-        let scale = rows
-            .par_iter()
-            .map(|row| self.row(row, floor).0)
-            .reduce(|| floor.max(f32::MIN_POSITIVE), f32::max);
+        let scale = rows.par_iter().map(|row| self.row(row, floor).0).reduce(|| floor.max(f32::MIN_POSITIVE), f32::max);
         let mut changed = vec![0.0f32; self.values.len()];
         for row in &rows {
             let codes = pair_safe::quantize_row_at(&self.gather(row), scale);

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 
 use super::{Context, Outcome, Pass};
 use crate::error::{Error, Result};
-use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, ValueId, canonical_domain};
+use crate::ir::{GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, ValueId, canonical_domain};
 use crate::onnx::{AttributeProto, MAX_OPSET, OperatorSetIdProto, attribute_type};
 
 /// Oldest operator set that can be converted: before it, binary operators broadcast by attributes.
@@ -28,28 +28,20 @@ pub const MIN_OPSET: i64 = 7;
 /// Last operator set at which onnxruntime 1.31 still has kernels for the operators of [`ort_ceiling`].
 pub const ORT_CEILING: i64 = 21;
 
-/// The pass: raises the default operator set to a fixed version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RaiseOpset {
-    /// The version to reach.
-    pub to: i64,
-}
-
-impl RaiseOpset {
-    /// A pass that raises to version `to`.
-    #[must_use]
-    pub const fn new(to: i64) -> Self {
-        Self { to }
-    }
-}
+/// The pass: raises the default operator set to what the plan needs.
+#[derive(Debug)]
+pub struct RaiseOpset;
 
 impl Pass for RaiseOpset {
     fn name(&self) -> &'static str {
         "raise-opset"
     }
 
-    fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
-        raise(model, self.to)
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        match context.quantization {
+            Some((plan, _)) => raise(model, plan.opset),
+            None => Ok(Outcome::default()),
+        }
     }
 }
 
@@ -57,7 +49,7 @@ impl Pass for RaiseOpset {
 ///
 /// Model-local functions whose own import of the default operator set is lower are raised as well; a part that is at
 /// `to` or above is left alone. Imports of other domains stay. When the IR version passes 4, graph inputs that carry
-/// defaults keep them, but runtimes stop treating them as constants: see [`freeze_ir3_inputs`].
+/// defaults keep them, but runtimes stop treating them as constants: see [`freeze_inputs`](super::freeze_inputs).
 ///
 /// Nodes of the default domain that ONNX does not define are left as they are and listed in [`Outcome::skips`].
 ///
@@ -98,27 +90,6 @@ pub fn ir_version_for(opset: i64) -> i64 {
         25..=27 => 13,
         _ => 14,
     }
-}
-
-/// Turns graph inputs that carry defaults into constants in a model of IR version below 4, and raises it to 4.
-///
-/// Those versions required every initializer to be listed as an input too, so nearly all of them are weights that
-/// nobody overrides. Models of IR version 4 and above list only what is meant to be overridden and are left alone.
-pub fn freeze_ir3_inputs(model: &mut Model) -> Outcome {
-    let mut outcome = Outcome::default();
-    if model.ir_version() >= 4 {
-        return outcome;
-    }
-    let main = model.main();
-    let with_default = |&v: &ValueId| matches!(model.value(v).def(), Def::Input { default: Some(_) });
-    let frozen: Vec<ValueId> = model.graph(main).inputs().filter(with_default).collect();
-    for value in frozen {
-        model.freeze_input(main, value);
-        outcome.changed(model.value(value).name(), "no longer an input: IR versions below 4 list every initializer");
-    }
-    outcome.changed("model", format!("IR version {} raised to 4", model.ir_version()));
-    model.set_ir_version(4);
-    outcome
 }
 
 /// The highest operator set at which onnxruntime runs this model, and the node that limits it; `None` if none does.

@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .map_err(|e| Error::new(Kind::Internal, format!("cannot print the summary: {e}")))?;
         return print(&(json + "\n"));
     }
-    let mut out = format!("{}: {}\n", args.model.display(), bytes(file::size_on_disk(&args.model)?));
+    let mut out = format!("{}: {}\n", args.model.display(), bytes(file::estimated_size(&model)));
     let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
     out.push_str(&format!("IR version {}, operator sets {}\n", found.ir_version, opsets.join(", ")));
     if !found.producer.is_empty() {

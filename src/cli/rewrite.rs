@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     config.guard.enabled &= !args.no_guard;
     let target = Target::load(args.target.as_deref().or(config.target.as_deref()).unwrap_or(targets::DEFAULT))?;
     let model = file::load(&args.input)?;
-    file::check_output(&args.output, &model)?;
+    file::check_output(&model, &args.output)?;
     let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
     if samples.is_none() {
         let beside = args.input.with_extension("calib.npz");
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let writing = Instant::now();
     file::save(&done.model, &args.output)?;
-    done.report.bytes = (file::size_on_disk(&args.input)?, file::size_on_disk(&args.output)?);
+    done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
     if let Some(path) = &args.report {
         let json = serde_json::to_string_pretty(&done.report)

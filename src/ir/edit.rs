@@ -68,7 +68,7 @@ impl Model {
             graphs: Vec::new(),
             nodes: Vec::new(),
             values: Vec::new(),
-            names: std::collections::HashSet::new(),
+            names: super::Names::default(),
             path: None,
             sources: Vec::new(),
             cursor: 0,

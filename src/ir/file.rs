@@ -101,6 +101,14 @@ pub fn estimated_size(model: &Model) -> u64 {
     write::inline_size(model)
 }
 
+/// Whether a model loaded from its file may be written to `path`: what can be known before the work is done.
+///
+/// # Errors
+/// As [`save_with`].
+pub fn check_output(model: &Model, path: &Path) -> Result<()> {
+    write::check_output(model, path)
+}
+
 /// Writes a model to `path` with the default [`SaveOptions`].
 ///
 /// # Errors

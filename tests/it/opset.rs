@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use amax::error::Error;
 use amax::ir::{Def, GraphId, Model, Tensor, ValueId, file, verify};
-use amax::passes::raise_opset::{MIN_OPSET, freeze_ir3_inputs, ir_version_for, ort_ceiling, raise};
+use amax::passes::freeze_inputs::FreezeInputs;
+use amax::passes::raise_opset::{MIN_OPSET, ir_version_for, ort_ceiling, raise};
 
 const TARGETS: [i64; 3] = [13, 18, 21];
 
@@ -183,7 +184,7 @@ fn frees_weights_of_old_ir_versions() {
     let mut model = file::load(&folder().join("initializers_as_inputs_8.onnx")).expect("loads");
     let names = |m: &Model| m.graph(m.main()).inputs().map(|v| m.value(v).name().to_owned()).collect::<Vec<_>>();
     assert_eq!(names(&model), ["x", "w", "b", "s", "m", "v"]);
-    let outcome = freeze_ir3_inputs(&mut model);
+    let outcome = freeze(&mut model);
     assert_eq!(outcome.changes.len(), 6);
     assert_eq!(names(&model), ["x"]);
     assert_eq!(model.ir_version(), 4);
@@ -193,7 +194,7 @@ fn frees_weights_of_old_ir_versions() {
 
     // From IR version 4 on, an initializer that is also an input is meant to be overridden.
     let mut model = raised(&folder().join("initializers_as_inputs_8.onnx"), 13).expect("raised");
-    assert_eq!(freeze_ir3_inputs(&mut model), amax::passes::Outcome::default());
+    assert_eq!(freeze(&mut model), amax::passes::Outcome::default());
     assert_eq!(names(&model).len(), 6);
 }
 
@@ -223,4 +224,9 @@ fn raise_folder() {
             }
         }
     }
+}
+
+fn freeze(model: &mut Model) -> amax::passes::Outcome {
+    let context = amax::passes::Context { evaluate: &amax::runtime::NoEvaluate, quantization: None };
+    amax::passes::Pass::run(&FreezeInputs, model, &context).unwrap()
 }

@@ -151,10 +151,15 @@ fn errors_name_the_pass() {
 fn a_run_stops_when_it_is_told_to() {
     let mut seen = Vec::new();
     let mut model = parse(CHAIN).unwrap();
-    pipeline::run(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime, quantization: None }, &mut |_, name, _| {
-        seen.push(name.to_owned());
-        Ok(if name == "fold-constants" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })
+    pipeline::run(
+        &mut model,
+        pipeline::PREPARE,
+        &Context { evaluate: &NoRuntime, quantization: None },
+        &mut |_, name, _| {
+            seen.push(name.to_owned());
+            Ok(if name == "fold-constants" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        },
+    )
     .unwrap();
     assert_eq!(seen, ["lift-constants", "fold-constants"]);
 }

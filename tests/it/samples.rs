@@ -178,7 +178,7 @@ fn what_does_not_fit_is_refused_with_a_way_out() {
         assert_eq!(error.kind(), Kind::Samples, "{path}: {error}");
         writeln!(report, "{path} ({})\n{error}\n", case["model"].as_str().unwrap()).unwrap();
     }
-    insta::assert_snapshot!("refused", report);
+    crate::snapshot::check("data/samples/refused.txt", &report);
 }
 
 #[test]

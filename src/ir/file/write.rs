@@ -566,6 +566,11 @@ pub(super) fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<
     }
 }
 
+/// See [`super::check_output`].
+pub(super) fn check_output(model: &Model, path: &Path) -> Result<()> {
+    Target::new(model, path).map(|_| ())
+}
+
 /// `<file name>.data`, beside the model.
 fn data_path(path: &Path) -> Result<PathBuf> {
     match path.file_name().and_then(|n| n.to_str()) {
