@@ -43,6 +43,7 @@ impl Model {
             nodes: Vec::new(),
             values: Vec::new(),
             names: Names::default(),
+            node_names: None,
             path: None,
             sources: Vec::new(),
             cursor: 0,

@@ -69,6 +69,7 @@ impl Model {
             nodes: Vec::new(),
             values: Vec::new(),
             names: super::Names::default(),
+            node_names: None,
             path: None,
             sources: Vec::new(),
             cursor: 0,
@@ -146,6 +147,7 @@ impl Model {
         };
         let id = NodeId(self.nodes.len() as u32);
         let NewNode { op_type, domain, name, inputs, outputs, attrs } = new;
+        let name = self.unique_node_name(name);
         let rest = NodeProto {
             name: Some(name),
             op_type: Some(op_type),
@@ -166,6 +168,22 @@ impl Model {
             self.nodes[id.0 as usize].outputs.push(Some(value));
         }
         id
+    }
+
+    /// `base`, or `base_1`, `base_2`, … : the first that no node of the model bears. Runtimes refuse a name twice.
+    fn unique_node_name(&mut self, base: String) -> String {
+        if base.is_empty() {
+            return base;
+        }
+        let nodes = &self.nodes;
+        let taken = self.node_names.get_or_insert_with(|| nodes.iter().map(|n| n.name().to_owned()).collect());
+        let mut name = base.clone();
+        let mut number = 0;
+        while !taken.insert(name.clone()) {
+            number += 1;
+            name = format!("{base}_{number}");
+        }
+        name
     }
 
     /// Position of a node in its graph's list. Looks around where the last one was found first: passes go in order.

@@ -56,6 +56,8 @@ pub struct Model {
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<Value>,
     pub(crate) names: Names,
+    /// Names of nodes, once a node was inserted.
+    pub(crate) node_names: Option<std::collections::HashSet<String>>,
     pub(crate) path: Option<PathBuf>,
     /// Files its external data came from.
     pub(crate) sources: Vec<PathBuf>,
