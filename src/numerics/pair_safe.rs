@@ -89,6 +89,27 @@ impl Layout {
         self.order.iter().map(|position| weight[channel * self.stride + position]).collect()
     }
 
+    /// [`row`](Self::row) for every channel.
+    fn rows(&self, weight: &[f32]) -> Vec<Vec<f32>> {
+        let mut rows = vec![vec![0.0; self.order.len()]; self.channels];
+        self.for_each_element(|channel, at, position| rows[channel][at] = weight[position]);
+        rows
+    }
+
+    /// Calls `visit` with channel, place in the channel and storage position, nearby positions together.
+    fn for_each_element(&self, mut visit: impl FnMut(usize, usize, usize)) {
+        // Where neighbours in storage belong to different channels, so many channels go side by side.
+        let tile = if self.stride == 1 { 16 } else { 1 };
+        for first in (0..self.channels).step_by(tile) {
+            let channels = first..self.channels.min(first + tile);
+            for (at, position) in self.order.iter().enumerate() {
+                for channel in channels.clone() {
+                    visit(channel, at, channel * self.stride + position);
+                }
+            }
+        }
+    }
+
     fn check(&self, elements: usize) -> Result<()> {
         if elements == self.channels * self.order.len() {
             return Ok(());
@@ -138,14 +159,10 @@ pub fn quantize(weight: &[f32], layout: &Layout) -> Result<(Vec<f32>, Vec<i8>)> 
             Format::Int8
         )));
     }
-    let channel = |channel| quantize_segments(&layout.row(weight, channel), layout.segment);
-    let channels: Vec<(f32, Vec<i8>)> = (0..layout.channels).into_par_iter().map(channel).collect();
+    let rows = layout.rows(weight);
+    let channels: Vec<(f32, Vec<i8>)> = rows.par_iter().map(|row| quantize_segments(row, layout.segment)).collect();
     let mut codes = vec![0; weight.len()];
-    for (channel, (_, row)) in channels.iter().enumerate() {
-        for (position, code) in layout.order.iter().zip(row) {
-            codes[channel * layout.stride + position] = *code;
-        }
-    }
+    layout.for_each_element(|channel, at, position| codes[position] = channels[channel].1[at]);
     Ok((channels.into_iter().map(|(scale, _)| scale).collect(), codes))
 }
 
@@ -193,7 +210,8 @@ impl Candidate {
         for (codes, weights) in codes.chunks_mut(segment.max(1)).zip(row.chunks(segment.max(1))) {
             let (pairs, weights) = (codes.as_chunks_mut::<2>().0, weights.as_chunks::<2>().0);
             for (pair, weights) in pairs.iter_mut().zip(weights) {
-                if (i32::from(pair[0]) + i32::from(pair[1])).abs() > MAX_PAIR_SUM {
+                let sum = i16::from(pair[0]).wrapping_add(i16::from(pair[1]));
+                if i32::from(sum.wrapping_abs()) > MAX_PAIR_SUM {
                     *pair = project(weights.map(|weight| f64::from(weight / scale)));
                 }
             }
@@ -257,7 +275,8 @@ fn max_pair_sum(row: &[f32], segment: usize) -> f64 {
 }
 
 fn amax(row: &[f32]) -> f64 {
-    row.iter().fold(0.0, |amax, weight| f64::max(amax, f64::from(weight.abs())))
+    let extremes = super::min_max(row);
+    if extremes.inf > 0 { f64::INFINITY } else { f64::from(extremes.max.max(-extremes.min)) }
 }
 
 /// `largest / 127`, or 1 where that is not a normal number.
