@@ -39,12 +39,12 @@ impl Layout {
     /// A Conv weight, `[out, in / group, kernel…]`.
     ///
     /// # Errors
-    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 3 extents.
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 3 extents, or more elements than can be addressed.
     pub fn conv(dims: &[usize]) -> Result<Self> {
         if dims.len() < 3 {
             return Err(Error::model(format!("a convolution weight has at least 3 dimensions, not shape {dims:?}")));
         }
-        let order = conv_row_order(dims);
+        let order = if is_empty(dims)? { Vec::new() } else { conv_row_order(dims) };
         Ok(Self { channels: dims[0], stride: order.len(), segment: order.len(), order })
     }
 
@@ -52,12 +52,12 @@ impl Layout {
     /// separate products that share it.
     ///
     /// # Errors
-    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 2 extents.
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 2 extents, or more elements than can be addressed.
     pub fn matmul(dims: &[usize]) -> Result<Self> {
         let [batch @ .., depth, columns] = dims else {
             return Err(Error::model(format!("a matrix has at least 2 dimensions, not shape {dims:?}")));
         };
-        let rows = batch.iter().product::<usize>() * depth;
+        let rows = if is_empty(dims)? { 0 } else { batch.iter().product::<usize>() * depth };
         let order = (0..rows).map(|row| row * columns).collect();
         Ok(Self { channels: *columns, order, stride: 1, segment: *depth })
     }
@@ -65,12 +65,13 @@ impl Layout {
     /// A Gemm weight with `transB = 1`, `[N, K]`, with a channel for each of the N rows.
     ///
     /// # Errors
-    /// [`Kind::Model`](crate::error::Kind::Model) if there are not 2 extents.
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are not 2 extents, or more elements than can be addressed.
     pub fn transposed(dims: &[usize]) -> Result<Self> {
         let &[channels, depth] = dims else {
             return Err(Error::model(format!("a transposed matrix has 2 dimensions, not shape {dims:?}")));
         };
-        Ok(Self { channels, order: (0..depth).collect(), stride: depth, segment: depth })
+        let order = if is_empty(dims)? { Vec::new() } else { (0..depth).collect() };
+        Ok(Self { channels, stride: depth, segment: depth, order })
     }
 
     /// Output channels: the number of scales.
@@ -111,11 +112,21 @@ impl Layout {
     }
 
     fn check(&self, elements: usize) -> Result<()> {
-        if elements == self.channels * self.order.len() {
+        if Some(elements) == self.channels.checked_mul(self.order.len()) {
             return Ok(());
         }
         let (channels, len) = (self.channels, self.order.len());
         Err(Error::model(format!("{elements} elements do not fill {channels} channels of {len}")))
+    }
+}
+
+/// Whether a tensor of this shape has no elements.
+fn is_empty(dims: &[usize]) -> Result<bool> {
+    let elements = dims.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent));
+    match elements {
+        _ if dims.contains(&0) => Ok(true),
+        Some(_) => Ok(false),
+        None => Err(Error::model(format!("a tensor of shape {dims:?} has more elements than can be addressed"))),
     }
 }
 
