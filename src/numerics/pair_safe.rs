@@ -124,7 +124,8 @@ impl Layout {
 fn is_empty(dims: &[usize]) -> Result<bool> {
     let elements = dims.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent));
     match elements {
-        _ if dims.contains(&0) => Ok(true),
+        _ if dims.contains(&0) && dims.iter().all(|&extent| extent <= super::grid::MAX_EMPTY_ENTRIES) => Ok(true),
+        Some(0) => Err(Error::model(format!("a tensor of shape {dims:?} has no elements but very many channels"))),
         Some(_) => Ok(false),
         None => Err(Error::model(format!("a tensor of shape {dims:?} has more elements than can be addressed"))),
     }
