@@ -124,7 +124,7 @@ pub fn dequantize(
             (i64::from(code) - i64::from(zero_point)) as f32
         });
     } else {
-        scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| (code - zero_point) as f32);
+        scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| code.wrapping_sub(zero_point) as f32);
     }
     Ok(out)
 }

@@ -108,6 +108,9 @@ impl Run {
     }
 }
 
+/// How many scales a tensor without elements may have.
+pub(super) const MAX_EMPTY_ENTRIES: usize = 1 << 20;
+
 /// A shape and granularity, ready to answer which parameters an element uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grid {
@@ -135,6 +138,10 @@ impl Grid {
         };
         let len = product(dims)?;
         let entries = product(&granularity.scale_dims(dims))?;
+        // A tensor with elements has at least as many as scales; one without could ask for any number of them.
+        if entries > len.max(MAX_EMPTY_ENTRIES) {
+            return Err(Error::model(format!("a tensor of shape {dims:?} has no elements but {entries} scales")));
+        }
         let kind = match *granularity {
             Granularity::PerTensor => Kind::Tensor,
             Granularity::PerChannel { axis } => {

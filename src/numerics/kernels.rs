@@ -1,4 +1,5 @@
-//! The inner loops, written so that they vectorize for any CPU: no calls, no branches, no shared slices.
+//! The inner loops, written so that they vectorize for any CPU: no calls, no branches, not even those of overflow checks
+//! (every sum here is far from overflowing), no shared slices.
 //!
 //! They are not inlined, because only as parameters of a function are slices known not to overlap.
 
@@ -40,6 +41,12 @@ impl Code for i32 {
     }
 }
 
+/// What the quotient is clamped to.
+#[inline]
+fn bounds((qmin, qmax): (i32, i32), zero_point: i32) -> (f32, f32) {
+    (qmin.wrapping_sub(zero_point) as f32, qmax.wrapping_sub(zero_point) as f32)
+}
+
 /// `clamp(x / scale, low, high)`, NaN becoming `low`; compiles to one `max` and one `min`.
 #[inline]
 fn clamped(x: f32, scale: f32, low: f32, high: f32) -> f32 {
@@ -51,7 +58,7 @@ fn clamped(x: f32, scale: f32, low: f32, high: f32) -> f32 {
 /// `rne(clamp(x / scale, low, high))` as an integer.
 #[inline]
 fn code(x: f32, scale: f32, low: f32, high: f32) -> i32 {
-    (clamped(x, scale, low, high) + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
+    (clamped(x, scale, low, high) + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32
 }
 
 /// `rne(clamp(x / scale, low, high))` as a number, never negative zero.
@@ -62,10 +69,10 @@ fn rounded(x: f32, scale: f32, low: f32, high: f32) -> f32 {
 
 /// Codes of an integer format of at most 16 bits, with one scale.
 #[inline(never)]
-pub(super) fn int_codes<T: Code>(out: &mut [T], x: &[f32], scale: f32, zero_point: i32, (qmin, qmax): (i32, i32)) {
-    let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+pub(super) fn int_codes<T: Code>(out: &mut [T], x: &[f32], scale: f32, zero_point: i32, range: (i32, i32)) {
+    let (low, high) = bounds(range, zero_point);
     for (out, &x) in out.iter_mut().zip(x) {
-        *out = T::from_code(code(x, scale, low, high) + zero_point);
+        *out = T::from_code(code(x, scale, low, high).wrapping_add(zero_point));
     }
 }
 
@@ -76,11 +83,11 @@ pub(super) fn int_codes_each<T: Code>(
     x: &[f32],
     scales: &[f32],
     zero_points: &[i32],
-    (qmin, qmax): (i32, i32),
+    range: (i32, i32),
 ) {
     for (((out, &x), &scale), &zero_point) in out.iter_mut().zip(x).zip(scales).zip(zero_points) {
-        let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
-        *out = T::from_code(code(x, scale, low, high) + zero_point);
+        let (low, high) = bounds(range, zero_point);
+        *out = T::from_code(code(x, scale, low, high).wrapping_add(zero_point));
     }
 }
 
@@ -102,8 +109,8 @@ pub(super) fn float_codes_each<T: Code>(out: &mut [T], x: &[f32], scales: &[f32]
 
 /// Quantize and dequantize in an integer format of at most 16 bits.
 #[inline(never)]
-pub(super) fn int_fake(x: &mut [f32], scale: f32, zero_point: i32, (qmin, qmax): (i32, i32)) {
-    let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+pub(super) fn int_fake(x: &mut [f32], scale: f32, zero_point: i32, range: (i32, i32)) {
+    let (low, high) = bounds(range, zero_point);
     for x in x {
         *x = rounded(*x, scale, low, high) * scale;
     }
@@ -111,9 +118,9 @@ pub(super) fn int_fake(x: &mut [f32], scale: f32, zero_point: i32, (qmin, qmax):
 
 /// [`int_fake`] with a scale for each element.
 #[inline(never)]
-pub(super) fn int_fake_each(x: &mut [f32], scales: &[f32], zero_points: &[i32], (qmin, qmax): (i32, i32)) {
+pub(super) fn int_fake_each(x: &mut [f32], scales: &[f32], zero_points: &[i32], range: (i32, i32)) {
     for ((x, &scale), &zero_point) in x.iter_mut().zip(scales).zip(zero_points) {
-        let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+        let (low, high) = bounds(range, zero_point);
         *x = rounded(*x, scale, low, high) * scale;
     }
 }
@@ -165,7 +172,7 @@ pub(super) fn scale_numbers_each(
 /// A number whose highest bit says whether `value` is NaN or infinite: an exponent of all ones carries into it.
 #[inline]
 fn exponent_carry(value: f32) -> u32 {
-    (value.to_bits() & 0x7fff_ffff) + 0x0080_0000
+    (value.to_bits() & 0x7fff_ffff).wrapping_add(0x0080_0000)
 }
 
 /// Whether no element is NaN or infinite.

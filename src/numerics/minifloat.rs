@@ -22,21 +22,26 @@ pub(super) struct Minifloat {
     mantissa_bits: u32,
     bias: u32,
     special: Special,
+    /// The code of a positive NaN, 0 where there is none.
+    nan_code: u32,
+    /// The sign bit if NaN has a sign.
+    nan_sign: u32,
     pub(super) max: f32,
 }
 
 impl Format {
     /// The layout, for float formats.
     pub(super) fn float(self) -> Option<Minifloat> {
-        let (exponent_bits, mantissa_bits, bias, special, max) = match self {
-            Self::Float8e4m3fn => (4, 3, 7, Special::Fn, 448.0),
-            Self::Float8e4m3fnuz => (4, 3, 8, Special::Fnuz, 240.0),
-            Self::Float8e5m2 => (5, 2, 15, Special::Ieee, 57344.0),
-            Self::Float8e5m2fnuz => (5, 2, 16, Special::Fnuz, 57344.0),
-            Self::Float4e2m1 => (2, 1, 1, Special::None, 6.0),
+        let (exponent_bits, mantissa_bits, bias, special, nan_code, max) = match self {
+            Self::Float8e4m3fn => (4, 3, 7, Special::Fn, 0x7f, 448.0),
+            Self::Float8e4m3fnuz => (4, 3, 8, Special::Fnuz, 0x80, 240.0),
+            Self::Float8e5m2 => (5, 2, 15, Special::Ieee, 0x7f, 57344.0),
+            Self::Float8e5m2fnuz => (5, 2, 16, Special::Fnuz, 0x80, 57344.0),
+            Self::Float4e2m1 => (2, 1, 1, Special::None, 0, 6.0),
             _ => return None,
         };
-        Some(Minifloat { exponent_bits, mantissa_bits, bias, special, max })
+        let nan_sign = if nan_code == 0x7f { 0x80 } else { 0 };
+        Some(Minifloat { exponent_bits, mantissa_bits, bias, special, nan_code, nan_sign, max })
     }
 }
 
@@ -55,11 +60,11 @@ impl Minifloat {
         f32::from_bits((127 + 1 - self.bias) << 23)
     }
 
-    /// Nearest code, ties to even, saturating; see [`Format::encode`]. Free of branches once inlined.
-    #[inline]
+    /// Nearest code, ties to even, saturating; see [`Format::encode`].
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
     pub(super) fn encode(self, x: f32) -> i32 {
         let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
-        let sign = if x.is_sign_negative() { self.sign_bit() } else { 0 };
         let clamped = if magnitude < self.max { magnitude } else { self.max };
         let shift = 23 - self.mantissa_bits;
         let bits = clamped.to_bits();
@@ -68,21 +73,18 @@ impl Minifloat {
         let magic = self.subnormal_magic();
         let subnormal = (clamped + magic).to_bits().wrapping_sub(magic.to_bits());
         let code = if clamped < self.min_normal() { subnormal } else { normal };
-        let signed = if self.special == Special::Fnuz && code == 0 { 0 } else { code | sign };
-        let code = if x.is_nan() { self.nan(sign) } else { signed };
+        let sign = x.to_bits() >> 31 << (self.exponent_bits + self.mantissa_bits);
+        // Codes are below 2⁸, so that the difference has its high bits set exactly for zero.
+        let is_zero = code.wrapping_sub(1) >> 31;
+        let dropped_sign = (is_zero & u32::from(self.special == Special::Fnuz)) * sign;
+        let signed = code | (sign ^ dropped_sign);
+        let code = if x.is_nan() { self.nan_code | (sign & self.nan_sign) } else { signed };
         code as i32
     }
 
-    fn nan(self, sign: u32) -> u32 {
-        match self.special {
-            Special::Ieee | Special::Fn => (self.sign_bit() - 1) | sign,
-            Special::Fnuz => self.sign_bit(),
-            Special::None => 0,
-        }
-    }
-
     /// `decode(encode(x))`, without the codes.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
     pub(super) fn round(self, x: f32) -> f32 {
         let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
         let clamped = if magnitude < self.max { magnitude } else { self.max };

@@ -93,7 +93,7 @@ fn unpack_small<const N: usize>(raw: &[u8], signed: bool, codes: &mut [i32]) {
     let bits = 8 / N;
     // Flipping the sign bit makes a signed code an offset from the smallest one.
     let (mask, sign) = ((1 << bits) - 1, if signed { 1 << (bits - 1) } else { 0 });
-    let at = |byte: u8, idx: usize| ((i32::from(byte) >> (idx * bits) & mask) ^ sign) - sign;
+    let at = |byte: u8, idx: usize| ((i32::from(byte) >> (idx * bits) & mask) ^ sign).wrapping_sub(sign);
     let (whole, rest) = codes.as_chunks_mut::<N>();
     for (codes, &byte) in whole.iter_mut().zip(raw) {
         for (idx, code) in codes.iter_mut().enumerate() {

@@ -39,12 +39,12 @@ impl Layout {
     /// A Conv weight, `[out, in / group, kernel…]`.
     ///
     /// # Errors
-    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 3 extents.
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 3 extents, or more elements than can be addressed.
     pub fn conv(dims: &[usize]) -> Result<Self> {
         if dims.len() < 3 {
             return Err(Error::model(format!("a convolution weight has at least 3 dimensions, not shape {dims:?}")));
         }
-        let order = conv_row_order(dims);
+        let order = if is_empty(dims)? { Vec::new() } else { conv_row_order(dims) };
         Ok(Self { channels: dims[0], stride: order.len(), segment: order.len(), order })
     }
 
@@ -52,12 +52,12 @@ impl Layout {
     /// separate products that share it.
     ///
     /// # Errors
-    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 2 extents.
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are fewer than 2 extents, or more elements than can be addressed.
     pub fn matmul(dims: &[usize]) -> Result<Self> {
         let [batch @ .., depth, columns] = dims else {
             return Err(Error::model(format!("a matrix has at least 2 dimensions, not shape {dims:?}")));
         };
-        let rows = batch.iter().product::<usize>() * depth;
+        let rows = if is_empty(dims)? { 0 } else { batch.iter().product::<usize>() * depth };
         let order = (0..rows).map(|row| row * columns).collect();
         Ok(Self { channels: *columns, order, stride: 1, segment: *depth })
     }
@@ -65,12 +65,13 @@ impl Layout {
     /// A Gemm weight with `transB = 1`, `[N, K]`, with a channel for each of the N rows.
     ///
     /// # Errors
-    /// [`Kind::Model`](crate::error::Kind::Model) if there are not 2 extents.
+    /// [`Kind::Model`](crate::error::Kind::Model) if there are not 2 extents, or more elements than can be addressed.
     pub fn transposed(dims: &[usize]) -> Result<Self> {
         let &[channels, depth] = dims else {
             return Err(Error::model(format!("a transposed matrix has 2 dimensions, not shape {dims:?}")));
         };
-        Ok(Self { channels, order: (0..depth).collect(), stride: depth, segment: depth })
+        let order = if is_empty(dims)? { Vec::new() } else { (0..depth).collect() };
+        Ok(Self { channels, stride: depth, segment: depth, order })
     }
 
     /// Output channels: the number of scales.
@@ -89,12 +90,44 @@ impl Layout {
         self.order.iter().map(|position| weight[channel * self.stride + position]).collect()
     }
 
+    /// [`row`](Self::row) for every channel.
+    fn rows(&self, weight: &[f32]) -> Vec<Vec<f32>> {
+        let mut rows = vec![vec![0.0; self.order.len()]; self.channels];
+        self.for_each_element(|channel, at, position| rows[channel][at] = weight[position]);
+        rows
+    }
+
+    /// Calls `visit` with channel, place in the channel and storage position, nearby positions together.
+    fn for_each_element(&self, mut visit: impl FnMut(usize, usize, usize)) {
+        // Where neighbours in storage belong to different channels, so many channels go side by side.
+        let tile = if self.stride == 1 { 16 } else { 1 };
+        for first in (0..self.channels).step_by(tile) {
+            let channels = first..self.channels.min(first + tile);
+            for (at, position) in self.order.iter().enumerate() {
+                for channel in channels.clone() {
+                    visit(channel, at, channel * self.stride + position);
+                }
+            }
+        }
+    }
+
     fn check(&self, elements: usize) -> Result<()> {
-        if elements == self.channels * self.order.len() {
+        if Some(elements) == self.channels.checked_mul(self.order.len()) {
             return Ok(());
         }
         let (channels, len) = (self.channels, self.order.len());
         Err(Error::model(format!("{elements} elements do not fill {channels} channels of {len}")))
+    }
+}
+
+/// Whether a tensor of this shape has no elements.
+fn is_empty(dims: &[usize]) -> Result<bool> {
+    let elements = dims.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent));
+    match elements {
+        _ if dims.contains(&0) && dims.iter().all(|&extent| extent <= super::grid::MAX_EMPTY_ENTRIES) => Ok(true),
+        Some(0) => Err(Error::model(format!("a tensor of shape {dims:?} has no elements but very many channels"))),
+        Some(_) => Ok(false),
+        None => Err(Error::model(format!("a tensor of shape {dims:?} has more elements than can be addressed"))),
     }
 }
 
@@ -143,14 +176,10 @@ pub fn quantize(weight: &[f32], layout: &Layout) -> Result<(Vec<f32>, Vec<i8>)> 
             Format::Int8
         )));
     }
-    let channel = |channel| quantize_segments(&layout.row(weight, channel), layout.segment);
-    let channels: Vec<(f32, Vec<i8>)> = (0..layout.channels).into_par_iter().map(channel).collect();
+    let rows = layout.rows(weight);
+    let channels: Vec<(f32, Vec<i8>)> = rows.par_iter().map(|row| quantize_segments(row, layout.segment)).collect();
     let mut codes = vec![0; weight.len()];
-    for (channel, (_, row)) in channels.iter().enumerate() {
-        for (position, code) in layout.order.iter().zip(row) {
-            codes[channel * layout.stride + position] = *code;
-        }
-    }
+    layout.for_each_element(|channel, at, position| codes[position] = channels[channel].1[at]);
     Ok((channels.into_iter().map(|(scale, _)| scale).collect(), codes))
 }
 
@@ -198,7 +227,8 @@ impl Candidate {
         for (codes, weights) in codes.chunks_mut(segment.max(1)).zip(row.chunks(segment.max(1))) {
             let (pairs, weights) = (codes.as_chunks_mut::<2>().0, weights.as_chunks::<2>().0);
             for (pair, weights) in pairs.iter_mut().zip(weights) {
-                if (i32::from(pair[0]) + i32::from(pair[1])).abs() > MAX_PAIR_SUM {
+                let sum = i16::from(pair[0]).wrapping_add(i16::from(pair[1]));
+                if i32::from(sum.wrapping_abs()) > MAX_PAIR_SUM {
                     *pair = project(weights.map(|weight| f64::from(weight / scale)));
                 }
             }
@@ -262,7 +292,8 @@ fn max_pair_sum(row: &[f32], segment: usize) -> f64 {
 }
 
 fn amax(row: &[f32]) -> f64 {
-    row.iter().fold(0.0, |amax, weight| f64::max(amax, f64::from(weight.abs())))
+    let extremes = super::min_max(row);
+    if extremes.inf > 0 { f64::INFINITY } else { f64::from(extremes.max.max(-extremes.min)) }
 }
 
 /// `largest / 127`, or 1 where that is not a normal number.

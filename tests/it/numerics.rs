@@ -446,6 +446,8 @@ fn refuses_what_does_not_fit() {
     assert!(short.message().contains("3 bytes"), "{short}");
     let vast = dequantize(&[], Format::Int8, &[usize::MAX, 2], &Granularity::PerTensor, &tensor(0)).unwrap_err();
     assert!(vast.message().contains("more elements"), "{vast}");
+    let hollow = channel_ranges(&[], &[1 << 50, 0], &Granularity::PerChannel { axis: 0 }).unwrap_err();
+    assert!(hollow.message().contains("no elements but"), "{hollow}");
     assert!(quantize_bias(&[1.0, 2.0], &[1.0, 1.0, 1.0]).is_err());
     assert!(quantize_bias(&[f32::NAN], &[1.0]).is_err());
     assert!(quantize_bias(&[1.0], &[0.0]).is_err());
@@ -716,8 +718,18 @@ fn layouts_pair_what_the_kernel_pairs() {
     let matrix: Vec<i32> = (0..2 * 3 * 4).collect();
     assert_eq!(Layout::matmul(&[2, 3, 4]).unwrap().row(&matrix, 1), [1, 5, 9, 13, 17, 21]);
     assert_eq!(Layout::transposed(&[6, 4]).unwrap().row(&matrix, 1), [4, 5, 6, 7]);
-    for error in [Layout::conv(&[2, 3]), Layout::matmul(&[2]), Layout::transposed(&[1, 2, 3])] {
+    for error in [
+        Layout::conv(&[2, 3]),
+        Layout::matmul(&[2]),
+        Layout::transposed(&[1, 2, 3]),
+        Layout::matmul(&[usize::MAX, 2, 3]),
+        Layout::conv(&[usize::MAX, usize::MAX, 3]),
+        Layout::transposed(&[usize::MAX, 0]),
+    ] {
         error.unwrap_err();
+    }
+    for empty in [Layout::conv(&[0, 4, 3]), Layout::matmul(&[2, 0, 3]), Layout::transposed(&[3, 0])] {
+        assert_eq!(pair_safe::quantize(&[], &empty.unwrap()).unwrap().1, Vec::<i8>::new());
     }
 }
 
