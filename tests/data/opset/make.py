@@ -4,7 +4,7 @@
     AMAX_OPSET_CASES=DIR AMAX_OPSET_TO=13,18,21 cargo test --test it opset::raise_folder -- --ignored
     make.py check DIR [PREFIX]    onnx.checker with full check, and outputs on random inputs before and after
 
-Needs onnx, onnxruntime and numpy. `check` fails on any difference that TOLERATED does not name.
+Needs onnx, onnxruntime and numpy. `check` fails on a difference above 1e-6 that TOLERATED does not name.
 """
 
 import glob
