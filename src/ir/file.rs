@@ -1,16 +1,16 @@
 //! Model files: mapped on load, written whole or not at all.
 //!
 //! **Load.** The file is mapped and tensors are slices of the map, so loading costs time and memory by the structure and
-//! not by the weights; files above 2 GB are read too. [`wire`] checks the bytes first. A field that the schema does not
+//! not by the weights; files above 2 GB are read too. `wire` checks the bytes first. A field that the schema does not
 //! have is an error, because a save would lose it. For the same reason load → save gives the same bytes, provided the
 //! file is in the form that protobuf libraries write (fields in the order of their numbers, lengths and numbers in their
 //! shortest form) and its nodes are sorted; otherwise it gives the same content. Nodes that are not sorted, which the
 //! ONNX standard forbids and runtimes accept, are sorted stably.
 //!
-//! **External data** ([`external`]) is read from the model's folder only, and its offsets and lengths are checked. It is
+//! **External data** (`external`) is read from the model's folder only, and its offsets and lengths are checked. It is
 //! written when the model came with external data, or does not fit into one protobuf.
 //!
-//! **Save** ([`write`]) encodes the structure and streams the weights to temporary files beside the output, which get
+//! **Save** (`write`) encodes the structure and streams the weights to temporary files beside the output, which get
 //! their names once everything is written.
 
 mod external;
@@ -71,7 +71,7 @@ impl Default for SaveOptions {
 /// # Errors
 /// [`Kind::Model`]: a file that is missing, unreadable, cut, of another kind, newer than IR version
 /// [`MAX_IR_VERSION`], outside of operator sets [`MIN_OPSET`] to [`MAX_OPSET`], or not valid
-/// ([`verify`](super::verify)); external data that is missing, too short or outside of the model's folder.
+/// ([`verify`]); external data that is missing, too short or outside of the model's folder.
 pub fn load(path: &Path) -> Result<Model> {
     let bytes = open(path)?;
     let mut model = decode(bytes, external::Folder::of(path)).map_err(|e| e.in_file(path))?;
@@ -124,7 +124,7 @@ pub fn save(model: &Model, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Kind::Output`]: a folder that is missing or cannot be written, an output that is a file the model was loaded from,
-/// or is a folder or device, a model that does not fit. The error of [`verify`](super::verify) for an invalid model.
+/// or is a folder or device, a model that does not fit. The error of [`verify`] for an invalid model.
 pub fn save_with(model: &Model, path: &Path, options: &SaveOptions) -> Result<()> {
     verify::verify(model).map_err(|e| e.in_file(path))?;
     write::save(model, path, options)
