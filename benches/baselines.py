@@ -9,6 +9,7 @@ Needs tests/differential/requirements.txt and sympy (onnxruntime's symbolic shap
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -84,10 +85,13 @@ def main():
     print("| model | onnxruntime quantizer | SQNR dB on | off | task: float → on (off) | size | speed-up | integer kernels | float heavy |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.keep or Path(scratch)
+        folder = (args.keep or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        models = args.folder.resolve()
+        # The pre-processing leaves files in the working folder.
+        os.chdir(scratch)
         for name in args.names:
-            model, samples = args.folder / f"{name}.onnx", args.folder / f"{name}.calib.npz"
+            model, samples = models / f"{name}.onnx", models / f"{name}.calib.npz"
             prepared = folder / f"{name}.prepared.onnx"
             prepare(model, prepared)
             for recipe, quantize in RECIPES.items():

@@ -44,10 +44,10 @@ quantize_static(sys.argv[1], sys.argv[2], Rows(sys.argv[3]), quant_format=QuantF
 """
 
 
-def measure(command):
+def measure(command, folder):
     """Wall seconds, CPU seconds and peak MB of a process and what it waited for."""
     start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([str(part) for part in command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
@@ -74,12 +74,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", help="passed on to amax")
     args = parser.parse_args()
-    amax = binary()
+    amax, folder = binary().resolve(), args.folder.resolve()
     print(f"{amax} and onnxruntime's quantize_static, {args.rounds} rounds, {os.cpu_count()} cores\n")
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         for name in args.names:
-            model, samples = args.folder / f"{name}.onnx", args.folder / f"{name}.calib.npz"
+            model, samples = folder / f"{name}.onnx", folder / f"{name}.calib.npz"
             if not model.exists() or not samples.exists():
                 sys.exit(f"error: no {model} with samples\nhint: run models/fetch and models/make_samples.py")
             prepared, outputs = scratch / f"{name}.onnx", [scratch / f"{name}.{tool}.onnx" for tool in ("amax", "ort")]
@@ -91,7 +91,7 @@ def main():
             figures = {tool: [] for tool in commands}
             for turn in range(args.rounds + 1):
                 for tool, command in commands.items():
-                    figure = measure(command)
+                    figure = measure(command, scratch)
                     if turn:
                         figures[tool].append(figure)
             print(f"{name}: {model.stat().st_size / 1e6:.1f} MB")
