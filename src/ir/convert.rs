@@ -46,7 +46,7 @@ impl Model {
     /// The message of this model. Tensor bytes are shared, not copied; tensors whose data came from another file are
     /// listed with their bytes in `external`, in the order in which they appear.
     #[must_use]
-    pub(super) fn to_proto(&self, external: &mut dyn FnMut(&mut TensorProto, Bytes)) -> ModelProto {
+    pub(crate) fn to_proto(&self, external: &mut dyn FnMut(&mut TensorProto, Bytes)) -> ModelProto {
         let mut proto = self.rest.clone();
         let mut writer = Writer { model: self, external };
         proto.graph = Some(writer.graph(self.main));
@@ -163,9 +163,7 @@ impl Reader<'_> {
                     .in_graph(&name));
             };
             self.model.values[value.0 as usize].users.push(User::Output { graph: id, index });
-            self.model.graphs[id.0 as usize]
-                .outputs
-                .push(Port { value: Some(value), info: ValueInfoProto::default() });
+            self.model.graphs[id.0 as usize].outputs.push(Port { value: Some(value), info: ValueInfoProto::default() });
         }
         self.infos(id, infos);
         self.scopes.pop();
@@ -223,10 +221,7 @@ impl Reader<'_> {
                     None
                 } else {
                     let op = self.model.node(id).op_type().to_owned();
-                    Some(
-                        self.define(name, None, Def::Output { node: id, index })
-                            .map_err(|e| e.at_node(&label, &op))?,
-                    )
+                    Some(self.define(name, None, Def::Output { node: id, index }).map_err(|e| e.at_node(&label, &op))?)
                 };
                 self.model.nodes[id.0 as usize].outputs.push(value);
             }

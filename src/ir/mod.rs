@@ -253,11 +253,8 @@ impl Model {
     /// Imports `domain` at `version`, or changes the version it is imported at.
     pub fn set_domain_version(&mut self, domain: &str, version: i64) {
         let wanted = canonical_domain(domain);
-        let found = self
-            .rest
-            .opset_import
-            .iter_mut()
-            .find(|o| canonical_domain(o.domain.as_deref().unwrap_or("")) == wanted);
+        let found =
+            self.rest.opset_import.iter_mut().find(|o| canonical_domain(o.domain.as_deref().unwrap_or("")) == wanted);
         match found {
             Some(import) => import.version = Some(version),
             None => self
@@ -278,10 +275,8 @@ impl Model {
         let props = &mut self.rest.metadata_props;
         match props.iter_mut().find(|p| p.key.as_deref() == Some(key)) {
             Some(entry) => entry.value = Some(value.to_owned()),
-            None => props.push(crate::onnx::StringStringEntryProto {
-                key: Some(key.to_owned()),
-                value: Some(value.to_owned()),
-            }),
+            None => props
+                .push(crate::onnx::StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.to_owned()) }),
         }
     }
 
@@ -513,8 +508,7 @@ impl Attr {
     }
 
     fn with(name: &str, kind: i32, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
-        let mut proto =
-            AttributeProto { name: Some(name.to_owned()), r#type: Some(kind), ..AttributeProto::default() };
+        let mut proto = AttributeProto { name: Some(name.to_owned()), r#type: Some(kind), ..AttributeProto::default() };
         fill(&mut proto);
         proto
     }

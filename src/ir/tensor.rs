@@ -207,14 +207,12 @@ impl Tensor {
         let raw = self.raw();
         Some(match self.dtype() {
             DataType::Float => raw.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().expect("four"))).collect(),
-            DataType::Float16 => raw
-                .chunks_exact(2)
-                .map(|c| half::f16::from_le_bytes(c.try_into().expect("two")).to_f32())
-                .collect(),
-            DataType::Bfloat16 => raw
-                .chunks_exact(2)
-                .map(|c| half::bf16::from_le_bytes(c.try_into().expect("two")).to_f32())
-                .collect(),
+            DataType::Float16 => {
+                raw.chunks_exact(2).map(|c| half::f16::from_le_bytes(c.try_into().expect("two")).to_f32()).collect()
+            }
+            DataType::Bfloat16 => {
+                raw.chunks_exact(2).map(|c| half::bf16::from_le_bytes(c.try_into().expect("two")).to_f32()).collect()
+            }
             DataType::Double => {
                 raw.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("eight")) as f32).collect()
             }

@@ -168,7 +168,8 @@ impl Check<'_> {
     fn names(&mut self, graph: GraphId) {
         let slot = self.model.graph(graph);
         let outputs = slot.nodes().iter().flat_map(|&n| self.model.node(n).outputs.iter().flatten().copied());
-        let mut values: Vec<ValueId> = slot.inputs().chain(slot.initializers().iter().copied()).chain(outputs).collect();
+        let mut values: Vec<ValueId> =
+            slot.inputs().chain(slot.initializers().iter().copied()).chain(outputs).collect();
         values.sort_unstable();
         values.dedup();
         let mut seen = HashSet::new();
