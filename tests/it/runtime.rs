@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use amax::error::Kind;
 use amax::ir::{self, Tensor};
 use amax::onnx::DataType;
 use amax::runtime::{Observe, Sample, Session};
@@ -62,6 +63,119 @@ fn difference(got: &[f32], want: &[f32]) -> (f32, f32) {
     let gap = |(a, b): (&f32, &f32)| if a == b || (a.is_nan() && b.is_nan()) { 0. } else { (a - b).abs() };
     let worst = pairs.map(gap).fold(0f32, |a, b| if b.is_nan() { f32::INFINITY } else { a.max(b) });
     (worst, want.iter().filter(|v| v.is_finite()).fold(0f32, |a, b| a.max(b.abs())))
+}
+
+/// A tensor of `cases.json`: values in row-major order, NaN as null.
+fn listed(entry: &Value) -> Tensor {
+    let dims: Vec<usize> = entry["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
+    let dtype = dtype(entry["dtype"].as_str().unwrap());
+    let values = entry["values"].as_array().unwrap();
+    let float = |v: &Value| match v {
+        Value::Null => f64::NAN,
+        Value::String(text) => text.parse().unwrap(),
+        v => v.as_f64().unwrap(),
+    };
+    let int = |v: &Value| v.as_i64().unwrap_or_else(|| i64::from(v.as_bool().unwrap_or(false)));
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|v| match dtype {
+            DataType::Float => (float(v) as f32).to_le_bytes().to_vec(),
+            DataType::Float16 => half::f16::from_f64(float(v)).to_le_bytes().to_vec(),
+            DataType::Double => float(v).to_le_bytes().to_vec(),
+            _ => int(v).to_le_bytes()[..dtype.bits().unwrap() / 8].to_vec(),
+        })
+        .collect();
+    Tensor::new(dtype, &dims, bytes)
+}
+
+fn listed_all(entries: &Value) -> BTreeMap<String, Tensor> {
+    entries.as_object().unwrap().iter().map(|(name, entry)| (name.clone(), listed(entry))).collect()
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtime")
+}
+
+/// Every small model: outputs and observed tensors are those of the oracle, or it is refused with the words that are due.
+#[test]
+fn cases() {
+    let cases: Value = serde_json::from_slice(&std::fs::read(folder().join("cases.json")).unwrap()).unwrap();
+    let cases = cases.as_object().unwrap();
+    assert!(cases.len() > 70);
+    let failed: Vec<String> =
+        cases.iter().filter_map(|(name, case)| check(name, case).err().map(|why| format!("{name}: {why}"))).collect();
+    assert!(failed.is_empty(), "{} of {} fail:\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+fn check(name: &str, case: &Value) -> Result<(), String> {
+    let model = ir::file::load(&folder().join(format!("{name}.onnx"))).map_err(|e| e.to_string())?;
+    if let Some(words) = case["refused"].as_array() {
+        let Err(error) = Session::new(&model, &[]) else { return Err("it is not refused".to_owned()) };
+        let text = error.to_string();
+        let said = words.iter().all(|w| text.contains(w.as_str().unwrap()));
+        let clear = error.kind() == Kind::Runtime && error.hint().is_some() && said;
+        return if clear { Ok(()) } else { Err(format!("it is refused with: {text}")) };
+    }
+    let runs = case["runs"].as_array().unwrap();
+    let tolerance = case["tolerance"].as_f64().unwrap() as f32;
+    let silent: Vec<String> =
+        case["silent"].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect();
+    let mut names: Vec<String> = runs[0]["observed"].as_object().unwrap().keys().cloned().collect();
+    names.extend(silent.iter().cloned());
+    let session = Session::new(&model, &names).map_err(|e| e.to_string())?;
+    for run in runs {
+        let keep = Keep::new(&names);
+        let observe: Arc<dyn Observe> = keep.clone();
+        let outputs = session.run(&listed_all(&run["inputs"]), &observe).map_err(|e| e.to_string())?;
+        let want = listed_all(&run["outputs"]);
+        if outputs.len() != want.len() {
+            return Err(format!("{} outputs", outputs.len()));
+        }
+        for (name, got) in &outputs {
+            compare(name, got, &want[name], tolerance)?;
+        }
+        let want = listed_all(&run["observed"]);
+        let seen = keep.seen.lock().unwrap();
+        for (name, want) in &want {
+            let Some((dims, values)) = seen.get(name) else { return Err(format!("{name} was not shown")) };
+            compare(name, &Tensor::from_f32(dims, values), want, tolerance)?;
+        }
+        if seen.len() != want.len() {
+            return Err(format!("{} tensors were shown instead of {}", seen.len(), want.len()));
+        }
+    }
+    let mut reported: Vec<String> = session.unobserved().into_iter().map(|(name, _)| name).collect();
+    let mut silent = silent;
+    reported.sort();
+    silent.sort();
+    if reported != silent {
+        return Err(format!("unobserved are {:?}", session.unobserved()));
+    }
+    if session.method() == "optimized" { Ok(()) } else { Err(format!("it runs {}", session.method())) }
+}
+
+fn compare(name: &str, got: &Tensor, want: &Tensor, tolerance: f32) -> Result<(), String> {
+    if got.dims() != want.dims() || got.dtype() != want.dtype() {
+        return Err(format!(
+            "{name} is {} {:?} instead of {} {:?}",
+            got.dtype(),
+            got.dims(),
+            want.dtype(),
+            want.dims()
+        ));
+    }
+    let (Some(a), Some(b)) = (got.to_f32(), want.to_f32()) else {
+        return if got.raw() == want.raw() { Ok(()) } else { Err(format!("{name} differs")) };
+    };
+    let (gap, magnitude) = difference(&a, &b);
+    if gap <= tolerance * magnitude.max(1.) {
+        return Ok(());
+    }
+    Err(format!(
+        "{name} is off by {gap} of {magnitude}: {:?} instead of {:?}",
+        &a[..a.len().min(40)],
+        &b[..b.len().min(40)]
+    ))
 }
 
 /// Runs the models that `tests/runtime/real_models.py` made references for, and compares every float tensor.
