@@ -223,6 +223,12 @@ impl Program {
         Ok(program)
     }
 
+    /// A program of one step over constants.
+    pub fn of_step(step: Step, constants: BTreeMap<String, Constant>, outputs: Vec<Output>) -> Self {
+        let names = constants.keys().chain(&step.node.output).cloned().collect();
+        Self { inputs: Vec::new(), constants, steps: vec![step], outputs, dtypes: BTreeMap::new(), names }
+    }
+
     /// `base`, or `base` with a number: a name that nothing bears yet.
     pub fn fresh(&mut self, base: &str) -> String {
         let name = if self.names.contains(base) {

@@ -331,8 +331,6 @@ impl<'a> Emit<'a> {
                 zero = zero.as_ref().map(wide);
                 data = wide(&data);
             }
-        } else if data.dtype() == DataType::Uint4 {
-            default_zero = 8.;
         }
         let rank = data.dims().len() as i64;
         let packed = Dequantized {

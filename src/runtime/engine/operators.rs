@@ -175,8 +175,7 @@ impl Expansion for Recurrent {
         let shape = if common.batch_first { [batches, directions, hidden] } else { [directions, batches, hidden] };
         let mut zeros = |name: &str, slot: &mut Option<usize>| -> TractResult<()> {
             if slot.is_none() {
-                let zero = Tensor::zero_dt(x.datum_type, &shape)?;
-                inputs.push(model.add_const(format!("{prefix}.{name}"), zero)?);
+                inputs.push(model.wire_node(format!("{prefix}.{name}"), Zeros(shape), &[])?[0]);
                 *slot = Some(inputs.len() - 1);
             }
             Ok(())
@@ -195,6 +194,32 @@ impl Expansion for Recurrent {
         }
         Ok(outputs)
     }
+}
+
+/// An initial state of zeros that tract does not see through: it breaks on uniform constants here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Zeros([usize; 3]);
+
+impl Op for Zeros {
+    fn name(&self) -> StaticName {
+        "Zeros".into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for Zeros {
+    not_out_of_plan!();
+
+    fn eval(&self, _context: &EvalContext, _inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        Ok(tvec!(Tensor::zero::<f32>(&self.0)?.into_tvalue()))
+    }
+}
+
+impl TypedOp for Zeros {
+    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(self.0)))
+    }
+    as_op!();
 }
 
 /// Turns an axis around.
