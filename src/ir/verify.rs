@@ -227,7 +227,6 @@ impl Check<'_> {
         }
     }
 
-<<<<<<< HEAD
     fn domains(&mut self, graph: GraphId) {
         let model = self.model;
         let mut function = graph;
@@ -235,20 +234,6 @@ impl Check<'_> {
             match model.node(node).graph {
                 Some(outer) => function = outer,
                 None => return,
-=======
-    fn names(&mut self, graph: GraphId) {
-        let slot = self.model.graph(graph);
-        let outputs = slot.nodes().iter().flat_map(|&n| self.model.node(n).outputs.iter().flatten().copied());
-        let mut values: Vec<ValueId> =
-            slot.inputs().chain(slot.initializers().iter().copied()).chain(outputs).collect();
-        values.sort_unstable();
-        values.dedup();
-        let mut seen = HashSet::new();
-        for value in values {
-            let name = &self.model.value(value).name;
-            if !seen.insert(name) {
-                self.found.push(format!("two tensors are named \"{name}\""));
->>>>>>> runtime
             }
         }
         let own = match model.graph(function).owner {
