@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, Result};
-use crate::ir::Model;
+use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
-use crate::runtime::{Observe, Session};
+use crate::runtime::{Observe, Options, Session};
 use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
 
@@ -158,7 +158,31 @@ pub fn compare(
     Ok(total)
 }
 
-fn integers(tensor: &crate::ir::Tensor) -> Option<Vec<f32>> {
+/// The outputs of a model for each of the samples at `indices`, in that order.
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn outputs(
+    model: &Model,
+    samples: &SampleSet,
+    indices: &[usize],
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<(String, Tensor)>>> {
+    // The float model was checked against the plain plan already; what is compared here differs in its quantizers only.
+    let session = Session::with_options(model, &[], Options { check: false, ..Options::default() })?;
+    let nothing: Arc<dyn Observe> = Arc::new(Blind);
+    indices
+        .iter()
+        .map(|&index| {
+            if progress.interrupted() {
+                return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+            }
+            session.run(&samples.get(index)?, &nothing)
+        })
+        .collect()
+}
+
+fn integers(tensor: &Tensor) -> Option<Vec<f32>> {
     Some(tensor.to_i64()?.into_iter().map(|v| v as f32).collect())
 }
 

@@ -35,11 +35,14 @@ pub struct Guard {
     pub dynamic_db: f64,
     /// Least quality of a weight or constant.
     pub weight_db: f64,
+    /// Least quality of the model's outputs on held-out samples. Below it, the layers that cost the most are measured
+    /// one by one and go back to float.
+    pub output_db: f64,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { enabled: true, static_db: 28.0, dynamic_db: 20.0, weight_db: 20.0 }
+        Self { enabled: true, static_db: 28.0, dynamic_db: 20.0, weight_db: 20.0, output_db: 12.0 }
     }
 }
 

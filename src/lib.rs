@@ -14,6 +14,7 @@ pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod samples;
+pub mod sensitivity;
 pub mod solve;
 pub mod statistics;
 pub mod targets;

@@ -13,6 +13,7 @@ use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
 use crate::report::{PassRow, QualityRow, Report};
 use crate::samples::SampleSet;
+use crate::sensitivity::{self, Reference, Sensitivity};
 use crate::solve::{Solution, guard, solve};
 use crate::statistics::Statistics;
 use crate::targets::{Target, check};
@@ -76,12 +77,17 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         return Ok(Rewritten { model, report, plan: None, stopped: true });
     }
 
-    let (plan, solution, statistics) = decide(&model, request, &mut report, &mut clock)?;
-    report.describe(&plan, &solution, statistics.as_ref());
+    let prepared = model;
+    let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
+    if request.measure && request.config.guard.enabled {
+        decided.hold_outputs(&mut report, &mut clock)?;
+    }
+    let Decided { plan, solution, statistics, .. } = decided;
+    report.describe(&plan, &solution, request.samples.map(|_| &statistics));
     if plan.weights.is_empty() && plan.activations.is_empty() {
         report.warnings.push("nothing was quantized; see what was left float and why".to_owned());
     }
-    let prepared = model.clone();
+    let mut model = prepared.clone();
     let quantize = Context { evaluate: request.evaluate, quantization: Some((&plan, &solution)) };
     if passes(&mut model, pipeline::QUANTIZE, &quantize, request, &mut report)? {
         return Ok(Rewritten { model, report, plan: Some(plan), stopped: true });
@@ -92,14 +98,18 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     refuse_hazards(&model, request.target, &already)?;
     report.count_operators(&model);
     clock.lap(&mut report, "rewrite");
-
     if let Some(samples) = request.samples.filter(|_| request.measure) {
-        let held_out = split(samples).1;
-        let found = calibrate::compare(&prepared, &model, samples, &held_out, request.threads, request.progress)?;
-        report.quality = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
+        report.quality = quality(&prepared, &model, samples, request)?;
         clock.lap(&mut report, "measure");
     }
     Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
+}
+
+/// Quality of each output on the held-out samples.
+fn quality(float: &Model, quantized: &Model, samples: &SampleSet, request: &Request<'_>) -> Result<Vec<QualityRow>> {
+    let held_out = split(samples).1;
+    let found = calibrate::compare(float, quantized, samples, &held_out, request.threads, request.progress)?;
+    Ok(found.iter().map(|(name, m)| QualityRow::new(name, m)).collect())
 }
 
 /// Indices for statistics, and indices held out for measuring; the same ones where there are too few to hold any out.
@@ -144,61 +154,139 @@ fn passes(
     Ok(stopped)
 }
 
-/// Plans, calibrates what is planned, and plans again without the sites that turn out badly served, until none is left.
-fn decide(
-    model: &Model,
-    request: &Request<'_>,
-    report: &mut Report,
-    clock: &mut Clock,
-) -> Result<(Plan, Solution, Option<Statistics>)> {
-    let mut knowledge = Knowledge { calibrated: request.samples.is_some(), vetoes: BTreeMap::new() };
-    let mut made = plan(model, request.config, request.target, &knowledge)?;
-    clock.lap(report, "plan");
-    let Some(samples) = request.samples else {
-        loop {
-            let solution = solve(model, &made, None)?;
-            let vetoes = guard(&made, &solution, &Statistics::default(), &request.config.guard);
-            if vetoes.is_empty() {
-                clock.lap(report, "solve");
-                return Ok((made, solution, None));
-            }
-            remember(report, &mut knowledge, vetoes);
-            made = plan(model, request.config, request.target, &knowledge)?;
+/// A plan whose every site is served well enough, with its numbers.
+struct Decided<'a> {
+    model: &'a Model,
+    request: &'a Request<'a>,
+    knowledge: Knowledge,
+    plan: Plan,
+    solution: Solution,
+    statistics: Statistics,
+}
+
+impl<'a> Decided<'a> {
+    fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
+        let knowledge = Knowledge { calibrated: request.samples.is_some(), vetoes: BTreeMap::new() };
+        let plan = plan(model, request.config, request.target, &knowledge)?;
+        clock.lap(report, "plan");
+        let (solution, statistics) = (Solution::default(), Statistics::default());
+        let mut decided = Self { model, request, knowledge, plan, solution, statistics };
+        if let Some(samples) = request.samples {
+            let (indices, held_out) = split(samples);
+            report.samples = Some(samples.describe());
+            report.sample_counts = (indices.len(), held_out.len());
         }
-    };
-    let (indices, held_out) = split(samples);
-    report.samples = Some(samples.describe());
-    report.sample_counts = (indices.len(), held_out.len());
-    let mut statistics = Statistics::default();
-    loop {
-        let missing: Vec<String> = made
+        decided.settle(report, clock)?;
+        Ok(decided)
+    }
+
+    /// Plans again without the sites that turn out badly served, until there is none; calibrates what is not yet.
+    fn settle(&mut self, report: &mut Report, clock: &mut Clock) -> Result<()> {
+        loop {
+            let unobserved = self.observe(report, clock)?;
+            let vetoes = if unobserved.is_empty() {
+                let seen = self.request.samples.map(|_| &self.statistics);
+                self.solution = solve(self.model, &self.plan, seen)?;
+                guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
+            } else {
+                unobserved
+            };
+            clock.lap(report, "solve");
+            if vetoes.is_empty() {
+                return Ok(());
+            }
+            self.forbid(vetoes, report)?;
+        }
+    }
+
+    /// Calibrates planned tensors that were not seen yet; what cannot be seen is returned.
+    fn observe(&mut self, report: &mut Report, clock: &mut Clock) -> Result<BTreeMap<String, Veto>> {
+        let missing: Vec<String> = self
+            .plan
             .activations
             .iter()
-            .filter(|(name, a)| a.mode == Mode::Static && !statistics.sites.contains_key(*name))
+            .filter(|(name, a)| a.mode == Mode::Static && !self.statistics.sites.contains_key(*name))
             .map(|(name, _)| name.clone())
             .collect();
-        if !missing.is_empty() {
-            let found = calibrate::calibrate(model, &missing, samples, &indices, request.threads, request.progress)?;
-            let Calibrated { statistics: seen, unobserved, method: _ } = found;
-            statistics.sample_count = seen.sample_count;
-            statistics.sites.extend(seen.sites);
-            clock.lap(report, "calibrate");
-            warn_about_values(&statistics, report);
-            if !unobserved.is_empty() {
-                let vetoes = unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect();
-                remember(report, &mut knowledge, vetoes);
-                made = plan(model, request.config, request.target, &knowledge)?;
-                continue;
+        let Some(samples) = self.request.samples.filter(|_| !missing.is_empty()) else { return Ok(BTreeMap::new()) };
+        let Request { threads, progress, .. } = *self.request;
+        let indices = split(samples).0;
+        let Calibrated { statistics: seen, unobserved, method: _ } =
+            calibrate::calibrate(self.model, &missing, samples, &indices, threads, progress)?;
+        self.statistics.sample_count = seen.sample_count;
+        self.statistics.sites.extend(seen.sites);
+        warn_about_values(&self.statistics, report);
+        clock.lap(report, "calibrate");
+        Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
+    }
+
+    fn forbid(&mut self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {
+        for (site, veto) in &vetoes {
+            report.guarded.insert(site.clone(), veto.why.clone());
+        }
+        self.knowledge.vetoes.extend(vetoes);
+        self.plan = plan(self.model, self.request.config, self.request.target, &self.knowledge)?;
+        Ok(())
+    }
+
+    /// The model that the plan makes.
+    fn apply(&self, plan: &Plan, solution: &Solution) -> Result<Model> {
+        let mut model = self.model.clone();
+        let context = Context { evaluate: self.request.evaluate, quantization: Some((plan, solution)) };
+        let mut go_on = |_: &Model, _: &str, _: &Outcome| Ok(ControlFlow::Continue(()));
+        pipeline::run(&mut model, pipeline::QUANTIZE, &context, &mut go_on)?;
+        Ok(model)
+    }
+
+    /// Takes the layers that cost the most back to float until the outputs are good enough.
+    fn hold_outputs(&mut self, report: &mut Report, clock: &mut Clock) -> Result<()> {
+        let Some(samples) = self.request.samples else { return Ok(()) };
+        let floor = self.request.config.guard.output_db;
+        let progress = self.request.progress;
+        let held_out = split(samples).1;
+        let mut sensitivity: Option<Sensitivity> = None;
+        let mut target = floor;
+        loop {
+            if self.plan.weights.is_empty() {
+                return Ok(());
             }
+            let quality = quality(self.model, &self.apply(&self.plan, &self.solution)?, samples, self.request)?;
+            let float = |name: &str| {
+                let value = self.model.value_named(name);
+                value.and_then(|v| self.model.dtype(v)).is_none_or(crate::onnx::DataType::is_float)
+            };
+            let worst = quality.iter().filter(|q| float(&q.output)).map(|q| q.sqnr_db).fold(f64::INFINITY, f64::min);
+            clock.lap(report, "measure");
+            if worst >= floor {
+                return Ok(());
+            }
+            let sensitivity = match &mut sensitivity {
+                Some(found) => found,
+                slot => {
+                    let reference = Reference::new(self.model, samples, &held_out, progress)?;
+                    let found = sensitivity::measure(&self.plan, &reference, progress, |vetoes| {
+                        let mut knowledge = self.knowledge.clone();
+                        knowledge.vetoes.extend(vetoes.clone());
+                        let plan = plan(self.model, self.request.config, self.request.target, &knowledge)?;
+                        let solution = solve(self.model, &plan, Some(&self.statistics))?;
+                        self.apply(&plan, &solution)
+                    })?;
+                    slot.insert(found)
+                }
+            };
+            let mut vetoes = sensitivity.take_worst(target);
+            while vetoes.is_empty() {
+                // The groups promised more than the whole keeps: ask for more.
+                target += 1.0;
+                if target > floor + 60.0 {
+                    return Ok(());
+                }
+                vetoes = sensitivity.take_worst(target);
+            }
+            clock.lap(report, "measure");
+            self.forbid(vetoes, report)?;
+            self.settle(report, clock)?;
         }
-        let solution = solve(model, &made, Some(&statistics))?;
-        let vetoes = guard(&made, &solution, &statistics, &request.config.guard);
-        if vetoes.is_empty() {
-            clock.lap(report, "solve");
-            return Ok((made, solution, Some(statistics)));
-        }
-        remember(report, &mut knowledge, vetoes);
-        made = plan(model, request.config, request.target, &knowledge)?;
     }
 }
 
@@ -214,13 +302,6 @@ fn warn_about_values(statistics: &Statistics, report: &mut Report) {
             }
         }
     }
-}
-
-fn remember(report: &mut Report, knowledge: &mut Knowledge, vetoes: BTreeMap<String, Veto>) {
-    for (site, veto) in &vetoes {
-        report.guarded.insert(site.clone(), veto.why.clone());
-    }
-    knowledge.vetoes.extend(vetoes);
 }
 
 /// A finished model that the target would run wrongly is a mistake of ours, unless the input was like that already.

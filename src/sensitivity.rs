@@ -1,0 +1,125 @@
+//! Which layers cost the most at the outputs, measured.
+//!
+//! A tensor can be served well by its range and still ruin the result: a logarithm, a division or a gate behind it makes
+//! small errors large. So each group of layers is quantized alone, run on held-out samples, and compared with the float
+//! model; the noise of groups adds up well enough to choose from.
+
+use std::collections::BTreeMap;
+
+use crate::calibrate::{self, Progress};
+use crate::error::Result;
+use crate::ir::{Model, Tensor};
+use crate::numerics::metrics::Metrics;
+use crate::onnx::DataType;
+use crate::plan::{Plan, Veto};
+use crate::samples::SampleSet;
+
+/// Most groups that are measured, each at the cost of compiling and running the model.
+const GROUPS: usize = 16;
+
+/// Most samples that each group is measured on.
+const SAMPLES: usize = 2;
+
+/// Noise-to-signal ratio at the worst output, of each group of layers quantized alone.
+#[derive(Debug)]
+pub struct Sensitivity {
+    groups: Vec<(Vec<String>, f64)>,
+}
+
+/// Float outputs to compare with.
+#[derive(Debug)]
+pub struct Reference<'a> {
+    samples: &'a SampleSet,
+    indices: Vec<usize>,
+    outputs: Vec<Vec<(String, Tensor)>>,
+}
+
+impl<'a> Reference<'a> {
+    /// Runs the float model on a few of the samples at `indices`.
+    ///
+    /// # Errors
+    /// As [`calibrate::outputs`].
+    pub fn new(model: &Model, samples: &'a SampleSet, indices: &[usize], progress: &dyn Progress) -> Result<Self> {
+        let indices: Vec<usize> = indices.iter().copied().take(SAMPLES).collect();
+        let outputs = calibrate::outputs(model, samples, &indices, progress)?;
+        Ok(Self { samples, indices, outputs })
+    }
+
+    /// Noise-to-signal ratio of another model at its worst float output.
+    fn noise(&self, model: &Model, progress: &dyn Progress) -> Result<f64> {
+        let mut total: BTreeMap<&str, Metrics> = BTreeMap::new();
+        let outputs = calibrate::outputs(model, self.samples, &self.indices, progress)?;
+        for (a, b) in self.outputs.iter().flatten().zip(outputs.iter().flatten()) {
+            if a.1.dtype() == DataType::Float
+                && let (Some(x), Some(y)) = (a.1.to_f32(), b.1.to_f32())
+                && x.len() == y.len()
+            {
+                total.entry(&a.0).or_default().feed(&x, &y);
+            }
+        }
+        Ok(total.values().map(|m| 10f64.powf(-m.sqnr_db() / 10.0)).filter(|n| !n.is_nan()).fold(0.0, f64::max))
+    }
+}
+
+/// Measures. `quantized` makes the model in which just the layers with these weight sites are quantized.
+///
+/// # Errors
+/// As `quantized`, or as [`calibrate::outputs`].
+pub fn measure(
+    plan: &Plan,
+    reference: &Reference<'_>,
+    progress: &dyn Progress,
+    mut quantized: impl FnMut(&BTreeMap<String, Veto>) -> Result<Model>,
+) -> Result<Sensitivity> {
+    let sites: Vec<&String> = plan.weights.iter().map(|w| &w.site).filter(|s| s.ends_with(".weight")).collect();
+    let size = sites.len().div_ceil(GROUPS).max(1);
+    progress.start("measure", sites.len().div_ceil(size) as u64);
+    let mut groups = Vec::new();
+    for group in sites.chunks(size) {
+        let others = sites.iter().filter(|s| !group.contains(s)).map(|s| {
+            ((*s).clone(), Veto { why: "measured without it".to_owned(), dynamic: false })
+        });
+        let noise = reference.noise(&quantized(&others.collect())?, progress)?;
+        groups.push((group.iter().map(|s| (*s).clone()).collect(), noise));
+        progress.tick();
+    }
+    progress.finish();
+    Ok(Sensitivity { groups })
+}
+
+impl Sensitivity {
+    /// The fewest groups, noisiest first, without which the rest is predicted to leave `target_db` at the outputs; taken
+    /// out of the list. Empty if that is predicted already.
+    pub fn take_worst(&mut self, target_db: f64) -> BTreeMap<String, Veto> {
+        self.groups.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let budget = 10f64.powf(-target_db / 10.0);
+        let mut vetoes = BTreeMap::new();
+        while self.groups.iter().map(|g| g.1).sum::<f64>() > budget {
+            let Some((sites, noise)) = self.groups.pop() else { break };
+            let alone = -10.0 * noise.log10();
+            for site in sites {
+                let why = format!("quantized alone it leaves {alone:.1} dB at the outputs");
+                vetoes.insert(site, Veto { why, dynamic: false });
+            }
+        }
+        vetoes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sensitivity;
+
+    #[test]
+    fn takes_the_noisiest_groups_until_the_rest_fits() {
+        let group = |name: &str, db: f64| (vec![name.to_owned()], 10f64.powf(-db / 10.0));
+        let check = |target: f64, expected: &[&str]| {
+            let mut found = Sensitivity { groups: vec![group("a", 30.0), group("b", 8.0), group("c", 13.0)] };
+            assert_eq!(found.take_worst(target).into_keys().collect::<Vec<_>>(), expected);
+        };
+        check(5.0, &[]);
+        check(10.0, &["b"]);
+        check(20.0, &["b", "c"]);
+        check(40.0, &["a", "b", "c"]);
+    }
+}
