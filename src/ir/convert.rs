@@ -46,7 +46,7 @@ impl Model {
     /// The message of this model. Tensor bytes are shared, not copied; tensors whose data came from another file are
     /// listed with their bytes in `external`, in the order in which they appear.
     #[must_use]
-    pub(super) fn to_proto(&self, external: &mut dyn FnMut(&mut TensorProto, Bytes)) -> ModelProto {
+    pub(crate) fn to_proto(&self, external: &mut dyn FnMut(&mut TensorProto, Bytes)) -> ModelProto {
         let mut proto = self.rest.clone();
         let mut writer = Writer { model: self, external };
         proto.graph = Some(writer.graph(self.main));

@@ -1,0 +1,253 @@
+//! Evaluation of one node whose inputs are constants.
+
+use std::collections::BTreeMap;
+
+use super::super::constant::Constant;
+use super::super::program::{Output, Program, Step};
+use super::{Rung, build, compile, from_array, run};
+use crate::ir::{Model, NodeId, Tensor};
+use crate::onnx::{DataType, NodeProto};
+use crate::passes::Evaluate;
+
+/// Evaluates nodes with tract, where the result is exact: data movement, integer arithmetic, comparisons, and the float
+/// operators that IEEE 754 defines to the last bit.
+///
+/// It declines (`None`) whatever is in doubt: other operators, sub-byte and 8-bit float types, NaN in arithmetic, numbers
+/// that do not fit the type they are cast to, results above 64 Mi elements, and anything tract refuses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TractEvaluate;
+
+/// Elements a result may have.
+const MAX_RESULT: usize = 1 << 26;
+
+/// Operators whose output is made of elements of the input of this index, unchanged.
+const MOVEMENT: [(&str, usize); 17] = [
+    ("Concat", 0),
+    ("DepthToSpace", 0),
+    ("Expand", 0),
+    ("Flatten", 0),
+    ("Gather", 0),
+    ("GatherElements", 0),
+    ("GatherND", 0),
+    ("Identity", 0),
+    ("Reshape", 0),
+    ("Slice", 0),
+    ("SpaceToDepth", 0),
+    ("Split", 0),
+    ("Squeeze", 0),
+    ("Tile", 0),
+    ("Transpose", 0),
+    ("Unsqueeze", 0),
+    ("Where", 1),
+];
+
+/// Operators that do not look at the elements of their input.
+const SHAPES: [&str; 4] = ["ConstantOfShape", "Range", "Shape", "Size"];
+
+/// Operators that compute, and whose result has one right value.
+const ARITHMETIC: [&str; 24] = [
+    "Abs",
+    "Add",
+    "And",
+    "Ceil",
+    "Div",
+    "Equal",
+    "Floor",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Min",
+    "Mul",
+    "Neg",
+    "NonZero",
+    "Not",
+    "Or",
+    "Reciprocal",
+    "Relu",
+    "Sign",
+    "Sqrt",
+    "Sub",
+    "Xor",
+];
+
+/// Operators that are exact on integers only.
+const INTEGER: [&str; 6] = ["CumSum", "Mod", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"];
+
+impl Evaluate for TractEvaluate {
+    fn evaluate(&self, model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
+        let call = model.node(node);
+        let opset = model.opset_in(call.graph()?)?;
+        if !call.domain().is_empty() || call.bodies().next().is_some() || call.outputs().iter().any(Option::is_none) {
+            return None;
+        }
+        let given: Vec<&Tensor> = inputs.iter().flatten().collect();
+        let kind = Kind::of(call.op_type(), &given)?;
+        let target = match kind {
+            Kind::Cast => DataType::from_code(i32::try_from(call.int("to")?).ok()?),
+            _ => None,
+        };
+        if let Some(target) = target
+            && !castable(given.first()?, target)
+        {
+            return None;
+        }
+        if promised(call.op_type(), &given).is_none_or(|count| count > MAX_RESULT) {
+            return None;
+        }
+        let attribute = call.attrs().iter().map(|a| a.proto().clone()).collect();
+        let proto = NodeProto {
+            op_type: Some(call.op_type().to_owned()),
+            input: inputs
+                .iter()
+                .enumerate()
+                .map(|(i, t)| t.as_ref().map_or(String::new(), |_| format!("in {i}")))
+                .collect(),
+            output: (0..call.outputs().len()).map(|i| format!("out {i}")).collect(),
+            attribute,
+            ..NodeProto::default()
+        };
+        let constants: BTreeMap<String, Constant> = inputs
+            .iter()
+            .enumerate()
+            .filter_map(|(i, t)| Some((format!("in {i}"), Constant::Plain(t.clone()?))))
+            .collect();
+        let outputs = proto.output.iter().map(|name| Output { name: name.clone(), dtype: None }).collect();
+        let step = Step { node: proto, opset, origin: (String::new(), call.op_type().to_owned()) };
+        let mut program = Program::of_step(step, constants, outputs);
+        program.lower().ok()?;
+        let blueprint = build(&program, &Vec::new(), &[]).ok()?;
+        let plan = compile(blueprint.model, Rung::Raw).ok()?;
+        let arrays = run(&plan, &[]).ok()?;
+        let half = target.or_else(|| kind.carried(&given)).filter(|d| is_half(*d));
+        arrays
+            .iter()
+            .map(|array| {
+                let tensor = from_array(array, None).ok()?;
+                // The bits of a new NaN are anyone's choice.
+                if kind == Kind::Compute && tensor.to_f32().is_some_and(|v| v.iter().any(|v| v.is_nan())) {
+                    return None;
+                }
+                match half {
+                    Some(half) => narrow(&tensor, half),
+                    None => Some(tensor),
+                }
+            })
+            .collect()
+    }
+}
+
+/// How exactness is judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Elements of this input come out unchanged.
+    Movement(usize),
+    Shape,
+    Cast,
+    Compute,
+}
+
+impl Kind {
+    fn of(op: &str, inputs: &[&Tensor]) -> Option<Self> {
+        let plain = |t: &&Tensor| {
+            matches!(t.dtype(), DataType::Float | DataType::Double | DataType::Bool)
+                || t.dtype().bits().is_some_and(|b| b >= 8) && t.to_i64().is_some()
+        };
+        let integer = |t: &&Tensor| plain(t) && !t.dtype().is_float();
+        if let Some(&(_, at)) = MOVEMENT.iter().find(|(name, _)| *name == op) {
+            let half = inputs.get(at).is_some_and(|t| is_half(t.dtype()));
+            let fit = inputs.iter().all(|t| plain(t) || half && is_half(t.dtype()));
+            return fit.then_some(Self::Movement(at));
+        }
+        if SHAPES.contains(&op) {
+            let whole = op != "Range" || inputs.iter().all(integer);
+            return whole.then_some(Self::Shape);
+        }
+        if op == "Cast" {
+            return inputs.iter().all(|t| plain(t) || is_half(t.dtype())).then_some(Self::Cast);
+        }
+        let computes =
+            ARITHMETIC.contains(&op) && inputs.iter().all(plain) || INTEGER.contains(&op) && inputs.iter().all(integer);
+        let numbers = || inputs.iter().all(|t| t.to_f32().is_none_or(|v| !v.iter().any(|v| v.is_nan())));
+        (computes && numbers()).then_some(Self::Compute)
+    }
+
+    /// Type of the elements that come out, where they are those of an input.
+    fn carried(self, inputs: &[&Tensor]) -> Option<DataType> {
+        match self {
+            Self::Movement(at) => inputs.get(at).map(|t| t.dtype()),
+            _ => None,
+        }
+    }
+}
+
+fn is_half(dtype: DataType) -> bool {
+    matches!(dtype, DataType::Float16 | DataType::Bfloat16)
+}
+
+/// Whether a cast has one right result: floats to integers only where they fit, integers only to types that hold them.
+fn castable(tensor: &Tensor, to: DataType) -> bool {
+    let from = tensor.dtype();
+    if is_half(to) {
+        return from == DataType::Float || is_half(from);
+    }
+    if to.is_float() {
+        return true;
+    }
+    if to == DataType::Bool {
+        return !from.is_float();
+    }
+    let (low, high) = match to {
+        DataType::Int8 => (-128., 127.),
+        DataType::Uint8 => (0., 255.),
+        DataType::Int16 => (-32_768., 32_767.),
+        DataType::Uint16 => (0., 65_535.),
+        DataType::Int32 => (-2_147_483_648., 2_147_483_647.),
+        DataType::Uint32 => (0., 4_294_967_295.),
+        DataType::Int64 => (-9.2e18, 9.2e18),
+        _ => return false,
+    };
+    let fits = |v: f64| (low..=high).contains(&v);
+    match (from, tensor.to_i64()) {
+        (DataType::Uint64, _) => false,
+        (_, Some(values)) => values.into_iter().all(|v| fits(v as f64)),
+        (DataType::Double, None) => {
+            tensor.raw().chunks_exact(8).all(|c| c.try_into().is_ok_and(|c| fits(f64::from_le_bytes(c))))
+        }
+        _ => tensor.to_f32().is_some_and(|v| v.into_iter().all(|v| fits(f64::from(v)))),
+    }
+}
+
+/// Elements that the first output will have, where an input says so; `None` if that cannot be told or overflows.
+fn promised(op: &str, inputs: &[&Tensor]) -> Option<usize> {
+    let sizes = |index: usize| -> Option<Vec<i64>> { inputs.get(index)?.to_i64() };
+    let product = |sizes: Vec<i64>| sizes.into_iter().try_fold(1usize, |n, s| n.checked_mul(usize::try_from(s).ok()?));
+    match op {
+        "ConstantOfShape" => product(sizes(0)?),
+        "Expand" | "Tile" => product(sizes(1)?)?.checked_mul(inputs.first()?.len()),
+        "Range" => {
+            let bound = |index: usize| sizes(index).and_then(|v| v.first().copied());
+            let (start, limit, delta) = (bound(0)?, bound(1)?, bound(2)?);
+            let span = limit.checked_sub(start)?;
+            usize::try_from(span.checked_div(delta)?.max(0)).ok()
+        }
+        _ if ARITHMETIC.contains(&op) || op == "Where" => {
+            let rank = inputs.iter().map(|t| t.dims().len()).max()?;
+            let extent =
+                |axis: usize| inputs.iter().filter_map(|t| t.dims().iter().rev().nth(axis).copied()).max().unwrap_or(1);
+            (0..rank).try_fold(1usize, |n, axis| n.checked_mul(extent(axis)))
+        }
+        _ => Some(inputs.iter().map(|t| t.len()).sum()),
+    }
+}
+
+/// Half-width elements again, from the float32 they were widened to; rounds to nearest even.
+fn narrow(tensor: &Tensor, half: DataType) -> Option<Tensor> {
+    let values = tensor.to_f32()?;
+    let bytes: Vec<u8> = match half {
+        DataType::Float16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+    };
+    Some(Tensor::new(half, &tensor.dims(), bytes))
+}

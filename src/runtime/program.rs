@@ -1,0 +1,396 @@
+//! The model as the runtime rewrites it: one flat list of steps that name their tensors.
+//!
+//! Made from a [`Model`] without copying a weight. Model-local functions are inlined and `Constant` nodes are lifted, so
+//! that what follows sees operators and constants only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::constant::Constant;
+use super::functions::Functions;
+use super::{quantized, support, widen};
+use crate::error::{Error, Kind, Result};
+use crate::ir::{Model, Tensor};
+use crate::onnx::{
+    AttributeProto, DataType, GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_type,
+    tensor_shape_proto::dimension::Value as Dim, type_proto,
+};
+
+/// A graph input.
+#[derive(Clone, Debug)]
+pub(super) struct Input {
+    pub name: String,
+    pub dtype: DataType,
+    /// Declared dimensions; `None` where the rank is unknown.
+    pub dims: Option<Vec<Axis>>,
+    /// What it is where a sample does not give it.
+    pub default: Option<Tensor>,
+}
+
+/// A declared dimension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Axis {
+    Fixed(usize),
+    Named(String),
+    Unknown,
+}
+
+/// A graph output and its declared element type.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
+    pub name: String,
+    pub dtype: Option<DataType>,
+}
+
+/// One operator call.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub node: NodeProto,
+    /// Version of the default operator set that `node` was written for.
+    pub opset: i64,
+    /// What the user calls the node this step came from, and its operator there.
+    pub origin: (String, String),
+}
+
+/// A model as a list of steps in topological order.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    pub inputs: Vec<Input>,
+    pub constants: BTreeMap<String, Constant>,
+    pub steps: Vec<Step>,
+    pub outputs: Vec<Output>,
+    /// Element types the model declares.
+    pub dtypes: BTreeMap<String, DataType>,
+    names: BTreeSet<String>,
+}
+
+impl Step {
+    /// Another step in place of part of this one.
+    pub fn derive(&self, node: NodeProto) -> Self {
+        Self { node, opset: self.opset, origin: self.origin.clone() }
+    }
+
+    /// Operator.
+    pub fn op(&self) -> &str {
+        self.node.op_type()
+    }
+
+    /// Whether it is `op` of the default domain.
+    pub fn is(&self, op: &str) -> bool {
+        self.op() == op && is_default(self.domain())
+    }
+
+    /// Domain as written.
+    pub fn domain(&self) -> &str {
+        self.node.domain()
+    }
+
+    /// Input `index`; `None` where it is left out.
+    pub fn input(&self, index: usize) -> Option<&str> {
+        self.node.input.get(index).map(String::as_str).filter(|n| !n.is_empty())
+    }
+
+    /// Output `index`; `None` where it is left out.
+    pub fn output(&self, index: usize) -> Option<&str> {
+        self.node.output.get(index).map(String::as_str).filter(|n| !n.is_empty())
+    }
+
+    /// The attribute of this name.
+    pub fn attr(&self, name: &str) -> Option<&AttributeProto> {
+        attr(&self.node, name)
+    }
+
+    /// An integer attribute.
+    pub fn int(&self, name: &str) -> Option<i64> {
+        self.attr(name)?.i
+    }
+
+    /// A refusal to run this step.
+    pub fn refuse(&self, why: impl std::fmt::Display) -> Error {
+        refusal(why).at_node(&self.origin.0, &self.origin.1)
+    }
+}
+
+/// The error for something the runtime cannot run, with the ways out.
+pub(super) fn refusal(why: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Runtime, format!("the runtime cannot run the model: {why}")).with_hint(
+        "three ways out: run without --calib (weight-only quantization needs no runtime); calibrate with another \
+         runtime and pass its statistics; or export or simplify the model so that this operator is gone",
+    )
+}
+
+/// The attribute of this name.
+pub(super) fn attr<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
+    node.attribute.iter().find(|a| a.name.as_deref() == Some(name))
+}
+
+/// Whether `domain` is the default one.
+pub(super) fn is_default(domain: &str) -> bool {
+    domain.is_empty() || domain == "ai.onnx"
+}
+
+/// A node of `op` (in no domain that a model can name, if it starts with `amax.`).
+pub(super) fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: Some(op.to_owned()),
+        input: inputs.iter().map(|&n| n.to_owned()).collect(),
+        output: outputs.iter().map(|&n| n.to_owned()).collect(),
+        attribute,
+        ..NodeProto::default()
+    }
+}
+
+/// A float list attribute.
+pub(super) fn floats(name: &str, values: &[f32]) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(attribute_type::FLOATS),
+        floats: values.to_vec(),
+        ..AttributeProto::default()
+    }
+}
+
+impl Program {
+    /// Takes a model apart: functions inlined, constants lifted.
+    ///
+    /// # Errors
+    /// Sequence or map inputs, sparse weights, functions that call themselves.
+    pub fn new(model: &Model) -> Result<Self> {
+        let mut proto = model.to_proto(&mut |tensor, bytes| {
+            tensor.data_location = None;
+            tensor.external_data.clear();
+            tensor.raw_data = Some(bytes);
+        });
+        let graph = proto.graph.take().unwrap_or_default();
+        let opset = model.opset().unwrap_or(0);
+        let functions = Functions::new(&proto);
+        let mut program = Self {
+            inputs: Vec::new(),
+            constants: BTreeMap::new(),
+            steps: Vec::new(),
+            outputs: Vec::new(),
+            dtypes: BTreeMap::new(),
+            names: BTreeSet::new(),
+        };
+        let GraphProto { node, initializer, sparse_initializer, input, output, value_info, .. } = graph;
+        if let Some(sparse) = sparse_initializer.first() {
+            let name = sparse.values.as_ref().and_then(|v| v.name.clone()).unwrap_or_default();
+            return Err(refusal("it has sparse initializers").at_value(&name));
+        }
+        let mut defaults = BTreeMap::new();
+        let declared: BTreeSet<&str> = input.iter().filter_map(|i| i.name.as_deref()).collect();
+        for tensor in initializer {
+            let name = tensor.name.clone().unwrap_or_default();
+            let tensor = Tensor::from_proto(tensor, None)?;
+            if declared.contains(name.as_str()) {
+                defaults.insert(name, tensor);
+            } else {
+                program.names.insert(name.clone());
+                program.constants.insert(name, Constant::Plain(tensor));
+            }
+        }
+        for info in &input {
+            let name = info.name.clone().unwrap_or_default();
+            let Some(tensor) = tensor_type(info.r#type.as_ref()) else {
+                return Err(refusal("an input is not a tensor").at_value(&name));
+            };
+            let Some(dtype) = DataType::from_code(tensor.elem_type.unwrap_or(0)) else {
+                return Err(refusal("an input has no element type").at_value(&name));
+            };
+            let default = defaults.remove(&name);
+            let dims = tensor.shape.as_ref().map(axes);
+            program.names.insert(name.clone());
+            program.inputs.push(Input { name, dtype, dims, default });
+        }
+        for info in &output {
+            let name = info.name.clone().unwrap_or_default();
+            let dtype = dtype_of(info);
+            program.outputs.push(Output { name, dtype });
+        }
+        for info in value_info.iter().chain(&input).chain(&output) {
+            if let (Some(name), Some(dtype)) = (&info.name, dtype_of(info)) {
+                program.dtypes.insert(name.clone(), dtype);
+            }
+        }
+        for node in &node {
+            program.names.extend(node.output.iter().cloned());
+        }
+        let mut steps = Vec::with_capacity(node.len());
+        for node in node {
+            functions.expand(node, opset, &mut program, &mut steps)?;
+        }
+        program.steps = steps;
+        program.lift_constants()?;
+        Ok(program)
+    }
+
+    /// A program of one step over constants.
+    pub fn of_step(step: Step, constants: BTreeMap<String, Constant>, outputs: Vec<Output>) -> Self {
+        let names = constants.keys().chain(&step.node.output).cloned().collect();
+        Self { inputs: Vec::new(), constants, steps: vec![step], outputs, dtypes: BTreeMap::new(), names }
+    }
+
+    /// `base`, or `base` with a number: a name that nothing bears yet.
+    pub fn fresh(&mut self, base: &str) -> String {
+        let mut name = base.to_owned();
+        let mut number = 0usize;
+        while self.names.contains(&name) {
+            number += 1;
+            name = format!("{base}@{number}");
+        }
+        self.names.insert(name.clone());
+        name
+    }
+
+    /// Adds a constant under a fresh name.
+    pub fn add_constant(&mut self, base: &str, constant: Constant) -> String {
+        let name = self.fresh(base);
+        self.constants.insert(name.clone(), constant);
+        name
+    }
+
+    /// The tensor of a constant, where it is one that is stored as it is.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        match self.constants.get(name)? {
+            Constant::Plain(tensor) => Some(tensor),
+            Constant::Dequantized(_) | Constant::Blocks(_) => None,
+        }
+    }
+
+    /// Turns inputs into constants: those of `values`, and those with a default that are not in `given`.
+    pub fn bind(&mut self, given: &BTreeSet<String>, values: &BTreeMap<String, Tensor>) {
+        let mut kept = Vec::with_capacity(self.inputs.len());
+        for input in std::mem::take(&mut self.inputs) {
+            if let Some(value) = values.get(&input.name) {
+                self.constants.insert(input.name, Constant::Plain(value.clone()));
+            } else if let (Some(default), false) = (&input.default, given.contains(&input.name)) {
+                self.constants.insert(input.name, Constant::Plain(default.clone()));
+            } else {
+                kept.push(input);
+            }
+        }
+        self.inputs = kept;
+    }
+
+    /// Makes every step one that the engine runs, and runs right; idempotent.
+    ///
+    /// # Errors
+    /// An operator or attribute that cannot be run.
+    pub fn lower(&mut self) -> Result<()> {
+        self.lift_constants()?;
+        self.forward_constants();
+        widen::widen(self);
+        quantized::lower(self)?;
+        support::check(self)
+    }
+
+    /// Moves the values of `Constant` nodes among the constants.
+    fn lift_constants(&mut self) -> Result<()> {
+        let mut kept = Vec::with_capacity(self.steps.len());
+        for step in std::mem::take(&mut self.steps) {
+            if !step.is("Constant") {
+                kept.push(step);
+                continue;
+            }
+            let Some(output) = step.output(0) else { continue };
+            let Some(attr) = step.node.attribute.first() else {
+                return Err(step.refuse("a Constant has no value"));
+            };
+            let tensor = match attr.name.as_deref().unwrap_or("") {
+                "value" => attr.t.clone().map(|t| Tensor::from_proto(t, None)).transpose()?,
+                "value_float" => attr.f.map(|v| Tensor::from_f32(&[], &[v])),
+                "value_floats" => Some(Tensor::from_f32(&[attr.floats.len()], &attr.floats)),
+                "value_int" => attr.i.map(|v| Tensor::from_i64(&[], &[v])),
+                "value_ints" => Some(Tensor::from_i64(&[attr.ints.len()], &attr.ints)),
+                _ => None,
+            };
+            let Some(tensor) = tensor else {
+                return Err(step.refuse("a Constant is neither a number tensor nor a list of numbers"));
+            };
+            self.constants.insert(output.to_owned(), Constant::Plain(tensor));
+        }
+        self.steps = kept;
+        Ok(())
+    }
+
+    /// Copies constants through `Identity`, so that scales and weights behind one are seen as what they are.
+    fn forward_constants(&mut self) {
+        let mut kept = Vec::with_capacity(self.steps.len());
+        for step in std::mem::take(&mut self.steps) {
+            let source = step.input(0).filter(|_| step.is("Identity")).and_then(|n| self.constants.get(n));
+            match (source.cloned(), step.output(0)) {
+                (Some(constant), Some(output)) => {
+                    self.constants.insert(output.to_owned(), constant);
+                }
+                _ => kept.push(step),
+            }
+        }
+        self.steps = kept;
+    }
+
+    /// The tensors that steps, bodies or graph outputs read.
+    pub fn reads(&self) -> BTreeSet<String> {
+        let mut reads: BTreeSet<String> = self.outputs.iter().map(|o| o.name.clone()).collect();
+        for step in &self.steps {
+            visit_reads(&step.node, &mut |name| {
+                reads.insert(name.to_owned());
+            });
+        }
+        reads
+    }
+
+    /// The steps that `wanted` depends on, in order.
+    pub fn ancestors(&self, wanted: &str) -> Vec<Step> {
+        let mut needed: BTreeSet<String> = BTreeSet::from([wanted.to_owned()]);
+        let mut kept = Vec::new();
+        for step in self.steps.iter().rev() {
+            if step.node.output.iter().any(|o| !o.is_empty() && needed.contains(o)) {
+                visit_reads(&step.node, &mut |name| {
+                    needed.insert(name.to_owned());
+                });
+                kept.push(step.clone());
+            }
+        }
+        kept.reverse();
+        kept
+    }
+}
+
+/// Calls `see` with each name that a node or a body in it reads, names defined inside bodies included.
+pub(super) fn visit_reads(node: &NodeProto, see: &mut dyn FnMut(&str)) {
+    for input in node.input.iter().filter(|n| !n.is_empty()) {
+        see(input);
+    }
+    for body in bodies(node) {
+        for output in body.output.iter().filter_map(|o| o.name.as_deref()) {
+            see(output);
+        }
+        for node in &body.node {
+            visit_reads(node, see);
+        }
+    }
+}
+
+/// Graphs in the attributes of a node.
+pub(super) fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+fn tensor_type(ty: Option<&TypeProto>) -> Option<&type_proto::Tensor> {
+    match ty?.value.as_ref()? {
+        type_proto::Value::TensorType(tensor) => Some(tensor),
+        _ => None,
+    }
+}
+
+fn dtype_of(info: &ValueInfoProto) -> Option<DataType> {
+    DataType::from_code(tensor_type(info.r#type.as_ref())?.elem_type?)
+}
+
+fn axes(shape: &TensorShapeProto) -> Vec<Axis> {
+    let axis = |value: &Option<Dim>| match value {
+        Some(Dim::DimValue(n)) => usize::try_from(*n).map_or(Axis::Unknown, Axis::Fixed),
+        Some(Dim::DimParam(name)) if !name.is_empty() => Axis::Named(name.clone()),
+        _ => Axis::Unknown,
+    };
+    shape.dim.iter().map(|d| axis(&d.value)).collect()
+}

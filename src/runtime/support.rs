@@ -1,0 +1,133 @@
+//! What the engine may be given. Whatever it lacks, or computes wrongly without saying so, is refused here by name.
+
+use super::engine;
+use super::program::{Program, Step, attr, bodies, is_default, refusal};
+use crate::error::Result;
+use crate::onnx::{AttributeProto, NodeProto};
+
+/// Operators of com.microsoft that the engine implements; it looks operators up without their domain.
+const MICROSOFT: [&str; 9] = [
+    "BiasGelu",
+    "FastGelu",
+    "FusedMatMul",
+    "Gelu",
+    "GroupQueryAttention",
+    "MultiHeadAttention",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SkipLayerNormalization",
+];
+
+/// Operators that ONNX Runtime serves in com.microsoft and in the default domain alike, and those that only exist there
+/// but are written without a domain.
+const MICROSOFT_NORMS: [&str; 2] = ["SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"];
+
+/// Operators of ai.onnx.ml that the engine implements.
+const ML: [&str; 6] = [
+    "ArrayFeatureExtractor",
+    "CategoryMapper",
+    "LinearClassifier",
+    "LinearRegressor",
+    "Normalizer",
+    "TreeEnsembleClassifier",
+];
+
+/// Operators that the engine looks up by names that a file may also use in another domain.
+const MICROSOFT_ONLY: [&str; 5] =
+    ["FusedMatMul", "GroupQueryAttention", "MultiHeadAttention", "SkipLayerNormalization", "BiasGelu"];
+
+/// Checks every step and every node in a body.
+///
+/// # Errors
+/// The first that cannot be run, with the reason.
+pub(super) fn check(program: &Program) -> Result<()> {
+    for step in &program.steps {
+        if let Some(why) = reason(&step.node) {
+            return Err(step.refuse(why));
+        }
+        check_bodies(step, &step.node)?;
+    }
+    Ok(())
+}
+
+fn check_bodies(step: &Step, node: &NodeProto) -> Result<()> {
+    for body in bodies(node) {
+        for inner in &body.node {
+            if let Some(why) = reason(inner) {
+                return Err(refusal(why).at_node(&format!("{} in {}", inner.name(), step.origin.0), inner.op_type()));
+            }
+            check_bodies(step, inner)?;
+        }
+    }
+    Ok(())
+}
+
+/// Why a node cannot be run, if so.
+fn reason(node: &NodeProto) -> Option<String> {
+    let op = node.op_type();
+    let known = match node.domain() {
+        domain if is_default(domain) => engine::knows(op) && !MICROSOFT_ONLY.contains(&op) && !ML.contains(&op),
+        "com.microsoft" => MICROSOFT.contains(&op) || MICROSOFT_NORMS.contains(&op),
+        "ai.onnx.ml" => ML.contains(&op),
+        _ => false,
+    };
+    if !known {
+        let domain = if is_default(node.domain()) { "" } else { node.domain() };
+        let shown = if domain.is_empty() { op.to_owned() } else { format!("{domain}::{op}") };
+        return Some(format!("operator {shown} is not implemented"));
+    }
+    attribute_reason(node, op)
+}
+
+fn attribute_reason(node: &NodeProto, op: &str) -> Option<String> {
+    let int = |name: &str| attr(node, name).and_then(|a| a.i).unwrap_or(0);
+    let text =
+        |name: &str| attr(node, name).and_then(|a| a.s.as_ref()).map(|s| String::from_utf8_lossy(s).into_owned());
+    match op {
+        "LSTM" | "GRU" | "RNN" => recurrent_reason(node, op),
+        "BatchNormalization" | "Dropout" if int("training_mode") != 0 => {
+            Some(format!("{op} in training mode is not implemented"))
+        }
+        "Attention" => attention_reason(node),
+        "SpaceToDepth" if text("mode").is_some_and(|m| m != "DCR") => {
+            Some("SpaceToDepth in a mode other than DCR is not implemented".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// tract reads neither attention windows, nor how a causal mask shifts behind a cache.
+fn attention_reason(node: &NodeProto) -> Option<String> {
+    for name in ["left_window_size", "right_window_size"] {
+        if attr(node, name).and_then(|a| a.i).is_some_and(|size| size >= 0) {
+            return Some(format!("Attention with {name} is not implemented"));
+        }
+    }
+    let causal = attr(node, "is_causal").and_then(|a| a.i).unwrap_or(0) != 0;
+    let cached = node.input.get(4).is_some_and(|past| !past.is_empty());
+    (causal && cached).then(|| "causal Attention with a cache is not implemented".to_owned())
+}
+
+fn recurrent_reason(node: &NodeProto, op: &str) -> Option<String> {
+    if attr(node, "clip").is_some() {
+        return Some(format!("{op} with clip is not implemented"));
+    }
+    if attr(node, "input_forget").and_then(|a| a.i).unwrap_or(0) != 0 {
+        return Some(format!("{op} with input_forget is not implemented"));
+    }
+    let default: &[&str] = match op {
+        "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
+        "GRU" => &["Sigmoid", "Tanh"],
+        _ => &["Tanh"],
+    };
+    let activations: Vec<String> = attr(node, "activations").map_or_else(Vec::new, names);
+    let usual = activations.iter().enumerate().all(|(i, a)| a.eq_ignore_ascii_case(default[i % default.len()]));
+    if !usual {
+        return Some(format!("{op} with activations {} is not implemented", activations.join(", ")));
+    }
+    None
+}
+
+fn names(attr: &AttributeProto) -> Vec<String> {
+    attr.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
+}
