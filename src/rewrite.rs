@@ -79,8 +79,9 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
 
     let prepared = model;
     let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
+    let mut measured = None;
     if request.measure && request.config.guard.enabled {
-        decided.hold_outputs(&mut report, &mut clock)?;
+        measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
     report.describe(&plan, &solution, request.samples.map(|_| &statistics));
@@ -99,7 +100,10 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     report.count_operators(&model);
     clock.lap(&mut report, "rewrite");
     if let Some(samples) = request.samples.filter(|_| request.measure) {
-        report.quality = quality(&prepared, &model, samples, request)?;
+        report.quality = match measured {
+            Some(found) => found,
+            None => quality(&prepared, &model, samples, request)?,
+        };
         clock.lap(&mut report, "measure");
     }
     Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
@@ -238,9 +242,9 @@ impl<'a> Decided<'a> {
         Ok(model)
     }
 
-    /// Takes the layers that cost the most back to float until the outputs are good enough.
-    fn hold_outputs(&mut self, report: &mut Report, clock: &mut Clock) -> Result<()> {
-        let Some(samples) = self.request.samples else { return Ok(()) };
+    /// Takes the layers that cost the most back to float until the outputs are good enough; their quality then.
+    fn hold_outputs(&mut self, report: &mut Report, clock: &mut Clock) -> Result<Option<Vec<QualityRow>>> {
+        let Some(samples) = self.request.samples else { return Ok(None) };
         let floor = self.request.config.guard.output_db;
         let progress = self.request.progress;
         let held_out = split(samples).1;
@@ -248,7 +252,7 @@ impl<'a> Decided<'a> {
         let mut target = floor;
         loop {
             if self.plan.weights.is_empty() {
-                return Ok(());
+                return Ok(None);
             }
             let quality = quality(self.model, &self.apply(&self.plan, &self.solution)?, samples, self.request)?;
             let float = |name: &str| {
@@ -258,7 +262,7 @@ impl<'a> Decided<'a> {
             let worst = quality.iter().filter(|q| float(&q.output)).map(|q| q.sqnr_db).fold(f64::INFINITY, f64::min);
             clock.lap(report, "measure");
             if worst >= floor {
-                return Ok(());
+                return Ok(Some(quality));
             }
             let sensitivity = match &mut sensitivity {
                 Some(found) => found,
@@ -279,7 +283,7 @@ impl<'a> Decided<'a> {
                 // The groups promised more than the whole keeps: ask for more.
                 target += 1.0;
                 if target > floor + 60.0 {
-                    return Ok(());
+                    return Ok(Some(quality));
                 }
                 vetoes = sensitivity.take_worst(target);
             }

@@ -5,6 +5,7 @@ use crate::ir::Tensor;
 use crate::onnx::DataType;
 
 /// A constant of a program. Cloning shares the bytes.
+#[allow(clippy::large_enum_variant, reason = "nearly all are plain")]
 #[derive(Clone, Debug)]
 pub(super) enum Constant {
     /// As it is stored.

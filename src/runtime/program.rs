@@ -231,11 +231,12 @@ impl Program {
 
     /// `base`, or `base` with a number: a name that nothing bears yet.
     pub fn fresh(&mut self, base: &str) -> String {
-        let name = if self.names.contains(base) {
-            (1..).map(|n| format!("{base}@{n}")).find(|n| !self.names.contains(n)).expect("endless")
-        } else {
-            base.to_owned()
-        };
+        let mut name = base.to_owned();
+        let mut number = 0usize;
+        while self.names.contains(&name) {
+            number += 1;
+            name = format!("{base}@{number}");
+        }
         self.names.insert(name.clone());
         name
     }
@@ -326,20 +327,13 @@ impl Program {
         self.steps = kept;
     }
 
-    /// How often each tensor is read by steps, bodies and graph outputs.
-    pub fn reads(&self) -> BTreeMap<&str, usize> {
-        let mut reads = BTreeMap::new();
-        let mut count = |name: &str| {
-            // The map borrows from the program, not from the callback's argument.
-            if let Some((key, _)) = self.names.get(name).map(|k| (k.as_str(), ())) {
-                *reads.entry(key).or_insert(0) += 1;
-            }
-        };
+    /// The tensors that steps, bodies or graph outputs read.
+    pub fn reads(&self) -> BTreeSet<String> {
+        let mut reads: BTreeSet<String> = self.outputs.iter().map(|o| o.name.clone()).collect();
         for step in &self.steps {
-            visit_reads(&step.node, &mut count);
-        }
-        for output in &self.outputs {
-            count(&output.name);
+            visit_reads(&step.node, &mut |name| {
+                reads.insert(name.to_owned());
+            });
         }
         reads
     }

@@ -73,7 +73,12 @@ impl<'a> Emit<'a> {
             (true, "QLinearMul") => self.binary("Mul")?,
             (true, "QLinearSigmoid") => self.unary("Sigmoid", &[])?,
             (true, "QLinearLeakyRelu") => self.unary("LeakyRelu", &["alpha"])?,
-            (true, "QLinearSoftmax") => self.unary("Softmax", &["axis"])?,
+            (true, "QLinearSoftmax") => {
+                // What `axis` means changed with operator set 13; the node says which one it follows.
+                let opset = step.int("opset").unwrap_or(step.opset);
+                Emit { program: self.program, step: &Step { opset, ..step.clone() }, out: self.out }
+                    .unary("Softmax", &["axis"])?;
+            }
             (true, "QLinearGlobalAveragePool" | "QLinearAveragePool") => self.pool()?,
             (true, "QLinearConcat") => self.concat()?,
             (true, "QGemm") => self.gemm()?,
@@ -231,7 +236,7 @@ impl<'a> Emit<'a> {
 
     fn gemm(&mut self) -> Result<()> {
         let (a, b) = (self.operand(0, 1, 2)?, self.operand(3, 4, 5)?);
-        let column = if self.step.int("transB").unwrap_or(0) == 0 { 1 } else { 0 };
+        let column = i64::from(self.step.int("transB").unwrap_or(0) == 0);
         let alpha = self.step.attr("alpha").and_then(|a| a.f).unwrap_or(1.);
         let (fa, fb) = (self.dequantize(a, 0), self.dequantize(b, column));
         let mut inputs = vec![fa, fb];
@@ -460,7 +465,7 @@ fn fuse_pairs(program: &mut Program) {
     }
     let reads = program.reads();
     let dead: BTreeSet<usize> =
-        quantizes.iter().filter(|(name, _)| !reads.contains_key(name.as_str())).map(|(_, &at)| at).collect();
+        quantizes.iter().filter(|(name, _)| !reads.contains(name.as_str())).map(|(_, &at)| at).collect();
     let mut at = 0;
     program.steps.retain(|_| {
         at += 1;

@@ -88,11 +88,24 @@ fn attribute_reason(node: &NodeProto, op: &str) -> Option<String> {
         "BatchNormalization" | "Dropout" if int("training_mode") != 0 => {
             Some(format!("{op} in training mode is not implemented"))
         }
+        "Attention" => attention_reason(node),
         "SpaceToDepth" if text("mode").is_some_and(|m| m != "DCR") => {
             Some("SpaceToDepth in a mode other than DCR is not implemented".to_owned())
         }
         _ => None,
     }
+}
+
+/// tract reads neither attention windows, nor how a causal mask shifts behind a cache.
+fn attention_reason(node: &NodeProto) -> Option<String> {
+    for name in ["left_window_size", "right_window_size"] {
+        if attr(node, name).and_then(|a| a.i).is_some_and(|size| size >= 0) {
+            return Some(format!("Attention with {name} is not implemented"));
+        }
+    }
+    let causal = attr(node, "is_causal").and_then(|a| a.i).unwrap_or(0) != 0;
+    let cached = node.input.get(4).is_some_and(|past| !past.is_empty());
+    (causal && cached).then(|| "causal Attention with a cache is not implemented".to_owned())
 }
 
 fn recurrent_reason(node: &NodeProto, op: &str) -> Option<String> {

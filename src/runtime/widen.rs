@@ -38,10 +38,10 @@ fn widen_graph(graph: &mut GraphProto) {
     graph.node.iter_mut().for_each(widen_node);
     graph.initializer.iter_mut().for_each(widen_tensor);
     for info in graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info) {
-        if let Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), .. }) = &mut info.r#type {
-            if tensor.elem_type.is_some_and(is_half) {
-                tensor.elem_type = Some(DataType::Float.code());
-            }
+        if let Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), .. }) = &mut info.r#type
+            && tensor.elem_type.is_some_and(is_half)
+        {
+            tensor.elem_type = Some(DataType::Float.code());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The runtime against onnxruntime.
 #![cfg(feature = "tract")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,17 @@ use std::time::Instant;
 use amax::error::Kind;
 use amax::ir::{self, Tensor};
 use amax::onnx::DataType;
-use amax::runtime::{Observe, Sample, Session};
+use amax::passes::Evaluate;
+use amax::runtime::{Observe, Options, Sample, Session, TractEvaluate};
 use serde_json::Value;
+
+/// Shapes and values by name.
+type Seen = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Keeps every tensor it sees.
 struct Keep {
     names: Vec<String>,
-    seen: Mutex<BTreeMap<String, (Vec<usize>, Vec<f32>)>>,
+    seen: Mutex<Seen>,
 }
 
 impl Keep {
@@ -42,6 +47,8 @@ fn dtype(name: &str) -> DataType {
         "uint16" => DataType::Uint16,
         "int8" => DataType::Int8,
         "uint8" => DataType::Uint8,
+        "uint32" => DataType::Uint32,
+        "uint64" => DataType::Uint64,
         "bool" => DataType::Bool,
         other => panic!("{other}"),
     }
@@ -56,6 +63,7 @@ fn stored(entry: &Value, data: &[u8]) -> Tensor {
     Tensor::new(dtype, &dims, data[at..at + len].to_vec())
 }
 
+#[allow(clippy::float_cmp, reason = "infinities are equal or they are not")]
 /// Largest difference, and largest magnitude of `want`.
 fn difference(got: &[f32], want: &[f32]) -> (f32, f32) {
     assert_eq!(got.len(), want.len());
@@ -122,9 +130,21 @@ fn check(name: &str, case: &Value) -> Result<(), String> {
         case["silent"].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect();
     let mut names: Vec<String> = runs[0]["observed"].as_object().unwrap().keys().cloned().collect();
     names.extend(silent.iter().cloned());
-    let session = Session::new(&model, &names).map_err(|e| e.to_string())?;
+    check_runs(&Session::new(&model, &names).map_err(|e| e.to_string())?, &names, &silent, runs, tolerance)?;
+    let unchecked = Options { check: false, plans: 4 };
+    let session = Session::with_options(&model, &names, unchecked).map_err(|e| e.to_string())?;
+    check_runs(&session, &names, &silent, runs, tolerance)
+}
+
+fn check_runs(
+    session: &Session,
+    names: &[String],
+    silent: &[String],
+    runs: &[Value],
+    tolerance: f32,
+) -> Result<(), String> {
     for run in runs {
-        let keep = Keep::new(&names);
+        let keep = Keep::new(names);
         let observe: Arc<dyn Observe> = keep.clone();
         let outputs = session.run(&listed_all(&run["inputs"]), &observe).map_err(|e| e.to_string())?;
         let want = listed_all(&run["outputs"]);
@@ -145,7 +165,7 @@ fn check(name: &str, case: &Value) -> Result<(), String> {
         }
     }
     let mut reported: Vec<String> = session.unobserved().into_iter().map(|(name, _)| name).collect();
-    let mut silent = silent;
+    let mut silent = silent.to_vec();
     reported.sort();
     silent.sort();
     if reported != silent {
@@ -178,6 +198,116 @@ fn compare(name: &str, got: &Tensor, want: &Tensor, tolerance: f32) -> Result<()
     ))
 }
 
+/// Nodes over constants: evaluated to the last bit, or declined.
+#[test]
+fn folds() {
+    let model = ir::file::load(&folder().join("fold.onnx")).unwrap();
+    let answers: Value = serde_json::from_slice(&std::fs::read(folder().join("fold.json")).unwrap()).unwrap();
+    let mut failed = Vec::new();
+    for &node in model.graph(model.main()).nodes() {
+        let name = model.node_name(node);
+        let inputs: Vec<Option<Tensor>> =
+            model.node(node).inputs().iter().map(|v| v.and_then(|v| model.constant(v)).cloned()).collect();
+        let got = TractEvaluate.evaluate(&model, node, &inputs);
+        let want = (!answers[name].is_null()).then(|| listed(&answers[name]));
+        let same = match (&got, &want) {
+            (None, None) => true,
+            (Some(got), Some(want)) => {
+                got.len() == 1
+                    && got[0].dtype() == want.dtype()
+                    && got[0].dims() == want.dims()
+                    && got[0].raw() == want.raw()
+            }
+            _ => false,
+        };
+        if !same {
+            failed.push(format!("{name}: {got:?} instead of {want:?}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+struct Nobody;
+
+impl Observe for Nobody {
+    fn see(&self, _site: usize, _values: &[f32], _shape: &[usize]) {}
+}
+
+/// A sample, and words of the error it gets.
+type Case<'a> = (&'a [(&'a str, Tensor)], &'a [&'a str]);
+
+/// Samples that do not fit are refused by input, with what is expected and what was given.
+#[test]
+fn samples_that_do_not_fit() {
+    let model = ir::file::load(&folder().join("conv_net.onnx")).unwrap();
+    let session = Session::new(&model, &[]).unwrap();
+    let good = Tensor::from_f32(&[1, 3, 8, 8], &[0.5; 192]);
+    let cases: [Case<'_>; 5] = [
+        (&[], &["\"x\"", "lacks", "float", "[batch, 3, h, w]"]),
+        (&[("x", good.clone()), ("extra", good.clone())], &["\"extra\"", "does not have", "x"]),
+        (&[("x", Tensor::from_i64(&[1, 3, 8, 8], &[0; 192]))], &["\"x\"", "int64", "float"]),
+        (&[("x", Tensor::from_f32(&[1, 4, 8, 8], &[0.; 256]))], &["\"x\"", "[1, 4, 8, 8]", "[batch, 3, h, w]"]),
+        (&[("x", Tensor::from_f32(&[3, 8, 8], &[0.; 192]))], &["\"x\"", "[3, 8, 8]", "[batch, 3, h, w]"]),
+    ];
+    let observe: Arc<dyn Observe> = Arc::new(Nobody);
+    for (sample, words) in cases {
+        let sample: Sample = sample.iter().map(|(n, t)| ((*n).to_owned(), t.clone())).collect();
+        let error = session.run(&sample, &observe).unwrap_err();
+        assert_eq!(error.kind(), Kind::Samples, "{error}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{word} is not in: {error}");
+        }
+    }
+    let fine: Sample = [("x".to_owned(), good)].into();
+    assert_eq!(session.run(&fine, &observe).unwrap().len(), 1);
+}
+
+/// A sample that fits the declared shape may still not fit the model: the error names the node.
+#[test]
+fn a_node_that_cannot_run_is_named() {
+    let model = ir::file::load(&folder().join("mismatch.onnx")).unwrap();
+    let session = Session::new(&model, &[]).unwrap();
+    let observe: Arc<dyn Observe> = Arc::new(Nobody);
+    let sample: Sample = [("x".to_owned(), Tensor::from_f32(&[2, 5], &[0.; 10]))].into();
+    let error = session.run(&sample, &observe).unwrap_err();
+    assert_eq!(error.kind(), Kind::Runtime);
+    assert!(error.to_string().contains("\"product\" (MatMul)"), "{error}");
+}
+
+/// One session, several threads and shapes: every thread gets the bytes that one thread alone gets.
+#[test]
+fn threads_share_a_session() {
+    let model = ir::file::load(&folder().join("conv_net.onnx")).unwrap();
+    let names: Vec<String> = ["c", "p", "g"].map(str::to_owned).into();
+    let sample = |seed: usize| -> Sample {
+        let dims = [1 + seed % 2, 3, 8, 10];
+        let values: Vec<f32> =
+            (0..dims.iter().product()).map(|k: usize| ((k * 37 + seed * 11) % 101) as f32 - 50.).collect();
+        [("x".to_owned(), Tensor::from_f32(&dims, &values))].into()
+    };
+    let run = |session: &Session, seed: usize| {
+        let keep = Keep::new(&names);
+        let observe: Arc<dyn Observe> = keep.clone();
+        let outputs = session.run(&sample(seed), &observe).unwrap();
+        let seen = std::mem::take(&mut *keep.seen.lock().unwrap());
+        assert_eq!(seen.len(), names.len());
+        (outputs, seen)
+    };
+    let alone = Session::new(&model, &names).unwrap();
+    let want: Vec<_> = (0..12).map(|seed| run(&alone, seed)).collect();
+    let shared = Session::with_options(&model, &names, Options { plans: 2, ..Options::default() }).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (want, run, shared) = (&want, &run, &shared);
+            scope.spawn(move || {
+                for seed in (thread..12).step_by(2) {
+                    assert!(run(shared, seed) == want[seed], "sample {seed} differs");
+                }
+            });
+        }
+    });
+}
+
 /// Runs the models that `tests/runtime/real_models.py` made references for, and compares every float tensor.
 /// `AMAX_REFERENCES=folder cargo test --test it runtime::real_models -- --ignored --nocapture`
 #[test]
@@ -195,6 +325,18 @@ fn real_models() {
         }
     }
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Memory of the process: the most it ever had, and what it has of its own now.
+fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let wanted = |line: &&str| line.starts_with("VmHWM") || line.starts_with("RssAnon");
+    status
+        .lines()
+        .filter(wanted)
+        .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn real_model(folder: &Path) -> Result<(), String> {
@@ -228,23 +370,32 @@ fn real_model(folder: &Path) -> Result<(), String> {
             return Err(format!("{name}: shape {shape:?}, not {:?}", want.dims()));
         }
         let (gap, magnitude) = difference(values, &want.to_f32().unwrap());
+        if std::env::var_os("AMAX_EACH").is_some() {
+            println!("   each {name} {gap} {magnitude}");
+        }
         if gap / (magnitude + 0.01) > worst.0 || worst.1.is_empty() {
             worst = (gap / (magnitude + 0.01), name.clone(), gap, magnitude);
         }
     }
     let expected = entries("outputs");
-    let mut output_worst = 0f32;
+    let (mut output_worst, mut off) = (0f32, None);
     for (name, got) in &outputs {
         let want = &expected[name];
         if got.dims() != want.dims() {
             return Err(format!("output {name}: shape {:?}, not {:?}", got.dims(), want.dims()));
         }
         if let (Some(got), Some(want)) = (got.to_f32(), want.to_f32()) {
-            output_worst = output_worst.max(difference(&got, &want).0);
+            let (gap, magnitude) = difference(&got, &want);
+            output_worst = output_worst.max(gap);
+            if gap > 2e-3 * (magnitude + 0.01) {
+                off = Some(name.clone());
+            }
+        } else if got.raw() != want.raw() {
+            off = Some(name.clone());
         }
     }
     println!(
-        "{}: {} of {} tensors, worst {:.1e} of {:.1e} at {}, outputs {:.1e}, {} | first {:.0} ms, then {:.1} ms",
+        "{}: {} of {} tensors, worst {:.1e} of {:.1e} at {}, outputs {:.1e}, {} | first {:.0} ms, then {:.1} ms | {}",
         folder.file_name().unwrap().to_string_lossy(),
         seen.len(),
         names.len(),
@@ -255,6 +406,7 @@ fn real_model(folder: &Path) -> Result<(), String> {
         session.method(),
         first.as_secs_f64() * 1e3,
         best * 1e3,
+        memory(),
     );
     let silent = session.unobserved();
     if !silent.is_empty() {
@@ -262,6 +414,9 @@ fn real_model(folder: &Path) -> Result<(), String> {
     }
     if silent.len() + seen.len() != names.len() {
         return Err(format!("{} seen, {} reported", seen.len(), silent.len()));
+    }
+    if let Some(name) = off {
+        return Err(format!("output {name} is wrong"));
     }
     if worst.0 > 1e-3 { Err("too far off".to_owned()) } else { Ok(()) }
 }

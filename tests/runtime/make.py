@@ -405,4 +405,51 @@ f (v) => (o) { o = local.f (v) }
 """)
 refusal("refuse_recursion", recursive, "calls itself")
 
+<<<<<<< HEAD
 (HERE / "cases.json").write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in cases.items()) + "\n}\n")
+=======
+mismatch = model([N("MatMul", ["x", "w"], ["y"], name="product")], [info("x", [None, "width"])], [info("y", None)], {"w": f32(4, 3)})
+onnx.save(mismatch, HERE / "mismatch.onnx")
+
+(HERE / "cases.json").write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in cases.items()) + "\n}\n")
+
+# --- nodes over constants, for folding: each output is what onnxruntime computes, or null where folding is declined
+
+k = {
+    "i": np.array([7, -7, 3, 0]), "j": np.array([2, 2, -2, 5]), "f": np.array([1.5, -2.5, 0.1, 1e10], np.float32),
+    "g": np.array([0.3, 7, -0.7, 3], np.float32), "m": np.arange(6).reshape(2, 3), "axes": np.array([0]), "two": np.int64(2),
+    "half": np.array([1.5, -2.25], np.float16), "shape": np.array([3, -1]), "reps": np.array([2, 2]), "c": np.array([True, False, True, False]),
+    "nan": np.array([np.nan, 1], np.float32), "big": np.array([3e9, 1], np.float32), "starts": np.array([2]), "ends": np.array([-9]),
+    "steps": np.array([-1]), "long": np.array([2**40, 1]), "wide": np.array([2**20, 2**20]), "frac": np.array([2.7, -2.7, 2.5, -0.3], np.float32),
+    "p": np.array([0.3, 7, 2], np.float32), "d": np.array([0.1, 2.0]), "b8": np.array([200, 3], np.uint8), "zero": np.int64(0), "ten": np.int64(10), "three": np.int64(3), "empty": np.array([], np.int64),
+}
+value = h.make_tensor("value", T.INT64, [1], [9])
+folds = {
+    "add_int": N("Add", ["i", "j"], [""]), "div_int": N("Div", ["i", "j"], [""]), "mod_int": N("Mod", ["i", "j"], [""]), "mul": N("Mul", ["f", "g"], [""]),
+    "div": N("Div", ["f", "g"], [""]), "sqrt": N("Sqrt", ["p"], [""]), "neg": N("Neg", ["f"], [""]), "floor": N("Floor", ["f"], [""]),
+    "min": N("Min", ["f", "g"], [""]), "where": N("Where", ["c", "i", "j"], [""]), "less": N("Less", ["i", "j"], [""]),
+    "gather": N("Gather", ["i", "two"], [""]), "slice": N("Slice", ["i", "starts", "ends", "axes", "steps"], [""]), "concat": N("Concat", ["i", "j"], [""], axis=0),
+    "unsqueeze": N("Unsqueeze", ["i", "axes"], [""]), "reshape": N("Reshape", ["m", "shape"], [""]), "transpose": N("Transpose", ["m"], [""]),
+    "tile": N("Tile", ["m", "reps"], [""]), "expand_half": N("Unsqueeze", ["half", "axes"], [""]), "shape_of": N("Shape", ["m"], [""]),
+    "range": N("Range", ["zero", "ten", "three"], [""]), "fill": N("ConstantOfShape", ["reps"], [""], value=value),
+    "sum": N("ReduceSum", ["m"], [""]), "to_int": N("Cast", ["frac"], [""], to=T.INT64), "to_half": N("Cast", ["g"], [""], to=T.FLOAT16),
+    "from_half": N("Cast", ["half"], [""], to=T.FLOAT), "to_float": N("Cast", ["long"], [""], to=T.FLOAT), "to_double": N("Cast", ["f"], [""], to=T.DOUBLE),
+    "double": N("Cast", ["d"], [""], to=T.FLOAT), "to_bool": N("Cast", ["i"], [""], to=T.BOOL), "bytes": N("Cast", ["b8"], [""], to=T.INT32),
+    "fill_empty": N("ConstantOfShape", ["empty"], [""], value=value), "equal": N("Equal", ["i", "j"], [""]), "not": N("Not", ["c"], [""]),
+}
+declined = {
+    "sqrt_negative": N("Sqrt", ["g"], [""]),
+    "exp": N("Exp", ["f"], [""]), "matmul": N("MatMul", ["f", "g"], [""]), "nan_max": N("Max", ["nan", "nan"], [""]), "cast_big": N("Cast", ["big"], [""], to=T.INT32),
+    "cast_long": N("Cast", ["long"], [""], to=T.INT32), "cast_nan": N("Cast", ["nan"], [""], to=T.INT64), "huge": N("ConstantOfShape", ["wide"], [""], value=value),
+    "by_zero": N("Div", ["i", "zero"], [""]), "random": N("RandomNormalLike", ["f"], [""]), "sum_float": N("ReduceSum", ["f"], [""]), "add_half": N("Add", ["half", "half"], [""]),
+    "to_string": N("Cast", ["i"], [""], to=T.STRING),
+}
+for name, node in {**folds, **declined}.items():
+    node.name = node.output[0] = name
+fold = model(list(folds.values()), [], [], k, opset=17, ir=8)
+answers = {name: pack(value) for name, value in ort_run(fold, {}, folds).items()}
+answers.update(dict.fromkeys(declined))
+fold = model([*folds.values(), *declined.values()], [], [onnx.ValueInfoProto(name=n) for n in [*folds, *declined]], k, opset=17, ir=8)
+onnx.save(fold, HERE / "fold.onnx")
+(HERE / "fold.json").write_text(json.dumps(answers, indent=0) + "\n")
+>>>>>>> runtime

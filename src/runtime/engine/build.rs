@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use prost::Message;
+#[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_core::internal::*;
 use tract_hir::internal::{InferenceFact, InferenceModel, InferenceModelExt};
 use tract_onnx::model::ParsingContext;

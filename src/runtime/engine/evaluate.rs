@@ -125,6 +125,10 @@ impl Evaluate for TractEvaluate {
             .iter()
             .map(|array| {
                 let tensor = from_array(array, None).ok()?;
+                // The bits of a new NaN are anyone's choice.
+                if kind == Kind::Compute && tensor.to_f32().is_some_and(|v| v.iter().any(|v| v.is_nan())) {
+                    return None;
+                }
                 match half {
                     Some(half) => narrow(&tensor, half),
                     None => Some(tensor),
@@ -221,13 +225,18 @@ fn promised(op: &str, inputs: &[&Tensor]) -> Option<usize> {
     let product = |sizes: Vec<i64>| sizes.into_iter().try_fold(1usize, |n, s| n.checked_mul(usize::try_from(s).ok()?));
     match op {
         "ConstantOfShape" => product(sizes(0)?),
-        "Expand" => product(sizes(1)?)?.checked_mul(inputs.first()?.len()),
-        "Tile" => product(sizes(1)?)?.checked_mul(inputs.first()?.len()),
+        "Expand" | "Tile" => product(sizes(1)?)?.checked_mul(inputs.first()?.len()),
         "Range" => {
             let bound = |index: usize| sizes(index).and_then(|v| v.first().copied());
             let (start, limit, delta) = (bound(0)?, bound(1)?, bound(2)?);
             let span = limit.checked_sub(start)?;
             usize::try_from(span.checked_div(delta)?.max(0)).ok()
+        }
+        _ if ARITHMETIC.contains(&op) || op == "Where" => {
+            let rank = inputs.iter().map(|t| t.dims().len()).max()?;
+            let extent =
+                |axis: usize| inputs.iter().filter_map(|t| t.dims().iter().rev().nth(axis).copied()).max().unwrap_or(1);
+            (0..rank).try_fold(1usize, |n, axis| n.checked_mul(extent(axis)))
         }
         _ => Some(inputs.iter().map(|t| t.len()).sum()),
     }

@@ -16,7 +16,7 @@ use tract_core::internal::{IntoRunnable, TValue, TVec, Tensor as Array, TractRes
 
 pub(super) use build::{Blueprint, Feed, Origins, build, evaluate_constant, locate};
 pub use evaluate::TractEvaluate;
-pub(super) use operators::knows;
+pub(super) use operators::{knows, without_fake_quant};
 pub(super) use tap::{Listener, watch};
 pub(super) use tensors::{from_array, to_array};
 

@@ -1,8 +1,10 @@
 //! tract's ONNX registry, with what it lacks or gets wrong.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
+#[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_hir::internal::*;
 use tract_hir::ops::matmul::MatMulInference;
 use tract_onnx::Onnx;
@@ -271,8 +273,23 @@ fn build_fake_quant(_context: &ParsingContext, node: &NodeProto) -> Built {
     Ok((expand(op), vec![]))
 }
 
+thread_local! {
+    static BYPASS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls `run` with every fake quant of this thread letting its input through.
+pub(crate) fn without_fake_quant<T>(run: impl FnOnce() -> T) -> T {
+    let outer = BYPASS.replace(true);
+    let result = run();
+    BYPASS.set(outer);
+    result
+}
+
 impl FakeQuant {
     fn apply(&self, array: &mut Tensor) -> TractResult<()> {
+        if BYPASS.get() {
+            return Ok(());
+        }
         let spread = spread(array.shape(), &self.params, self.axis, self.block)?;
         let mut plain = array.try_as_plain_ram_mut()?;
         fake_quant(plain.as_slice_mut::<f32>()?, spread, &self.params, self.grid);

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+#[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_core::internal::*;
 
 use super::super::Observe;
