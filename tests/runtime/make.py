@@ -405,9 +405,6 @@ f (v) => (o) { o = local.f (v) }
 """)
 refusal("refuse_recursion", recursive, "calls itself")
 
-<<<<<<< HEAD
-(HERE / "cases.json").write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in cases.items()) + "\n}\n")
-=======
 mismatch = model([N("MatMul", ["x", "w"], ["y"], name="product")], [info("x", [None, "width"])], [info("y", None)], {"w": f32(4, 3)})
 onnx.save(mismatch, HERE / "mismatch.onnx")
 
@@ -452,4 +449,3 @@ answers.update(dict.fromkeys(declined))
 fold = model([*folds.values(), *declined.values()], [], [onnx.ValueInfoProto(name=n) for n in [*folds, *declined]], k, opset=17, ir=8)
 onnx.save(fold, HERE / "fold.onnx")
 (HERE / "fold.json").write_text(json.dumps(answers, indent=0) + "\n")
->>>>>>> runtime
