@@ -37,6 +37,7 @@ impl Pass for InsertQdq {
         }
         insert.weights(model)?;
         insert.biases(model)?;
+        insert.sums(model)?;
         Ok(insert.outcome)
     }
 }
@@ -108,13 +109,24 @@ impl Insert<'_> {
             .get(name)
             .ok_or_else(|| Error::new(Kind::Internal, "a planned activation was not solved").at_value(name))?;
         let (scale, zero) = self.qparams(model, &activation.scale_of, activation.dtype, scale, zero_point);
+        let (source, place) = if activation.fence {
+            let fence = NewNode::new("Sum", format!("{name}_Sum"), &[value], &[&format!("{name}_fenced")]);
+            let fence = model.insert(Self::place(model, value), fence);
+            let source = model.node(fence).output(0).expect("just made");
+            if let Some(ty) = model.value(value).ty().cloned() {
+                model.set_type(source, ty);
+            }
+            (source, Place::After(fence))
+        } else {
+            (value, Self::place(model, value))
+        };
         let quantize = NewNode::new(
             "QuantizeLinear",
             format!("{name}_QuantizeLinear"),
-            &[value, scale, zero],
+            &[source, scale, zero],
             &[&format!("{name}_quantized")],
         );
-        let q = model.insert(Self::place(model, value), quantize);
+        let q = model.insert(place, quantize);
         let codes = model.node(q).output(0).expect("just made");
         let back = Self::dequantize(model, Place::After(q), name, codes, scale, zero, None);
         self.readers(model, value, back, q, &activation.readers)?;
@@ -257,6 +269,16 @@ impl Insert<'_> {
         let reader = self.names.node(model, &weight.at)?;
         let q = model.insert(Place::Before(reader), node);
         Ok([model.node(q).output(0).expect("just made"), scale, zero])
+    }
+
+    fn sums(&mut self, model: &mut Model) -> Result<()> {
+        for name in &self.plan.sums {
+            let slot = Slot { node: name.clone(), input: 0 };
+            let node = self.names.node(model, &slot)?;
+            model.set_op(node, "", "Sum");
+            self.outcome.changed(name, "Add written as a Sum of two");
+        }
+        Ok(())
     }
 
     fn biases(&mut self, model: &mut Model) -> Result<()> {

@@ -193,6 +193,17 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
     })
 }
 
+/// Whether every output of a node holds values of its first input, so that codes can be moved in their place.
+///
+/// A Resize that interpolates computes new values, and the second output of a `MaxPool` holds indices.
+#[must_use]
+pub fn moves_codes(model: &Model, node: NodeId) -> bool {
+    let at = model.node(node);
+    let nearest = !at.is("Resize") || at.string("mode").unwrap_or("nearest") == "nearest";
+    let single = !at.is("MaxPool") || at.output(1).is_none();
+    nearest && single && of(model, node).is_some_and(|r| r.output == Output::SameAs(0))
+}
+
 /// For each output channel, the offsets of its weights in the order in which the kernel reduces them.
 #[must_use]
 pub fn reduction_rows(dims: &[usize], reduction: Reduction) -> Vec<Vec<usize>> {

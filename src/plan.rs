@@ -46,6 +46,10 @@ pub struct Plan {
     pub weights: Vec<Weight>,
     /// Quantized biases.
     pub biases: Vec<Bias>,
+    /// Outputs of Adds behind a product that become a Sum of two, which is the same: onnxruntime makes a Gemm of a MatMul
+    /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sums: Vec<String>,
     /// What stays float, and why.
     pub skipped: Vec<Skip>,
 }
@@ -67,6 +71,10 @@ pub struct Activation {
     pub range: Option<(f32, f32)>,
     /// Who reads the dequantized tensor.
     pub readers: Readers,
+    /// A Sum of one stands in front of the quantizer: onnxruntime would quantize the weight of a float Conv,
+    /// ConvTranspose or Gemm between a Dequantize and a Quantize by itself, with one scale for all channels.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fence: bool,
     /// Why it is quantized.
     pub why: String,
 }
@@ -132,8 +140,10 @@ pub struct Bias {
     pub site: String,
     /// Which input of which node reads it.
     pub at: Slot,
-    /// The initializer.
+    /// The initializer: one value a channel, or one for all.
     pub tensor: String,
+    /// Output channels.
+    pub channels: usize,
     /// The activation whose scale is a factor.
     pub activation: String,
     /// Index into [`Plan::weights`] of the weight whose scale is the other.
@@ -384,6 +394,20 @@ impl Planner<'_> {
             if at.input(2).is_some() && (at.float("beta").unwrap_or(1.0) - 1.0).abs() > 0.0 {
                 return Err("beta is not 1".into());
             }
+            // An integer Gemm takes an int32 bias or none.
+            let strict = self.target.placement == Placement::Fused && self.knowledge.calibrated;
+            if let (Some(bias), Some(weight), true) = (at.input(2), weight, strict) {
+                if (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
+                    return Err("alpha is not 1 beside a bias".into());
+                }
+                match self.model.constant(bias) {
+                    None => return Err("its bias is not constant".into()),
+                    Some(bias) if self.channels(node, weight).is_none_or(|c| !is_row(&bias.dims(), c)) => {
+                        return Err("its bias is not one value a column".into());
+                    }
+                    Some(_) => {}
+                }
+            }
         }
         Ok((weight, data))
     }
@@ -431,6 +455,7 @@ impl Planner<'_> {
                     let dynamic = anchor.dynamic
                         && self.target.dynamic
                         && weight == Some(1)
+                        && !(op == "Gemm" && self.model.node(node).input(2).is_some())
                         && self.veto(value).is_some_and(|v| v.dynamic);
                     if !dynamic {
                         return self.refuse(node, why);
@@ -459,6 +484,13 @@ impl Planner<'_> {
         if let Some(site) = output {
             self.produce(site, format!("output of the {op} \"{}\"", self.model.node_name(node)));
         }
+    }
+
+    /// Output channels of the constant weight at `input`.
+    fn channels(&self, node: NodeId, input: usize) -> Option<usize> {
+        let dims = self.model.constant_input(node, input)?.dims();
+        let axis = ops::weight_layout(self.model, node, input, &dims)?.channel_axis?;
+        Some(dims[axis])
     }
 
     fn weight_site(&self, node: NodeId) -> String {
@@ -494,11 +526,17 @@ impl Planner<'_> {
     fn spread(&mut self, nodes: &[NodeId]) {
         loop {
             let before = (self.wants.len(), self.quantized.len(), self.unions.len());
-            // A value is wanted in integers if some chain of carriers leads from it to a wanted one.
+            // A value is wanted in integers if some chain of carriers and joins leads from it to a wanted one.
             let mut ahead: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
             for &node in nodes.iter().rev() {
-                if self.carries(node) && self.outputs(node).iter().any(|v| ahead.contains(v)) {
-                    ahead.extend(self.model.node(node).input(0));
+                if self.carries(node) {
+                    if self.outputs(node).iter().any(|v| ahead.contains(v)) {
+                        ahead.extend(self.model.node(node).input(0));
+                    }
+                } else if self.joins(node) && self.output_site(node).is_some_and(|v| ahead.contains(&v)) {
+                    if let Ok((data, _)) = self.joinable(node) {
+                        ahead.extend(data.iter().map(|&(_, v)| v));
+                    }
                 }
             }
             // A value is at hand in integers if it is wanted, or carried from one that is.
@@ -514,10 +552,7 @@ impl Planner<'_> {
                         behind.extend(outputs);
                         behind.insert(input);
                     }
-                } else if self.target.join.has(self.model.node(node).op_type())
-                    && self.model.node(node).domain().is_empty()
-                    && !self.quantized.contains_key(&node)
-                {
+                } else if self.joins(node) {
                     self.join(node, &ahead, &mut behind);
                 }
             }
@@ -537,13 +572,8 @@ impl Planner<'_> {
         if !at.domain().is_empty() || !self.target.carry.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
         }
-        let Some(Output::SameAs(0)) = ops::of(self.model, node).map(|r| r.output) else { return false };
         let Some(input) = at.input(0) else { return false };
-        // Interpolation computes new values, and a second output of MaxPool holds indices.
-        let nearest = !at.is("Resize") || at.string("mode").unwrap_or("nearest") == "nearest";
-        let single = !at.is("MaxPool") || at.output(1).is_none();
-        nearest
-            && single
+        ops::moves_codes(self.model, node)
             && self.model.constant(input).is_none()
             && self.unquantizable(input).is_none()
             && self.outputs(node).iter().all(|&v| self.unquantizable(v).is_none())
@@ -561,23 +591,48 @@ impl Planner<'_> {
         }
     }
 
-    fn join(&mut self, node: NodeId, ahead: &BTreeSet<ValueId>, behind: &mut BTreeSet<ValueId>) {
+    /// Whether a node runs in integers between quantized neighbours, and is not planned yet.
+    fn joins(&self, node: NodeId) -> bool {
+        let at = self.model.node(node);
+        at.domain().is_empty() && self.target.join.has(at.op_type()) && !self.quantized.contains_key(&node)
+    }
+
+    /// The data inputs of a join, and the constant ones; or why it cannot be one.
+    #[allow(clippy::type_complexity)]
+    fn joinable(&self, node: NodeId) -> Result<(Vec<(usize, ValueId)>, Vec<(usize, ValueId)>), String> {
         if let Some(why) = self.untouchable(node) {
-            return self.refuse(node, why);
+            return Err(why);
         }
-        let Some(output) = self.output_site(node) else { return };
-        let Some(row) = ops::of(self.model, node) else { return };
-        let inputs: Vec<(usize, ValueId)> = self
-            .model
-            .node(node)
-            .inputs()
-            .iter()
-            .enumerate()
+        let (Some(output), Some(row)) = (self.output_site(node), ops::of(self.model, node)) else {
+            return Err("it has no output".to_owned());
+        };
+        let inputs = self.model.node(node).inputs().iter().enumerate();
+        let (constants, data): (Vec<_>, Vec<_>) = inputs
             .filter(|(i, _)| row.role(*i) == Role::Data)
             .filter_map(|(i, v)| v.map(|v| (i, v)))
-            .collect();
-        let (constants, data): (Vec<_>, Vec<_>) =
-            inputs.into_iter().partition(|&(_, v)| self.model.constant(v).is_some());
+            .partition(|&(_, v)| self.model.constant(v).is_some());
+        for &(_, value) in data.iter().chain([(0, output)].iter()) {
+            if let Some(why) = self.unquantizable(value) {
+                return Err(why);
+            }
+        }
+        for tensor in constants.iter().filter_map(|&(_, v)| self.model.constant(v)) {
+            if tensor.dtype() != DataType::Float {
+                return Err(format!("its constant operand is {}, not float", tensor.dtype()));
+            }
+        }
+        match self.knowledge.vetoes.get(&self.operand_site(node)) {
+            Some(veto) => Err(veto.why.clone()),
+            None => Ok((data, constants)),
+        }
+    }
+
+    fn join(&mut self, node: NodeId, ahead: &BTreeSet<ValueId>, behind: &mut BTreeSet<ValueId>) {
+        let Some(output) = self.output_site(node) else { return };
+        let data = match self.joinable(node) {
+            Ok((data, _)) => data,
+            Err(why) => return self.refuse(node, why),
+        };
         if data.is_empty() {
             return;
         }
@@ -586,21 +641,9 @@ impl Planner<'_> {
             return;
         }
         for &(_, value) in data.iter().chain([(0, output)].iter()) {
-            if let Some(why) = self.unquantizable(value) {
-                return self.refuse(node, why);
-            }
             if everywhere && self.model.dtype(value).is_none() && !behind.contains(&value) {
                 return self.refuse(node, format!("the type of \"{}\" is not known", self.name(value)));
             }
-        }
-        for &(_, value) in &constants {
-            let tensor = self.model.constant(value).expect("partitioned");
-            if tensor.dtype() != DataType::Float {
-                return self.refuse(node, format!("its constant operand is {}, not float", tensor.dtype()));
-            }
-        }
-        if let Some(veto) = self.knowledge.vetoes.get(&self.operand_site(node)) {
-            return self.refuse(node, veto.why.clone());
         }
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
@@ -668,15 +711,20 @@ impl Planner<'_> {
                 scale_of: self.name(leaders.get(&value).copied().unwrap_or(value)),
                 range: fixed,
                 readers,
+                fence: self.target.placement == Placement::Fused && !want.produced && self.exposed(value),
                 why: want.why.clone(),
             };
             activations.insert(self.name(value), activation);
         }
         let mut weights = Vec::new();
         let mut biases = Vec::new();
+        let mut sums = Vec::new();
         for &node in nodes {
             if let Some(&kind) = self.quantized.get(&node) {
                 self.constants(node, kind, &mut weights, &mut biases);
+                if kind == Kindness::Integer && self.target.placement == Placement::Fused {
+                    self.sum(node, &weights, &mut biases, &mut sums);
+                }
             }
         }
         let skipped = self.skipped(nodes, &weights, &biases);
@@ -687,8 +735,89 @@ impl Planner<'_> {
             activations,
             weights,
             biases,
+            sums,
             skipped,
         }
+    }
+
+    /// Whether onnxruntime would quantize the weight of the float operator that makes this value by itself.
+    fn exposed(&self, value: ValueId) -> bool {
+        let Some(node) = self.model.producer(value) else { return false };
+        let at = self.model.node(node);
+        if !at.domain().is_empty() || self.quantized.get(&node) == Some(&Kindness::Integer) {
+            return false;
+        }
+        let float_product = |v: Option<ValueId>| {
+            let product = v.and_then(|v| self.model.producer(v)).filter(|&p| self.model.node(p).is("MatMul"));
+            product.is_some_and(|p| !self.quantized.contains_key(&p) && self.dequantized(self.model.node(p).input(0)))
+        };
+        match at.op_type() {
+            "Conv" | "ConvTranspose" | "Gemm" => self.dequantized(at.input(0)),
+            // A Gemm to be.
+            "Add" => float_product(at.input(0)) || float_product(at.input(1)),
+            // A quantizer moves up through these.
+            op if self.target.absorb.has(op) || self.target.carry.has(op) => {
+                at.input(0).is_some_and(|v| self.exposed(v))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a value comes from a Dequantize, directly or through operators that one moves down through.
+    fn dequantized(&self, value: Option<ValueId>) -> bool {
+        let Some(value) = value else { return false };
+        if self.wants.get(&value).is_some_and(|w| w.produced) {
+            return true;
+        }
+        let Some(node) = self.model.producer(value) else { return false };
+        let at = self.model.node(node);
+        at.is("DequantizeLinear")
+            || (at.domain().is_empty() && self.target.carry.has(at.op_type()) && self.dequantized(at.input(0)))
+    }
+
+    /// The sum behind an integer product: a bias at the scale of its accumulator, or a Sum that is not taken for one.
+    fn sum(&self, node: NodeId, weights: &[Weight], biases: &mut Vec<Bias>, sums: &mut Vec<String>) {
+        let product = self.model.node(node);
+        let Some(output) = product.output(0).filter(|v| product.is("MatMul") && !self.wants.contains_key(v)) else {
+            return;
+        };
+        let &[User::Node { node: add, input }] = self.model.value(output).users() else { return };
+        let at = self.model.node(add);
+        if !at.is("Add") || at.graph() != product.graph() || self.quantized.contains_key(&add) {
+            return;
+        }
+        let Some(other) = at.input(1 - input) else { return };
+        let constant = self.model.constant(other);
+        let rank = constant.map(|t| t.dims().len()).or_else(|| self.model.shape(other).map(|s| s.len()));
+        if rank.is_some_and(|r| r == 0 || r > 2) {
+            return;
+        }
+        let slot = self.slot(node, 1);
+        let weight = weights.iter().position(|w| w.at == slot);
+        let fixed = product.input(0).is_some_and(|v| self.wanted(v));
+        if let (Some(tensor), Some(weight), Some(channels)) = (constant, weight, self.channels(node, 1)) {
+            let dims = tensor.dims();
+            let keeps_rank = dims.len() == 1 || self.model.shape(output).is_some_and(|s| s.len() >= 2);
+            if fixed
+                && keeps_rank
+                && dims.last() == Some(&channels)
+                && is_row(&dims, channels)
+                && tensor.dtype() == DataType::Float
+                && self.target.bias == BiasForm::Int32
+                && self.untouchable(add).is_none()
+            {
+                biases.push(Bias {
+                    site: format!("{}.bias", self.model.node_name(node)),
+                    at: self.slot(add, 1 - input),
+                    tensor: self.name(other),
+                    channels,
+                    activation: self.name(product.input(0).unwrap_or(output)),
+                    weight,
+                });
+                return;
+            }
+        }
+        sums.extend(at.output(0).map(|v| self.name(v)));
     }
 
     /// For each value that shares a scale, the first value of its group in arena order.
@@ -777,12 +906,10 @@ impl Planner<'_> {
         let tensor = self.model.constant(value)?;
         let data = at.input(0)?;
         let dynamic = self.wants.get(&data).is_none_or(|w| w.mode == Mode::Dynamic);
-        let axis = match weights[weight].granularity {
-            Granularity::PerChannel { axis } => Some(axis),
-            _ => None,
-        };
-        let channels = axis.map(|a| self.model.constant_input(node, weights[weight].at.input).map(|t| t.dims()[a]));
-        let fits = tensor.dims().len() == 1 && channels.is_none_or(|c| c == Some(tensor.len()));
+        let dims = tensor.dims();
+        let channels = self.channels(node, weights[weight].at.input);
+        let channels = channels.or_else(|| dims.first().copied().filter(|_| dims.len() == 1))?;
+        let fits = is_row(&dims, channels);
         let plain = (at.float("alpha").unwrap_or(1.0) - 1.0).abs() == 0.0;
         let wanted = kind == Kindness::Integer
             && self.target.bias == BiasForm::Int32
@@ -794,6 +921,7 @@ impl Planner<'_> {
             site: format!("{}.bias", self.model.node_name(node)),
             at: self.slot(node, index),
             tensor: self.name(value),
+            channels,
             activation: self.name(data),
             weight,
         })
@@ -864,4 +992,10 @@ impl Planner<'_> {
         let outputs = self.outputs(node);
         outputs.iter().any(|v| self.wants.get(v).is_some_and(|w| w.produced))
     }
+}
+
+/// Whether a tensor of this shape is one value a channel, or one for all.
+fn is_row(dims: &[usize], channels: usize) -> bool {
+    let count: usize = dims.iter().product();
+    count == 1 || (count == channels && dims.last() == Some(&channels))
 }

@@ -57,7 +57,10 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>) -> Res
         let Some(&(input, _)) = solution.activations.get(&bias.activation) else {
             return Err(Error::new(Kind::Internal, "a bias is planned beside a float input").at_value(&bias.tensor));
         };
-        let values = float_constant(model, &bias.tensor, &bias.at.node)?;
+        let mut values = float_constant(model, &bias.tensor, &bias.at.node)?;
+        if values.len() == 1 {
+            values.resize(bias.channels, values[0]);
+        }
         let floor = weight_floor(&values, input);
         let weight = &plan.weights[bias.weight];
         if weights[bias.weight].qparams.scales.iter().any(|&s| s < floor) {

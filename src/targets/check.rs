@@ -27,7 +27,7 @@ pub fn violations(model: &Model, target: &Target) -> Vec<String> {
         for &node in model.graph(graph).nodes() {
             match model.node(node).op_type() {
                 "DequantizeLinear" | "QuantizeLinear" if model.node(node).domain().is_empty() => check.quantizer(node),
-                _ if target.carry.has(model.node(node).op_type()) => check.carrier(node),
+                op if target.carry.has(op) && ops::moves_codes(model, node) => check.carrier(node),
                 _ => {}
             }
         }
@@ -110,7 +110,13 @@ impl<'a> Check<'a> {
             let User::Node { node: reader, input } = user else { continue };
             match ops::of(self.model, reader).map(|r| r.role(input)) {
                 Some(Role::Weight(_)) => self.weight(&weight, reader, input),
-                Some(Role::Bias) => self.bias(&weight, reader),
+                Some(Role::Bias) => self.bias(&weight, reader, reader),
+                _ if input < 2 && self.model.node(reader).is("Add") => {
+                    let other = self.model.node(reader).input(1 - input).and_then(|v| self.model.producer(v));
+                    if let Some(product) = other.filter(|&p| self.model.node(p).is("MatMul")) {
+                        self.bias(&weight, product, reader);
+                    }
+                }
                 _ => {}
             }
         }
@@ -174,17 +180,20 @@ impl<'a> Check<'a> {
         self.model.constant_input(dq, 1)?.to_f32()
     }
 
-    fn bias(&mut self, bias: &Dequantized<'_>, reader: NodeId) {
+    /// `product` accumulates what `reader` adds the bias to; often they are one.
+    fn bias(&mut self, bias: &Dequantized<'_>, product: NodeId, reader: NodeId) {
         if bias.codes.dtype() != DataType::Int32 {
             return;
         }
-        let node = self.model.node(reader);
+        let node = self.model.node(product);
         let (Some(input), Some(weight)) = (self.scale_of(node.input(0)), self.scale_of(node.input(1))) else {
             self.found.push(format!("{} has an int32 bias beside a float input", self.label(reader)));
             return;
         };
         let scales = bias.scale.to_f32().unwrap_or_default();
+        let alpha = if node.is("Gemm") { node.float("alpha").unwrap_or(1.0) } else { 1.0 };
         let exact = input.len() == 1
+            && alpha.to_bits() == 1.0f32.to_bits()
             && scales.len() == weight.len()
             && scales.iter().zip(&weight).all(|(b, w)| b.to_bits() == (w * input[0]).to_bits());
         if !exact {
