@@ -163,7 +163,8 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
     let calib = args.calib.as_ref().map(PathBuf::from).or(beside);
     for read in [&args.config, &calib].into_iter().flatten() {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
-            let message = format!("cannot write the {what} to {}: it is read from", path.display());
+            let message =
+                format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
             return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
         }
     }
@@ -189,7 +190,7 @@ fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
     // The default of temporary files is private; the kernel takes the umask off this.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(fail)?;
+    let mut file = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
     file.write_all((json + "\n").as_bytes()).map_err(fail)?;
     Ok(file)
 }

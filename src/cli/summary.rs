@@ -16,6 +16,9 @@ const WIDTH: usize = 80;
 /// Outputs with less than this many dB are warned about.
 const LOW: f64 = 10.0;
 
+/// Stands for the qualities of a group in the reason it shares.
+const SPAN: &str = "{}";
+
 /// Left float without many bytes, these are still worth a line of their own.
 const HEAVY: &[&str] = &["Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention"];
 
@@ -79,10 +82,11 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
     let stages: Vec<String> = report
         .seconds
         .iter()
-        .filter(|(_, seconds)| verbose || *seconds >= total / 20.0)
+        .filter(|(_, seconds)| verbose || (total >= 1.0 && *seconds >= total / 20.0))
         .map(|(stage, seconds)| format!("{stage} {seconds:.2}"))
         .collect();
-    let line = format!("seconds  {total:.2} ({})", stages.join(", "));
+    let stages = if stages.is_empty() { String::new() } else { format!(" ({})", stages.join(", ")) };
+    let line = format!("seconds  {total:.2}{stages}");
     let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
     out
 }
@@ -121,6 +125,9 @@ pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<Str
         out.truncate(limit);
         out.push(format!("{more} more; -v or --report shows them"));
     }
+    if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() {
+        out.push("the result is larger than the input: few of its bytes are weights that can be quantized".to_owned());
+    }
     let is_float =
         |name: &str| model.value_named(name).and_then(|v| model.dtype(v)).is_none_or(amax::onnx::DataType::is_float);
     let worst = report.quality.iter().filter(|q| is_float(&q.output)).min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
@@ -140,7 +147,7 @@ pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<Str
 fn is_quantized(skip: &Skip) -> bool {
     let op = skip.op.as_str();
     skip.why == QUANTIZED_ALREADY
-        || op.contains("QuantizeLinear")
+        || op.contains("uantizeLinear")
         || op.starts_with("QLinear")
         || op.ends_with("Integer")
         || op.ends_with("NBits")
@@ -152,11 +159,11 @@ fn kept(already: &[&Skip]) -> String {
     if already.is_empty() {
         return String::new();
     }
-    format!("\nquantized already, and kept\n  {}\n", wrap(&operators(already.iter().copied()), 2, 2, WIDTH))
+    format!("\nquantized already, and kept\n  {}\n", wrap(&operators(already.iter().copied(), usize::MAX), 2, 2, WIDTH))
 }
 
-/// `4 Conv, 1 Gemm`.
-fn operators<'a>(skips: impl Iterator<Item = &'a Skip>) -> String {
+/// `4 Conv, 1 Gemm`, at most `limit` of them.
+fn operators<'a>(skips: impl Iterator<Item = &'a Skip>, limit: usize) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     // A node may be listed for itself and for its bodies.
     let nodes: BTreeSet<(&str, &str)> = skips.map(|s| (s.op.as_str(), s.node.as_str())).collect();
@@ -165,7 +172,10 @@ fn operators<'a>(skips: impl Iterator<Item = &'a Skip>) -> String {
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_by_key(|(op, n)| (std::cmp::Reverse(*n), *op));
-    counts.iter().map(|(op, n)| format!("{n} {op}")).collect::<Vec<_>>().join(", ")
+    let more = counts.len() > limit;
+    let mut words: Vec<String> = counts.iter().take(limit).map(|(op, n)| format!("{n} {op}")).collect();
+    words.extend(more.then(|| "…".to_owned()));
+    words.join(", ")
 }
 
 /// Skips of one operator and kind of reason.
@@ -209,8 +219,7 @@ fn left_float(left: &[&Skip], verbose: bool) -> String {
     let mut out = String::from("\nleft float\n");
     for ([number, op, size], ((_, why), group)) in rows.iter().zip(&shown) {
         let head = format!("  {number:>0$}  {op:<1$}  {size:>2$}  ", widths[0], widths[1], widths[2]);
-        let mut reason = why.clone();
-        reason.push_str(&span(&group.decibels));
+        let mut reason = why.replace(SPAN, &span(&group.decibels));
         if verbose {
             let names: BTreeSet<&str> = group.skips.iter().map(|s| s.node.as_str()).filter(|n| !n.is_empty()).collect();
             if !names.is_empty() {
@@ -223,12 +232,14 @@ fn left_float(left: &[&Skip], verbose: bool) -> String {
     }
     if !rest.is_empty() {
         let number = rest.iter().map(|(_, g)| g.skips.len()).sum();
-        let list = operators(rest.iter().flat_map(|(_, g)| g.skips.iter().copied()));
-        let line = format!("and {} of little weight: {list}", count(number, "node"));
+        let list = operators(rest.iter().flat_map(|(_, g)| g.skips.iter().copied()), 6);
+        let line = format!("and {}: {list}", count(number, "smaller node"));
         let _ = writeln!(out, "  {}", wrap(&line, 2, 2, WIDTH));
     }
-    if !verbose && (!rest.is_empty() || shown.iter().any(|(_, g)| !g.decibels.is_empty())) {
-        out.push_str("  -v or --report names them, each with its reason\n");
+    let guarded = shown.iter().any(|(_, g)| !g.decibels.is_empty());
+    if !verbose && (guarded || !rest.is_empty()) {
+        let how = if guarded { "; --no-guard quantizes what loses accuracy too" } else { "" };
+        let _ = writeln!(out, "  -v or --report names them{how}");
     }
     out
 }
@@ -239,11 +250,11 @@ fn kind(why: &str) -> (String, Option<f64>) {
     if let Some((_, rest)) = why.split_once("\" keeps only ") {
         let limit = rest.split("below ").nth(1).and_then(|l| l.split(" dB").next());
         let kind =
-            limit.map_or_else(|| "loses too much accuracy".to_owned(), |l| format!("a tensor keeps less than {l} dB"));
+            format!("a tensor keeps only {SPAN} dB{}", limit.map_or_else(String::new, |l| format!(", below {l} dB")));
         return (kind, number(rest));
     }
     if let Some((_, rest)) = why.split_once("alone it leaves ") {
-        return ("costs the outputs too much accuracy".to_owned(), number(rest));
+        return (format!("alone it leaves only {SPAN} dB at the outputs"), number(rest));
     }
     // Names of tensors differ from node to node.
     let mut parts = why.split('"');
@@ -258,14 +269,14 @@ fn kind(why: &str) -> (String, Option<f64>) {
     (out, None)
 }
 
-/// `: 20.6 to 27.1 dB`.
+/// `20.6 to 27.1`.
 fn span(decibels: &[f64]) -> String {
     let low = decibels.iter().copied().fold(f64::INFINITY, f64::min);
     let high = decibels.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     match decibels.len() {
         0 => String::new(),
-        _ if format!("{low:.1}") == format!("{high:.1}") => format!(": {low:.1}"),
-        _ => format!(": {low:.1} to {high:.1}"),
+        _ if format!("{low:.1}") == format!("{high:.1}") => format!("{low:.1}"),
+        _ => format!("{low:.1} to {high:.1}"),
     }
 }
 

@@ -622,10 +622,7 @@ impl<'a> Target<'a> {
         // The default of temporary files is private; the kernel takes the umask off this.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        // The message names the temporary file, which is not what the user asked for.
-        let file = builder
-            .tempfile_in(folder_of(self.path))
-            .map_err(|e| fail(e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error)))?;
+        let file = builder.tempfile_in(folder_of(self.path)).map_err(|e| fail(super::without_path(e)))?;
         let mut writer = BufWriter::with_capacity(1 << 18, file.as_file());
         content(&mut writer).and_then(|()| writer.flush()).map_err(fail)?;
         drop(writer);
