@@ -1,7 +1,7 @@
 //! Runs samples and watches tensors: the only step that runs inference for its numbers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, Result};
@@ -78,12 +78,28 @@ pub fn calibrate(
         || Arc::new(Sites::new(sites.len())),
     )?;
     progress.finish();
-    let unobserved: BTreeMap<String, String> = session.unobserved().into_iter().collect();
+    let mut unobserved: BTreeMap<String, String> = session.unobserved().into_iter().collect();
+    if states.iter().all(|s| !s.seen.load(Ordering::Relaxed)) && sites.iter().any(|s| !unobserved.contains_key(s)) {
+        return Err(Error::new(Kind::Runtime, "the runtime ran the samples and showed none of the tensors to observe")
+            .with_hint("pass --calib none to quantize weights only, and please report this with the model"));
+    }
     let mut merged: Vec<SiteStatistics> = vec![SiteStatistics::new(); sites.len()];
     for state in states {
         for (total, part) in merged.iter_mut().zip(state.take()) {
             total.merge(&part);
         }
+    }
+    for (name, site) in sites.iter().zip(&merged) {
+        if site.finite() > 0 || unobserved.contains_key(name) {
+            continue;
+        }
+        if site.count() > 0 && is_input(model, name) {
+            return Err(Error::new(Kind::Samples, "this input is NaN or infinite in every sample")
+                .at_value(name)
+                .with_hint("look at how the samples are preprocessed"));
+        }
+        let what = if site.count() == 0 { "had no values" } else { "was NaN or infinite" };
+        unobserved.insert(name.clone(), format!("\"{name}\" {what} in every sample"));
     }
     let mut statistics = Statistics { sample_count: order.len() as u64, ..Statistics::default() };
     for (name, site) in sites.iter().zip(merged) {
@@ -92,6 +108,11 @@ pub fn calibrate(
         }
     }
     Ok(Calibrated { statistics, unobserved, method: session.method() })
+}
+
+/// Whether a tensor is an input of the main graph.
+fn is_input(model: &Model, name: &str) -> bool {
+    model.graph(model.main()).inputs().any(|v| model.value(v).name() == name)
 }
 
 /// How close the outputs of two models are, by output name, over the samples at `indices`.
@@ -108,12 +129,14 @@ pub fn compare(
 ) -> Result<Vec<(String, Metrics)>> {
     let names =
         |m: &Model| -> Vec<String> { m.graph(m.main()).outputs().map(|v| m.value(v).name().to_owned()).collect() };
-    let outputs = names(reference);
-    if outputs != names(test) {
-        return Err(Error::new(
-            Kind::Model,
-            format!("the models have different outputs: {:?} and {:?}", outputs, names(test)),
-        ));
+    let (outputs, others) = (names(reference), names(test));
+    let lacking = outputs.iter().find(|o| !others.contains(o)).map(|o| (o, "second", &others));
+    if let Some((output, which, has)) =
+        lacking.or_else(|| others.iter().find(|o| !outputs.contains(o)).map(|o| (o, "first", &outputs)))
+    {
+        return Err(Error::model(format!("the {which} model has no such output"))
+            .at_value(output)
+            .with_hint(format!("its outputs are {}: are these the same model?", has.join(", "))));
     }
     let (first, second) = (Session::new(reference, &[])?, Session::new(test, &[])?);
     let order = by_shape(samples, indices);
@@ -128,7 +151,8 @@ pub fn compare(
             let nothing: Arc<dyn Observe> = Arc::new(Blind);
             let (a, b) = (first.run(&sample, &nothing)?, second.run(&sample, &nothing)?);
             let mut row = Vec::new();
-            for ((name, a), (_, b)) in a.iter().zip(&b) {
+            for (name, a) in &a {
+                let Some((_, b)) = b.iter().find(|(n, _)| n == name) else { continue };
                 let (Some(x), Some(y)) = (a.to_f32().or_else(|| integers(a)), b.to_f32().or_else(|| integers(b)))
                 else {
                     continue;
@@ -237,13 +261,16 @@ fn run<S: Send>(
 
 /// The sites of one thread.
 struct Sites {
+    /// Whether any tensor was shown.
+    seen: AtomicBool,
     sample: AtomicUsize,
     states: Vec<Mutex<SiteStatistics>>,
 }
 
 impl Sites {
     fn new(count: usize) -> Self {
-        Self { sample: AtomicUsize::new(0), states: (0..count).map(|_| Mutex::new(SiteStatistics::new())).collect() }
+        let states = (0..count).map(|_| Mutex::new(SiteStatistics::new())).collect();
+        Self { seen: AtomicBool::new(false), sample: AtomicUsize::new(0), states }
     }
 
     fn begin(&self, index: usize) {
@@ -257,6 +284,7 @@ impl Sites {
 
 impl Observe for Sites {
     fn see(&self, site: usize, values: &[f32], _shape: &[usize]) {
+        self.seen.store(true, Ordering::Relaxed);
         let index = self.sample.load(Ordering::Relaxed) as u32;
         self.states[site].lock().expect("no panic while held").observe(index, values);
     }

@@ -5,7 +5,10 @@ use std::path::Path;
 use globset::{Glob, GlobMatcher};
 use serde::{Deserialize, Serialize};
 
+use crate::document;
 use crate::error::{Error, Kind, Result};
+
+pub use crate::document::nearest;
 
 /// A configuration. Every key may be left out; unknown keys are errors.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -52,8 +55,7 @@ impl Config {
     /// # Errors
     /// An unreadable file, a syntax error, an unknown key (with the nearest valid one), a value out of range.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(Kind::Config, "read config", path, e))?;
-        Self::parse(&text).map_err(|e| e.in_file(path))
+        Self::parse(&document::read(path, "config")?).map_err(|e| e.in_file(path))
     }
 
     /// Parses TOML text.
@@ -61,15 +63,13 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|e| {
-            let message = e.to_string();
-            let error = Error::new(Kind::Config, message.trim_end().to_owned());
-            match unknown_key(e.message()).and_then(|(key, valid)| nearest(key, valid)) {
-                Some(word) => error.with_hint(format!("did you mean `{word}`?")),
-                None => error,
-            }
-        })?;
+        let config: Self = toml::from_str(text).map_err(|e| document::syntax(text, &e))?;
         config.excluded()?;
+        let guard = toml::Table::try_from(config.guard).unwrap_or_default();
+        if let Some((key, _)) = guard.iter().find(|(_, value)| value.as_float().is_some_and(f64::is_nan)) {
+            return Err(Error::new(Kind::Config, format!("guard.{key} is not a number"))
+                .with_hint("give decibels; -inf lets everything pass"));
+        }
         Ok(config)
     }
 
@@ -113,25 +113,4 @@ impl Pattern {
     pub fn matches(&self, name: &str) -> bool {
         self.text == name || self.glob.is_match(name)
     }
-}
-
-/// Splits serde's "unknown field `a`, expected one of `b`, `c`" into `a` and the rest.
-fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    if !message.starts_with("unknown") {
-        return None;
-    }
-    let key = quoted.next()?;
-    Some((key, quoted.collect()))
-}
-
-/// The candidate closest to `word`, where one is close enough to be what was meant.
-#[must_use]
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|c| (strsim::damerau_levenshtein(&word.to_lowercase(), &c.to_lowercase()), c))
-        .filter(|&(distance, c)| distance <= 2.max(word.len().min(c.len()) / 3))
-        .min_by_key(|&(distance, _)| distance)
-        .map(|(_, c)| c)
 }

@@ -52,6 +52,8 @@ impl Kind {
 pub struct At {
     /// The file that was read or written.
     pub file: Option<PathBuf>,
+    /// The line of a text file, counted from 1.
+    pub line: Option<usize>,
     /// The pass that was running.
     pub pass: Option<String>,
     /// The graph, where it is not the main one.
@@ -128,6 +130,13 @@ impl Error {
         self
     }
 
+    /// Adds the line of a text file, counted from 1.
+    #[must_use]
+    pub fn at_line(mut self, line: usize) -> Self {
+        self.inner.at.line.get_or_insert(line);
+        self
+    }
+
     /// Adds the pass, unless one is named already.
     #[must_use]
     pub fn in_pass(mut self, pass: &str) -> Self {
@@ -176,7 +185,7 @@ impl fmt::Display for Error {
         let Inner { kind: _, message, at, hint, source: _ } = &*self.inner;
         f.write_str(message)?;
         let mut parts = Vec::new();
-        let At { file, pass, graph, node, value } = at;
+        let At { file, line, pass, graph, node, value } = at;
         if let Some(node) = node {
             parts.push(format!("at node {node}"));
         }
@@ -191,6 +200,9 @@ impl fmt::Display for Error {
         }
         if let Some(file) = file {
             parts.push(format!("in file {}", file.display()));
+        }
+        if let Some(line) = line {
+            parts.push(format!("line {line}"));
         }
         if !parts.is_empty() {
             write!(f, "\n  {}", parts.join(", "))?;

@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod config;
+pub mod document;
 pub mod error;
 pub mod ir;
 pub mod numerics;

@@ -1,10 +1,10 @@
 //! The command line. Nothing else prints or exits.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 
 use std::process::ExitCode;
 
+use amax::error::Kind;
 use clap::{Parser, Subcommand};
 
 /// Compiles a float ONNX model into one that runs on integers.
@@ -15,12 +15,16 @@ use clap::{Parser, Subcommand};
     arg_required_else_help = true,
     after_help = "Examples:
   amax rewrite model.onnx model.int8.onnx --calib samples.npz
-  amax rewrite model.onnx model.int8.onnx --calib samples/ --exclude '*/head/*' --report report.json
+  amax rewrite model.onnx model.int8.onnx --exclude '/head/*' --report r.json
   amax inspect model.onnx
   amax compare model.onnx model.int8.onnx --calib samples.npz
 
-Exit codes: 0 done; 2 command line or configuration; 3 model; 4 samples; 5 the runtime cannot run the model;
-6 the output cannot be written; 7 a check failed; 130 interrupted; 1 a mistake in amax."
+Exit codes:
+  0  done                               5  the runtime cannot run the model
+  1  a mistake in amax                  6  the output cannot be written
+  2  command line or configuration      7  a check failed
+  3  model                            130  interrupted
+  4  samples"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -44,6 +48,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(cli::admit));
+    // The hook has told the user; what is left to do is to leave with the exit code that says so.
+    std::panic::catch_unwind(run).unwrap_or(ExitCode::from(Kind::Internal.exit_code()))
+}
+
+fn run() -> ExitCode {
     let Cli { command, quiet, verbose } = Cli::parse();
     let console = cli::Console::new(quiet, verbose);
     let result = match command {
@@ -55,7 +65,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console.clear();
-            eprintln!("error: {error}");
+            cli::complain(&error);
             ExitCode::from(error.kind().exit_code())
         }
     }

@@ -164,6 +164,11 @@ pub struct Skip {
     pub why: String,
 }
 
+/// Why a constant of a node that runs in integers stays float.
+pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
+/// Why a node is left as the input model has it.
+pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";
+
 /// A site that must not be quantized after all, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Veto {
@@ -193,8 +198,8 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         if !names.clone().any(|n| pattern.matches(n)) {
             let error = Error::new(Kind::Config, format!("the exclusion \"{}\" matches no node", pattern.text()));
             return Err(match crate::config::nearest(pattern.text(), names) {
-                Some(name) => error.with_hint(format!("did you mean \"{name}\"? `amax inspect` lists the nodes")),
-                None => error.with_hint("`amax inspect` lists the nodes"),
+                Some(name) => error.with_hint(format!("did you mean \"{name}\"? `amax inspect --nodes` lists them")),
+                None => error.with_hint("`amax inspect --nodes` lists them"),
             });
         }
     }
@@ -294,7 +299,7 @@ impl Planner<'_> {
                 .producer(v)
                 .is_some_and(|p| matches!(self.model.node(p).op_type(), "DequantizeLinear" | "DynamicQuantizeLinear"))
         });
-        quantized.then(|| "is quantized already; its quantizers are kept".to_owned())
+        quantized.then(|| QUANTIZED_ALREADY.to_owned())
     }
 
     fn veto(&self, value: ValueId) -> Option<&Veto> {
@@ -946,7 +951,7 @@ impl Planner<'_> {
             }
             let why = match self.reasons.get(&node) {
                 Some(why) => why.clone(),
-                None if self.quantized.contains_key(&node) => "kept float beside the integer kernel".to_owned(),
+                None if self.quantized.contains_key(&node) => BESIDE_KERNEL.to_owned(),
                 None if !at.domain().is_empty() => format!("operators of domain {} are not known", at.domain()),
                 None if ops::of(self.model, node).is_none() => "the operator is never quantized".to_owned(),
                 None if !self.knowledge.calibrated => "without samples only weights are quantized".to_owned(),

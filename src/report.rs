@@ -1,12 +1,12 @@
 //! What a rewrite did, for people and for machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
-use crate::plan::{Mode, Plan, Skip};
+use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip};
 use crate::solve::Solution;
 use crate::statistics::Statistics;
 
@@ -99,7 +99,7 @@ pub struct PassRow {
 pub struct QualityRow {
     /// Output.
     pub output: String,
-    /// Signal to quantization noise, in dB; infinite when equal.
+    /// Signal to quantization noise, in dB; infinite when equal, which JSON shows as `null`.
     pub sqnr_db: f64,
     /// Cosine similarity.
     pub cosine: f64,
@@ -159,11 +159,21 @@ impl Report {
             })
             .collect();
         self.skipped.clone_from(&plan.skipped);
+        let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low == high));
+        if let Some(first) = constant.next() {
+            let more = constant.count();
+            let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+            self.warnings
+                .push(format!("\"{}\"{others} had one value only in all samples: is this real data?", first.tensor));
+        }
     }
 
-    /// Counts, by operator, the nodes that read or write codes in the finished model, of all nodes of that operator.
+    /// Counts, by operator, the nodes of the finished model that were made to read codes, of all nodes of that operator.
+    /// Nodes that are listed as left float, or that the input model had quantized already, do not count.
     pub fn count_operators(&mut self, model: &Model) {
         let graph = model.graph(model.main());
+        let left: BTreeSet<(&str, &str)> =
+            self.skipped.iter().filter(|s| s.why != BESIDE_KERNEL).map(|s| (s.node.as_str(), s.op.as_str())).collect();
         let is = |value, op: &str| model.producer(value).is_some_and(|p| model.node(p).is(op));
         for &node in graph.nodes() {
             let at = model.node(node);
@@ -173,7 +183,7 @@ impl Report {
             let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;
-            row.0 += usize::from(reads);
+            row.0 += usize::from(reads && !left.contains(&(model.node_name(node), at.op_type())));
         }
         self.operators.retain(|_, row| row.0 > 0);
     }

@@ -7,7 +7,7 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::report::QualityRow;
 
-use super::{Console, decibels, inspect::print, samples, table, threads};
+use super::{Console, decibels, inspect::print, samples, table, thread_count, threads};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
     /// Samples that run at once.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Print JSON.
     #[arg(long)]
@@ -35,7 +35,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let reference = file::load(&args.reference)?;
     let test = file::load(&args.test)?;
     let samples = samples(args.calib.as_deref(), &reference, &args.reference, console)?.ok_or_else(|| {
-        Error::new(Kind::Usage, "there are no samples to compare on").with_hint("pass --calib PATH, or --calib random")
+        Error::new(Kind::Usage, "there are no samples to compare on").with_hint(format!(
+            "pass --calib PATH, or put {} there",
+            args.reference.with_extension("calib.npz").display()
+        ))
     })?;
     let indices: Vec<usize> = (0..samples.len()).collect();
     let found = compare(&reference, &test, &samples, &indices, threads(args.threads), console)?;

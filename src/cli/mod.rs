@@ -3,8 +3,10 @@
 pub(crate) mod compare;
 pub(crate) mod inspect;
 pub(crate) mod rewrite;
+mod summary;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::panic::PanicHookInfo;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use amax::Result;
 use amax::calibrate::Progress;
+use amax::error::{Error, Kind};
 use amax::ir::Model;
 use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -36,7 +39,7 @@ struct Step {
 }
 
 impl Console {
-    /// Listens to Ctrl-C: the first one asks the running step to stop, the second one ends the process.
+    /// Listens to Ctrl-C and SIGTERM: the first one asks the running step to stop, the second one ends the process.
     pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
         // Without handlers Ctrl-C still ends the process; outputs appear by renaming, so nothing partial is left.
         for signal in [SIGINT, SIGTERM] {
@@ -49,13 +52,40 @@ impl Console {
     /// Prints a message.
     pub(crate) fn say(&self, message: &str) {
         if !self.quiet {
-            eprintln!("{message}");
+            print_error(message);
         }
     }
 
     /// Removes a progress bar that an error left standing.
     pub(crate) fn clear(&self) {
         self.finish();
+    }
+}
+
+/// Writes to stderr, where nobody may be listening any more.
+fn print_error(message: &str) {
+    let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+/// Prints an error; where an interruption was noticed says nothing to the user.
+pub(crate) fn complain(error: &Error) {
+    match error.kind() {
+        Kind::Interrupted => print_error(error.message()),
+        _ => print_error(&format!("error: {error}")),
+    }
+}
+
+/// Says that a panic is not the user's mistake.
+pub(crate) fn admit(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref().copied());
+    let place = panic.location().map(|l| format!("\n  at {}:{}", l.file(), l.line())).unwrap_or_default();
+    print_error(&format!(
+        "error: a mistake in amax: {}{place}\nhint: please report it with the command line and the model",
+        text.unwrap_or("panic")
+    ));
+    if std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0") {
+        print_error(&std::backtrace::Backtrace::force_capture().to_string());
     }
 }
 
@@ -95,15 +125,17 @@ impl Progress for Console {
     }
 }
 
-/// The samples that `--calib` names: a path, `random`, or the file beside the model.
+/// The samples that `--calib` names: a path, `random`, `none`, or the file beside the model.
 pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: &Console) -> Result<Option<SampleSet>> {
     match calib {
         Some("random") => {
             console.say(
-                "warning: calibrating with random noise; ranges will be wrong for real data, use this to try things out only",
+                "warning: calibrating with random noise: ranges are wrong for real data\n         \
+                 use this only to try things out",
             );
             SampleSet::random(model, 16, 0).map(Some)
         }
+        Some("none") => Ok(None),
         Some(given) => SampleSet::open(Path::new(given), model).map(Some),
         None => samples::default_path(path).map(|beside| SampleSet::open(&beside, model)).transpose(),
     }
@@ -111,10 +143,43 @@ pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: 
 
 /// As many threads as asked for, or as there are processors.
 pub(crate) fn threads(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)).max(1)
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get))
 }
 
-/// Right-aligned first columns, left-aligned rest.
+/// Reads the value of `--threads`.
+pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err("a number from 1 to 1024 is needed".to_owned()),
+    }
+}
+
+/// `1 constant`, `2 constants`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Breaks text at blanks so that lines of `width` columns result; lines but the first begin with `indent` blanks.
+pub(crate) fn wrap(text: &str, first: usize, indent: usize, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = first;
+    for (i, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if i > 0 && column + 1 + length > width {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if i > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out
+}
+
+/// Cells in columns; those of `right` are aligned to the right.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
@@ -143,14 +208,14 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 /// Bytes in a unit that fits.
 pub(crate) fn bytes(count: u64) -> String {
     match count {
-        0..=9_999 => format!("{count} B"),
-        10_000..=9_999_999 => format!("{:.1} kB", count as f64 / 1e3),
-        10_000_000..=9_999_999_999 => format!("{:.1} MB", count as f64 / 1e6),
+        0..=999 => format!("{count} B"),
+        1_000..=999_949 => format!("{:.1} kB", count as f64 / 1e3),
+        999_950..=999_949_999 => format!("{:.1} MB", count as f64 / 1e6),
         _ => format!("{:.2} GB", count as f64 / 1e9),
     }
 }
 
 /// Decibels, where there is noise at all.
 pub(crate) fn decibels(value: f64) -> String {
-    if value.is_infinite() && value > 0.0 { "equal".to_owned() } else { format!("{value:.1} dB") }
+    if value == f64::INFINITY { "exact".to_owned() } else { format!("{value:.1} dB") }
 }

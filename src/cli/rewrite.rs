@@ -1,8 +1,8 @@
 //! `amax rewrite`.
 
-use std::collections::BTreeMap;
+use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use amax::config::Config;
@@ -10,40 +10,48 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
-use amax::plan::Skip;
 use amax::report::Report;
 use amax::rewrite::{Request, rewrite};
 use amax::targets::{self, Target};
 
-use super::{Console, bytes, decibels, samples, table, threads};
+use tempfile::NamedTempFile;
+
+use super::inspect::print;
+use super::{Console, samples, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  amax rewrite model.onnx model.int8.onnx                        samples from model.calib.npz, if that is there
-  amax rewrite model.onnx model.int8.onnx --calib samples.npz    arrays keyed by input; one more axis than the input: a sample a row
-  amax rewrite model.onnx model.int8.onnx --calib test_data/     a folder of .npz, or ONNX test_data_set_* folders
-  amax rewrite model.onnx out.onnx --exclude '/head/*' --target tensorrt
-  amax rewrite model.onnx out.onnx --print-after insert-qdq --stop-after insert-qdq")]
+#[command(after_help = "Samples are real inputs of the model; without --calib, model.calib.npz beside
+model.onnx is used where it exists. Without samples only weights are quantized.
+A .npz has an array for each input, by name. An array with one axis more than
+its input holds many samples, one a row: np.savez(path, image=images[:, None]).
+
+Examples:
+  amax rewrite model.onnx out.onnx
+  amax rewrite model.onnx out.onnx --calib samples.npz --report report.json
+  amax rewrite model.onnx out.onnx --calib test_data/ --target tensorrt
+  amax rewrite model.onnx out.onnx --exclude '/head/*' --exclude last_conv
+  amax rewrite model.onnx out.onnx --calib none
+  amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
 pub(crate) struct Args {
     /// Float model.
-    input: PathBuf,
+    pub(super) input: PathBuf,
     /// Where the quantized model goes.
-    output: PathBuf,
+    pub(super) output: PathBuf,
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Samples: .npz, .npy, a folder of .npz, test_data_set folders, or `random`.
+    /// Samples: .npz, .npy, a folder of .npz, test_data_set folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
-    /// Leave nodes whose name matches this glob in float; may be repeated.
+    /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
     /// Samples that run at once; results do not depend on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
@@ -77,20 +85,30 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     };
     config.exclude.extend(args.exclude.iter().cloned());
     config.guard.enabled &= !args.no_guard;
-    let target = Target::load(args.target.as_deref().or(config.target.as_deref()).unwrap_or(targets::DEFAULT))?;
+    let target = match (&args.target, &config.target, &args.config) {
+        (None, Some(name), Some(path)) => Target::load(name).map_err(|e| e.in_file(path))?,
+        (Some(name), ..) | (None, Some(name), None) => Target::load(name)?,
+        (None, None, _) => Target::load(targets::DEFAULT)?,
+    };
     let model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
+    check_paths(args, &model)?;
     let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
     if samples.is_none() {
         let beside = args.input.with_extension("calib.npz");
-        console.say(&format!(
-            "note: no samples, so weights are quantized and activations stay float; pass --calib PATH, or put {} there",
-            beside.display()
-        ));
+        console.say(&if args.calib.is_some() {
+            "note: no samples: weights are quantized, activations stay float".to_owned()
+        } else {
+            format!(
+                "note: no samples: weights are quantized, activations stay float\n      \
+                 pass --calib PATH, or put samples at {}",
+                beside.display()
+            )
+        });
     }
     let after = |model: &Model, pass: &str, _: &Outcome| {
         if args.print_after.iter().any(|p| p == "all" || p == pass) {
-            println!("// after {pass}\n{}", text::print(model));
+            print(&format!("// after {pass}\n{}\n", text::print(model)))?;
         }
         let stop = args.stop_after.as_deref() == Some(pass);
         Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -110,130 +128,69 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     if amax::calibrate::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
+    done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
+    // The report is complete before the model appears, so that either both are there or neither is.
+    let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;
     let writing = Instant::now();
     file::save(&done.model, &args.output)?;
-    done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
+    if let (Some(report), Some(path)) = (report, &args.report) {
+        report.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+    }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
-    if let Some(path) = &args.report {
-        let json = serde_json::to_string_pretty(&done.report)
-            .map_err(|e| Error::new(Kind::Internal, format!("cannot write the report: {e}")))?;
-        std::fs::write(path, json + "\n").map_err(|e| Error::io(Kind::Output, "write", path, e))?;
-    }
-    for warning in &done.report.warnings {
-        console.say(&format!("warning: {warning}"));
-    }
     if done.stopped {
         console.say(&format!("stopped; wrote {}", args.output.display()));
-    } else {
-        console.say(summary(args, &done.report, console.verbose, begun).trim_end());
+        return Ok(());
+    }
+    console.say(summary::text(args, &done.report, console.verbose, begun).trim_end());
+    for warning in summary::warnings(&done.model, &done.report, console.verbose) {
+        console.say(&format!("warning: {warning}"));
     }
     Ok(())
 }
 
-/// The table that a user reads.
-fn summary(args: &Args, report: &Report, verbose: bool, begun: Instant) -> String {
-    let mut out = format!(
-        "{} -> {}\ntarget {}, operator set {}\n",
-        args.input.display(),
-        args.output.display(),
-        report.target,
-        if report.opset.0 == report.opset.1 {
-            report.opset.0.to_string()
-        } else {
-            format!("{} -> {}", report.opset.0, report.opset.1)
+/// Refuses to write over a file that is read, or one file twice, before any work is done.
+fn check_paths(args: &Args, model: &Model) -> Result<()> {
+    let mut written = vec![("model", args.output.as_path())];
+    if let Some(path) = &args.report {
+        file::check_output(model, path)?;
+        if place(path) == place(&args.output) {
+            return Err(Error::new(Kind::Usage, format!("{} cannot be model and report", path.display()))
+                .with_hint("give --report another file"));
         }
-    );
-    out.push_str("\nquantized\n");
-    let mut rows = Vec::new();
-    for (op, (some, all)) in &report.operators {
-        rows.push(vec![format!("{some}/{all}"), op.clone()]);
+        written.push(("report", path));
     }
-    if rows.is_empty() {
-        rows.push(vec!["nothing".to_owned()]);
+    let beside = amax::samples::default_path(&args.input).filter(|_| args.calib.is_none());
+    let calib = args.calib.as_ref().map(PathBuf::from).or(beside);
+    for read in [&args.config, &calib].into_iter().flatten() {
+        if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
+            let message =
+                format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
+            return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
+        }
     }
-    out.push_str(&table(&rows, &[0]));
-    let dynamic = report.activations.iter().filter(|a| a.mode == "dynamic").count();
-    let weight_bytes: usize = report.weights.len();
-    out.push_str(&format!(
-        "  {} activation tensors{}, {} constants\n",
-        report.activations.len(),
-        if dynamic > 0 { format!(" ({dynamic} ranged at run time)") } else { String::new() },
-        weight_bytes
-    ));
-    if !report.skipped.is_empty() {
-        out.push_str("\nleft float\n");
-        out.push_str(&skips(&report.skipped, verbose));
-    }
-    if verbose {
-        out.push_str(&details(report));
-    }
-    let (before, after) = report.bytes;
-    out.push_str(&format!(
-        "\nbytes    {} -> {} ({:.0} %)\n",
-        bytes(before),
-        bytes(after),
-        after as f64 / before.max(1) as f64 * 100.0
-    ));
-    if let Some(samples) = &report.samples {
-        let (used, held) = report.sample_counts;
-        out.push_str(&format!("samples  {samples}: {used} for ranges, {held} held out\n"));
-    }
-    for (i, row) in report.quality.iter().enumerate() {
-        let head = if i == 0 { "quality" } else { "" };
-        out.push_str(&format!(
-            "{head:8} {}: SQNR {}, cosine {:.5}, largest error {:.4}\n",
-            row.output,
-            decibels(row.sqnr_db),
-            row.cosine,
-            row.max_abs_error
-        ));
-    }
-    let stages: Vec<String> = report.seconds.iter().map(|(s, t)| format!("{s} {t:.2}")).collect();
-    out.push_str(&format!("seconds  {:.2} ({})\n", begun.elapsed().as_secs_f64(), stages.join(", ")));
-    out
+    Ok(())
 }
 
-/// Skips, those of one operator and reason in one line.
-fn skips(skipped: &[Skip], verbose: bool) -> String {
-    let mut groups: BTreeMap<(&str, &str), (usize, u64, Vec<&str>)> = BTreeMap::new();
-    for skip in skipped {
-        let group = groups.entry((&skip.op, &skip.why)).or_default();
-        group.0 += 1;
-        group.1 += skip.bytes;
-        group.2.push(&skip.node);
-    }
-    let mut lines: Vec<_> = groups.into_iter().collect();
-    lines.sort_by_key(|((op, why), (_, bytes, _))| (std::cmp::Reverse(*bytes), *op, *why));
-    let limit = if verbose { usize::MAX } else { 16 };
-    let rest = lines.len().saturating_sub(limit);
-    let rows: Vec<Vec<String>> = lines
-        .into_iter()
-        .take(limit)
-        .map(|((op, why), (count, size, nodes))| {
-            let names = if verbose && !nodes.is_empty() { format!(": {}", nodes.join(", ")) } else { String::new() };
-            let size = if size > 0 { bytes(size) } else { String::new() };
-            vec![count.to_string(), op.to_owned(), size, format!("{why}{names}")]
-        })
-        .collect();
-    let mut out = table(&rows, &[0, 2]);
-    if rest > 0 {
-        out.push_str(&format!("  … and {rest} more lines; -v or --report shows them\n"));
-    }
-    out
+/// A path without links and detours, whether or not its file is there.
+fn place(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    path.canonicalize()
+        .or_else(|_| folder.canonicalize().map(|f| f.join(path.file_name().unwrap_or_default())))
+        .unwrap_or_else(|_| path.to_owned())
 }
 
-/// Every quantized tensor.
-fn details(report: &Report) -> String {
-    let mut rows = Vec::new();
-    for a in &report.activations {
-        let range = a.range.map_or_else(|| "at run time".to_owned(), |(l, h)| format!("[{l:.4}, {h:.4}]"));
-        let quality = a.sqnr_db.map(decibels).unwrap_or_default();
-        rows.push(vec![a.tensor.clone(), a.dtype.to_owned(), range, quality, a.why.clone()]);
-    }
-    for w in &report.weights {
-        let scales = format!("{} scale{}", w.scales, if w.scales == 1 { "" } else { "s" });
-        let safe = if w.pair_safe { "pair-safe" } else { "" };
-        rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), safe.to_owned()]);
-    }
-    format!("\ntensors\n{}", table(&rows, &[3]))
+/// A report in a temporary file beside its place.
+fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
+    let fail = |e| Error::io(Kind::Output, "write", path, e);
+    let json = serde_json::to_string_pretty(report)
+        .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".amax-report.").suffix(".tmp");
+    // The default of temporary files is private; the kernel takes the umask off this.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
+    file.write_all((json + "\n").as_bytes()).map_err(fail)?;
+    Ok(file)
 }

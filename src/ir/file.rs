@@ -109,6 +109,16 @@ pub fn check_output(model: &Model, path: &Path) -> Result<()> {
     write::check_output(model, path)
 }
 
+/// What a temporary file could not be made for, without its path, which is not one that the user asked for.
+#[must_use]
+pub fn without_path(error: std::io::Error) -> std::io::Error {
+    let inner = error.get_ref().and_then(|e| std::error::Error::source(e)).and_then(|e| e.downcast_ref());
+    match inner.and_then(std::io::Error::raw_os_error) {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => error,
+    }
+}
+
 /// Writes a model to `path` with the default [`SaveOptions`].
 ///
 /// # Errors
@@ -212,7 +222,18 @@ fn files_in(folder: &Path) -> Vec<String> {
 /// The name most like `wanted`, if one is.
 fn nearest(wanted: &str, names: Vec<String>) -> Option<String> {
     let wanted = wanted.to_lowercase();
-    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&wanted, &name.to_lowercase());
+    // Stems are compared, since an ending that all the names share would make any two of them alike.
+    let parts = |name: &str| {
+        let path = Path::new(name);
+        let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+        (part(path.file_stem()), part(path.extension()))
+    };
+    let (stem, ending) = parts(&wanted);
+    let likeness = |name: &str| {
+        let (s, e) = parts(&name.to_lowercase());
+        let stems = strsim::normalized_damerau_levenshtein(&stem, &s);
+        if e == ending { stems } else { stems - 0.2 }
+    };
     names
         .into_iter()
         .map(|name| (likeness(&name), name))

@@ -113,8 +113,8 @@ impl Step {
 /// The error for something the runtime cannot run, with the ways out.
 pub(super) fn refusal(why: impl std::fmt::Display) -> Error {
     Error::new(Kind::Runtime, format!("the runtime cannot run the model: {why}")).with_hint(
-        "three ways out: run without --calib (weight-only quantization needs no runtime); calibrate with another \
-         runtime and pass its statistics; or export or simplify the model so that this operator is gone",
+        "export or simplify the model so that this operator is gone, or pass --calib none to quantize weights only, \
+         which needs no runtime",
     )
 }
 

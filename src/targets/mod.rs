@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::numerics::Format;
 
@@ -162,18 +163,21 @@ impl Target {
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(Kind::Config, "read target", path, e))?;
+            let text = document::read(path, "target")?;
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             return Self::parse(&stem, &text).map_err(|e| e.in_file(path));
         }
         let names: Vec<&str> = names().collect();
-        Err(Error::new(Kind::Config, format!("there is no target \"{name}\""))
-            .with_hint(format!("targets are {}, or a path to a .toml profile", names.join(", "))))
+        let error = Error::new(Kind::Config, format!("there is no target \"{name}\""));
+        let list = format!("targets are {}, or a path to a .toml profile", names.join(", "));
+        Err(match document::nearest(name, names) {
+            Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
+            None => error.with_hint(list),
+        })
     }
 
     fn parse(name: &str, text: &str) -> Result<Self> {
-        let mut target: Self = toml::from_str(text)
-            .map_err(|e| Error::new(Kind::Config, format!("not a target profile: {}", e.to_string().trim_end())))?;
+        let mut target: Self = toml::from_str(text).map_err(|e| document::syntax(text, &e))?;
         name.clone_into(&mut target.name);
         for op in target.anchor.iter().map(|a| &a.op).chain(&target.join.ops).chain(&target.carry.ops) {
             if crate::ops::find(op).is_none() {

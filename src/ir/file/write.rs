@@ -606,8 +606,7 @@ impl<'a> Target<'a> {
             Ok(metadata) if metadata.is_file() => Ok(Self { path, permissions: Some(metadata.permissions()) }),
             Ok(metadata) => {
                 let what = if metadata.is_dir() { "a folder" } else { "not a regular file" };
-                Err(fail(format!("cannot write {}: it is {what}", path.display()))
-                    .with_hint("models are written beside their place and renamed: name a file"))
+                Err(fail(format!("cannot write {}: it is {what}", path.display())).with_hint("name a file"))
             }
             Err(_) => Ok(Self { path, permissions: None }),
         }
@@ -623,7 +622,7 @@ impl<'a> Target<'a> {
         // The default of temporary files is private; the kernel takes the umask off this.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder_of(self.path)).map_err(fail)?;
+        let file = builder.tempfile_in(folder_of(self.path)).map_err(|e| fail(super::without_path(e)))?;
         let mut writer = BufWriter::with_capacity(1 << 18, file.as_file());
         content(&mut writer).and_then(|()| writer.flush()).map_err(fail)?;
         drop(writer);
