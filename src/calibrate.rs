@@ -98,6 +98,7 @@ pub fn calibrate(
 ///
 /// # Errors
 /// Outputs that do not match, or as [`calibrate`].
+#[allow(clippy::missing_panics_doc)]
 pub fn compare(
     reference: &Model,
     test: &Model,
