@@ -5,8 +5,10 @@
 
 DIR (models/fetched) holds NAME.onnx and NAME.calib.npz; the names are minilm and ppocr_rec unless given. Both run in
 turn, so that a busy machine hits both alike; the first round warms the file cache and is not counted. Prints the median
-and the least wall time, CPU time, and the largest resident memory of each, and their ratios. The binary is $AMAX, else
-target/release/amax, else target/debug/amax. Run it in an environment with tests/differential/requirements.txt and sympy.
+and the least wall time, CPU time, and the largest resident memory of each, and how many times amax's figures those of
+onnxruntime are: "amax" quantizes only, as onnxruntime does; "amax+" also runs both models on the held-out samples, as it
+does by itself. The binary is $AMAX, else target/debug/amax, which the one profile optimizes. Run it in an environment with
+tests/differential/requirements.txt and sympy.
 
 onnxruntime gets a model that is already at opset 13 or later, where its per-channel scales need that; amax gets the file.
 """
@@ -58,13 +60,15 @@ def measure(command, folder):
 
 
 def binary():
-    if "AMAX" in os.environ:
-        return Path(os.environ["AMAX"])
-    for profile in ("release", "debug"):
-        path = ROOT / "target" / profile / "amax"
-        if path.exists():
-            return path
-    sys.exit("error: no amax binary\nhint: run cargo build --release, or set AMAX")
+    path = Path(os.environ.get("AMAX") or ROOT / "target/debug/amax")
+    if not path.exists():
+        sys.exit(f"error: no {path}\nhint: run cargo build first, or set AMAX")
+    return path
+
+
+def row(values, digits):
+    *times, peak, written = values
+    return " ".join(f"{value:8.2f}" for value in times) + f" {peak:8.{digits}f} {written:11.2f}"
 
 
 def main():
@@ -82,11 +86,14 @@ def main():
             model, samples = folder / f"{name}.onnx", folder / f"{name}.calib.npz"
             if not model.exists() or not samples.exists():
                 sys.exit(f"error: no {model} with samples\nhint: run models/fetch and models/make_samples.py")
-            prepared, outputs = scratch / f"{name}.onnx", [scratch / f"{name}.{tool}.onnx" for tool in ("amax", "ort")]
+            prepared = scratch / f"{name}.onnx"
+            outputs = {tool: scratch / f"{name}.{tool}.onnx" for tool in ("amax", "amax+", "onnxruntime")}
             subprocess.run([sys.executable, "-c", PREPARE, model, prepared], check=True)
+            rewrite = ["--calib", samples, *(["--threads", args.threads] if args.threads else [])]
             commands = {
-                "amax": [amax, "rewrite", model, outputs[0], "--calib", samples, *(["--threads", args.threads] if args.threads else [])],
-                "onnxruntime": [sys.executable, "-c", QUANTIZE, prepared, outputs[1], samples],
+                "amax": [amax, "rewrite", model, outputs["amax"], *rewrite, "--no-measure"],
+                "amax+": [amax, "rewrite", model, outputs["amax+"], *rewrite],
+                "onnxruntime": [sys.executable, "-c", QUANTIZE, prepared, outputs["onnxruntime"], samples],
             }
             figures = {tool: [] for tool in commands}
             for turn in range(args.rounds + 1):
@@ -97,13 +104,14 @@ def main():
             print(f"{name}: {model.stat().st_size / 1e6:.1f} MB")
             print(f"  {'':12} {'wall s':>8} {'least':>8} {'CPU s':>8} {'peak MB':>8} {'MB written':>11}")
             columns = {}
-            for (tool, rows), output in zip(figures.items(), outputs):
+            for tool, rows in figures.items():
                 wall, cpu, peak = zip(*rows)
-                columns[tool] = (statistics.median(wall), min(wall), statistics.median(cpu), max(peak), output.stat().st_size / 1e6)
-                print(f"  {tool:12} " + " ".join(f"{value:8.2f}" for value in columns[tool][:3])
-                      + f" {columns[tool][3]:8.0f} {columns[tool][4]:11.2f}")
-            ratios = [b / a for a, b in zip(columns["amax"], columns["onnxruntime"])]
-            print(f"  {'ratio':12} " + " ".join(f"{value:8.2f}" for value in ratios[:3]) + f" {ratios[3]:8.2f} {ratios[4]:11.2f}\n", flush=True)
+                columns[tool] = (statistics.median(wall), min(wall), statistics.median(cpu), max(peak), outputs[tool].stat().st_size / 1e6)
+                print(f"  {tool:12} " + row(columns[tool], 0))
+            for tool in ("amax", "amax+"):
+                ratios = [theirs / ours for ours, theirs in zip(columns[tool], columns["onnxruntime"])]
+                print(f"  {'times ' + tool:12} " + row(ratios, 2))
+            print(flush=True)
 
 
 if __name__ == "__main__":

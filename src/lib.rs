@@ -1,4 +1,35 @@
 //! `amax`: an ONNX quantization compiler.
+//!
+//! [`rewrite`](rewrite::rewrite) is the whole line: it reads a float [`Model`](ir::Model), decides what the
+//! [`Target`](targets::Target) can run on integers, watches the samples, and returns the quantized model with a
+//! [`Report`](report::Report). Nothing here prints, exits, or writes a file that it was not told to write.
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use amax::{calibrate::Silent, config::Config, ir::file, rewrite, samples::SampleSet, targets::Target};
+//!
+//! # fn main() -> amax::Result<()> {
+//! # let folder = tempfile::tempdir().expect("a temporary folder");
+//! # let output = folder.path().join("digits.int8.onnx");
+//! let model = file::load("models/digits.onnx".as_ref())?;
+//! let samples = SampleSet::open("models/digits.calib.npz".as_ref(), &model)?;
+//! let request = rewrite::Request {
+//!     config: &Config::default(),
+//!     target: &Target::load("ort-cpu")?,
+//!     samples: Some(&samples),
+//!     threads: 2,
+//!     progress: &Silent,
+//!     evaluate: &amax::runtime::TractEvaluate,
+//!     passes: None,
+//!     after: &|_, _, _| Ok(ControlFlow::Continue(())),
+//!     measure: true,
+//! };
+//! let done = rewrite::rewrite(&model, &request)?;
+//! assert!(done.report.quality[0].sqnr_db > 25.0);
+//! file::save(&done.model, &output)?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod calibrate;
 pub mod config;

@@ -137,7 +137,7 @@ impl Row {
     pub fn role(&self, index: usize) -> Role {
         match self.inputs.get(index) {
             Some(&role) => role,
-            None if self.variadic => *self.inputs.last().expect("variadic rows have a role"),
+            None if self.variadic => self.inputs.last().copied().unwrap_or(Other),
             None => Other,
         }
     }

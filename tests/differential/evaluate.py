@@ -238,17 +238,20 @@ def output_steps(model):
 
 
 def optimized_graph(path):
-    """What onnxruntime makes of the file: kernels by operator, and the heavy operators left in float behind a DQ."""
+    """What onnxruntime makes of the file: kernels by operator, and the heavy operators that it runs in float although
+    the file has them quantized."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "optimized.onnx"
         session(path, "on", optimized=file)
         graph = onnx.load(file).graph
-    made_by = producers(graph)
+    made_by, constants = producers(graph), {tensor.name for tensor in graph.initializer}
     counts = Counter(node.op_type for node in graph.node)
 
-    def behind_dq(node):
-        makers = [made_by.get(name) for name in node.input]
-        return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+    def unfused(node):
+        # Data behind a DQ alone is a float operator that reads a quantized neighbour; a constant behind one is quantized.
+        makers = [made_by.get(name) for name in node.input[:2]]
+        dequantized = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
+        return len(dequantized) == 2 or any(maker.input[0] in constants for maker in dequantized)
 
     heavy = [node for node in graph.node if node.op_type in HEAVY]
     # MatMulNBits may hide in a QDQ file: level 4 also quantizes the activation, which is its own source of noise.
@@ -257,7 +260,7 @@ def optimized_graph(path):
         "quantize_dequantize": {op: counts[op] for op in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
                                 if counts[op]},
         "heavy_float": dict(sorted(Counter(node.op_type for node in heavy).items())),
-        "unfused": [f"{node.op_type} {node.name}" for node in heavy if behind_dq(node)],
+        "unfused": [f"{node.op_type} {node.name}" for node in heavy if unfused(node)],
     }
 
 

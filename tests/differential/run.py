@@ -52,18 +52,22 @@ def enter_environment():
     os.execv(python, [python, __file__, *sys.argv[1:]])
 
 
-# name: {figure: (relation, limit)}. A figure is `task` or `task_drop` (float minus quantized), as onnxruntime runs it.
+# name: {figure: (relation, limit)}. A figure is of `task`, as onnxruntime runs it, `..._drop` is float minus quantized, and
+# sqnr_db is that of the watched output. Limits leave room for processors that round differently.
 LIMITS = {
-    "digits": {"accuracy_drop": ("<=", 0.005), "sqnr_db": (">=", 20)},
-    "minilm": {"pearson": (">=", 0.99), "spearman": (">=", 0.99)},
-    "ppocr_rec": {"cer_drop": (">=", -0.01)},
-    "ppocr_cls": {"agreement": (">=", 0.98)},
-    "ppocr_det": {"iou": (">=", 0.9)},
-    "orientation": {"agreement": (">=", 0.98)},
-    "silero_vad": {"agreement": (">=", 0.97)},
-    "magika": {"agreement": (">=", 0.97)},
-    "basic_pitch": {"sqnr_db": (">=", 15)},
+    "digits": {"accuracy_drop": ("<=", 0.005), "sqnr_db": (">=", 30)},
+    "minilm": {"pearson": (">=", 0.998), "spearman": (">=", 0.998), "sqnr_db": (">=", 23)},
+    "ppocr_rec": {"cer_drop": (">=", -0.005), "sqnr_db": (">=", 12)},
+    "ppocr_cls": {"agreement": (">=", 0.99)},
+    "ppocr_det": {"agreement": (">=", 0.99), "iou": (">=", 0.95), "sqnr_db": (">=", 16)},
+    "orientation": {"agreement": (">=", 0.99)},
+    "silero_vad": {"agreement": (">=", 0.995), "iou": (">=", 0.99), "sqnr_db": (">=", 35)},
+    "magika": {"agreement": (">=", 0.985), "sqnr_db": (">=", 38)},
+    "basic_pitch": {"sqnr_db": (">=", 8)},
 }
+# How much worse onnxruntime's fused kernels may be than the file's own numerics. More means that a kernel saturates
+# or that a fusion reads the file differently. On AVX2 and AVX-512 without VNNI this proves that pair-safe weights do not
+# saturate; with VNNI no kernel can, so there it shows only that fusions keep the meaning of the file.
 # How much worse onnxruntime's fused kernels may be than the file's own numerics. More means that a kernel saturates
 # or that a fusion reads the file differently.
 LARGEST_GAP_DB = 0.5
@@ -151,7 +155,8 @@ def run_small(checks, amax, model, output, folder):
         for row in rows:
             # JSON has no infinity: equal outputs come as null.
             ours, theirs = row["sqnr_db"] or 999, outputs[row["output"]]["off"]["sqnr_db"]
-            checks.check(name, f"amax compare agrees with onnxruntime ({row['output']})", abs(ours - theirs) <= COMPARE_DB,
+            gap = min(ours, GAP_CEILING_DB) - min(theirs, GAP_CEILING_DB)
+            checks.check(name, f"amax compare agrees with onnxruntime ({row['output']})", abs(gap) <= COMPARE_DB,
                          f"{ours:.2f} dB, onnxruntime {theirs:.2f} dB")
 
 
