@@ -754,10 +754,15 @@ impl Planner<'_> {
         }
         let float_product = |v: Option<ValueId>| {
             let product = v.and_then(|v| self.model.producer(v)).filter(|&p| self.model.node(p).is("MatMul"));
-            product.is_some_and(|p| !self.quantized.contains_key(&p) && self.dequantized(self.model.node(p).input(0)))
+            product.is_some_and(|p| {
+                let constant = self.model.constant_input(p, 1).is_some();
+                constant && !self.quantized.contains_key(&p) && self.dequantized(self.model.node(p).input(0))
+            })
         };
         match at.op_type() {
-            "Conv" | "ConvTranspose" | "Gemm" => self.dequantized(at.input(0)),
+            "Conv" | "ConvTranspose" | "Gemm" => {
+                self.model.constant_input(node, 1).is_some() && self.dequantized(at.input(0))
+            }
             // A Gemm to be.
             "Add" => float_product(at.input(0)) || float_product(at.input(1)),
             // A quantizer moves up through these.

@@ -218,6 +218,12 @@ impl Program {
         for node in node {
             functions.expand(node, opset, &mut program, &mut steps)?;
         }
+        // tract looks at optional inputs that are left out at the end as if they were there.
+        for step in &mut steps {
+            while step.node.input.last().is_some_and(String::is_empty) {
+                step.node.input.pop();
+            }
+        }
         program.steps = steps;
         program.lift_constants()?;
         Ok(program)

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod calibration;
+mod check;
 mod cli;
 mod file;
 mod numerics;
 mod opset;
 mod passes;
 mod pipeline;
+mod plan;
 mod roundtrip;
 mod runtime;
 mod samples;

@@ -1,0 +1,271 @@
+//! Plans, as text in and text out: `tests/plan/*.onnxtxt`.
+//!
+//! The snapshot of a fixture holds the plan for each target, and the model that onnxruntime's profile makes of it. What
+//! onnxruntime fuses of such graphs is measured by `tests/differential/fusion.py`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::ops::ControlFlow;
+
+use crate::snapshot;
+use amax::config::Config;
+use amax::error::{Kind, Result};
+use amax::ir::text::{PrintOptions, parse, print_with};
+use amax::ir::{Model, NodeId, Tensor};
+use amax::onnx::DataType;
+use amax::passes::{Context, Evaluate, pipeline};
+use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
+use amax::solve::solve;
+use amax::statistics::{SiteStatistics, Statistics};
+use amax::targets::{Target, check};
+
+/// A runtime that can run nothing.
+struct NoRuntime;
+
+impl Evaluate for NoRuntime {
+    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
+        None
+    }
+}
+
+fn passes(model: &mut Model, list: &[&dyn amax::passes::Pass], context: &Context<'_>) {
+    pipeline::run(model, list, context, &mut |_, _, _| Ok(ControlFlow::Continue(()))).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// The model of a fixture, ready to be planned.
+pub fn prepared(text: &str) -> Model {
+    let graph: String = text.lines().filter(|l| !l.starts_with('#')).fold(String::new(), |s, l| s + l + "\n");
+    let mut model = parse(&graph).unwrap_or_else(|e| panic!("{e}:\n{graph}"));
+    passes(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime, quantization: None });
+    model
+}
+
+fn knowledge(calibrated: bool) -> Knowledge {
+    Knowledge { calibrated, vetoes: BTreeMap::new() }
+}
+
+/// Plans `model` and carries the plan out; all activations were seen between -1 and 3, or from 0 behind a Relu.
+pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (Plan, Model) {
+    let made = plan(&model, &Config::default(), target, knowledge).unwrap();
+    let mut statistics = Statistics::default();
+    for (name, activation) in &made.activations {
+        if activation.mode == Mode::Static {
+            let producer = model.value_named(name).and_then(|v| model.producer(v));
+            let relu = producer.is_some_and(|p| matches!(model.node(p).op_type(), "Relu" | "Clip"));
+            let mut site = SiteStatistics::new();
+            site.observe(0, &[if relu { 0.0 } else { -1.0 }, 3.0]);
+            statistics.sites.insert(name.clone(), site);
+        }
+    }
+    let solution = solve(&model, &made, Some(&statistics)).unwrap_or_else(|e| panic!("{e}"));
+    let context = Context { evaluate: &NoRuntime, quantization: Some((&made, &solution)) };
+    passes(&mut model, pipeline::QUANTIZE, &context);
+    (made, model)
+}
+
+fn slots(slots: &[Slot]) -> String {
+    slots.iter().map(|s| format!("{}.{}", s.node, s.input)).collect::<Vec<_>>().join(" ")
+}
+
+/// A plan in few words: `name <scale of> format, readers`.
+fn print(plan: &Plan) -> String {
+    let mut out = String::new();
+    for (name, a) in &plan.activations {
+        let shared = if a.scale_of == *name { String::new() } else { format!(" at the scale of {}", a.scale_of) };
+        let mode = if a.mode == Mode::Dynamic { " at run time" } else { "" };
+        let fence = if a.fence { " behind a fence" } else { "" };
+        let range = a.range.map_or(String::new(), |(low, high)| format!(" in [{low}, {high}]"));
+        let symmetric = if a.symmetric { " symmetric" } else { "" };
+        let readers = match &a.readers {
+            Readers::All => "all".to_owned(),
+            Readers::Listed(list) => slots(list),
+        };
+        let dtype = a.dtype.name();
+        writeln!(out, "  {name}: {dtype}{symmetric}{mode}{shared}{range}{fence} -> {readers}").unwrap();
+    }
+    for w in &plan.weights {
+        let axis = match w.granularity {
+            amax::numerics::Granularity::PerChannel { axis } => format!(" axis {axis}"),
+            _ => String::new(),
+        };
+        let pairs = w.pair_safe.map_or(String::new(), |order| format!(" pairs {order:?}"));
+        writeln!(
+            out,
+            "  weight {} of {}: {}{axis}{pairs}",
+            w.tensor,
+            slots(std::slice::from_ref(&w.at)),
+            w.dtype.name()
+        )
+        .unwrap();
+    }
+    for b in &plan.biases {
+        let weight = &plan.weights[b.weight].site;
+        writeln!(out, "  bias {} of {}: {} x {weight}", b.tensor, slots(std::slice::from_ref(&b.at)), b.activation)
+            .unwrap();
+    }
+    if !plan.sums.is_empty() {
+        writeln!(out, "  sums {}", plan.sums.join(" ")).unwrap();
+    }
+    for s in &plan.skipped {
+        let bytes = if s.bytes > 0 { format!(" ({} bytes)", s.bytes) } else { String::new() };
+        writeln!(out, "  float {}{bytes}: {}", s.op, s.why).unwrap();
+    }
+    out
+}
+
+#[test]
+fn fixtures_give_their_plans_and_what_is_made_of_them_is_right() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan");
+    let mut fixtures: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+    fixtures.retain(|path| path.extension().is_some_and(|e| e == "onnxtxt"));
+    fixtures.sort();
+    assert!(fixtures.len() > 25);
+    for path in &fixtures {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut out = String::new();
+        let mut first = None;
+        for target in ["ort-cpu", "ort-cpu-vnni", "generic", "tensorrt", "ort-cpu without samples"] {
+            let calibrated = !target.ends_with("samples");
+            let profile = Target::load(target.split(' ').next().unwrap()).unwrap();
+            let (plan, model) = rewritten(prepared(&text), &profile, &knowledge(calibrated));
+            assert_eq!(check::violations(&model, &profile), Vec::<String>::new(), "{name} for {target}");
+            let json = serde_json::to_string(&plan).unwrap();
+            assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan, "{name}: a plan survives being saved");
+            if target == "ort-cpu-vnni" {
+                // The two differ in nothing but the pairs.
+                let pairs = |w: &&amax::plan::Weight| w.pair_safe.is_some();
+                assert!(plan.weights.iter().find(pairs).is_none(), "{name}");
+                assert_eq!(Some(&print(&plan)), first.as_ref().map(|p| without_pairs(p)).as_ref(), "{name}");
+                continue;
+            }
+            writeln!(out, "{target}\n{}", print(&plan)).unwrap();
+            if target == "ort-cpu" {
+                out += &print_with(&model, &PrintOptions::portable());
+                out.push('\n');
+                first = Some(plan);
+            }
+        }
+        snapshot::check(&format!("plan/snapshots/{name}.txt"), &out);
+    }
+}
+
+fn without_pairs(plan: &Plan) -> String {
+    let mut plan = plan.clone();
+    plan.weights.iter_mut().for_each(|w| w.pair_safe = None);
+    for skip in &mut plan.skipped {
+        skip.why = skip.why.replace("ort-cpu ", "ort-cpu-vnni ");
+    }
+    print(&plan)
+}
+
+const TWO: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,2] x) => (float[2,2] y, float[2,2] z) <float[2,2] w = {1, 2, 3, 4}, float[2] b = {1, 2}> {
+  a = Abs (x)
+  m = MatMul (a, w)
+  y = Add (m, b)
+  z = Gemm (a, w, b)
+}"#;
+
+#[test]
+fn a_badly_served_activation_is_quantized_at_run_time_where_that_fuses() {
+    let model = prepared(TWO);
+    let veto = |dynamic| Veto { why: "it is".to_owned(), dynamic };
+    let check = |target: &str, dynamic: bool, expected: &str| {
+        let mut known = knowledge(true);
+        known.vetoes.insert("a".to_owned(), veto(dynamic));
+        let profile = Target::load(target).unwrap();
+        let (plan, quantized) = rewritten(model.clone(), &profile, &known);
+        assert_eq!(print(&plan), expected);
+        assert_eq!(check::violations(&quantized, &profile), Vec::<String>::new());
+    };
+    let float = "  float Abs: the operator is never quantized\n";
+    // DynamicQuantizeLinear and a Gemm with a bias do not fuse, nor do they with a MatMul whose sum becomes a Gemm.
+    let dynamic = "  a: uint8 at run time -> m.0\n  weight w of m.1: int8 axis 1 pairs Along(0)\n  sums y\n";
+    let rest = "  float Add (8 bytes): not between quantized operators\n  float Gemm (24 bytes): it is\n";
+    check("ort-cpu", true, &format!("{dynamic}{float}{rest}"));
+    let all = "  float MatMul (16 bytes): it is\n";
+    check("ort-cpu", false, &format!("{float}{all}{rest}"));
+}
+
+#[test]
+fn exclusions_are_kept_and_must_match() {
+    let model = prepared(TWO);
+    let target = Target::load("ort-cpu").unwrap();
+    let config = |text: &str| Config { exclude: vec![text.to_owned()], ..Config::default() };
+    let made = plan(&model, &config("*"), &target, &knowledge(true)).unwrap();
+    assert!(made.activations.is_empty() && made.weights.is_empty() && made.sums.is_empty());
+    let fails = |text: &str| -> Result<Plan> { plan(&model, &config(text), &target, &knowledge(true)) };
+    assert_eq!(fails("nothing*").unwrap_err().kind(), Kind::Config);
+}
+
+/// Numbers that look random, the same each time.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    /// Roughly normal.
+    fn normal(&mut self) -> f32 {
+        (0..6).map(|_| (self.next() % 2001) as f32 / 1000.0 - 1.0).sum::<f32>()
+    }
+
+    fn list(&mut self, count: usize) -> String {
+        (0..count).map(|_| format!("{:.4}", self.normal())).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// How often the int16 sums of a u8 x s8 kernel of AVX2 saturate, over random activations and the worst ones.
+fn saturations(rows: &[Vec<i8>], random: &mut Random) -> usize {
+    let mut count = 0;
+    for trial in 0..64 {
+        let depth = rows[0].len();
+        let x: Vec<i32> = (0..depth).map(|_| if trial == 0 { 255 } else { (random.next() % 256) as i32 }).collect();
+        for row in rows {
+            let pairs = row.chunks(2).zip(x.chunks(2));
+            let sums = pairs.map(|(w, x)| w.iter().zip(x).map(|(&w, &x)| i32::from(w) * x).sum::<i32>());
+            count += sums.filter(|&s| i16::try_from(s).is_err()).count();
+        }
+    }
+    count
+}
+
+#[test]
+fn integer_weights_do_not_saturate_pair_sums_by_brute_force() {
+    let mut random = Random(1);
+    let (depth, width) = (37, 12);
+    let product = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[4,{depth}] x) => (float[4,{width}] y) <float[{depth},{width}] w = {{{}}}> {{\n  y = MatMul (x, w)\n}}",
+        random.list(depth * width)
+    );
+    let conv = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1,5,4,4] x) => (float[1,6,2,2] y) <float[6,5,3,3] w = {{{}}}> {{\n  y = Conv (x, w)\n}}",
+        random.list(6 * 5 * 9)
+    );
+    for (text, dims) in [(product, [depth, width, 1, 1]), (conv, [6, 5, 3, 3])] {
+        let rows_for = |target: &str| {
+            let (_, model) = rewritten(prepared(&text), &Target::load(target).unwrap(), &knowledge(true));
+            let codes = model.graph(model.main()).initializers().iter().find_map(|&v| {
+                let tensor = model.constant(v)?;
+                (tensor.dtype() == DataType::Int8 && tensor.len() > 64).then(|| tensor.raw().to_vec())
+            });
+            let codes: Vec<i8> = codes.expect("a weight is int8").iter().map(|&b| b as i8).collect();
+            if dims[2] == 1 {
+                (0..dims[1]).map(|n| (0..dims[0]).map(|k| codes[k * dims[1] + n]).collect()).collect::<Vec<Vec<i8>>>()
+            } else {
+                // Kernel positions outside, channels inside.
+                let at = |o: usize, i: usize, k: usize| codes[(o * dims[1] + i) * 9 + k];
+                (0..dims[0])
+                    .map(|o| (0..9).flat_map(|k| (0..dims[1]).map(move |i| (k, i))).map(|(k, i)| at(o, i, k)).collect())
+                    .collect()
+            }
+        };
+        assert_eq!(saturations(&rows_for("ort-cpu"), &mut random), 0);
+        assert!(saturations(&rows_for("ort-cpu-vnni"), &mut random) > 0, "the test can fail");
+        let largest = |rows: &[Vec<i8>]| rows.iter().flatten().map(|w| w.unsigned_abs()).max();
+        assert!(largest(&rows_for("ort-cpu")) > Some(64), "more than seven bits are used");
+    }
+}
