@@ -8,7 +8,7 @@ use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip};
 use crate::solve::Solution;
-use crate::statistics::Statistics;
+use crate::statistics::{SiteStatistics, Statistics};
 
 /// What a rewrite did.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -139,7 +139,7 @@ impl Report {
                     },
                     scale: solved.map(|s| s.0),
                     zero_point: solved.map(|s| s.1),
-                    range: seen.and_then(|s| s.range()).map(|r| (r.min, r.max)),
+                    range: seen.and_then(SiteStatistics::range).map(|r| (r.min, r.max)),
                     sqnr_db: solved.and_then(|(s, z)| seen.map(|site| site.sqnr_db(s, z, low, high))),
                     why: activation.why.clone(),
                 }
@@ -159,7 +159,7 @@ impl Report {
             })
             .collect();
         self.skipped.clone_from(&plan.skipped);
-        let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low == high));
+        let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low >= high));
         if let Some(first) = constant.next() {
             let more = constant.count();
             let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
@@ -251,11 +251,11 @@ pub fn inspect(model: &Model) -> Inspection {
             }
             *found.operators.entry(op).or_default() += 1;
             for attr in at.attrs() {
-                if let Some(tensor) = &attr.proto().t {
-                    if let Ok(tensor) = crate::ir::Tensor::from_proto(tensor.clone(), None) {
-                        let row = found.constants.entry(tensor.dtype().name()).or_default();
-                        *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
-                    }
+                if let Some(tensor) = &attr.proto().t
+                    && let Ok(tensor) = crate::ir::Tensor::from_proto(tensor.clone(), None)
+                {
+                    let row = found.constants.entry(tensor.dtype().name()).or_default();
+                    *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
                 }
             }
         }

@@ -126,7 +126,7 @@ pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<Str
         out.push(format!("{more} more; -v or --report shows them"));
     }
     if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() {
-        out.push("the result is larger than the input: few of its bytes are weights that can be quantized".to_owned());
+        out.push("the result is larger than the input: few of its bytes are quantized weights".to_owned());
     }
     let is_float =
         |name: &str| model.value_named(name).and_then(|v| model.dtype(v)).is_none_or(amax::onnx::DataType::is_float);

@@ -248,7 +248,7 @@ fn closed_pipes_are_not_errors() {
 fn an_interrupted_run_leaves_nothing() {
     for signal in ["INT", "TERM"] {
         let folder = folder();
-        let count = 200_000;
+        let count = 300_000;
         std::fs::write(folder.path().join("many.npy"), npy(&[count, 1, 16], &noise(count * 16))).unwrap();
         let before: Vec<String> = files(folder.path()).into_keys().collect();
         let mut child = Command::new(AMAX)
@@ -267,7 +267,7 @@ fn an_interrupted_run_leaves_nothing() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_millis(600));
         let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
         assert!(sent.success());
         let mut said = String::new();
