@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Samples: .npz, .npy, a folder of .npz, test_data_set folders, `random`, or `none`.
+    /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
     /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.

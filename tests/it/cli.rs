@@ -4,6 +4,8 @@
 //! answer is everything that is printed, then the exit code and the files that appeared, which are removed again.
 //! Figures that depend on how a processor rounds are masked. `AMAX_BLESS=1 cargo test` writes the answers anew.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -142,7 +144,8 @@ fn session(name: &str) {
     let mut out = String::new();
     for line in std::fs::read_to_string(root("tests").join(&path)).unwrap().lines() {
         if line.starts_with('#') {
-            out.push_str(&format!("{line}\n"));
+            out.push_str(line);
+            out.push('\n');
         }
         let Some(args) = line.strip_prefix("$ ") else { continue };
         let answer = amax(folder.path(), args);
@@ -166,7 +169,7 @@ fn session(name: &str) {
         if code != 0 {
             assert!(new.is_empty(), "{args} failed and left {wrote}");
         }
-        out.push_str(&format!("\n$ {args}\n{}[exit {code}, wrote {wrote}]\n", masked(&printed)));
+        out.extend(["\n$ ", args, "\n", &masked(&printed), &format!("[exit {code}, wrote {wrote}]\n")]);
     }
     snapshot::check(&path, &out);
 }
