@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
@@ -164,13 +164,13 @@ pub fn compare(
                 }
                 row.push((name.clone(), Metrics::of(&x, &y)));
             }
-            found.lock().expect("no panic while held").insert(index, row);
+            found.lock().unwrap_or_else(PoisonError::into_inner).insert(index, row);
             Ok(())
         },
         || (),
     )?;
     progress.finish();
-    let found = found.into_inner().expect("no panic while held");
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut total: Vec<(String, Metrics)> = Vec::new();
     for row in found.into_values() {
         for (name, metrics) in row {

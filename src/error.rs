@@ -96,7 +96,14 @@ impl Error {
     /// A system call on `path` that failed while doing `action` ("read", "write").
     #[must_use]
     pub fn io(kind: Kind, action: &str, path: &Path, source: std::io::Error) -> Self {
-        Self::new(kind, format!("cannot {action} {}: {source}", path.display())).with_source(source)
+        let reason = match source.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file or folder".to_owned(),
+            std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            std::io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+            _ => source.to_string(),
+        };
+        Self::new(kind, format!("cannot {action} {}: {reason}", path.display())).with_source(source)
     }
 
     /// Which part failed.

@@ -159,7 +159,7 @@ impl Report {
             })
             .collect();
         self.skipped.clone_from(&plan.skipped);
-        let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low == high));
+        let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low >= high));
         if let Some(first) = constant.next() {
             let more = constant.count();
             let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
@@ -251,8 +251,9 @@ pub fn inspect(model: &Model) -> Inspection {
             }
             *found.operators.entry(op).or_default() += 1;
             for attr in at.attrs() {
-                let tensor = attr.proto().t.clone().map(|t| crate::ir::Tensor::from_proto(t, None));
-                if let Some(Ok(tensor)) = tensor {
+                if let Some(tensor) = &attr.proto().t
+                    && let Ok(tensor) = crate::ir::Tensor::from_proto(tensor.clone(), None)
+                {
                     let row = found.constants.entry(tensor.dtype().name()).or_default();
                     *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
                 }

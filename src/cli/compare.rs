@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Samples that run at once.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Print JSON.
+    /// Print JSON; an SQNR of null means that nothing differs.
     #[arg(long)]
     json: bool,
 }

@@ -1,5 +1,6 @@
 //! `amax inspect`.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use amax::error::{Error, Kind, Result};
@@ -43,16 +44,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut out = format!("{}: {}\n", args.model.display(), bytes(file::estimated_size(&model)));
     let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
-    out.push_str(&format!("IR version {}, operator sets {}\n", found.ir_version, opsets.join(", ")));
+    let _ = writeln!(out, "IR version {}, operator sets {}", found.ir_version, opsets.join(", "));
     if !found.producer.is_empty() {
-        out.push_str(&format!("made by {}\n", found.producer));
+        let _ = writeln!(out, "made by {}", found.producer);
     }
     for (title, list) in [("inputs", &found.inputs), ("outputs", &found.outputs)] {
         let rows: Vec<Vec<String>> = list.iter().map(|(n, t)| vec![n.clone(), t.clone()]).collect();
-        out.push_str(&format!("\n{title}\n{}", table(&rows, &[])));
+        out.extend(["\n", title, "\n", &table(&rows, &[])]);
     }
     let total: usize = found.operators.values().sum();
-    out.push_str(&format!("\n{total} nodes\n"));
+    let _ = writeln!(out, "\n{total} nodes");
     let mut ops: Vec<_> = found.operators.iter().collect();
     ops.sort_by_key(|(op, n)| (std::cmp::Reverse(**n), op.as_str()));
     out.push_str(&table(&ops.iter().map(|(o, n)| vec![n.to_string(), (*o).clone()]).collect::<Vec<_>>(), &[0]));
@@ -66,14 +67,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         out.push_str("\nnot quantized\n");
     } else {
         let list: Vec<String> = found.quantizers.iter().map(|(o, n)| format!("{n} {o}")).collect();
-        out.push_str(&format!("\nquantized already: {}\n", list.join(", ")));
+        let _ = writeln!(out, "\nquantized already: {}", list.join(", "));
     }
     print(&out)
 }
 
 /// Prints data; a reader that has gone away (`| head`) is not an error.
 pub(crate) fn print(data: &str) -> Result<()> {
-    use std::io::Write;
+    use std::io::Write as _;
     match std::io::stdout().write_all(data.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::new(Kind::Output, format!("cannot write to stdout: {e}")))

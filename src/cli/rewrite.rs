@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Samples: .npz, .npy, a folder of .npz, test_data_set folders, `random`, or `none`.
+    /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
     /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         after: &after,
         measure: !args.no_measure,
     };
-    let mut done = rewrite(&model, &request)?;
+    let mut done = rewrite(&model, &request).map_err(|e| in_file(e, args))?;
     if amax::calibrate::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
@@ -159,9 +159,7 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         }
         written.push(("report", path));
     }
-    let beside = amax::samples::default_path(&args.input).filter(|_| args.calib.is_none());
-    let calib = args.calib.as_ref().map(PathBuf::from).or(beside);
-    for read in [&args.config, &calib].into_iter().flatten() {
+    for read in [&args.config, &calib(args)].into_iter().flatten() {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
             let message =
                 format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
@@ -169,6 +167,27 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Names the file that an error is about, where the line itself knows only tensors.
+fn in_file(error: Error, args: &Args) -> Error {
+    match error.kind() {
+        Kind::Model | Kind::Runtime => error.in_file(&args.input),
+        Kind::Samples => match calib(args) {
+            Some(path) => error.in_file(&path),
+            None => error,
+        },
+        _ => error,
+    }
+}
+
+/// Where samples are read from.
+fn calib(args: &Args) -> Option<PathBuf> {
+    match args.calib.as_deref() {
+        Some("none" | "random") => None,
+        Some(given) => Some(PathBuf::from(given)),
+        None => amax::samples::default_path(&args.input),
+    }
 }
 
 /// A path without links and detours, whether or not its file is there.

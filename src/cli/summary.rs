@@ -39,13 +39,14 @@ pub(super) fn text(args: &Args, report: &Report, verbose: bool, begun: Instant) 
     out.push_str(&table(&rows, &[0]));
     let dynamic = report.activations.iter().filter(|a| a.mode == "dynamic").count();
     let ranged = if dynamic > 0 { format!(" ({dynamic} ranged at run time)") } else { String::new() };
-    out.push_str(&match (report.activations.len(), report.weights.len()) {
+    let numbers = match (report.activations.len(), report.weights.len()) {
         (0, 0) => "  nothing\n".to_owned(),
         (0, weights) => format!("  {}; activations stay float\n", count(weights, "constant")),
         (tensors, weights) => {
             format!("  {}{ranged}, {}\n", count(tensors, "activation tensor"), count(weights, "constant"))
         }
-    });
+    };
+    out.push_str(&numbers);
     let (already, left): (Vec<&Skip>, Vec<&Skip>) = report.skipped.iter().partition(|s| is_quantized(s));
     out.push_str(&kept(&already));
     out.push_str(&left_float(&left, verbose));
@@ -71,12 +72,9 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
     if !report.quality.is_empty() {
         let mut rows = vec![["quality", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
         rows.extend(report.quality.iter().map(quality));
-        out.push_str(
-            &table(&rows, &[1, 2, 3])
-                .lines()
-                .map(|l| format!("{}\n", l.strip_prefix("  ").unwrap_or(l)))
-                .collect::<String>(),
-        );
+        for line in table(&rows, &[1, 2, 3]).lines() {
+            out.extend([line.strip_prefix("  ").unwrap_or(line), "\n"]);
+        }
     }
     let total = begun.elapsed().as_secs_f64();
     let stages: Vec<String> = report
@@ -126,7 +124,7 @@ pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<Str
         out.push(format!("{more} more; -v or --report shows them"));
     }
     if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() {
-        out.push("the result is larger than the input: few of its bytes are weights that can be quantized".to_owned());
+        out.push("the result is larger than the input: few of its bytes are quantized weights".to_owned());
     }
     let is_float =
         |name: &str| model.value_named(name).and_then(|v| model.dtype(v)).is_none_or(amax::onnx::DataType::is_float);

@@ -112,9 +112,9 @@ pub fn check_output(model: &Model, path: &Path) -> Result<()> {
 /// What a temporary file could not be made for, without its path, which is not one that the user asked for.
 #[must_use]
 pub fn without_path(error: std::io::Error) -> std::io::Error {
-    let inner = error.get_ref().and_then(|e| std::error::Error::source(e)).and_then(|e| e.downcast_ref());
-    match inner.and_then(std::io::Error::raw_os_error) {
-        Some(code) => std::io::Error::from_raw_os_error(code),
+    let text = error.to_string();
+    match text.split_once(" at path ") {
+        Some((reason, _)) => std::io::Error::new(error.kind(), reason),
         None => error,
     }
 }

@@ -1,1 +1,305 @@
-//! TBD
+//! The program as users run it: `tests/cli/*.txt` hold command lines and, below each, what the program must answer.
+//!
+//! A line that begins with `$` is run in a folder of its own with the models and samples that [`folder`] makes. The
+//! answer is everything that is printed, then the exit code and the files that appeared, which are removed again.
+//! Figures that depend on how a processor rounds are masked. `AMAX_BLESS=1 cargo test` writes the answers anew.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use amax::ir::{file, text};
+use amax::onnx::{ModelProto, NodeProto, TensorProto};
+use prost::Message;
+use regex::Regex;
+
+use crate::snapshot;
+
+const AMAX: &str = env!("CARGO_BIN_EXE_amax");
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A NumPy array of float32.
+pub fn npy(shape: &[usize], values: &[f32]) -> Vec<u8> {
+    assert_eq!(shape.iter().product::<usize>(), values.len());
+    let dims: String = shape.iter().map(|d| format!("{d}, ")).collect();
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}");
+    let header = format!("{header:<117}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    bytes
+}
+
+/// Values in [-1, 1) that look random.
+fn noise(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919 + 13) % 2001) as f32 / 1000.0 - 1.0).collect()
+}
+
+/// A folder with everything that the command lines name.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+    let digits = std::fs::read(root("models/digits.onnx")).unwrap();
+    put("digits.onnx", &digits);
+    put("digits.calib.npz", &std::fs::read(root("models/digits.calib.npz")).unwrap());
+    put("alone.onnx", &digits);
+    put("cut.onnx", &digits[..12_345]);
+    put("empty.onnx", b"");
+    put("text.onnx", b"this is text\n");
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
+    for entry in std::fs::read_dir(root("tests/cli/models")).unwrap() {
+        let path = entry.unwrap().path();
+        let model = text::parse_with_fill(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let name = format!("{}.onnx", path.file_stem().unwrap().to_str().unwrap());
+        file::save(&model, &folder.path().join(name)).unwrap();
+    }
+    let mlp = std::fs::read(folder.path().join("mlp.onnx")).unwrap();
+    let broken = |name: &str, edit: &dyn Fn(&mut ModelProto)| {
+        let mut proto = ModelProto::decode(mlp.as_slice()).unwrap();
+        edit(&mut proto);
+        put(name, &proto.encode_to_vec());
+    };
+    let nodes =
+        |proto: &mut ModelProto, edit: &dyn Fn(&mut Vec<NodeProto>)| edit(&mut proto.graph.as_mut().unwrap().node);
+    broken("cycle.onnx", &|m| nodes(m, &|n| n[0].input[0] = "y".to_owned()));
+    broken("dangling.onnx", &|m| nodes(m, &|n| n[0].input[0] = "nowhere".to_owned()));
+    broken("twice.onnx", &|m| nodes(m, &|n| n[1].output[0] = "m".to_owned()));
+    broken("unknown.onnx", &|m| nodes(m, &|n| n[0].op_type = Some("MatMull".to_owned())));
+    broken("nan.onnx", &|m| {
+        let weight: &mut TensorProto = &mut m.graph.as_mut().unwrap().initializer[0];
+        let mut raw = weight.raw_data.clone().unwrap().to_vec();
+        raw[20..24].copy_from_slice(&f32::NAN.to_le_bytes());
+        weight.raw_data = Some(raw.into());
+    });
+
+    put("mlp.npy", &npy(&[20, 1, 16], &noise(320)));
+    put("one.npy", &npy(&[1, 16], &noise(16)));
+    put("bare.npy", &npy(&[20, 1, 4], &noise(80)));
+    put("attention.npy", &npy(&[10, 1, 4, 16], &noise(640)));
+    put("rank.npy", &npy(&[320], &noise(320)));
+    put("width.npy", &npy(&[20, 1, 15], &noise(300)));
+    put("norows.npy", &npy(&[0, 1, 16], &[]));
+    put("nan.npy", &npy(&[20, 1, 16], &[f32::NAN; 320]));
+    put("zeros.npy", &npy(&[20, 1, 16], &[0.0; 320]));
+    put("empty.npz", b"");
+    put("text.npz", b"this is text\n");
+    put("cut.npz", &std::fs::read(root("models/digits.calib.npz")).unwrap()[..1000]);
+    put("key.toml", b"exclude = [\"stem\"]\nexclud = [\"wide\"]\n");
+    put("guard.toml", b"[guard]\nenabled = true\nstatic_bd = 3\n");
+    put("type.toml", b"target = 3\n");
+    put("open.toml", b"exclude = [\n");
+    put("glob.toml", b"exclude = [\"[a\"]\n");
+    put("target.toml", b"target = \"ortcpu\"\n");
+    put("nan.toml", b"[guard]\nstatic_db = nan\n");
+    put("good.toml", b"target = \"tensorrt\"\nexclude = [\"stem\"]\n");
+    folder
+}
+
+fn amax(folder: &Path, args: &str) -> Output {
+    let mut words: Vec<&str> = args.split_whitespace().collect();
+    assert_eq!(words.remove(0), "amax");
+    let mut command = Command::new(AMAX);
+    command.current_dir(folder).args(words).env("RUST_BACKTRACE", "1").env_remove("COLUMNS").stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+/// Every file below a folder, with its content.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            found.extend(files(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
+        } else {
+            found.insert(name, std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+/// Without what differs between machines and runs.
+fn masked(text: &str) -> String {
+    let seconds = Regex::new(r"(?m)^seconds  .*(\n {9}.*)*$").unwrap();
+    let figures = Regex::new(r"-?\d+\.\d+ dB|-?\d+\.\d{4,}|\d+\.\d to \d+\.\d").unwrap();
+    let digit = Regex::new(r"\d").unwrap();
+    let text = seconds.replace_all(text, "seconds  …");
+    figures
+        .replace_all(&text, |found: &regex::Captures<'_>| digit.replace_all(&found[0], "0").into_owned())
+        .into_owned()
+}
+
+/// Runs every command of `tests/cli/<name>` and compares.
+fn session(name: &str) {
+    let path = format!("cli/{name}");
+    let folder = folder();
+    let before = files(folder.path());
+    let mut out = String::new();
+    for line in std::fs::read_to_string(root("tests").join(&path)).unwrap().lines() {
+        if line.starts_with('#') {
+            out.push_str(line);
+            out.push('\n');
+        }
+        let Some(args) = line.strip_prefix("$ ") else { continue };
+        let answer = amax(folder.path(), args);
+        let code = answer.status.code().expect("ends by itself");
+        let printed = String::from_utf8(answer.stdout).unwrap() + &String::from_utf8(answer.stderr).unwrap();
+        assert!(!printed.contains("panicked") && !printed.contains("stack backtrace"), "{args}\n{printed}");
+        let after = files(folder.path());
+        let gone: Vec<_> = before.keys().filter(|name| !after.contains_key(*name)).collect();
+        let changed: Vec<_> =
+            before.keys().filter(|name| after.get(*name).is_some_and(|b| *b != before[*name])).collect();
+        assert!(gone.is_empty() && changed.is_empty(), "{args}: removed {gone:?}, changed {changed:?}");
+        let new: Vec<&String> = after.keys().filter(|name| !before.contains_key(*name)).collect();
+        for name in &new {
+            std::fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        let wrote = if new.is_empty() {
+            "nothing".to_owned()
+        } else {
+            new.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        if code != 0 {
+            assert!(new.is_empty(), "{args} failed and left {wrote}");
+        }
+        out.extend(["\n$ ", args, "\n", &masked(&printed), &format!("[exit {code}, wrote {wrote}]\n")]);
+    }
+    snapshot::check(&path, &out);
+}
+
+#[test]
+fn help() {
+    session("help.txt");
+}
+
+#[test]
+fn mistakes_on_the_command_line_and_in_documents() {
+    session("usage.txt");
+}
+
+#[test]
+fn models_that_cannot_be_read() {
+    session("models.txt");
+}
+
+#[test]
+fn samples_that_do_not_fit() {
+    session("samples.txt");
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    session("outputs.txt");
+}
+
+#[test]
+fn summaries() {
+    session("summaries.txt");
+}
+
+#[test]
+fn quiet_says_nothing_and_errors_all_the_same() {
+    let folder = folder();
+    let answer = amax(folder.path(), "amax rewrite digits.onnx out.onnx --quiet --report report.json");
+    assert!(answer.status.success() && answer.stderr.is_empty() && answer.stdout.is_empty());
+    assert!(folder.path().join("out.onnx").exists() && folder.path().join("report.json").exists());
+    let answer = amax(folder.path(), "amax -q rewrite nowhere.onnx out.onnx");
+    assert_eq!(answer.status.code(), Some(3));
+    assert!(String::from_utf8(answer.stderr).unwrap().starts_with("error: nowhere.onnx does not exist"));
+}
+
+/// A reader that goes away, of data or of messages, is nobody's mistake.
+#[test]
+#[cfg(unix)]
+fn closed_pipes_are_not_errors() {
+    let folder = folder();
+    for args in [
+        ["inspect", "digits.onnx", "--text"].as_slice(),
+        &["rewrite", "digits.onnx", "out.onnx", "--print-after", "all"],
+        &["rewrite", "digits.onnx", "out.onnx", "-v"],
+    ] {
+        let mut command = Command::new(AMAX);
+        command.current_dir(folder.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{args:?}");
+    }
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    if let Ok(full) = full {
+        let answer = Command::new(AMAX)
+            .current_dir(folder.path())
+            .args(["inspect", "digits.onnx"])
+            .stdout(full)
+            .output()
+            .unwrap();
+        assert_eq!(answer.status.code(), Some(6));
+        assert!(String::from_utf8(answer.stderr).unwrap().starts_with("error: cannot write to stdout"));
+    }
+}
+
+/// The signal comes while samples run: there are so many of them that it cannot come too late.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_run_leaves_nothing() {
+    for signal in ["INT", "TERM"] {
+        let folder = folder();
+        let count = 300_000;
+        std::fs::write(folder.path().join("many.npy"), npy(&[count, 1, 16], &noise(count * 16))).unwrap();
+        let before: Vec<String> = files(folder.path()).into_keys().collect();
+        let mut child = Command::new(AMAX)
+            .current_dir(folder.path())
+            .args([
+                "rewrite",
+                "mlp.onnx",
+                "out.onnx",
+                "--calib",
+                "many.npy",
+                "--report",
+                "report.json",
+                "--threads",
+                "1",
+            ])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+        assert_eq!(said, "interrupted; nothing was written\n");
+        let after: Vec<String> = files(folder.path()).into_keys().collect();
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
+fn a_report_is_json_whatever_the_numbers() {
+    let folder = folder();
+    for args in [
+        "amax -q rewrite digits.onnx out.onnx --report report.json",
+        "amax -q rewrite bare.onnx out.onnx --calib bare.npy --report report.json",
+        "amax -q rewrite mlp.onnx out.onnx --calib zeros.npy --report report.json",
+    ] {
+        let answer = amax(folder.path(), args);
+        assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+        let text = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(report["schema"], 1);
+        assert!(!text.contains("NaN") && !text.contains("Infinity"));
+    }
+    let answer = amax(folder.path(), "amax compare digits.onnx digits.onnx --json");
+    let rows: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert!(rows[0]["sqnr_db"].is_null());
+    assert_eq!(rows[0]["max_abs_error"], 0.0);
+    assert_eq!(rows[0]["output"], "logits");
+}

@@ -1,1 +1,223 @@
-//! TBD
+//! The whole line on the digits model: library and program, twice and on several threads.
+
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use amax::calibrate::{Silent, compare};
+use amax::config::Config;
+use amax::ir::{Def, Model, file, verify};
+use amax::onnx::DataType;
+use amax::passes::Outcome;
+use amax::report::Report;
+use amax::rewrite::{Request, Rewritten, rewrite, split};
+use amax::runtime::TractEvaluate;
+use amax::samples::SampleSet;
+use amax::targets::{self, Target};
+
+fn models(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
+}
+
+fn digits() -> (Model, SampleSet) {
+    let model = file::load(&models("digits.onnx")).unwrap();
+    let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
+    (model, samples)
+}
+
+fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
+    let target = Target::load(target).unwrap();
+    let request = Request {
+        config,
+        target: &target,
+        samples,
+        threads,
+        progress: &Silent,
+        evaluate: &TractEvaluate,
+        passes: None,
+        after: &|_: &Model, _: &str, _: &Outcome| Ok(ControlFlow::Continue(())),
+        measure: true,
+    };
+    rewrite(model, &request).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn saved(model: &Model) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.onnx");
+    file::save(model, &path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    (folder, path, bytes)
+}
+
+/// Element types of the main graph's initializers that some node of `op` reads as its input `index`.
+fn types(model: &Model, op: &str, index: usize) -> Vec<DataType> {
+    let graph = model.graph(model.main());
+    let nodes = graph.nodes().iter().filter(|&&n| model.node(n).op_type() == op);
+    let read = nodes.filter_map(|&n| model.constant((*model.node(n).inputs().get(index)?)?));
+    read.map(amax::ir::Tensor::dtype).collect()
+}
+
+fn stable(report: &Report) -> serde_json::Value {
+    let mut value = serde_json::to_value(report).unwrap();
+    value["seconds"].take();
+    value
+}
+
+#[test]
+fn digits_become_integers() {
+    let (model, samples) = digits();
+    let done = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2);
+    let report = &done.report;
+    let counts: BTreeMap<&str, (usize, usize)> = report.operators.iter().map(|(o, c)| (o.as_str(), *c)).collect();
+    assert_eq!(counts["Conv"], (4, 4));
+    assert_eq!(counts["Gemm"], (1, 1));
+    assert_eq!(report.weights.len(), 5);
+    assert_eq!(report.sample_counts, (56, 8));
+    assert!(report.weights.iter().all(|w| w.dtype == "int8" && w.sqnr_db > 30.0), "{:?}", report.weights);
+    for a in &report.activations {
+        let (low, high) = a.range.unwrap();
+        assert!(low < high && a.scale.unwrap() > 0.0, "{a:?}");
+        // A range of 255 steps holds what was seen, but for the half step that rounding takes.
+        assert!(a.scale.unwrap() * 255.5 >= high - low, "{a:?}");
+        assert!((0..=255).contains(&a.zero_point.unwrap()), "{a:?}");
+        assert!(a.sqnr_db.unwrap() > 28.0, "{a:?}");
+    }
+    let [quality] = report.quality.as_slice() else { panic!("{:?}", report.quality) };
+    assert_eq!(quality.output, "logits");
+    assert!(quality.sqnr_db > 25.0 && quality.cosine > 0.999 && quality.max_abs_error < 1.0, "{quality:?}");
+    assert!(report.warnings.is_empty() && !done.stopped);
+
+    // No weight is left in float: what convolutions read comes from int8 codes and int32 biases.
+    assert!(types(&done.model, "Conv", 1).is_empty() && types(&done.model, "Conv", 2).is_empty());
+    let codes = types(&done.model, "DequantizeLinear", 0);
+    assert_eq!(codes.iter().filter(|t| **t == DataType::Int8).count(), 5);
+    assert_eq!(codes.iter().filter(|t| **t == DataType::Int32).count(), 5);
+    assert_eq!(codes.len(), 10);
+    let graph = done.model.graph(done.model.main());
+    let largest = graph.initializers().iter().filter_map(|&v| match done.model.value(v).def() {
+        Def::Constant(t) if t.dtype() == DataType::Float => Some(t.dims().iter().product::<usize>()),
+        _ => None,
+    });
+    assert!(largest.max().unwrap() <= 32, "a float constant is larger than one scale a channel");
+
+    let (_folder, path, bytes) = saved(&done.model);
+    assert!(bytes.len() < 15_000, "{} bytes of 25296", bytes.len());
+    let back = file::load(&path).unwrap();
+    verify::verify(&back).unwrap();
+    let metadata: BTreeMap<_, _> = back
+        .header()
+        .metadata_props
+        .iter()
+        .map(|p| (p.key.clone().unwrap_or_default(), p.value.clone().unwrap_or_default()))
+        .collect();
+    assert_eq!(metadata["amax.target"], targets::DEFAULT);
+    assert_eq!(metadata["amax.version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_same_bytes_on_any_thread_count_and_every_time() {
+    let (model, samples) = digits();
+    let config = Config::default();
+    let first = run(&model, Some(&samples), &config, targets::DEFAULT, 1);
+    let (_folder, _, bytes) = saved(&first.model);
+    for threads in [1, 2, 7] {
+        let again = run(&model, Some(&samples), &config, targets::DEFAULT, threads);
+        assert_eq!(saved(&again.model).2, bytes, "{threads} threads");
+        assert_eq!(stable(&again.report), stable(&first.report), "{threads} threads");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for threads in ["1", "2"] {
+        let out = folder.path().join(threads);
+        let status = Command::new(env!("CARGO_BIN_EXE_amax"))
+            .args(["-q", "rewrite", "--threads", threads])
+            .args([&models("digits.onnx"), &out])
+            .status()
+            .unwrap();
+        assert!(status.success());
+        assert_eq!(std::fs::read(&out).unwrap(), bytes, "the program on {threads} threads");
+    }
+}
+
+/// What the report says of quality is what `compare` finds between the two files.
+#[test]
+fn reported_quality_is_what_compare_finds() {
+    let (model, samples) = digits();
+    let done = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2);
+    let found = compare(&model, &done.model, &samples, &split(&samples).1, 2, &Silent).unwrap();
+    let reported = done.report.quality[0].sqnr_db;
+    // The report compares with the prepared model, in which batch normalizations are fused.
+    assert!((found[0].1.sqnr_db() - reported).abs() < 0.01, "{} and {reported}", found[0].1.sqnr_db());
+}
+
+#[test]
+fn with_everything_excluded_the_float_model_is_left() {
+    let (model, samples) = digits();
+    for target in targets::names() {
+        let config = Config { exclude: vec!["*".to_owned()], ..Config::default() };
+        let done = run(&model, Some(&samples), &config, target, 2);
+        assert!(done.report.weights.is_empty() && done.report.activations.is_empty(), "{target}");
+        assert!(done.report.operators.is_empty(), "{target}: {:?}", done.report.operators);
+        assert!(done.report.warnings.iter().any(|w| w.starts_with("nothing was quantized")), "{target}");
+        assert!(types(&done.model, "QuantizeLinear", 1).is_empty(), "{target}");
+        let indices: Vec<usize> = (0..samples.len()).collect();
+        let found = compare(&model, &done.model, &samples, &indices, 2, &Silent).unwrap();
+        // Only fused batch normalizations round differently.
+        assert!(found[0].1.sqnr_db() > 110.0, "{target}: {}", found[0].1.sqnr_db());
+    }
+}
+
+#[test]
+fn without_samples_weights_alone_are_quantized() {
+    let (model, samples) = digits();
+    let done = run(&model, None, &Config::default(), targets::DEFAULT, 2);
+    assert!(done.report.activations.is_empty() && done.report.quality.is_empty() && done.report.samples.is_none());
+    assert_eq!(done.report.weights.len(), 5);
+    assert!(types(&done.model, "QuantizeLinear", 1).is_empty());
+    let indices: Vec<usize> = (0..8).collect();
+    let found = compare(&model, &done.model, &samples, &indices, 2, &Silent).unwrap();
+    assert!(found[0].1.sqnr_db() > 30.0, "{}", found[0].1.sqnr_db());
+    assert!(saved(&done.model).2.len() < 12_000);
+}
+
+#[test]
+fn every_target_gives_a_model_that_loads_and_is_close() {
+    let (model, samples) = digits();
+    for target in targets::names() {
+        let done = run(&model, Some(&samples), &Config::default(), target, 2);
+        let (_folder, path, _) = saved(&done.model);
+        verify::verify(&file::load(&path).unwrap()).unwrap();
+        assert!(done.report.quality[0].sqnr_db > 25.0, "{target}: {:?}", done.report.quality);
+        assert_eq!(done.report.operators["Conv"], (4, 4), "{target}");
+    }
+}
+
+/// What is quantized stays as it is: nothing is quantized twice, and the second output computes the same.
+#[test]
+fn a_quantized_model_is_kept() {
+    let (model, samples) = digits();
+    let once = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2).model;
+    let twice = run(&once, Some(&samples), &Config::default(), targets::DEFAULT, 2);
+    assert!(twice.report.weights.is_empty() && twice.report.activations.is_empty());
+    assert!(twice.report.operators.is_empty(), "{:?}", twice.report.operators);
+    assert_eq!(twice.report.quality[0].max_abs_error, 0.0);
+    let quantizers = |m: &Model| types(m, "QuantizeLinear", 1).len() + types(m, "DequantizeLinear", 1).len();
+    assert_eq!(quantizers(&twice.model), quantizers(&once));
+}
+
+/// Every node that does not run in integers is listed, with a reason.
+#[test]
+fn refusals_have_reasons() {
+    let (model, samples) = digits();
+    let config = Config { exclude: vec!["wide".to_owned()], ..Config::default() };
+    let done = run(&model, Some(&samples), &config, targets::DEFAULT, 2);
+    let wide: Vec<_> = done.report.skipped.iter().filter(|s| s.node == "wide").collect();
+    assert_eq!(wide.len(), 1);
+    assert_eq!((wide[0].op.as_str(), wide[0].why.as_str()), ("Conv", "excluded by \"wide\""));
+    // 32 filters of 16x3x3 and their biases.
+    assert_eq!(wide[0].bytes, 4 * (32 * 16 * 3 * 3 + 32));
+    assert_eq!(done.report.operators["Conv"], (3, 4));
+    assert!(done.report.skipped.iter().all(|s| !s.why.is_empty()));
+}

@@ -1,1 +1,237 @@
-//! TBD
+//! What no compiler checks: layers, lengths, words.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "a test that cannot go on has failed"
+)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The layers, lowest first: a module may use what is in its own layer or below.
+const LAYERS: &[&[&str]] = &[
+    &["error", "onnx", "numerics", "document"],
+    &["ir"],
+    &["ops", "targets", "samples"],
+    &["config", "statistics", "algorithms"],
+    &["plan", "solve"],
+    &["passes"],
+    &["runtime"],
+    &["calibrate", "report", "sensitivity"],
+    &["rewrite", "cli", "main", "lib"],
+];
+
+/// Files beyond the limit, with the reason.
+const LONG: &[(&str, &str)] = &[
+    ("src/plan.rs", "one decision after another over the same maps"),
+    ("src/ir/file/write.rs", "a third of it is its tests"),
+    ("passes/raise_opset/steps.rs", "one short step for each operator and operator set"),
+];
+
+const LIMIT: usize = 700;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files below a folder of the repository, as paths from its root.
+fn below(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(root().join(folder)) else { return found };
+    for entry in entries {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+        // In a linked work tree `.git` is a file.
+        if ["target", ".git", ".venv", "fetched", "__pycache__"].contains(&name.as_str()) {
+            continue;
+        }
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn rust(folder: &str) -> Vec<String> {
+    below(folder).into_iter().filter(|p| p.ends_with(".rs")).collect()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// The top module that a source file belongs to.
+fn module(path: &str) -> &str {
+    if path.starts_with("passes/") {
+        return "passes";
+    }
+    let inner = path.strip_prefix("src/").unwrap();
+    inner.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// The modules of this crate that a source text names, with the line, its unit tests left out.
+fn used(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.trim() == "#[cfg(test)]" {
+            break;
+        }
+        let code = line.split("//").next().unwrap_or_default();
+        for prefix in ["crate::", "amax::"] {
+            for part in code.split(prefix).skip(1) {
+                let names = part.strip_prefix('{').map_or(part, |list| list.split('}').next().unwrap_or(list));
+                let first = names.split([':', ';', ',', '<', '(', ')', ' ', '>', '?', '&', '[', ']', '|']).next();
+                let name = first.unwrap_or_default();
+                if name.starts_with(|c: char| c.is_ascii_lowercase()) {
+                    found.push((number + 1, name.to_owned()));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn layers_use_only_what_is_below() {
+    let mut wrong = Vec::new();
+    let mut links = 0;
+    for path in rust("src").into_iter().chain(rust("passes")) {
+        let own = module(&path);
+        let Some(height) = layer(own) else {
+            wrong.push(format!("{path}: module {own} is in no layer"));
+            continue;
+        };
+        for (line, name) in used(&read(&path)) {
+            // Paths inside macros and `amax::Result` are not modules.
+            let Some(depth) = layer(&name) else { continue };
+            links += 1;
+            if depth > height {
+                wrong.push(format!("{path}:{line}: {own} (layer {height}) uses {name} (layer {depth})"));
+            }
+        }
+    }
+    assert!(links > 100, "only {links} uses were found: does this test still read the code right?");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_check_of_layers_sees_a_wrong_use() {
+    let found =
+        used("use crate::ir::Model;\nlet x = crate::plan::plan(); // crate::cli\n#[cfg(test)]\nuse crate::cli;\n");
+    assert_eq!(found, [(1, "ir".to_owned()), (2, "plan".to_owned())]);
+    assert!(layer("plan") > layer("ir") && layer(module("passes/a.rs")) < layer(module("src/cli/mod.rs")));
+}
+
+#[test]
+fn files_are_short() {
+    let mut long = BTreeSet::new();
+    for path in rust("src").into_iter().chain(rust("passes")) {
+        let lines = read(&path).lines().count();
+        if lines > LIMIT {
+            long.insert(path);
+        }
+    }
+    let listed: BTreeSet<String> = LONG.iter().map(|(path, _)| (*path).to_owned()).collect();
+    let unlisted: Vec<_> = long.difference(&listed).collect();
+    assert!(unlisted.is_empty(), "over {LIMIT} lines: {unlisted:?}; split them, or list them here with a reason");
+    let gone: Vec<_> = listed.difference(&long).collect();
+    assert!(gone.is_empty(), "no longer over {LIMIT} lines: {gone:?}; take them off the list");
+}
+
+/// Passes that need a plan have no text fixtures; these tests run them.
+const PLANNED: &[(&str, &str)] = &[
+    ("insert-qdq", "tests/it/pipeline.rs"),
+    ("fold-weights", "tests/it/pipeline.rs"),
+    ("raise-opset", "tests/it/opset.rs"),
+    ("freeze-inputs", "tests/passes"),
+];
+
+/// Files in `passes/` that are not passes.
+const SHARED: &[&str] = &["mod", "pipeline", "exact"];
+
+#[test]
+fn every_pass_is_declared_listed_and_tested() {
+    let modules = read("passes/mod.rs");
+    let listed: Vec<&str> = amax::passes::pipeline::all().iter().map(|p| p.name()).collect();
+    let fixtures: Vec<String> = below("tests/passes").into_iter().filter(|p| p.ends_with(".onnxtxt")).collect();
+    let first = |path: &String| read(path).lines().next().unwrap_or_default().to_owned();
+    let heads: Vec<String> = fixtures.iter().map(first).collect();
+    let mut files = BTreeSet::new();
+    for entry in std::fs::read_dir(root().join("passes")).unwrap() {
+        let name = PathBuf::from(entry.unwrap().file_name());
+        files.insert(name.file_stem().unwrap().to_str().unwrap().to_owned());
+    }
+    for file in files.iter().filter(|f| !SHARED.contains(&f.as_str())) {
+        assert!(modules.contains(&format!("mod {file};")), "passes/mod.rs does not declare {file}");
+        let name = file.replace('_', "-");
+        assert!(listed.contains(&name.as_str()), "{name} is in no pipeline");
+        let covered = heads.iter().any(|h| h.contains(&name)) || PLANNED.iter().any(|(pass, _)| *pass == name);
+        assert!(covered, "{name} has no fixture in tests/passes and no test that is listed here");
+    }
+    for name in &listed {
+        assert!(files.contains(&name.replace('-', "_")), "{name} has no file of its own in passes/");
+    }
+    for (_, test) in PLANNED {
+        assert!(root().join(test).exists(), "{test} is gone");
+    }
+}
+
+/// Every snapshot belongs to something that makes it.
+#[test]
+fn no_snapshot_is_left_over() {
+    for path in below("tests/passes/snapshots") {
+        let fixture = path.replace("snapshots/", "").replace(".txt", ".onnxtxt");
+        assert!(root().join(&fixture).exists(), "{path} has no {fixture}");
+    }
+    let session = read("tests/it/cli.rs");
+    for path in below("tests/cli").into_iter().filter(|p| p.ends_with(".txt")) {
+        let name = path.rsplit('/').next().unwrap();
+        assert!(session.contains(&format!("\"{name}\"")), "no test runs {path}");
+    }
+}
+
+/// Text files speak of amax alone: not of where or by whom it was made.
+#[test]
+fn words_of_the_workshop_stay_out() {
+    // Split, so that this file does not contain them.
+    let words = [["/wo", "rk/"], ["hel", "per-"], ["shared", "/docs"], ["shared", "/vectors"], ["TODO", "(claude"]]
+        .map(|w| w.concat());
+    let mut found = Vec::new();
+    for path in below("") {
+        // Models and samples are not text; fetched archives are not ours.
+        let Ok(text) = std::fs::read_to_string(root().join(&path)) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            if let Some(word) = words.iter().find(|w| line.contains(w.as_str())) {
+                found.push(format!("{path}:{}: {word}", number + 1));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The README names every flag that the program has. (Before there is a README there is nothing to check.)
+#[test]
+fn the_readme_names_every_flag() {
+    let Ok(readme) = std::fs::read_to_string(root().join("README.md")) else { return };
+    for command in ["rewrite", "inspect", "compare"] {
+        let help = Command::new(env!("CARGO_BIN_EXE_amax")).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let options = help.split("Samples are").next().unwrap_or(&help);
+        let flags = options.split([' ', '\n', ',']).filter(|w| w.starts_with("--") && w.len() > 2 && *w != "--help");
+        let flags: BTreeSet<&str> = flags.map(|f| f.trim_end_matches(['.', ',', '`'])).collect();
+        assert!(flags.len() > 2, "{help}");
+        for flag in flags {
+            assert!(readme.contains(flag), "README.md does not name {flag} of amax {command}");
+        }
+    }
+}
