@@ -98,6 +98,9 @@ pub fn calibrate(
 ///
 /// # Errors
 /// Outputs that do not match, or as [`calibrate`].
+///
+/// # Panics
+/// Never, unless another thread of this comparison did.
 pub fn compare(
     reference: &Model,
     test: &Model,

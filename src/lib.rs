@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod config;
 pub mod error;
 pub mod ir;
+pub mod nearest;
 pub mod numerics;
 pub mod onnx;
 pub mod ops;

@@ -139,7 +139,7 @@ impl Report {
                     },
                     scale: solved.map(|s| s.0),
                     zero_point: solved.map(|s| s.1),
-                    range: seen.and_then(|s| s.range()).map(|r| (r.min, r.max)),
+                    range: seen.and_then(crate::statistics::SiteStatistics::range).map(|r| (r.min, r.max)),
                     sqnr_db: solved.and_then(|(s, z)| seen.map(|site| site.sqnr_db(s, z, low, high))),
                     why: activation.why.clone(),
                 }
@@ -241,11 +241,11 @@ pub fn inspect(model: &Model) -> Inspection {
             }
             *found.operators.entry(op).or_default() += 1;
             for attr in at.attrs() {
-                if let Some(tensor) = &attr.proto().t {
-                    if let Ok(tensor) = crate::ir::Tensor::from_proto(tensor.clone(), None) {
-                        let row = found.constants.entry(tensor.dtype().name()).or_default();
-                        *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
-                    }
+                if let Some(tensor) = &attr.proto().t
+                    && let Ok(tensor) = crate::ir::Tensor::from_proto(tensor.clone(), None)
+                {
+                    let row = found.constants.entry(tensor.dtype().name()).or_default();
+                    *row = (row.0 + 1, row.1 + tensor.byte_len() as u64);
                 }
             }
         }

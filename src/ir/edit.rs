@@ -74,8 +74,16 @@ impl Model {
             sources: Vec::new(),
             cursor: 0,
         };
-        model.graphs.push(Graph {
-            owner: Owner::Main,
+        model.open(Owner::Main, name);
+        model.set_domain_version("", opset);
+        model
+    }
+
+    /// Adds an empty graph.
+    pub(crate) fn open(&mut self, owner: Owner, name: &str) -> GraphId {
+        let id = GraphId(self.graphs.len() as u32);
+        self.graphs.push(Graph {
+            owner,
             inputs: Vec::new(),
             outputs: Vec::new(),
             nodes: Vec::new(),
@@ -83,8 +91,7 @@ impl Model {
             infos: Vec::new(),
             rest: GraphProto { name: Some(name.to_owned()), ..GraphProto::default() },
         });
-        model.set_domain_version("", opset);
-        model
+        id
     }
 
     /// Adds an input at the end of a graph's; its name is made unique.
@@ -553,7 +560,8 @@ impl Model {
         annotations.retain(|a| keep(a.tensor_name.as_deref().unwrap_or("")));
     }
 
-    fn new_value(&mut self, name: &str, def: Def) -> ValueId {
+    /// Adds a value; its name is made unique.
+    pub(crate) fn new_value(&mut self, name: &str, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let name = self.unique_name(name);
         self.names.insert(name.clone());

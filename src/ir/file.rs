@@ -26,6 +26,7 @@ use prost::Message;
 
 use super::{Model, verify};
 use crate::error::{Error, Kind, Result};
+use crate::nearest::nearest;
 use crate::onnx::{MAX_IR_VERSION, MAX_OPSET, ModelProto};
 
 /// Oldest default-domain operator set that is read. Operators before it broadcast by attribute.
@@ -189,7 +190,7 @@ fn missing(path: &Path) -> Error {
         return error.with_hint(format!("there is no folder {}", folder.display()));
     }
     let wanted = path.file_name().unwrap_or_default().to_string_lossy();
-    match nearest(&wanted, files_in(folder)) {
+    match nearest(&wanted, files_in(folder).iter().map(String::as_str)) {
         Some(name) => error.with_hint(format!("did you mean {}?", path.with_file_name(name).display())),
         None => error.with_hint(format!("no file of a similar name is in {}", folder.display())),
     }
@@ -207,18 +208,6 @@ fn files_in(folder: &Path) -> Vec<String> {
         entries.filter(|e| e.path().is_file()).filter_map(|e| e.file_name().into_string().ok()).collect();
     names.sort();
     names
-}
-
-/// The name most like `wanted`, if one is.
-fn nearest(wanted: &str, names: Vec<String>) -> Option<String> {
-    let wanted = wanted.to_lowercase();
-    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&wanted, &name.to_lowercase());
-    names
-        .into_iter()
-        .map(|name| (likeness(&name), name))
-        .filter(|(likeness, _)| *likeness >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }
 
 /// Files that users take for ONNX models: where their mark is, the mark, what they are, and the way out.

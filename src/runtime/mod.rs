@@ -32,8 +32,6 @@ mod support;
 #[cfg(feature = "tract")]
 mod widen;
 
-use std::collections::BTreeMap;
-
 use crate::ir::{Model, NodeId, Tensor};
 use crate::passes::Evaluate;
 
@@ -44,8 +42,7 @@ pub use engine::TractEvaluate;
 #[cfg(feature = "tract")]
 pub use session::Session;
 
-/// One set of inputs: name of a main-graph input to its tensor.
-pub type Sample = BTreeMap<String, Tensor>;
+pub use crate::samples::Sample;
 
 /// Called for each observed tensor of a run.
 pub trait Observe: Send + Sync {

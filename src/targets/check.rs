@@ -146,7 +146,7 @@ impl<'a> Check<'a> {
                 ));
             }
         }
-        let data = if input == 0 { 1 } else { 0 };
+        let data = usize::from(input == 0);
         let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));
         let hazardous =
             self.target.pair_safe && weight.codes.dtype() == DataType::Int8 && !layout.depthwise && unsigned;
