@@ -81,16 +81,20 @@ pub(super) fn decode(dtype: DataType, code: u64) -> Option<f32> {
 /// The code of `value`: the nearest one for 16-bit types, ties to even; for smaller types the one that is
 /// `value` as an f32, or none.
 pub(super) fn encode(dtype: DataType, value: f64) -> Option<u64> {
-    let single = value as f32;
-    let code = match dtype {
+    match dtype {
         DataType::Float16 => return Some(half::f16::from_f64(value).to_bits().into()),
         DataType::Bfloat16 => return Some(half::bf16::from_f64(value).to_bits().into()),
-        DataType::Float8e8m0 if single.is_nan() => 255,
-        DataType::Float8e8m0 => (0..255).find(|&code| decode_float8e8m0(code).to_bits() == single.to_bits())?.into(),
-        _ => dtype.minifloat()?.encode(single) as u64,
-    };
-    let decoded = decode(dtype, code)?;
-    (decoded.to_bits() == single.to_bits() || (decoded.is_nan() && single.is_nan())).then_some(code)
+        _ => {}
+    }
+    let bits = dtype.bits().filter(|_| is_small_float(dtype))?;
+    let find = |fits: &dyn Fn(f32) -> bool| (0..1u64 << bits).find(|&code| decode(dtype, code).is_some_and(fits));
+    let single = value as f32;
+    if single.is_nan() {
+        // A format with one NaN has it for either sign.
+        let alike = |v: f32| v.is_nan() && v.is_sign_negative() == single.is_sign_negative();
+        return find(&alike).or_else(|| find(&|v| v.is_nan()));
+    }
+    find(&|v| v.to_bits() == single.to_bits())
 }
 
 /// Made-up entries, as codes, for an elided tensor; a function of the arguments alone.
