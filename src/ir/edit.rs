@@ -411,32 +411,11 @@ impl Model {
         self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
     }
 
-    /// Makes a graph input a constant.
-    pub fn bind_input(&mut self, graph: GraphId, value: ValueId, tensor: Tensor) {
-        self.values[value.0 as usize].def = Def::Constant(tensor);
-        self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
-        if !self.graph(graph).initializers.contains(&value) {
-            self.graphs[graph.0 as usize].initializers.push(value);
-        }
-    }
-
     /// Declares the type of a value, in place of what the file said.
     pub fn set_type(&mut self, value: ValueId, ty: TypeProto) {
         let slot = &mut self.values[value.0 as usize];
         slot.ty = Some(ty);
         slot.retyped = true;
-    }
-
-    /// Adds a declaration of the value's type to its graph, where it has none.
-    pub fn declare(&mut self, graph: GraphId, value: ValueId) {
-        let declared = |g: &Graph| g.infos.iter().any(|p| p.value == Some(value));
-        if self.value(value).ty.is_none() || declared(self.graph(graph)) {
-            return;
-        }
-        let slot = self.value(value);
-        let info =
-            ValueInfoProto { name: Some(slot.name.clone()), r#type: slot.ty.clone(), ..ValueInfoProto::default() };
-        self.graphs[graph.0 as usize].infos.push(Port { value: Some(value), info });
     }
 
     /// Sets an attribute, replacing one of the same name.

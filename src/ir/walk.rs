@@ -165,31 +165,4 @@ impl Model {
         }
         Err(cycle)
     }
-
-    /// Values of other graphs that the nodes or outputs of `graph` use, its inner bodies included.
-    #[must_use]
-    pub fn captures(&self, graph: GraphId) -> Vec<ValueId> {
-        let mut inside = vec![graph];
-        let mut at = 0;
-        while at < inside.len() {
-            inside.extend(self.graph(inside[at]).nodes().iter().flat_map(|&n| self.node(n).bodies()));
-            at += 1;
-        }
-        let mut defined: std::collections::HashSet<ValueId> = std::collections::HashSet::new();
-        let mut used = Vec::new();
-        for &g in &inside {
-            let graph = self.graph(g);
-            defined.extend(graph.inputs());
-            defined.extend(graph.initializers().iter().copied());
-            for &n in graph.nodes() {
-                defined.extend(self.node(n).outputs.iter().flatten());
-                used.extend(self.node(n).inputs.iter().flatten().copied());
-            }
-            used.extend(graph.outputs());
-        }
-        used.retain(|v| !defined.contains(v));
-        used.sort_unstable();
-        used.dedup();
-        used
-    }
 }

@@ -1,5 +1,7 @@
 //! The integration tests, in one binary.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
+
 mod calibration;
 mod cli;
 mod file;
