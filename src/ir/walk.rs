@@ -4,7 +4,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 use petgraph::visit::{GraphBase, GraphRef, IntoNeighbors, IntoNodeIdentifiers, NodeIndexable};
 
-use super::{GraphId, Model, NodeId, Owner, User, ValueId};
+use super::{GraphId, Model, NodeId, Owner, User};
 
 /// The nodes of one graph, as petgraph sees them: an edge runs from a producer to each consumer in the same graph,
 /// uses inside a consumer's bodies included.
