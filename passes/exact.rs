@@ -4,8 +4,6 @@
 //! Whatever the ONNX standard leaves open (integer overflow, float to integer out of range, division by zero) is not
 //! evaluated. Neither are operators in the form they had before opset 7, when broadcasting was an attribute.
 
-use half::{bf16, f16};
-
 use super::Evaluate;
 use crate::ir::{Model, Node, NodeId, Tensor};
 use crate::onnx::DataType;
@@ -13,7 +11,8 @@ use crate::onnx::DataType;
 /// No runtime takes tensors of more dimensions.
 const MAX_RANK: usize = 64;
 
-/// See the [module](self). Serves as [`Context::evaluate`](super::Context::evaluate) where there is no runtime.
+/// See the [module](self). Asked before the runtime's evaluator, which knows more operators and is not in every build; alone it
+/// serves as [`Context::evaluate`](super::Context::evaluate).
 ///
 /// The caller bounds the size of the result.
 pub struct Exact;
@@ -482,62 +481,40 @@ fn permute<const N: usize>(raw: &[u8], dims: &[usize], perm: &[usize]) -> Vec<u8
 /// Converts to another numeric type; `None` where the standard leaves the result open for one of the elements.
 fn cast(data: &Tensor, to: DataType) -> Option<Tensor> {
     let from = data.dtype();
-    let dims = data.dims();
     if from == to {
         return Some(data.clone());
     }
-    let bytes = if let Some(values) = data.to_i64() {
-        integers_to(&values, from, to)?
-    } else {
-        match from {
-            DataType::Double => {
-                let raw = data.raw();
-                let (values, _) = raw.as_chunks::<8>();
-                let values: Vec<f64> = values.iter().map(|&v| f64::from_le_bytes(v)).collect();
-                doubles_to(&values, to)?
-            }
-            _ => floats_to(&data.to_f32()?, to)?,
-        }
-    };
-    tensor(to, &dims, bytes)
+    if let Some(values) = data.to_i64() {
+        return integers_to(&values, data, to);
+    }
+    let values = data.to_f64()?;
+    match to {
+        // Some runtimes go through float32.
+        DataType::Float16 | DataType::Bfloat16 if from == DataType::Double => None,
+        DataType::Bool => tensor(to, &data.dims(), values.iter().map(|&v| u8::from(v != 0.0)).collect()),
+        _ if to.is_float() => Tensor::from_f64(to, &data.dims(), values),
+        _ => tensor(to, &data.dims(), integer_bytes(values.into_iter().map(truncated), to)?),
+    }
 }
 
-fn integers_to(values: &[i64], from: DataType, to: DataType) -> Option<Vec<u8>> {
+fn integers_to(values: &[i64], data: &Tensor, to: DataType) -> Option<Tensor> {
     // An unsigned value beyond the signed range arrives negative.
-    if from == DataType::Uint64 && values.iter().any(|&v| v < 0) {
+    if data.dtype() == DataType::Uint64 && values.iter().any(|&v| v < 0) {
         return None;
     }
     // Some runtimes go through float on the way to the 16-bit types: only integers that both hold come out alike.
-    let small = |limit: i64| values.iter().all(|v| v.abs() <= limit);
+    let small = |limit: u64| values.iter().all(|v| v.unsigned_abs() <= limit);
+    let exact = match to {
+        DataType::Float16 => small(2048),
+        DataType::Bfloat16 => small(256),
+        _ => true,
+    };
+    let dims = data.dims();
     match to {
-        DataType::Float => Some(values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect()),
-        DataType::Double => Some(values.iter().flat_map(|&v| (v as f64).to_le_bytes()).collect()),
-        DataType::Float16 if small(2048) => {
-            Some(values.iter().flat_map(|&v| f16::from_f32(v as f32).to_le_bytes()).collect())
-        }
-        DataType::Bfloat16 if small(256) => {
-            Some(values.iter().flat_map(|&v| bf16::from_f32(v as f32).to_le_bytes()).collect())
-        }
-        _ => integer_bytes(values.iter().map(|&v| Some(v)), to),
-    }
-}
-
-fn floats_to(values: &[f32], to: DataType) -> Option<Vec<u8>> {
-    match to {
-        DataType::Double => Some(values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect()),
-        DataType::Float => Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        DataType::Float16 => Some(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()),
-        DataType::Bfloat16 => Some(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()),
-        DataType::Bool => Some(values.iter().map(|&v| u8::from(v != 0.0)).collect()),
-        _ => integer_bytes(values.iter().map(|&v| truncated(v.into())), to),
-    }
-}
-
-fn doubles_to(values: &[f64], to: DataType) -> Option<Vec<u8>> {
-    match to {
-        DataType::Float => Some(values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect()),
-        DataType::Bool => Some(values.iter().map(|&v| u8::from(v != 0.0)).collect()),
-        _ => integer_bytes(values.iter().map(|&v| truncated(v)), to),
+        // Straight from the integer: by way of float64 it would be rounded twice.
+        DataType::Float => tensor(to, &dims, values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect()),
+        _ if to.is_float() && exact => Tensor::from_f64(to, &dims, values.iter().map(|&v| v as f64)),
+        _ => tensor(to, &dims, integer_bytes(values.iter().map(|&v| Some(v)), to)?),
     }
 }
 

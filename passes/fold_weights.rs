@@ -4,7 +4,6 @@
 //! ([`drop_dead`](super::drop_dead) removes it then). A quantizer whose result cannot be stored (an element type newer
 //! than the schema, a scale that is not constant) is left as it is.
 
-use super::insert_qdq::format_of;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};
@@ -58,7 +57,7 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
     };
     let declared = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(c as i32));
     let dtype = zero.map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
-    let Some(format) = format_of(dtype) else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
+    let Some(format) = dtype.format() else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
     let (Some(values), Some(scales)) = (input.to_f32(), scale.to_f32()) else {
         return Ok(Err(format!("it quantizes {}", input.dtype())));
     };

@@ -7,8 +7,6 @@
 //!
 //! A `BatchNormalization` in front of a `Conv` is left alone: with padding, the borders would change.
 
-use half::{bf16, f16};
-
 use super::lift_constants::{allow_plain_initializers, graphs_outside_functions};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
@@ -116,7 +114,7 @@ fn batch_normalization(model: &Model, id: NodeId) -> Result<Fusion, String> {
     let mut parameters = [const { Vec::new() }; 4];
     for (slot, (index, what)) in parameters.iter_mut().zip([(1, "scale"), (2, "bias"), (3, "mean"), (4, "variance")]) {
         let tensor = model.constant_input(id, index).ok_or_else(|| format!("its {what} is not constant"))?;
-        *slot = numbers(tensor).filter(|v| v.len() == producer.layout.channels).ok_or_else(|| {
+        *slot = tensor.to_f64().filter(|v| v.len() == producer.layout.channels).ok_or_else(|| {
             format!("its {what} is not one number for each of the {} channels", producer.layout.channels)
         })?;
     }
@@ -241,7 +239,7 @@ impl Fusion {
         let weight = if factors.iter().all(|a| a.to_bits() == 1f64.to_bits()) {
             None
         } else {
-            let values = numbers(weight).ok_or_else(range)?;
+            let values = weight.to_f64().ok_or_else(range)?;
             let scaled = values.iter().enumerate().map(|(i, w)| w * factors[layout.channel(i)]);
             Some(rounded(dtype, &weight.dims(), scaled).ok_or_else(range)?)
         };
@@ -299,7 +297,7 @@ fn per_channel(tensor: &Tensor, layout: Layout) -> Option<Vec<f64>> {
     if (0..layout.rank).any(|axis| axis != 1 && along(axis) != 1) {
         return None;
     }
-    let values = numbers(tensor)?;
+    let values = tensor.to_f64()?;
     match values.as_slice() {
         [one] => Some(vec![*one; layout.channels]),
         many if many.len() == layout.channels => Some(values),
@@ -309,50 +307,15 @@ fn per_channel(tensor: &Tensor, layout: Layout) -> Option<Vec<f64>> {
 
 /// The numbers of a bias that [`producer`] accepted.
 fn per_channel_bias(tensor: &Tensor, layout: Layout) -> Option<Vec<f64>> {
-    let values = numbers(tensor)?;
+    let values = tensor.to_f64()?;
     match values.as_slice() {
         [one] => Some(vec![*one; layout.channels]),
         many => (many.len() == layout.channels).then(|| many.to_vec()),
     }
 }
 
-/// The elements of a float tensor, exactly.
-fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
-    if tensor.dtype() == DataType::Double {
-        let raw = tensor.raw();
-        return Some(raw.as_chunks::<8>().0.iter().map(|&v| f64::from_le_bytes(v)).collect());
-    }
-    Some(tensor.to_f32()?.into_iter().map(f64::from).collect())
-}
-
 /// A tensor of the nearest numbers of `dtype`, ties to even; `None` if one of them is not finite.
 fn rounded(dtype: DataType, dims: &[usize], values: impl Iterator<Item = f64>) -> Option<Tensor> {
-    let mut finite = true;
-    let mut data = Vec::new();
-    for value in values {
-        let back = match dtype {
-            DataType::Float => {
-                let near = value as f32;
-                data.extend(near.to_le_bytes());
-                f64::from(near)
-            }
-            DataType::Double => {
-                data.extend(value.to_le_bytes());
-                value
-            }
-            DataType::Float16 => {
-                let near = f16::from_f64(value);
-                data.extend(near.to_le_bytes());
-                near.to_f64()
-            }
-            DataType::Bfloat16 => {
-                let near = bf16::from_f64(value);
-                data.extend(near.to_le_bytes());
-                near.to_f64()
-            }
-            _ => return None,
-        };
-        finite &= back.is_finite();
-    }
-    finite.then(|| Tensor::new(dtype, dims, data))
+    let tensor = Tensor::from_f64(dtype, dims, values)?;
+    tensor.to_f64()?.iter().all(|v| v.is_finite()).then_some(tensor)
 }

@@ -224,13 +224,12 @@ impl Insert<'_> {
                 same && self.solution.weights[*other].qparams == solved.qparams
                     && self.solution.weights[*other].changed == solved.changed
             });
-            let [codes, scale, zero] = match alike {
-                Some((_, found)) => *found,
-                None => {
-                    let found = self.quantized_weight(model, value, index)?;
-                    made.push((index, found));
-                    found
-                }
+            let [codes, scale, zero] = if let Some((_, found)) = alike {
+                *found
+            } else {
+                let found = self.quantized_weight(model, value, index)?;
+                made.push((index, found));
+                found
             };
             let axis = axis(&weight.granularity);
             let back = Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, axis);
@@ -317,54 +316,11 @@ fn axis(granularity: &Granularity) -> Option<usize> {
 
 /// A zero point tensor.
 fn zero_points(format: Format, dims: &[usize], values: &[i32]) -> Tensor {
-    let dtype = data_type(format);
+    let dtype = DataType::from(format);
     if format.is_integer() {
         Tensor::new(dtype, dims, pack::pack(values, format.bits()))
     } else {
         let count: usize = dims.iter().product();
         Tensor::new(dtype, dims, vec![0u8; (count * format.bits()).div_ceil(8)])
     }
-}
-
-/// The ONNX element type that stores a format.
-#[must_use]
-pub fn data_type(format: Format) -> DataType {
-    match format {
-        Format::Int2 => DataType::Int2,
-        Format::Uint2 => DataType::Uint2,
-        Format::Int4 => DataType::Int4,
-        Format::Uint4 => DataType::Uint4,
-        Format::Int8 => DataType::Int8,
-        Format::Uint8 => DataType::Uint8,
-        Format::Int16 => DataType::Int16,
-        Format::Uint16 => DataType::Uint16,
-        Format::Int32 => DataType::Int32,
-        Format::Float8e4m3fn => DataType::Float8e4m3fn,
-        Format::Float8e4m3fnuz => DataType::Float8e4m3fnuz,
-        Format::Float8e5m2 => DataType::Float8e5m2,
-        Format::Float8e5m2fnuz => DataType::Float8e5m2fnuz,
-        Format::Float4e2m1 => DataType::Float4e2m1,
-    }
-}
-
-/// The format stored in an ONNX element type, if it is one that quantizers produce.
-#[must_use]
-pub fn format_of(dtype: DataType) -> Option<Format> {
-    Some(match dtype {
-        DataType::Int2 => Format::Int2,
-        DataType::Uint2 => Format::Uint2,
-        DataType::Int4 => Format::Int4,
-        DataType::Uint4 => Format::Uint4,
-        DataType::Int8 => Format::Int8,
-        DataType::Uint8 => Format::Uint8,
-        DataType::Int16 => Format::Int16,
-        DataType::Uint16 => Format::Uint16,
-        DataType::Int32 => Format::Int32,
-        DataType::Float8e4m3fn => Format::Float8e4m3fn,
-        DataType::Float8e4m3fnuz => Format::Float8e4m3fnuz,
-        DataType::Float8e5m2 => Format::Float8e5m2,
-        DataType::Float8e5m2fnuz => Format::Float8e5m2fnuz,
-        DataType::Float4e2m1 => Format::Float4e2m1,
-        _ => return None,
-    })
 }

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, verify};
+use crate::nearest::nearest;
 
 /// Before planning: brings a float model into the form that the planner knows. Outputs stay as they were, but for the
 /// rounding of fused weights.
@@ -69,12 +70,9 @@ fn find(known: &[&'static dyn Pass], name: &str) -> Result<&'static dyn Pass> {
     }
     let names: Vec<&str> = known.iter().map(|pass| pass.name()).collect();
     let error = Error::new(Kind::Usage, format!("there is no pass \"{name}\""));
-    let nearest = names.iter().map(|n| (strsim::damerau_levenshtein(name, n), n)).min();
-    Err(match nearest {
-        Some((distance, nearest)) if distance <= nearest.len() / 2 => {
-            error.with_hint(format!("did you mean \"{nearest}\"?"))
-        }
-        _ => error.with_hint(format!("the passes are {}", names.join(", "))),
+    Err(match nearest(name, names.iter().copied()) {
+        Some(meant) => error.with_hint(format!("did you mean \"{meant}\"?")),
+        None => error.with_hint(format!("the passes are {}", names.join(", "))),
     })
 }
 

@@ -119,7 +119,6 @@ fn is_input(model: &Model, name: &str) -> bool {
 ///
 /// # Errors
 /// Outputs that do not match, or as [`calibrate`].
-#[allow(clippy::missing_panics_doc)]
 pub fn compare(
     reference: &Model,
     test: &Model,

@@ -36,6 +36,7 @@ pub mod config;
 pub mod document;
 pub mod error;
 pub mod ir;
+pub mod nearest;
 pub mod numerics;
 pub mod onnx;
 pub mod ops;

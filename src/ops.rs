@@ -133,6 +133,9 @@ pub fn of(model: &Model, node: NodeId) -> Option<&'static Row> {
 
 impl Row {
     /// Role of input `index`.
+    ///
+    /// # Panics
+    /// Never: rows of variadic operators have a role.
     #[must_use]
     pub fn role(&self, index: usize) -> Role {
         match self.inputs.get(index) {

@@ -338,7 +338,9 @@ impl Planner<'_> {
             "Relu" => !self.target.activation.symmetric,
             "Clip" => {
                 let low = match at.input(1) {
-                    Some(v) => self.model.constant(v).and_then(|t| t.to_f32()).and_then(|v| v.first().copied()),
+                    Some(v) => {
+                        self.model.constant(v).and_then(crate::ir::Tensor::to_f32).and_then(|v| v.first().copied())
+                    }
                     None => at.float("min"),
                 };
                 let high_known = match at.input(2) {
@@ -642,7 +644,7 @@ impl Planner<'_> {
             return;
         }
         let everywhere = self.target.placement == Placement::Everywhere;
-        if !everywhere && !(ahead.contains(&output) && data.iter().any(|(_, v)| behind.contains(v))) {
+        if !(everywhere || ahead.contains(&output) && data.iter().any(|(_, v)| behind.contains(v))) {
             return;
         }
         for &(_, value) in data.iter().chain([(0, output)].iter()) {
@@ -680,7 +682,7 @@ impl Planner<'_> {
         // Of two convolutions the later one is the end of the main branch.
         let other = match (fused(a), fused(b)) {
             (Some(x), Some(y)) if x < y => (0, a),
-            (Some(_), None) | (Some(_), Some(_)) => (1, b),
+            (Some(_), _) => (1, b),
             (None, Some(_)) => (0, a),
             (None, None) => return,
         };

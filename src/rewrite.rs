@@ -35,6 +35,7 @@ pub struct Request<'a> {
     /// Run only these passes; without one of the quantizing passes nothing is planned.
     pub passes: Option<&'a [&'static dyn Pass]>,
     /// Called with the model after each pass; may stop the line.
+    #[allow(clippy::type_complexity, reason = "its parts are what the caller has to write")]
     pub after: &'a dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
     /// Whether to measure the result on samples.
     pub measure: bool,

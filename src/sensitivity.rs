@@ -76,9 +76,10 @@ pub fn measure(
     progress.start("measure", sites.len().div_ceil(size) as u64);
     let mut groups = Vec::new();
     for group in sites.chunks(size) {
-        let others = sites.iter().filter(|s| !group.contains(s)).map(|s| {
-            ((*s).clone(), Veto { why: "measured without it".to_owned(), dynamic: false })
-        });
+        let others = sites
+            .iter()
+            .filter(|s| !group.contains(s))
+            .map(|s| ((*s).clone(), Veto { why: "measured without it".to_owned(), dynamic: false }));
         let noise = reference.noise(&quantized(&others.collect())?, progress)?;
         groups.push((group.iter().map(|s| (*s).clone()).collect(), noise));
         progress.tick();

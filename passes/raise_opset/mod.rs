@@ -22,8 +22,7 @@ use crate::error::{Error, Result};
 use crate::ir::{GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, ValueId, canonical_domain};
 use crate::onnx::{AttributeProto, MAX_OPSET, OperatorSetIdProto, attribute_type};
 
-/// Oldest operator set that can be converted: before it, binary operators broadcast by attributes.
-pub const MIN_OPSET: i64 = 7;
+pub use crate::ir::file::MIN_OPSET;
 
 /// Last operator set at which onnxruntime 1.31 still has kernels for the operators of [`ort_ceiling`].
 pub const ORT_CEILING: i64 = 21;

@@ -5,7 +5,7 @@
 
 use super::Raising;
 use crate::error::{Error, Result};
-use crate::ir::{Attr, Def, Graph, GraphId, Model, Node, NodeId, Owner, Port, User, Value, ValueId};
+use crate::ir::{Attr, Def, GraphId, Model, Node, NodeId, Owner, Port, User, ValueId};
 use crate::onnx::{AttributeProto, GraphProto, NodeProto, ValueInfoProto, attribute_type};
 
 pub(super) fn nest_batches(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
@@ -24,7 +24,7 @@ pub(super) fn nest_batches(raising: &mut Raising<'_>, node: NodeId) -> Result<Op
 
     let name = raising.model.node_name(node).to_owned();
     let model = &mut *raising.model;
-    let outer = open_body(model, node, &format!("{name}.batch"));
+    let outer = model.open(Owner::Node(node), &format!("{name}.batch"));
     let arguments = (0..inputs.len()).map(|i| add_input(model, outer, &format!("{name}.in{i}"))).collect::<Vec<_>>();
     let inner = NodeId(model.nodes.len() as u32);
     let mut attrs = std::mem::take(&mut model.nodes[node.0 as usize].attrs);
@@ -50,7 +50,7 @@ pub(super) fn nest_batches(raising: &mut Raising<'_>, node: NodeId) -> Result<Op
         model.set_input(inner, index, Some(argument));
     }
     for index in 0..outputs {
-        let value = new_value(model, &format!("{name}.out{index}"), Def::Output { node: inner, index });
+        let value = model.new_value(&format!("{name}.out{index}"), Def::Output { node: inner, index });
         model.nodes[inner.0 as usize].outputs.push(Some(value));
         model.values[value.0 as usize].users.push(User::Output { graph: outer, index });
         let port = port(model, value);
@@ -77,22 +77,8 @@ fn plain(proto: AttributeProto) -> Attr {
     Attr { proto, graphs: Vec::new() }
 }
 
-fn open_body(model: &mut Model, owner: NodeId, name: &str) -> GraphId {
-    let id = GraphId(model.graphs.len() as u32);
-    model.graphs.push(Graph {
-        owner: Owner::Node(owner),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        nodes: Vec::new(),
-        initializers: Vec::new(),
-        infos: Vec::new(),
-        rest: GraphProto { name: Some(name.to_owned()), ..GraphProto::default() },
-    });
-    id
-}
-
 fn add_input(model: &mut Model, graph: GraphId, name: &str) -> ValueId {
-    let value = new_value(model, name, Def::Input { default: None });
+    let value = model.new_value(name, Def::Input { default: None });
     let port = port(model, value);
     model.graphs[graph.0 as usize].inputs.push(port);
     value
@@ -101,12 +87,4 @@ fn add_input(model: &mut Model, graph: GraphId, name: &str) -> ValueId {
 fn port(model: &Model, value: ValueId) -> Port {
     let name = Some(model.value(value).name().to_owned());
     Port { value: Some(value), info: ValueInfoProto { name, ..ValueInfoProto::default() } }
-}
-
-fn new_value(model: &mut Model, name: &str, def: Def) -> ValueId {
-    let id = ValueId(model.values.len() as u32);
-    let name = model.unique_name(name);
-    model.names.insert(name.clone());
-    model.values.push(Value { name, ty: None, retyped: false, def, users: Vec::new() });
-    id
 }

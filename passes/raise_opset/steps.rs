@@ -408,15 +408,19 @@ fn single_axis(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>
     let flat = raising.insert_before(node, flatten)?;
     let shape = raising.insert_before(node, NewNode::new("Shape", &shape, &[data], &[&shape]))?;
     // The old node becomes the Reshape, so that its output keeps name, type and uses.
-    let original = raising.model.node(node).name().to_owned();
-    let along_rows = NewNode::new(&op, &original, &[flat], &[&normalized]).with(Attr::int("axis", -1));
+    let along_rows = NewNode::new(&op, format!("{name}.reshape"), &[flat], &[&normalized]).with(Attr::int("axis", -1));
     let normalized = raising.insert_before(node, along_rows)?;
+    // The name stays with the operator that bears it.
+    if let Some(inserted) = raising.model.producer(normalized) {
+        let made = raising.model.node(inserted).name().to_owned();
+        let nodes = &mut raising.model.nodes;
+        nodes[inserted.0 as usize].rest.name = nodes[node.0 as usize].rest.name.replace(made);
+    }
     if let Some(dtype) = facts::element_type(raising.model, data) {
         let ty = tensor_type(dtype, Some(&[None, None]));
         raising.model.set_type(flat, ty.clone());
         raising.model.set_type(normalized, ty);
     }
-    raising.model.nodes[node.0 as usize].rest.name = Some(format!("{name}.reshape"));
     raising.model.set_op(node, "", "Reshape");
     raising.model.remove_attr(node, "axis");
     raising.model.set_input(node, 0, Some(normalized));

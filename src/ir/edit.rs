@@ -74,8 +74,16 @@ impl Model {
             sources: Vec::new(),
             cursor: 0,
         };
-        model.graphs.push(Graph {
-            owner: Owner::Main,
+        model.open(Owner::Main, name);
+        model.set_domain_version("", opset);
+        model
+    }
+
+    /// Adds an empty graph.
+    pub(crate) fn open(&mut self, owner: Owner, name: &str) -> GraphId {
+        let id = GraphId(self.graphs.len() as u32);
+        self.graphs.push(Graph {
+            owner,
             inputs: Vec::new(),
             outputs: Vec::new(),
             nodes: Vec::new(),
@@ -83,8 +91,7 @@ impl Model {
             infos: Vec::new(),
             rest: GraphProto { name: Some(name.to_owned()), ..GraphProto::default() },
         });
-        model.set_domain_version("", opset);
-        model
+        id
     }
 
     /// Adds an input at the end of a graph's; its name is made unique.
@@ -404,32 +411,11 @@ impl Model {
         self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
     }
 
-    /// Makes a graph input a constant.
-    pub fn bind_input(&mut self, graph: GraphId, value: ValueId, tensor: Tensor) {
-        self.values[value.0 as usize].def = Def::Constant(tensor);
-        self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
-        if !self.graph(graph).initializers.contains(&value) {
-            self.graphs[graph.0 as usize].initializers.push(value);
-        }
-    }
-
     /// Declares the type of a value, in place of what the file said.
     pub fn set_type(&mut self, value: ValueId, ty: TypeProto) {
         let slot = &mut self.values[value.0 as usize];
         slot.ty = Some(ty);
         slot.retyped = true;
-    }
-
-    /// Adds a declaration of the value's type to its graph, where it has none.
-    pub fn declare(&mut self, graph: GraphId, value: ValueId) {
-        let declared = |g: &Graph| g.infos.iter().any(|p| p.value == Some(value));
-        if self.value(value).ty.is_none() || declared(self.graph(graph)) {
-            return;
-        }
-        let slot = self.value(value);
-        let info =
-            ValueInfoProto { name: Some(slot.name.clone()), r#type: slot.ty.clone(), ..ValueInfoProto::default() };
-        self.graphs[graph.0 as usize].infos.push(Port { value: Some(value), info });
     }
 
     /// Sets an attribute, replacing one of the same name.
@@ -553,7 +539,8 @@ impl Model {
         annotations.retain(|a| keep(a.tensor_name.as_deref().unwrap_or("")));
     }
 
-    fn new_value(&mut self, name: &str, def: Def) -> ValueId {
+    /// Adds a value; its name is made unique.
+    pub(crate) fn new_value(&mut self, name: &str, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let name = self.unique_name(name);
         self.names.insert(name.clone());

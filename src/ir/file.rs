@@ -199,7 +199,7 @@ fn missing(path: &Path) -> Error {
         return error.with_hint(format!("there is no folder {}", folder.display()));
     }
     let wanted = path.file_name().unwrap_or_default().to_string_lossy();
-    match nearest(&wanted, files_in(folder)) {
+    match nearest_file(&wanted, files_in(folder)) {
         Some(name) => error.with_hint(format!("did you mean {}?", path.with_file_name(name).display())),
         None => error.with_hint(format!("no file of a similar name is in {}", folder.display())),
     }
@@ -220,7 +220,7 @@ fn files_in(folder: &Path) -> Vec<String> {
 }
 
 /// The name most like `wanted`, if one is.
-fn nearest(wanted: &str, names: Vec<String>) -> Option<String> {
+fn nearest_file(wanted: &str, names: Vec<String>) -> Option<String> {
     let wanted = wanted.to_lowercase();
     // Stems are compared, since an ending that all the names share would make any two of them alike.
     let parts = |name: &str| {

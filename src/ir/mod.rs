@@ -12,6 +12,7 @@
 //! Ids of removed nodes stay valid but belong to no graph.
 
 mod convert;
+mod dtype;
 mod edit;
 pub mod file;
 pub mod hash;

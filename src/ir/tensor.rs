@@ -54,6 +54,24 @@ impl Tensor {
         Self::new(DataType::Int32, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
     }
 
+    /// The numbers nearest to `values`, ties to even, as a tensor of one of the float types graphs compute in; `None` for
+    /// other types.
+    ///
+    /// # Panics
+    /// If there are not as many values as `dims` ask for.
+    #[must_use]
+    pub fn from_f64(dtype: DataType, dims: &[usize], values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let values = values.into_iter();
+        let data: Vec<u8> = match dtype {
+            DataType::Float => values.flat_map(|v| (v as f32).to_le_bytes()).collect(),
+            DataType::Double => values.flat_map(f64::to_le_bytes).collect(),
+            DataType::Float16 => values.flat_map(|v| half::f16::from_f64(v).to_le_bytes()).collect(),
+            DataType::Bfloat16 => values.flat_map(|v| half::bf16::from_f64(v).to_le_bytes()).collect(),
+            _ => return None,
+        };
+        Some(Self::new(dtype, dims, data))
+    }
+
     /// Checks a message and wraps it. `external` is the tensor's slice of its data file, where it has one.
     ///
     /// # Errors
@@ -209,53 +227,40 @@ impl Tensor {
     }
 
     /// The elements as f32, where the type is a float graphs compute in. Doubles are rounded to nearest even.
-    ///
-    /// # Panics
-    /// Never: chunks have the length they are asked for.
     #[must_use]
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         let raw = self.raw();
         Some(match self.dtype() {
-            DataType::Float => raw.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().expect("four"))).collect(),
-            DataType::Float16 => {
-                raw.chunks_exact(2).map(|c| half::f16::from_le_bytes(c.try_into().expect("two")).to_f32()).collect()
-            }
-            DataType::Bfloat16 => {
-                raw.chunks_exact(2).map(|c| half::bf16::from_le_bytes(c.try_into().expect("two")).to_f32()).collect()
-            }
-            DataType::Double => {
-                raw.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("eight")) as f32).collect()
-            }
+            DataType::Float => elements(&raw, f32::from_le_bytes),
+            DataType::Float16 => elements(&raw, |c| half::f16::from_le_bytes(c).to_f32()),
+            DataType::Bfloat16 => elements(&raw, |c| half::bf16::from_le_bytes(c).to_f32()),
+            DataType::Double => elements(&raw, |c| f64::from_le_bytes(c) as f32),
             _ => return None,
         })
     }
 
+    /// The elements as f64, where the type is a float graphs compute in; exact.
+    #[must_use]
+    pub fn to_f64(&self) -> Option<Vec<f64>> {
+        if self.dtype() == DataType::Double {
+            return Some(elements(&self.raw(), f64::from_le_bytes));
+        }
+        Some(self.to_f32()?.into_iter().map(f64::from).collect())
+    }
+
     /// The elements as i64, where the type is an integer of at least 8 bits or a bool.
-    ///
-    /// # Panics
-    /// Never: chunks have the length they are asked for.
     #[must_use]
     pub fn to_i64(&self) -> Option<Vec<i64>> {
         let raw = self.raw();
         Some(match self.dtype() {
-            DataType::Int64 => raw.chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().expect("eight"))).collect(),
-            DataType::Uint64 => {
-                raw.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight")) as i64).collect()
-            }
-            DataType::Int32 => {
-                raw.chunks_exact(4).map(|c| i32::from_le_bytes(c.try_into().expect("four")).into()).collect()
-            }
-            DataType::Uint32 => {
-                raw.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four")).into()).collect()
-            }
-            DataType::Int16 => {
-                raw.chunks_exact(2).map(|c| i16::from_le_bytes(c.try_into().expect("two")).into()).collect()
-            }
-            DataType::Uint16 => {
-                raw.chunks_exact(2).map(|c| u16::from_le_bytes(c.try_into().expect("two")).into()).collect()
-            }
-            DataType::Int8 => raw.iter().map(|&b| i64::from(b as i8)).collect(),
-            DataType::Uint8 | DataType::Bool => raw.iter().map(|&b| i64::from(b)).collect(),
+            DataType::Int64 => elements(&raw, i64::from_le_bytes),
+            DataType::Uint64 => elements(&raw, |c| u64::from_le_bytes(c) as i64),
+            DataType::Int32 => elements(&raw, |c| i32::from_le_bytes(c).into()),
+            DataType::Uint32 => elements(&raw, |c| u32::from_le_bytes(c).into()),
+            DataType::Int16 => elements(&raw, |c| i16::from_le_bytes(c).into()),
+            DataType::Uint16 => elements(&raw, |c| u16::from_le_bytes(c).into()),
+            DataType::Int8 => elements(&raw, |c| i8::from_le_bytes(c).into()),
+            DataType::Uint8 | DataType::Bool => elements(&raw, |c| u8::from_le_bytes(c).into()),
             _ => return None,
         })
     }
@@ -276,6 +281,10 @@ impl Tensor {
     pub fn strings(&self) -> Cow<'_, [Bytes]> {
         Cow::Borrowed(&self.proto.string_data)
     }
+}
+
+fn elements<T, const N: usize>(raw: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    raw.as_chunks().0.iter().map(|&bytes| read(bytes)).collect()
 }
 
 /// Entries that the typed data field of `dtype` has for `count` elements.

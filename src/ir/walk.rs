@@ -4,7 +4,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 use petgraph::visit::{GraphBase, GraphRef, IntoNeighbors, IntoNodeIdentifiers, NodeIndexable};
 
-use super::{GraphId, Model, NodeId, Owner, User, ValueId};
+use super::{GraphId, Model, NodeId, Owner, User};
 
 /// The nodes of one graph, as petgraph sees them: an edge runs from a producer to each consumer in the same graph,
 /// uses inside a consumer's bodies included.
@@ -164,32 +164,5 @@ impl Model {
             cycle.rotate_left(first);
         }
         Err(cycle)
-    }
-
-    /// Values of other graphs that the nodes or outputs of `graph` use, its inner bodies included.
-    #[must_use]
-    pub fn captures(&self, graph: GraphId) -> Vec<ValueId> {
-        let mut inside = vec![graph];
-        let mut at = 0;
-        while at < inside.len() {
-            inside.extend(self.graph(inside[at]).nodes().iter().flat_map(|&n| self.node(n).bodies()));
-            at += 1;
-        }
-        let mut defined: std::collections::HashSet<ValueId> = std::collections::HashSet::new();
-        let mut used = Vec::new();
-        for &g in &inside {
-            let graph = self.graph(g);
-            defined.extend(graph.inputs());
-            defined.extend(graph.initializers().iter().copied());
-            for &n in graph.nodes() {
-                defined.extend(self.node(n).outputs.iter().flatten());
-                used.extend(self.node(n).inputs.iter().flatten().copied());
-            }
-            used.extend(graph.outputs());
-        }
-        used.retain(|v| !defined.contains(v));
-        used.sort_unstable();
-        used.dedup();
-        used
     }
 }

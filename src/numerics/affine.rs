@@ -73,7 +73,7 @@ pub fn quantize(
     quantizer.for_each_chunk(x, &mut out, pack::packed_len(CHUNK, bits), |start, x, out| match bits {
         32 => quantizer.fill_packed(start, x, out, |codes: &[i32], out| write_le(codes, out, i32::to_le_bytes)),
         16 => quantizer.fill_packed(start, x, out, |codes: &[u16], out| write_le(codes, out, u16::to_le_bytes)),
-        _ => quantizer.fill_packed(start, x, out, |codes: &[u8], out| pack::pack_bytes(codes, bits, out)),
+        _ => quantizer.fill_packed(start, x, out, |codes: &[u8], out| pack::pack_bytes_into(codes, bits, out)),
     })?;
     Ok(out)
 }
@@ -96,6 +96,25 @@ pub fn quantize_codes(
     Ok(out)
 }
 
+/// [`quantize_codes`] half to even, on the calling thread alone and of anything: see [`quantize_value`] for infinities and NaN,
+/// and scales are not looked at. For runtimes, which have threads of their own and compute what the model says.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if the sizes do not fit together or a zero point is outside the format.
+pub fn quantize_serial(
+    x: &[f32],
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+    format: Format,
+) -> Result<Vec<i32>> {
+    let grid = Grid::new(dims, granularity)?;
+    grid.check(x.len(), dims, format, qparams)?;
+    let mut out = vec![0; x.len()];
+    Quantizer { grid, qparams, format, round: Round::HalfEven }.fill(0, x, &mut out);
+    Ok(out)
+}
+
 /// Turns packed bytes back into numbers: `f32(q − z) · s`, or `decode(q) · s` for floats.
 ///
 /// Bit exact with ONNX `DequantizeLinear-25` for f32 output. Any scale is accepted, as that operator does.
@@ -103,6 +122,38 @@ pub fn quantize_codes(
 /// # Errors
 /// [`Kind::Model`](crate::error::Kind::Model) if the sizes do not fit together or a zero point is outside the format.
 pub fn dequantize(
+    raw: &[u8],
+    format: Format,
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+) -> Result<Vec<f32>> {
+    dequantize_by(Workers::All, raw, format, dims, granularity, qparams)
+}
+
+/// [`dequantize`] on the calling thread alone.
+///
+/// # Errors
+/// As [`dequantize`].
+pub fn dequantize_serial(
+    raw: &[u8],
+    format: Format,
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+) -> Result<Vec<f32>> {
+    dequantize_by(Workers::Caller, raw, format, dims, granularity, qparams)
+}
+
+/// Who does the work.
+#[derive(Clone, Copy)]
+enum Workers {
+    All,
+    Caller,
+}
+
+fn dequantize_by(
+    workers: Workers,
     raw: &[u8],
     format: Format,
     dims: &[usize],
@@ -118,19 +169,22 @@ pub fn dequantize(
     let mut out = vec![0.0; grid.len];
     if let Some(float) = format.float() {
         let table: [f32; 256] = std::array::from_fn(|code| float.decode(code as u8));
-        scale_all(raw, format, &grid, qparams, &mut out, |code, _| table[usize::from(code as u8)]);
+        scale_all(workers, raw, format, &grid, qparams, &mut out, |code, _| table[usize::from(code as u8)]);
     } else if format == Format::Int32 {
-        scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| {
+        scale_all(workers, raw, format, &grid, qparams, &mut out, |code, zero_point| {
             (i64::from(code) - i64::from(zero_point)) as f32
         });
     } else {
-        scale_all(raw, format, &grid, qparams, &mut out, |code, zero_point| code.wrapping_sub(zero_point) as f32);
+        scale_all(workers, raw, format, &grid, qparams, &mut out, |code, zero_point| {
+            code.wrapping_sub(zero_point) as f32
+        });
     }
     Ok(out)
 }
 
 /// Fills `out` with `number(code, zero_point) * scale`.
 fn scale_all(
+    workers: Workers,
     raw: &[u8],
     format: Format,
     grid: &Grid,
@@ -159,10 +213,17 @@ fn scale_all(
             }
         }
     };
-    out.par_chunks_mut(CHUNK).zip(raw.par_chunks(packed(CHUNK))).enumerate().for_each(|(idx, (out, raw))| {
+    let chunk = |start: usize, raw: &[u8], out: &mut [f32]| {
         let blocks = out.chunks_mut(BLOCK).zip(raw.chunks(packed(BLOCK))).enumerate();
-        blocks.for_each(|(block_idx, (out, raw))| block(idx * CHUNK + block_idx * BLOCK, raw, out));
-    });
+        blocks.for_each(|(idx, (out, raw))| block(start + idx * BLOCK, raw, out));
+    };
+    match workers {
+        Workers::Caller => chunk(0, raw, out),
+        Workers::All => {
+            let chunks = out.par_chunks_mut(CHUNK).zip(raw.par_chunks(packed(CHUNK))).enumerate();
+            chunks.for_each(|(idx, (out, raw))| chunk(idx * CHUNK, raw, out));
+        }
+    }
 }
 
 fn write_le<T: Copy, const N: usize>(codes: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {

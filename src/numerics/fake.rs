@@ -35,21 +35,42 @@ pub fn fake_quantize_nd(
     let grid = Grid::new(dims, granularity)?;
     grid.check(x.len(), dims, format, qparams)?;
     check_scales(&qparams.scales)?;
-    let QParams { scales, zero_points } = qparams;
-    x.par_chunks_mut(CHUNK).enumerate().for_each(|(idx, x)| {
-        let mut rest = &mut *x;
-        for run in grid.runs(idx * CHUNK, rest.len()) {
-            let (now, later) = rest.split_at_mut(run.len());
-            rest = later;
-            match run {
-                Run::Same { len: _, entry } => same(now, scales[entry], zero_points[entry], format),
-                Run::Each { len, first } => {
-                    each(now, &scales[first..first + len], &zero_points[first..first + len], format);
-                }
+    x.par_chunks_mut(CHUNK).enumerate().for_each(|(idx, x)| runs(x, idx * CHUNK, &grid, qparams, format));
+    Ok(())
+}
+
+/// [`fake_quantize_nd`] on the calling thread alone, with scales that are not looked at. For runtimes, which have threads of
+/// their own and compute what the model says.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if the sizes do not fit together or a zero point is outside the format. `x` is then
+/// unchanged.
+pub fn fake_quantize_serial(
+    x: &mut [f32],
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+    format: Format,
+) -> Result<()> {
+    let grid = Grid::new(dims, granularity)?;
+    grid.check(x.len(), dims, format, qparams)?;
+    runs(x, 0, &grid, qparams, format);
+    Ok(())
+}
+
+/// Fake quantizes `x`, which begins at element `start`.
+fn runs(x: &mut [f32], start: usize, grid: &Grid, QParams { scales, zero_points }: &QParams, format: Format) {
+    let mut rest = x;
+    for run in grid.runs(start, rest.len()) {
+        let (now, later) = rest.split_at_mut(run.len());
+        rest = later;
+        match run {
+            Run::Same { len: _, entry } => same(now, scales[entry], zero_points[entry], format),
+            Run::Each { len, first } => {
+                each(now, &scales[first..first + len], &zero_points[first..first + len], format);
             }
         }
-    });
-    Ok(())
+    }
 }
 
 fn same(x: &mut [f32], scale: f32, zero_point: i32, format: Format) {

@@ -1,4 +1,4 @@
-//! Floats of 4 and 8 bits.
+//! Floats of 4 to 8 bits.
 
 use super::Format;
 
@@ -17,7 +17,7 @@ enum Special {
 
 /// The layout of a small float.
 #[derive(Clone, Copy)]
-pub(super) struct Minifloat {
+pub struct Minifloat {
     exponent_bits: u32,
     mantissa_bits: u32,
     bias: u32,
@@ -31,7 +31,7 @@ pub(super) struct Minifloat {
 
 impl Format {
     /// The layout, for float formats.
-    pub(super) fn float(self) -> Option<Minifloat> {
+    pub fn float(self) -> Option<Minifloat> {
         let (exponent_bits, mantissa_bits, bias, special, nan_code, max) = match self {
             Self::Float8e4m3fn => (4, 3, 7, Special::Fn, 0x7f, 448.0),
             Self::Float8e4m3fnuz => (4, 3, 8, Special::Fnuz, 0x80, 240.0),
@@ -45,7 +45,25 @@ impl Format {
     }
 }
 
+/// The power of two that a `float8e8m0` code stands for: 2^(code − 127), NaN for 255.
+pub fn decode_float8e8m0(code: u8) -> f32 {
+    match code {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        _ => f32::from_bits(u32::from(code) << 23),
+    }
+}
+
 impl Minifloat {
+    /// 2 exponent bits, 3 mantissa bits, finite only; largest 7.5.
+    pub const FLOAT6E2M3: Self = Self::finite(2, 3, 1, 7.5);
+    /// 3 exponent bits, 2 mantissa bits, finite only; largest 28.
+    pub const FLOAT6E3M2: Self = Self::finite(3, 2, 3, 28.0);
+
+    const fn finite(exponent_bits: u32, mantissa_bits: u32, bias: u32, max: f32) -> Self {
+        Self { exponent_bits, mantissa_bits, bias, special: Special::None, nan_code: 0, nan_sign: 0, max }
+    }
+
     fn sign_bit(self) -> u32 {
         1 << (self.exponent_bits + self.mantissa_bits)
     }
@@ -63,7 +81,7 @@ impl Minifloat {
     /// Nearest code, ties to even, saturating; see [`Format::encode`].
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "loops over it vectorize only when it is inlined")]
-    pub(super) fn encode(self, x: f32) -> i32 {
+    pub fn encode(self, x: f32) -> i32 {
         let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
         let clamped = if magnitude < self.max { magnitude } else { self.max };
         let shift = 23 - self.mantissa_bits;
@@ -102,8 +120,8 @@ impl Minifloat {
         if x.is_nan() { nan } else { signed }
     }
 
-    /// The number a code stands for.
-    pub(super) fn decode(self, code: u8) -> f32 {
+    /// The number a code stands for; bits above those of the layout are ignored.
+    pub fn decode(self, code: u8) -> f32 {
         let sign_bit = self.sign_bit();
         let code = u32::from(code) & (2 * sign_bit - 1);
         let magnitude = code & (sign_bit - 1);

@@ -43,9 +43,10 @@ pub mod pack;
 pub mod pair_safe;
 mod range;
 
-pub use affine::{Round, dequantize, quantize, quantize_codes, quantize_value};
+pub use affine::{Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value};
 pub use bias::{bias_scale, quantize_bias, weight_scale_floor};
-pub use fake::{fake_quantize, fake_quantize_nd};
+pub use fake::{fake_quantize, fake_quantize_nd, fake_quantize_serial};
 pub use format::Format;
 pub use grid::{Granularity, QParams};
+pub use minifloat::{Minifloat, decode_float8e8m0};
 pub use range::{MinMax, RangeSpec, channel_ranges, min_max, qparams_from_range};

@@ -21,15 +21,20 @@ pub fn pack(codes: &[i32], bits: usize) -> Vec<u8> {
         32 => codes.iter().flat_map(|code| code.to_le_bytes()).collect(),
         _ => {
             let bytes: Vec<u8> = codes.iter().map(|&code| code as u8).collect();
-            let mut out = vec![0; packed_len(codes.len(), bits)];
-            pack_bytes(&bytes, bits, &mut out);
-            out
+            pack_bytes(&bytes, bits)
         }
     }
 }
 
+/// Packs the low `bits` bits (2, 4 or 8) of each byte.
+pub fn pack_bytes(codes: &[u8], bits: usize) -> Vec<u8> {
+    let mut out = vec![0; packed_len(codes.len(), bits)];
+    pack_bytes_into(codes, bits, &mut out);
+    out
+}
+
 /// Packs the low `bits` bits (2, 4 or 8) of each byte into `out`, which has exactly the packed length.
-pub(super) fn pack_bytes(codes: &[u8], bits: usize, out: &mut [u8]) {
+pub(super) fn pack_bytes_into(codes: &[u8], bits: usize, out: &mut [u8]) {
     match bits {
         2 => {
             for (out, four) in out.iter_mut().zip(codes.chunks(4)) {

@@ -79,11 +79,6 @@ impl Layout {
         self.channels
     }
 
-    /// Elements of a channel.
-    pub fn row_len(&self) -> usize {
-        self.order.len()
-    }
-
     /// One channel of `weight` in kernel order; `channel` is below [`channels`](Self::channels) and `weight` has the shape that the
     /// layout was made for.
     pub fn row<T: Copy>(&self, weight: &[T], channel: usize) -> Vec<T> {

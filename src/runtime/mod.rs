@@ -32,11 +32,6 @@ mod support;
 #[cfg(feature = "tract")]
 mod widen;
 
-use std::collections::BTreeMap;
-
-use crate::ir::{Model, NodeId, Tensor};
-use crate::passes::Evaluate;
-
 #[cfg(not(feature = "tract"))]
 pub use absent::{Session, TractEvaluate};
 #[cfg(feature = "tract")]
@@ -44,8 +39,7 @@ pub use engine::TractEvaluate;
 #[cfg(feature = "tract")]
 pub use session::Session;
 
-/// One set of inputs: name of a main-graph input to its tensor.
-pub type Sample = BTreeMap<String, Tensor>;
+pub use crate::samples::Sample;
 
 /// Called for each observed tensor of a run.
 pub trait Observe: Send + Sync {
@@ -67,15 +61,5 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self { check: true, plans: 1 }
-    }
-}
-
-/// Evaluates nothing: constants stay as they are.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoEvaluate;
-
-impl Evaluate for NoEvaluate {
-    fn evaluate(&self, _model: &Model, _node: NodeId, _inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
-        None
     }
 }

@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::{Blocks, Constant, Dequantized};
-use super::kernel::Grid;
+use super::kernel::quantized_format;
 use super::program::{Program, Step, floats, is_default, node};
 use crate::error::Result;
 use crate::ir::{Attr, Tensor};
+use crate::numerics::{Format, bias_scale};
 use crate::onnx::{AttributeProto, DataType};
 
 /// The operator that quantizes and dequantizes in one: attributes `scale`, `zero`, `axis`, `block`, `format`.
@@ -142,12 +143,12 @@ impl<'a> Emit<'a> {
         let scale = |name: &str| self.program.constants.get(name).and_then(|c| c.values().ok());
         let (input, weight) = (scale(input).ok_or_else(fail)?, scale(weight).ok_or_else(fail)?);
         let &[input] = input.as_slice() else { return Err(fail()) };
-        let scale: Vec<f32> = weight.iter().map(|w| input * w).collect();
+        let scale: Vec<f32> = weight.iter().map(|&w| bias_scale(input, w)).collect();
         let packed = Dequantized {
             data,
             scale: Constant::Plain(Tensor::from_f32(&[scale.len()], &scale)),
             zero: None,
-            default_zero: 0.,
+            default_zero: 0,
             axis: 0,
             block: 0,
         };
@@ -321,9 +322,9 @@ impl<'a> Emit<'a> {
             return Err(self.step.refuse("its zero points are not constant"));
         }
         let bits = self.step.int("bits").unwrap_or(4);
-        let mut default_zero = 0.;
+        let mut default_zero = 0;
         if data.dtype() == DataType::Uint8 {
-            default_zero = if bits == 4 { 8. } else { 128. };
+            default_zero = if bits == 4 { 8 } else { 128 };
             if bits == 4 {
                 // Bytes hold pairs along the last axis, which is what a uint4 tensor of twice the width is.
                 let wide = |tensor: &Tensor| {
@@ -380,7 +381,7 @@ fn packed(program: &Program, step: &Step) -> Option<(String, Constant)> {
     };
     let axis = step.int("axis").unwrap_or(1);
     let block = step.int("block_size").unwrap_or(0);
-    let packed = Dequantized { data, scale, zero, default_zero: 0., axis, block };
+    let packed = Dequantized { data, scale, zero, default_zero: 0, axis, block };
     Some((step.output(0)?.to_owned(), Constant::Dequantized(Box::new(packed))))
 }
 
@@ -445,7 +446,9 @@ fn fuse_pairs(program: &mut Program) {
             continue;
         };
         let same = q.scale == dq.scale && q.zero == dq.zero && q.axis == dq.axis && q.block == dq.block;
-        let Some(format) = format(program, quantize).filter(|f| same && Grid::of(*f).is_some()) else { continue };
+        let Some(format) = format(program, quantize).filter(|&f| same && quantized_format(f).is_some()) else {
+            continue;
+        };
         let fused = if let Some(first) = made.get(source) {
             node("Identity", &[first], &[output], Vec::new())
         } else {
@@ -481,7 +484,7 @@ fn name_formats(program: &mut Program) -> Result<()> {
             continue;
         }
         let Some(format) = format(program, step) else { continue };
-        if !matches!(Grid::of(format), Some(Grid::Integer { .. })) {
+        if !quantized_format(format).is_some_and(Format::is_integer) {
             return Err(step.refuse(format!("it makes a {format} tensor that is not dequantized right away")));
         }
         program.steps[at].node.attribute.push(Attr::int(FORMAT, format.code().into()));

@@ -4,6 +4,7 @@ use super::convert::{converts, numpy_name};
 use super::npy::Element;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Def, Model};
+use crate::nearest::nearest;
 use crate::onnx::{DataType, tensor_shape_proto, type_proto};
 
 /// An input of the main graph.
@@ -152,13 +153,8 @@ pub(super) fn find(inputs: &[Input], key: &str) -> Result<usize> {
     if let ([only], "arr_0") = (required.as_slice(), key) {
         return Ok(*only);
     }
-    let near = inputs
-        .iter()
-        .map(|i| (strsim::normalized_damerau_levenshtein(&i.name.to_lowercase(), &key.to_lowercase()), &i.name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(similarity, _)| *similarity > 0.5);
-    let hint = match near {
-        Some((_, name)) => format!("did you mean \"{name}\"?"),
+    let hint = match nearest(key, inputs.iter().map(|i| i.name.as_str())) {
+        Some(name) => format!("did you mean \"{name}\"?"),
         None => format!("the model's inputs are {}", names(inputs.iter())),
     };
     Err(Error::new(Kind::Samples, format!("the model has no input \"{key}\"")).with_hint(hint))

@@ -8,9 +8,9 @@
 
 use amax::numerics::pair_safe::{self, Layout};
 use amax::numerics::{
-    Format, Granularity, QParams, RangeSpec, Round, bias_scale, channel_ranges, dequantize, fake_quantize,
-    fake_quantize_nd, metrics, min_max, pack, qparams_from_range, quantize, quantize_bias, quantize_codes,
-    quantize_value, weight_scale_floor,
+    Format, Granularity, QParams, RangeSpec, Round, bias_scale, channel_ranges, dequantize, dequantize_serial,
+    fake_quantize, fake_quantize_nd, fake_quantize_serial, metrics, min_max, pack, qparams_from_range, quantize,
+    quantize_bias, quantize_codes, quantize_serial, quantize_value, weight_scale_floor,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -109,17 +109,27 @@ impl Case {
             (Err(_), Err(_)) => {}
             (codes, raw) => panic!("{name}: {codes:?} but {raw:?}"),
         }
+        if let Ok(codes) = &codes {
+            assert_eq!(&quantize_serial(x, dims, granularity, qparams, *format).unwrap(), codes, "{name}");
+        }
         codes
     }
 
     fn dequantize(&self, codes: &[i32]) -> Vec<f32> {
         let raw = pack::pack(codes, self.format.bits());
-        dequantize(&raw, self.format, &self.dims, &self.granularity, &self.qparams).unwrap()
+        let Self { name, format, dims, granularity, qparams, x: _ } = self;
+        let values = dequantize(&raw, *format, dims, granularity, qparams).unwrap();
+        let serial = dequantize_serial(&raw, *format, dims, granularity, qparams).unwrap();
+        assert_eq!(bits(&values), bits(&serial), "{name}");
+        values
     }
 
     fn fake(&self) -> Vec<f32> {
         let mut x = self.x.clone();
         fake_quantize_nd(&mut x, &self.dims, &self.granularity, &self.qparams, self.format).unwrap();
+        let mut serial = self.x.clone();
+        fake_quantize_serial(&mut serial, &self.dims, &self.granularity, &self.qparams, self.format).unwrap();
+        assert_eq!(bits(&x), bits(&serial), "{}", self.name);
         if self.granularity == Granularity::PerTensor {
             let mut y = self.x.clone();
             fake_quantize(&mut y, self.qparams.scales[0], self.qparams.zero_points[0], self.format);

@@ -79,7 +79,7 @@ fn name_of(entry: std::io::Result<std::fs::DirEntry>) -> String {
     entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()
 }
 
-const PREPARED: &str = "lift-constants,fold-constants,fuse-batchnorm,drop-dead";
+const PREPARED: &str = "freeze-inputs,lift-constants,fold-constants,fuse-batchnorm,drop-dead";
 
 #[test]
 fn pipelines_are_read_and_printed_alike() {
@@ -100,8 +100,8 @@ fn a_name_that_is_no_pass_gets_the_nearest_that_is() {
     };
     check("fold-constant", "there is no pass \"fold-constant\"", "did you mean \"fold-constants\"?");
     check("drop-dead,fuse_batchnorm", "there is no pass \"fuse_batchnorm\"", "did you mean \"fuse-batchnorm\"?");
-    check("drop-dead,", "there is no pass \"\"", "the passes are lift-constants, ");
-    check("quantize", "there is no pass \"quantize\"", "the passes are lift-constants, ");
+    check("drop-dead,", "there is no pass \"\"", "the passes are freeze-inputs, lift-constants, ");
+    check("quantize", "there is no pass \"quantize\"", "the passes are freeze-inputs, lift-constants, ");
 }
 
 /// A pass made of a function.
@@ -161,7 +161,7 @@ fn a_run_stops_when_it_is_told_to() {
         },
     )
     .unwrap();
-    assert_eq!(seen, ["lift-constants", "fold-constants"]);
+    assert_eq!(seen, ["freeze-inputs", "lift-constants", "fold-constants"]);
 }
 
 /// A runtime that answers everything with the same tensors.

@@ -5,9 +5,10 @@ use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::{files_in, folder_of, map, nearest};
+use super::{files_in, folder_of, map};
 use crate::error::{Error, Kind, Result};
 use crate::ir::element_count;
+use crate::nearest::nearest;
 use crate::onnx::{DataType, TensorProto};
 
 /// The folder that external data may come from, with the files opened so far.
@@ -116,7 +117,7 @@ fn missing(location: &str, path: &Path) -> Error {
     let folder = folder_of(path);
     let error = Error::model(format!("external data file \"{location}\" is missing from {}", folder.display()));
     let wanted = path.file_name().unwrap_or_default().to_string_lossy();
-    match nearest(&wanted, files_in(folder)) {
+    match nearest(&wanted, files_in(folder).iter().map(String::as_str)) {
         Some(name) => error.with_hint(format!("was \"{name}\" renamed? models name their data files")),
         None => error.with_hint("copy it beside the model"),
     }

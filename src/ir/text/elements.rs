@@ -1,5 +1,6 @@
 //! Elements of tensors: raw bytes to codes and back, and what the codes of small floats mean.
 
+use crate::numerics::decode_float8e8m0;
 use crate::onnx::DataType;
 
 /// Bits of one entry of a tensor's text: an element, or one half of a complex element.
@@ -56,7 +57,9 @@ pub(super) fn is_signed(dtype: DataType) -> bool {
 
 /// Whether elements are floats that are written as codes.
 pub(super) fn is_small_float(dtype: DataType) -> bool {
-    matches!(dtype, DataType::Float16 | DataType::Bfloat16) || small(dtype).is_some()
+    matches!(dtype, DataType::Float16 | DataType::Bfloat16)
+        || dtype == DataType::Float8e8m0
+        || dtype.minifloat().is_some()
 }
 
 /// The signed integer that the low `bits` bits of `code` are.
@@ -65,65 +68,14 @@ pub(super) fn sign_extend(bits: usize, code: u64) -> i64 {
     ((code << shift) as i64) >> shift
 }
 
-/// A float format of at most 8 bits.
-#[derive(Clone, Copy)]
-struct Small {
-    sign: bool,
-    exponent: u32,
-    mantissa: u32,
-    bias: i32,
-    special: Special,
-}
-
-/// Which codes are not finite.
-#[derive(Clone, Copy, PartialEq)]
-enum Special {
-    None,
-    /// As IEEE 754: the top exponent is infinity and NaN.
-    Ieee,
-    /// Only the code of all ones, whatever the sign, is NaN.
-    AllOnes,
-    /// Only the code of negative zero is NaN.
-    NegativeZero,
-}
-
-fn small(dtype: DataType) -> Option<Small> {
-    let (sign, exponent, mantissa, bias, special) = match dtype {
-        DataType::Float8e4m3fn => (true, 4, 3, 7, Special::AllOnes),
-        DataType::Float8e4m3fnuz => (true, 4, 3, 8, Special::NegativeZero),
-        DataType::Float8e5m2 => (true, 5, 2, 15, Special::Ieee),
-        DataType::Float8e5m2fnuz => (true, 5, 2, 16, Special::NegativeZero),
-        DataType::Float8e8m0 => (false, 8, 0, 127, Special::AllOnes),
-        DataType::Float4e2m1 => (true, 2, 1, 1, Special::None),
-        DataType::Float6e2m3 => (true, 2, 3, 1, Special::None),
-        DataType::Float6e3m2 => (true, 3, 2, 3, Special::None),
-        _ => return None,
-    };
-    Some(Small { sign, exponent, mantissa, bias, special })
-}
-
 /// The value of a code of a small float; every one is exact in f32. `None` for other types.
 pub(super) fn decode(dtype: DataType, code: u64) -> Option<f32> {
     match dtype {
-        DataType::Float16 => return Some(half::f16::from_bits(code as u16).to_f32()),
-        DataType::Bfloat16 => return Some(half::bf16::from_bits(code as u16).to_f32()),
-        _ => {}
+        DataType::Float16 => Some(half::f16::from_bits(code as u16).to_f32()),
+        DataType::Bfloat16 => Some(half::bf16::from_bits(code as u16).to_f32()),
+        DataType::Float8e8m0 => Some(decode_float8e8m0(code as u8)),
+        _ => dtype.minifloat().map(|float| float.decode(code as u8)),
     }
-    let Small { sign, exponent, mantissa, bias, special } = small(dtype)?;
-    let magnitude = code & ((1 << (exponent + mantissa)) - 1);
-    let negative = sign && code >> (exponent + mantissa) & 1 == 1;
-    let fraction = magnitude & ((1 << mantissa) - 1);
-    let power = (magnitude >> mantissa) as i32;
-    let top = (1 << exponent) - 1;
-    let value = match special {
-        Special::Ieee if power == top && fraction == 0 => f64::INFINITY,
-        Special::Ieee if power == top => f64::NAN,
-        Special::AllOnes if magnitude == (1 << (exponent + mantissa)) - 1 => f64::NAN,
-        Special::NegativeZero if negative && magnitude == 0 => f64::NAN,
-        _ if power == 0 && mantissa > 0 => fraction as f64 * 2f64.powi(1 - bias - mantissa as i32),
-        _ => (fraction as f64 / f64::from(1u32 << mantissa) + 1.0) * 2f64.powi(power - bias),
-    };
-    Some(if negative { -value } else { value } as f32)
 }
 
 /// The code of `value`: the nearest one for 16-bit types, ties to even; for smaller types the one that is
@@ -134,16 +86,15 @@ pub(super) fn encode(dtype: DataType, value: f64) -> Option<u64> {
         DataType::Bfloat16 => return Some(half::bf16::from_f64(value).to_bits().into()),
         _ => {}
     }
-    let bits = small(dtype).and(dtype.bits())?;
-    (0..1u64 << bits).find(|&code| {
-        decode(dtype, code).is_some_and(|v| {
-            if value.is_nan() {
-                v.is_nan() && (v.is_sign_negative() == value.is_sign_negative() || dtype == DataType::Float8e8m0)
-            } else {
-                v.to_bits() == (value as f32).to_bits()
-            }
-        })
-    })
+    let bits = dtype.bits().filter(|_| is_small_float(dtype))?;
+    let find = |fits: &dyn Fn(f32) -> bool| (0..1u64 << bits).find(|&code| decode(dtype, code).is_some_and(fits));
+    let single = value as f32;
+    if single.is_nan() {
+        // A format with one NaN has it for either sign.
+        let alike = |v: f32| v.is_nan() && v.is_sign_negative() == single.is_sign_negative();
+        return find(&alike).or_else(|| find(&|v| v.is_nan()));
+    }
+    find(&|v| v.to_bits() == single.to_bits())
 }
 
 /// Made-up entries, as codes, for an elided tensor; a function of the arguments alone.

@@ -12,6 +12,8 @@ use crate::passes::Evaluate;
 /// Evaluates nodes with tract, where the result is exact: data movement, integer arithmetic, comparisons, and the float
 /// operators that IEEE 754 defines to the last bit.
 ///
+/// It knows more operators than [`Exact`](crate::passes::exact::Exact), which needs no runtime and is asked first.
+///
 /// It declines (`None`) whatever is in doubt: other operators, sub-byte and 8-bit float types, NaN in arithmetic, numbers
 /// that do not fit the type they are cast to, results above 64 Mi elements, and anything tract refuses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -212,9 +214,7 @@ fn castable(tensor: &Tensor, to: DataType) -> bool {
     match (from, tensor.to_i64()) {
         (DataType::Uint64, _) => false,
         (_, Some(values)) => values.into_iter().all(|v| fits(v as f64)),
-        (DataType::Double, None) => {
-            tensor.raw().chunks_exact(8).all(|c| c.try_into().is_ok_and(|c| fits(f64::from_le_bytes(c))))
-        }
+        (DataType::Double, None) => tensor.to_f64().is_some_and(|values| values.into_iter().all(fits)),
         _ => tensor.to_f32().is_some_and(|v| v.into_iter().all(|v| fits(f64::from(v)))),
     }
 }
@@ -244,10 +244,5 @@ fn promised(op: &str, inputs: &[&Tensor]) -> Option<usize> {
 
 /// Half-width elements again, from the float32 they were widened to; rounds to nearest even.
 fn narrow(tensor: &Tensor, half: DataType) -> Option<Tensor> {
-    let values = tensor.to_f32()?;
-    let bytes: Vec<u8> = match half {
-        DataType::Float16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
-    };
-    Some(Tensor::new(half, &tensor.dims(), bytes))
+    Tensor::from_f64(half, &tensor.dims(), tensor.to_f64()?)
 }

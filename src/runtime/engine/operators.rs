@@ -13,8 +13,9 @@ use tract_onnx::ops::rec::common::{CommonRec, WireBody};
 use tract_onnx::ops::rec::{gru::GRU, lstm::LSTM, rnn::RNN};
 use tract_onnx::pb::NodeProto;
 
-use super::super::kernel::{Grid, Params, Spread, dequantize, fake_quant, quantize};
+use super::super::kernel::{granularity, qparams, quantized_format};
 use super::super::quantized::{FAKE_QUANT, FORMAT};
+use crate::numerics::{Format, Granularity, QParams, dequantize_serial, fake_quantize_serial, quantize_serial};
 use crate::onnx::DataType;
 
 type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
@@ -257,19 +258,20 @@ impl TypedOp for Reverse {
 
 #[derive(Clone, Debug, PartialEq)]
 struct FakeQuant {
-    params: Params,
+    qparams: QParams,
     axis: i64,
     block: i64,
-    grid: Grid,
+    format: Format,
 }
 
 impl Eq for FakeQuant {}
 
 fn build_fake_quant(_context: &ParsingContext, node: &NodeProto) -> Built {
     let format = DataType::from_code(node.get_attr::<i64>("format")? as i32);
-    let Some(grid) = format.and_then(Grid::of) else { bail!("fake quant to {format:?}") };
-    let params = Params { scale: node.get_attr_tvec("scale")?.to_vec(), zero: node.get_attr_tvec("zero")?.to_vec() };
-    let op = FakeQuant { params, axis: node.get_attr("axis")?, block: node.get_attr("block")?, grid };
+    let Some(format) = format.and_then(quantized_format) else { bail!("fake quant to {format:?}") };
+    let zero_points = node.get_attr_tvec::<f32>("zero")?.iter().map(|&v| v as i32).collect();
+    let qparams = qparams(node.get_attr_tvec("scale")?.to_vec(), zero_points);
+    let op = FakeQuant { qparams, axis: node.get_attr("axis")?, block: node.get_attr("block")?, format };
     Ok((expand(op), vec![]))
 }
 
@@ -290,15 +292,16 @@ impl FakeQuant {
         if BYPASS.get() {
             return Ok(());
         }
-        let spread = spread(array.shape(), &self.params, self.axis, self.block)?;
+        let dims = array.shape().to_vec();
+        let granularity = spread(&dims, &self.qparams, self.axis, self.block)?;
         let mut plain = array.try_as_plain_ram_mut()?;
-        fake_quant(plain.as_slice_mut::<f32>()?, spread, &self.params, self.grid);
-        Ok(())
+        fake_quantize_serial(plain.as_slice_mut::<f32>()?, &dims, &granularity, &self.qparams, self.format)
+            .map_err(|e| format_err!("{}", e.message()))
     }
 }
 
-fn spread(shape: &[usize], params: &Params, axis: i64, block: i64) -> TractResult<Spread> {
-    Spread::new(shape, params.count(), axis, block).map_err(|e| format_err!("{e}"))
+fn spread(shape: &[usize], qparams: &QParams, axis: i64, block: i64) -> TractResult<Granularity> {
+    granularity(shape, qparams.scales.len(), axis, block).map_err(|e| format_err!("{e}"))
 }
 
 impl Expansion for FakeQuant {
@@ -321,7 +324,7 @@ impl Expansion for FakeQuant {
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         // One scale for all is elementwise to tract: any layout will do, and the buffer is reused.
-        if self.params.count() == 1 {
+        if self.qparams.scales.len() == 1 {
             return model.wire_node(prefix, ElementWiseOp(Box::new(self.clone()), None), inputs);
         }
         model.wire_node(prefix, self.clone(), inputs)
@@ -406,19 +409,25 @@ impl Convert {
         format.or(zero).with_context(|| "quantizes to a type that is not known")
     }
 
-    fn range(&self, output: DatumType) -> TractResult<(f32, f32)> {
-        let format = self.format.or(match output {
-            DatumType::U8 => Some(DataType::Uint8),
-            DatumType::I8 => Some(DataType::Int8),
-            DatumType::U16 => Some(DataType::Uint16),
-            DatumType::I16 => Some(DataType::Int16),
-            _ => None,
-        });
-        match format.and_then(Grid::of) {
-            Some(Grid::Integer { low, high }) => Ok((low, high)),
-            _ => bail!("quantizes to {output:?}"),
+    fn output_format(&self, output: DatumType) -> TractResult<Format> {
+        let format = self.format.and_then(quantized_format).or_else(|| stored(output));
+        match format.filter(|&format| format.is_integer() && format != Format::Int32) {
+            Some(format) => Ok(format),
+            None => bail!("quantizes to {output:?}"),
         }
     }
+}
+
+/// The format of the elements of an array, sub-byte integers being one to a byte.
+fn stored(dtype: DatumType) -> Option<Format> {
+    Some(match dtype {
+        DatumType::U8 => Format::Uint8,
+        DatumType::I8 => Format::Int8,
+        DatumType::U16 => Format::Uint16,
+        DatumType::I16 => Format::Int16,
+        DatumType::I32 => Format::Int32,
+        _ => return None,
+    })
 }
 
 fn floats(array: &Tensor) -> TractResult<Vec<f32>> {
@@ -463,19 +472,23 @@ impl EvalOp for Convert {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let zero = inputs.get(2).map(|z| floats(z)).transpose()?.unwrap_or_default();
-        let params = Params { scale: floats(&inputs[1])?, zero };
+        let zero_points = inputs.get(2).map(|z| floats(z)).transpose()?.unwrap_or_default();
+        let qparams = qparams(floats(&inputs[1])?, zero_points.into_iter().map(|v| v as i32).collect());
         let shape = inputs[0].shape();
-        let spread = spread(shape, &params, self.axis, self.block)?;
-        let mut values = floats(&inputs[0])?;
+        let granularity = spread(shape, &qparams, self.axis, self.block)?;
+        let refused = |e: crate::Error| format_err!("{}", e.message());
         if !self.quantize {
-            dequantize(&mut values, spread, &params);
+            let dtype = inputs[0].datum_type();
+            let format = stored(dtype).with_context(|| format!("dequantizes {dtype:?}"))?;
+            let plain = inputs[0].try_as_plain_ram()?;
+            let values = dequantize_serial(plain.as_bytes(), format, shape, &granularity, &qparams).map_err(refused)?;
             return Ok(tvec!(Tensor::from_shape(shape, &values)?.into_tvalue()));
         }
         let output = self.output_type(inputs.get(2).map(|z| z.datum_type()))?;
-        let (low, high) = self.range(output)?;
-        quantize(&mut values, spread, &params, low, high);
-        let codes = Tensor::from_shape(shape, &values)?.cast_to_dt(output)?.into_owned();
+        let format = self.output_format(output)?;
+        let values = floats(&inputs[0])?;
+        let codes = quantize_serial(&values, shape, &granularity, &qparams, format).map_err(refused)?;
+        let codes = Tensor::from_shape(shape, &codes)?.cast_to_dt(output)?.into_owned();
         Ok(tvec!(codes.into_tvalue()))
     }
 }

@@ -3,8 +3,9 @@
 use tract_core::internal::{Datum, DatumType, Tensor as Array, TractResult};
 use tract_hir::tract_num_traits::Zero;
 
-use super::super::constant::{Constant, codes};
+use super::super::constant::{Constant, values};
 use crate::ir::Tensor;
+use crate::numerics::pack;
 use crate::onnx::DataType;
 
 /// A constant as tract computes with it: half and bfloat16 as float32, sub-byte integers one to a byte.
@@ -35,14 +36,14 @@ fn plain(tensor: &Tensor) -> Result<Array, String> {
             let values: Vec<bool> = raw.iter().map(|&b| b != 0).collect();
             Array::from_shape(&dims, &values)
         }
-        DataType::Float16 | DataType::Bfloat16 => return array(&dims, &codes(tensor)?),
+        DataType::Float16 | DataType::Bfloat16 => return array(&dims, &values(tensor)?),
         DataType::Uint4 | DataType::Uint2 => {
-            let values: Vec<u8> = codes(tensor)?.into_iter().map(|v| v as u8).collect();
-            Array::from_shape(&dims, &values)
+            let codes: Vec<u8> = values(tensor)?.into_iter().map(|v| v as u8).collect();
+            Array::from_shape(&dims, &codes)
         }
         DataType::Int4 | DataType::Int2 => {
-            let values: Vec<i8> = codes(tensor)?.into_iter().map(|v| v as i8).collect();
-            Array::from_shape(&dims, &values)
+            let codes: Vec<i8> = values(tensor)?.into_iter().map(|v| v as i8).collect();
+            Array::from_shape(&dims, &codes)
         }
         other => return Err(format!("tensors of type {other} are not implemented")),
     };
@@ -113,15 +114,9 @@ pub(crate) fn from_array(array: &Array, declared: Option<DataType>) -> Result<Te
     let plain = array.try_as_plain_ram().map_err(|e| e.to_string())?;
     let bytes = plain.as_bytes();
     Ok(match (dtype, declared) {
-        (DataType::Int8 | DataType::Uint8, Some(narrow)) if narrow.bits().is_some_and(|b| b < 8) => {
-            Tensor::new(narrow, array.shape(), pack(bytes, narrow.bits().unwrap_or(8)))
+        (DataType::Int8 | DataType::Uint8, Some(narrow)) if matches!(narrow.bits(), Some(2 | 4)) => {
+            Tensor::new(narrow, array.shape(), pack::pack_bytes(bytes, narrow.bits().unwrap_or(8)))
         }
         _ => Tensor::new(dtype, array.shape(), bytes.to_vec()),
     })
-}
-
-fn pack(codes: &[u8], bits: usize) -> Vec<u8> {
-    let mask = (1u8 << bits) - 1;
-    let pack = |chunk: &[u8]| chunk.iter().enumerate().fold(0, |byte, (i, c)| byte | (c & mask) << (i * bits));
-    codes.chunks(8 / bits).map(pack).collect()
 }
