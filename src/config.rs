@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 
-pub use crate::document::nearest;
-
 /// A configuration. Every key may be left out; unknown keys are errors.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
+use crate::nearest::nearest;
 
 /// Reads a document of the kind `what`.
 ///
@@ -45,15 +46,4 @@ fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
     }
     let key = quoted.next()?;
     Some((key, quoted.collect()))
-}
-
-/// The candidate closest to `word`, where one is close enough to be what was meant.
-#[must_use]
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|c| (strsim::damerau_levenshtein(&word.to_lowercase(), &c.to_lowercase()), c))
-        .filter(|&(distance, c)| distance <= 2.max(word.len().min(c.len()) / 3))
-        .min_by_key(|&(distance, _)| distance)
-        .map(|(_, c)| c)
 }

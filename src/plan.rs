@@ -197,7 +197,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         let names = model.graph(model.main()).nodes().iter().map(|&n| model.node_name(n));
         if !names.clone().any(|n| pattern.matches(n)) {
             let error = Error::new(Kind::Config, format!("the exclusion \"{}\" matches no node", pattern.text()));
-            return Err(match crate::config::nearest(pattern.text(), names) {
+            return Err(match crate::nearest::nearest(pattern.text(), names) {
                 Some(name) => error.with_hint(format!("did you mean \"{name}\"? `amax inspect --nodes` lists them")),
                 None => error.with_hint("`amax inspect --nodes` lists them"),
             });
@@ -540,10 +540,11 @@ impl Planner<'_> {
                     if self.outputs(node).iter().any(|v| ahead.contains(v)) {
                         ahead.extend(self.model.node(node).input(0));
                     }
-                } else if self.joins(node) && self.output_site(node).is_some_and(|v| ahead.contains(&v)) {
-                    if let Ok((data, _)) = self.joinable(node) {
-                        ahead.extend(data.iter().map(|&(_, v)| v));
-                    }
+                } else if self.joins(node)
+                    && self.output_site(node).is_some_and(|v| ahead.contains(&v))
+                    && let Ok((data, _)) = self.joinable(node)
+                {
+                    ahead.extend(data.iter().map(|&(_, v)| v));
                 }
             }
             // A value is at hand in integers if it is wanted, or carried from one that is.

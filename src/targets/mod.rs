@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document;
 use crate::error::{Error, Kind, Result};
+use crate::nearest::nearest;
 use crate::numerics::Format;
 
 /// Profiles that come with amax, by name.
@@ -170,7 +171,7 @@ impl Target {
         let names: Vec<&str> = names().collect();
         let error = Error::new(Kind::Config, format!("there is no target \"{name}\""));
         let list = format!("targets are {}, or a path to a .toml profile", names.join(", "));
-        Err(match document::nearest(name, names) {
+        Err(match nearest(name, names) {
             Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
             None => error.with_hint(list),
         })
