@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::ir::{Def, Model};
+use crate::ir::{Def, Model, NodeId, User, ValueId};
 use crate::numerics::metrics::Metrics;
+use crate::ops::{self, Role};
 use crate::plan::{Mode, Plan, Skip};
 use crate::solve::Solution;
 use crate::statistics::Statistics;
@@ -170,13 +171,28 @@ impl Report {
             if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let reads =
+                at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear")) && computes_on_codes(model, node);
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;
             row.0 += usize::from(reads);
         }
         self.operators.retain(|_, row| row.0 > 0);
     }
+}
+
+/// Whether a node that reads dequantized tensors can run on their codes: `Shape` never does, and what has a single data
+/// input and no weight only where a quantizer follows.
+fn computes_on_codes(model: &Model, node: NodeId) -> bool {
+    let Some(row) = ops::of(model, node) else { return !model.node(node).domain().is_empty() };
+    let one = row.inputs.iter().filter(|r| matches!(r, Role::Data | Role::Weight(_))).count() == 1 && !row.variadic;
+    let quantized = |value: ValueId| {
+        model.value(value).users().iter().any(|user| match user {
+            User::Node { node, .. } => model.node(*node).is("QuantizeLinear"),
+            _ => false,
+        })
+    };
+    !one || model.node(node).outputs().iter().flatten().any(|&v| quantized(v))
 }
 
 /// A summary of a model.
