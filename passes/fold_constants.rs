@@ -136,6 +136,16 @@ impl Fold<'_> {
             }
             return Ok(lifted.is_ok());
         }
+        // A copy would be stored once more for each Identity.
+        if let (true, Some(from), Some(to)) = (node.is("Identity"), node.input(0), node.output(0))
+            && self.model.constant(from).is_some()
+            && !is_graph_output(self.model, to)
+        {
+            self.model.replace_uses(to, from, |_| true);
+            self.outcome.changed(self.model.node_name(id), "bypassed: Identity only copies a constant");
+            self.done.push(id);
+            return Ok(true);
+        }
         if let Some(known) = self.shape_arithmetic(id) {
             let whole: Option<Vec<i64>> = known.values.iter().copied().collect();
             let output = self.model.node(id).output(0);

@@ -14,7 +14,7 @@ use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
 use crate::report::{PassRow, QualityRow, Report};
 use crate::samples::SampleSet;
 use crate::sensitivity::{self, Reference, Sensitivity};
-use crate::solve::{Solution, guard, solve};
+use crate::solve::{Solution, Solved, guard, solve};
 use crate::statistics::Statistics;
 use crate::targets::{Target, check};
 
@@ -100,7 +100,8 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     refuse_hazards(&model, request.target, &already)?;
     report.count_operators(&model);
     clock.lap(&mut report, "rewrite");
-    if let Some(samples) = request.samples.filter(|_| request.measure) {
+    let unchanged = plan.weights.is_empty() && plan.activations.is_empty();
+    if let Some(samples) = request.samples.filter(|_| request.measure && !unchanged) {
         report.quality = match measured {
             Some(found) => found,
             None => quality(&prepared, &model, samples, request)?,
@@ -166,6 +167,7 @@ struct Decided<'a> {
     knowledge: Knowledge,
     plan: Plan,
     solution: Solution,
+    solved: Solved,
     statistics: Statistics,
 }
 
@@ -175,7 +177,8 @@ impl<'a> Decided<'a> {
         let plan = plan(model, request.config, request.target, &knowledge)?;
         clock.lap(report, "plan");
         let (solution, statistics) = (Solution::default(), Statistics::default());
-        let mut decided = Self { model, request, knowledge, plan, solution, statistics };
+        let solved = Solved::default();
+        let mut decided = Self { model, request, knowledge, plan, solution, solved, statistics };
         if let Some(samples) = request.samples {
             let (indices, held_out) = split(samples);
             report.samples = Some(samples.describe());
@@ -191,7 +194,7 @@ impl<'a> Decided<'a> {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
                 let seen = self.request.samples.map(|_| &self.statistics);
-                self.solution = solve(self.model, &self.plan, seen)?;
+                self.solution = solve(self.model, &self.plan, seen, &mut self.solved)?;
                 guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
             } else {
                 unobserved
@@ -269,13 +272,15 @@ impl<'a> Decided<'a> {
                 Some(found) => found,
                 slot => {
                     let reference = Reference::new(self.model, samples, &held_out, progress)?;
+                    let mut solved = std::mem::take(&mut self.solved);
                     let found = sensitivity::measure(&self.plan, &reference, progress, |vetoes| {
                         let mut knowledge = self.knowledge.clone();
                         knowledge.vetoes.extend(vetoes.clone());
                         let plan = plan(self.model, self.request.config, self.request.target, &knowledge)?;
-                        let solution = solve(self.model, &plan, Some(&self.statistics))?;
+                        let solution = solve(self.model, &plan, Some(&self.statistics), &mut solved)?;
                         self.apply(&plan, &solution)
                     })?;
+                    self.solved = solved;
                     slot.insert(found)
                 }
             };

@@ -43,16 +43,39 @@ pub struct SolvedBias {
     pub codes: Vec<i32>,
 }
 
-/// Solves a plan. Without statistics only weights are solved.
+/// Weights that were solved already: a plan is made several times, and layers share weights.
+#[derive(Debug, Default)]
+pub struct Solved(BTreeMap<String, SolvedWeight>);
+
+/// What the numbers of a weight depend on, besides the model.
+fn key(weight: &Weight) -> String {
+    let Weight { site: _, at: _, tensor, dtype, symmetric, granularity, pair_safe, why: _ } = weight;
+    format!("{tensor} {dtype:?} {symmetric} {granularity:?} {pair_safe:?}")
+}
+
+/// Solves a plan. Without statistics only weights are solved. `solved` remembers weights of the same model.
 ///
 /// # Errors
 /// A weight with NaN or infinity, or statistics that lack a planned tensor.
-pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>) -> Result<Solution> {
+pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved: &mut Solved) -> Result<Solution> {
     let mut solution = Solution::default();
     if let Some(statistics) = statistics {
         solution.activations = activations(plan, statistics)?;
     }
-    let mut weights = plan.weights.par_iter().map(|w| Solver::new(model, w)?.solve(0.0)).collect::<Result<Vec<_>>>()?;
+    let keys: Vec<String> = plan.weights.iter().map(key).collect();
+    let missing: BTreeMap<&str, &Weight> = keys
+        .iter()
+        .zip(&plan.weights)
+        .filter(|(k, _)| !solved.0.contains_key(*k))
+        .map(|(k, w)| (k.as_str(), w))
+        .collect();
+    let missing: Vec<_> = missing.into_iter().collect();
+    let fresh: Vec<_> = missing
+        .par_iter()
+        .map(|&(key, weight)| Ok((key.to_owned(), Solver::new(model, weight)?.solve(0.0)?)))
+        .collect::<Result<_>>()?;
+    solved.0.extend(fresh);
+    let mut weights: Vec<SolvedWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
     for bias in &plan.biases {
         let Some(&(input, _)) = solution.activations.get(&bias.activation) else {
             return Err(Error::new(Kind::Internal, "a bias is planned beside a float input").at_value(&bias.tensor));

@@ -24,10 +24,10 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A NumPy array of float32.
+/// An array of float32, as `numpy.save` writes it.
 pub fn npy(shape: &[usize], values: &[f32]) -> Vec<u8> {
     assert_eq!(shape.iter().product::<usize>(), values.len());
-    let dims: String = shape.iter().map(|d| format!("{d}, ")).collect();
+    let dims = shape.iter().fold(String::new(), |text, d| text + &d.to_string() + ", ");
     let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}");
     let header = format!("{header:<117}\n");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -68,9 +68,9 @@ fn folder() -> tempfile::TempDir {
     };
     let nodes =
         |proto: &mut ModelProto, edit: &dyn Fn(&mut Vec<NodeProto>)| edit(&mut proto.graph.as_mut().unwrap().node);
-    broken("cycle.onnx", &|m| nodes(m, &|n| n[0].input[0] = "y".to_owned()));
-    broken("dangling.onnx", &|m| nodes(m, &|n| n[0].input[0] = "nowhere".to_owned()));
-    broken("twice.onnx", &|m| nodes(m, &|n| n[1].output[0] = "m".to_owned()));
+    broken("cycle.onnx", &|m| nodes(m, &|n| "y".clone_into(&mut n[0].input[0])));
+    broken("dangling.onnx", &|m| nodes(m, &|n| "nowhere".clone_into(&mut n[0].input[0])));
+    broken("twice.onnx", &|m| nodes(m, &|n| "m".clone_into(&mut n[1].output[0])));
     broken("unknown.onnx", &|m| nodes(m, &|n| n[0].op_type = Some("MatMull".to_owned())));
     broken("nan.onnx", &|m| {
         let weight: &mut TensorProto = &mut m.graph.as_mut().unwrap().initializer[0];

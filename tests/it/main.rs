@@ -1,6 +1,5 @@
 //! The integration tests, in one binary.
 // The lint configuration excuses functions marked as tests, but not what they call.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
 mod calibration;

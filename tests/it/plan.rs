@@ -15,7 +15,7 @@ use amax::ir::{Model, NodeId, Tensor};
 use amax::onnx::DataType;
 use amax::passes::{Context, Evaluate, pipeline};
 use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
-use amax::solve::solve;
+use amax::solve::{Solved, solve};
 use amax::statistics::{SiteStatistics, Statistics};
 use amax::targets::{Target, check};
 
@@ -57,7 +57,7 @@ pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (P
             statistics.sites.insert(name.clone(), site);
         }
     }
-    let solution = solve(&model, &made, Some(&statistics)).unwrap_or_else(|e| panic!("{e}"));
+    let solution = solve(&model, &made, Some(&statistics), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
     let context = Context { evaluate: &NoRuntime, quantization: Some((&made, &solution)) };
     passes(&mut model, pipeline::QUANTIZE, &context);
     (made, model)
@@ -136,7 +136,7 @@ fn fixtures_give_their_plans_and_what_is_made_of_them_is_right() {
                 // The two differ in nothing but the pairs.
                 let pairs = |w: &&amax::plan::Weight| w.pair_safe.is_some();
                 assert!(plan.weights.iter().find(pairs).is_none(), "{name}");
-                assert_eq!(Some(&print(&plan)), first.as_ref().map(|p| without_pairs(p)).as_ref(), "{name}");
+                assert_eq!(Some(&print(&plan)), first.as_ref().map(without_pairs).as_ref(), "{name}");
                 continue;
             }
             writeln!(out, "{target}\n{}", print(&plan)).unwrap();
