@@ -245,25 +245,3 @@ fn thousands_of_nodes_take_no_time() {
     assert_eq!(model.graph(model.main()).nodes().len(), 1000);
     assert!(start.elapsed().as_secs_f32() < 5.0, "{:?}", start.elapsed());
 }
-
-/// What only reads a dequantized tensor and goes on in float is not counted as quantized.
-#[test]
-fn operators_count_as_quantized_where_they_can_run_on_codes() {
-    let model = parse(
-        r#"<ir_version: 8, opset_import: ["" : 17]>
-        counted (uint8[2,4] x) => (int64[2] shape, float[2,2] half, uint8[2,4] z, float[2,3] m)
-        <float s = {0.1}, uint8 o = {0}, int64[1] from = {0}, int64[1] to = {2}, float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}> {
-          d = DequantizeLinear (x, s, o)
-          shape = Shape (d)
-          half = Slice (d, from, to, to)
-          t = Transpose <perm = [1, 0]> (d)
-          z = QuantizeLinear (t, s, o)
-          m = MatMul (d, w)
-        }"#,
-    )
-    .unwrap();
-    let mut report = amax::report::Report::default();
-    report.count_operators(&model);
-    let found: Vec<_> = report.operators.iter().map(|(op, count)| (op.as_str(), *count)).collect();
-    assert_eq!(found, [("MatMul", (1, 1)), ("Transpose", (1, 1))]);
-}
