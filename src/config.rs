@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use globset::{Glob, GlobMatcher};
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::document;
@@ -14,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Config {
     /// Profile of the runtime, by name or by path of a `.toml` file.
     pub target: Option<String>,
-    /// Globs on node names: matching nodes stay float. `*` also matches `/`.
+    /// Globs on node names: matching nodes stay float. `*` also matches `/`; `re:` begins a regular expression.
     #[serde(default)]
     pub exclude: Vec<String>,
     /// When a tensor is too badly served by its range to be quantized.
@@ -80,24 +81,38 @@ impl Config {
     }
 }
 
-/// A glob on node names.
+/// A glob, or after `re:` a regular expression, on node names.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
-    glob: GlobMatcher,
+    matcher: Matcher,
+}
+
+#[derive(Clone, Debug)]
+enum Matcher {
+    Glob(GlobMatcher),
+    Regex(Regex),
 }
 
 impl Pattern {
-    /// Parses a glob; `*` also matches `/`.
+    /// Parses a glob, whose `*` also matches `/`, or `re:` and a regular expression that may match anywhere in a name.
     ///
     /// # Errors
-    /// An unbalanced bracket or brace.
+    /// An unbalanced bracket or brace, or what the `regex` crate does not accept.
     pub fn new(text: &str) -> Result<Self> {
-        let glob = Glob::new(text).map_err(|e| {
-            Error::new(Kind::Config, format!("\"{text}\" is not a glob: {}", e.kind()))
-                .with_hint("`*` matches anything, `?` one character, `[ab]` a choice, `{x,y}` alternatives")
-        })?;
-        Ok(Self { text: text.to_owned(), glob: glob.compile_matcher() })
+        let matcher = if let Some(expression) = text.strip_prefix("re:") {
+            Matcher::Regex(
+                Regex::new(expression)
+                    .map_err(|e| Error::new(Kind::Config, format!("\"{text}\" is not a regular expression: {e}")))?,
+            )
+        } else {
+            let glob = Glob::new(text).map_err(|e| {
+                Error::new(Kind::Config, format!("\"{text}\" is not a glob: {}", e.kind()))
+                    .with_hint("`*` matches anything, `?` one character, `[ab]` a choice, `{x,y}` alternatives")
+            })?;
+            Matcher::Glob(glob.compile_matcher())
+        };
+        Ok(Self { text: text.to_owned(), matcher })
     }
 
     /// As it was written.
@@ -109,6 +124,28 @@ impl Pattern {
     /// Whether it matches a name.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        self.text == name || self.glob.is_match(name)
+        match &self.matcher {
+            Matcher::Glob(glob) => self.text == name || glob.is_match(name),
+            Matcher::Regex(expression) => expression.is_match(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pattern;
+
+    #[test]
+    fn patterns_are_globs_or_regular_expressions() {
+        let check = |pattern: &str, name: &str, matches: bool| {
+            assert_eq!(Pattern::new(pattern).expect("valid").matches(name), matches, "{pattern} on {name}");
+        };
+        check("/encoder/*", "/encoder/layer.0/MatMul", true);
+        check("conv?", "conv1", true);
+        check("conv?", "conv12", false);
+        check("re:^/encoder/layer\\.[0-5]/", "/encoder/layer.3/MatMul", true);
+        check("re:^/encoder/layer\\.[0-5]/", "/encoder/layer.6/MatMul", false);
+        check("re:MatMul$", "/a/MatMul", true);
+        assert!(Pattern::new("re:(").is_err() && Pattern::new("{a").is_err());
     }
 }
