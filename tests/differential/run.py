@@ -63,7 +63,7 @@ LIMITS = {
     "orientation": {"agreement": (">=", 0.99)},
     "silero_vad": {"agreement": (">=", 0.995), "iou": (">=", 0.99), "sqnr_db": (">=", 35)},
     "magika": {"agreement": (">=", 0.985), "sqnr_db": (">=", 38)},
-    "basic_pitch": {"sqnr_db": (">=", 8)},
+    "basic_pitch": {"sqnr_db": (">=", 12)},
 }
 # How much worse onnxruntime's fused kernels may be than the file's own numerics. More means that a kernel saturates
 # or that a fusion reads the file differently. On AVX2 and AVX-512 without VNNI this proves that pair-safe weights do not
