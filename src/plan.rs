@@ -264,8 +264,9 @@ impl Planner<'_> {
             match self.target.placement {
                 Placement::Inputs => {
                     if self.target.residual == Residual::Shortcut {
+                        let depths = self.depths(&nodes);
                         for &node in &nodes {
-                            self.shortcut(node);
+                            self.shortcut(node, &depths);
                         }
                     }
                 }
@@ -669,7 +670,7 @@ impl Planner<'_> {
     }
 
     /// Residual sums of a target that fuses the sum into the convolution: only the other input is quantized.
-    fn shortcut(&mut self, node: NodeId) {
+    fn shortcut(&mut self, node: NodeId, depths: &BTreeMap<NodeId, usize>) {
         let at = self.model.node(node);
         if !at.is("Add") || self.untouchable(node).is_some() {
             return;
@@ -680,9 +681,9 @@ impl Planner<'_> {
             let single = self.model.value(value).users().len() == 1;
             (single && self.model.node(conv).is("Conv") && self.quantized.contains_key(&conv)).then_some(conv)
         };
-        // Of two convolutions the later one is the end of the main branch.
+        // Of two convolutions the one with more behind it ends the main branch, wherever the file lists it.
         let other = match (fused(a), fused(b)) {
-            (Some(x), Some(y)) if x < y => (0, a),
+            (Some(x), Some(y)) if depths[&x] < depths[&y] => (0, a),
             (Some(_), _) => (1, b),
             (None, Some(_)) => (0, a),
             (None, None) => return,
@@ -692,6 +693,17 @@ impl Planner<'_> {
         }
         let why = format!("shortcut into the residual sum \"{}\"", self.model.node_name(node));
         self.read(other.1, node, other.0, Mode::Static, &why);
+    }
+
+    /// For each node of a sorted graph, the length of the longest path that leads to it.
+    fn depths(&self, nodes: &[NodeId]) -> BTreeMap<NodeId, usize> {
+        let mut depths = BTreeMap::new();
+        for &node in nodes {
+            let producers = self.model.node(node).inputs().iter().flatten().filter_map(|&v| self.model.producer(v));
+            let depth = producers.filter_map(|p| depths.get(&p)).max().map_or(0, |d: &usize| d + 1);
+            depths.insert(node, depth);
+        }
+        depths
     }
 
     fn finish(mut self, opset: i64, nodes: &[NodeId]) -> Plan {
