@@ -125,8 +125,7 @@ pub fn split(samples: &SampleSet) -> (Vec<usize>, Vec<usize>) {
     if count < 8 {
         return ((0..count).collect(), (0..count).collect());
     }
-    let every = (count / 8).max(8);
-    (0..count).partition(|i| i % every != every - 1)
+    samples.split_held_out((count / 8).max(8))
 }
 
 /// Runs passes; true if the line was stopped.
