@@ -11,7 +11,9 @@ use super::{Format, Granularity, QParams, pack};
 use crate::error::{Error, Result};
 
 /// How a quotient becomes an integer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Round {
     /// To the nearest, half to even: what ONNX `QuantizeLinear` does.

@@ -1,173 +1,17 @@
-//! Every decision, before any number is known.
-//!
-//! [`plan`] reads the structure of the model, the configuration and the target, and says which tensors get a
-//! Quantize/Dequantize pair, in which format, which of them share one scale, which weights and biases are folded, and
-//! why everything else is left alone. It reads no tensor data and no samples. What calibration finds out later (a site
-//! that no range serves well) comes back as a [`Veto`], and the plan is made again.
-//!
-//! Placement for `fused` targets:
-//!
-//! 1. *Anchors* (Conv, Gemm, MatMul with a constant operand) want their data input quantized; a Conv also its output.
-//! 2. The output of an operator is taken after a Relu or Clip that vanishes into the quantizer.
-//! 3. *Joins* (Add, Mul, Concat, …) run in integers where one input already is and the output is wanted so.
-//! 4. *Carriers* (Reshape, MaxPool, …) between two such values share one scale on both sides.
-//!
-//! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
+//! Decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::unionfind::UnionFind;
-use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Pattern};
+use super::{Activation, BESIDE_KERNEL, Bias, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Readers, SCHEMA, Skip, Slot, Weight};
+use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Def, Model, NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Output, Reduction, Role};
 use crate::targets::{BiasForm, Placement, Residual, Target};
-
-/// Version of the plan document.
-pub const SCHEMA: u32 = 1;
-
-/// Every decision about a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plan {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// Name of the target.
-    pub target: String,
-    /// Version of the default operator set that the result needs.
-    pub opset: i64,
-    /// Quantized activations, by tensor name.
-    pub activations: BTreeMap<String, Activation>,
-    /// Quantized constants.
-    pub weights: Vec<Weight>,
-    /// Quantized biases.
-    pub biases: Vec<Bias>,
-    /// Outputs of Adds behind a product that become a Sum of two, which is the same: onnxruntime makes a Gemm of a MatMul
-    /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sums: Vec<String>,
-    /// What stays float, and why.
-    pub skipped: Vec<Skip>,
-}
-
-/// A Quantize/Dequantize pair on an activation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Activation {
-    /// Element format.
-    pub dtype: Format,
-    /// Whether the zero point is fixed.
-    pub symmetric: bool,
-    /// Where the scale comes from.
-    pub mode: Mode,
-    /// The tensor whose scale and zero point this one has; itself, unless it shares.
-    pub scale_of: String,
-    /// Values lie in this interval whatever the data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub range: Option<(f32, f32)>,
-    /// Who reads the dequantized tensor.
-    pub readers: Readers,
-    /// A Sum of one stands in front of the quantizer: onnxruntime would quantize the weight of a float Conv,
-    /// ConvTranspose or Gemm between a Dequantize and a Quantize by itself, with one scale for all channels.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub fence: bool,
-    /// Why it is quantized.
-    pub why: String,
-}
-
-/// Where a scale comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Calibration.
-    Static,
-    /// The tensor itself, each time the model runs.
-    Dynamic,
-}
-
-/// Who reads a dequantized tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Readers {
-    /// Every user: the producer runs in integers, the float tensor does not exist.
-    All,
-    /// These inputs; others read the float tensor.
-    Listed(Vec<Slot>),
-}
-
-/// One input of one node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Slot {
-    /// First output of the node.
-    pub node: String,
-    /// Index of the input.
-    pub input: usize,
-}
-
-/// A quantized constant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Weight {
-    /// `<node>.weight`, or `<node>.input` for a constant operand of an element-wise operator.
-    pub site: String,
-    /// Which input of which node reads it.
-    pub at: Slot,
-    /// The initializer.
-    pub tensor: String,
-    /// Element format.
-    pub dtype: Format,
-    /// Whether the zero point is fixed.
-    pub symmetric: bool,
-    /// How many values share a scale.
-    pub granularity: Granularity,
-    /// The order of the reduction whose adjacent pairs must not saturate 16 bits, where that matters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pair_safe: Option<Reduction>,
-    /// Why it is quantized this way.
-    pub why: String,
-}
-
-/// A bias stored as int32 at the product of the scales of input and weight.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bias {
-    /// `<node>.bias`.
-    pub site: String,
-    /// Which input of which node reads it.
-    pub at: Slot,
-    /// The initializer: one value a channel, or one for all.
-    pub tensor: String,
-    /// Output channels.
-    pub channels: usize,
-    /// The activation whose scale is a factor.
-    pub activation: String,
-    /// Index into [`Plan::weights`] of the weight whose scale is the other.
-    pub weight: usize,
-}
-
-/// Something that stays float.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Skip {
-    /// Node.
-    pub node: String,
-    /// Its operator.
-    pub op: String,
-    /// Bytes of constants it reads that stay as they are.
-    pub bytes: u64,
-    /// Why.
-    pub why: String,
-}
-
-/// Why a constant of a node that runs in integers stays float.
-pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
-/// Why a node is left as the input model has it.
-pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";
 
 /// A site that must not be quantized after all, and why.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,156 @@
+//! How weights and scales are improved beyond rounding.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+
+/// A method, and its parameters.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Algorithm {
+    /// What is done.
+    pub method: Method,
+    /// Migration strength of smoothquant, from 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Step of the search of `awq_lite` and `awq_full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha_step: Option<f64>,
+    /// Least share of the range that `awq_clip` and `awq_full` try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_clip_ratio: Option<f64>,
+    /// Step of the shares that `awq_clip` and `awq_full` try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrink_step: Option<f64>,
+    /// Output channels that `awq_clip` and `awq_full` work on at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_co_batch_size: Option<u32>,
+    /// Share of the mean of the Hessian's diagonal that gptq adds to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damp: Option<f64>,
+    /// Columns that gptq works on at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// Whether gptq takes the columns of the largest activations first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act_order: Option<bool>,
+    /// Steps of hqq.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterations: Option<u32>,
+}
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Nothing.
+    #[serde(alias = "null")]
+    None,
+    /// The ranges that the observers find, and rounding.
+    Max,
+    /// Scales move from activations to weights.
+    #[serde(rename = "smoothquant")]
+    SmoothQuant,
+    /// Scales move by the size of activations, searched.
+    AwqLite,
+    /// Ranges of weights are clipped, searched.
+    AwqClip,
+    /// `awq_lite`, then `awq_clip`.
+    AwqFull,
+    /// Rounding errors are made up for by later columns.
+    Gptq,
+    /// Half-quadratic splitting of the weights' error.
+    Hqq,
+}
+
+impl Method {
+    fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+impl Algorithm {
+    /// A method with its own defaults.
+    #[must_use]
+    pub fn new(method: Method) -> Self {
+        Self {
+            method,
+            alpha: None,
+            alpha_step: None,
+            min_clip_ratio: None,
+            shrink_step: None,
+            max_co_batch_size: None,
+            damp: None,
+            block_size: None,
+            act_order: None,
+            iterations: None,
+        }
+    }
+
+    /// Whether it changes anything beyond what every plan does.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        matches!(self.method, Method::None | Method::Max)
+    }
+
+    /// Parameters that the method does not have, or that are out of range.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn validate(&self) -> Result<()> {
+        let Self {
+            method,
+            alpha,
+            alpha_step,
+            min_clip_ratio,
+            shrink_step,
+            max_co_batch_size,
+            damp,
+            block_size,
+            act_order,
+            iterations,
+        } = self;
+        let lite = matches!(method, Method::AwqLite | Method::AwqFull);
+        let clip = matches!(method, Method::AwqClip | Method::AwqFull);
+        let gptq = *method == Method::Gptq;
+        let rows: [(&str, bool, bool, bool); 9] = [
+            ("alpha", alpha.is_some(), *method == Method::SmoothQuant, alpha.is_none_or(|a| (0.0..=1.0).contains(&a))),
+            ("alpha_step", alpha_step.is_some(), lite, alpha_step.is_none_or(|a| a > 0.0 && a <= 1.0)),
+            ("min_clip_ratio", min_clip_ratio.is_some(), clip, min_clip_ratio.is_none_or(|a| a > 0.0 && a <= 1.0)),
+            ("shrink_step", shrink_step.is_some(), clip, shrink_step.is_none_or(|a| a > 0.0 && a <= 1.0)),
+            ("max_co_batch_size", max_co_batch_size.is_some(), clip, *max_co_batch_size != Some(0)),
+            ("damp", damp.is_some(), gptq, damp.is_none_or(|d| d > 0.0 && d.is_finite())),
+            ("block_size", block_size.is_some(), gptq, *block_size != Some(0)),
+            ("act_order", act_order.is_some(), gptq, true),
+            ("iterations", iterations.is_some(), *method == Method::Hqq, *iterations != Some(0)),
+        ];
+        for (key, given, applies, valid) in rows {
+            if given && !applies {
+                let valid: Vec<&str> = rows.iter().filter(|r| r.2).map(|r| r.0).collect();
+                let error = Error::new(Kind::Config, format!("the method \"{}\" has no parameter \"{key}\"", method.name()));
+                return Err(if valid.is_empty() {
+                    error.with_hint("it has none")
+                } else {
+                    error.with_hint(format!("it has {}", valid.join(", ")))
+                });
+            }
+            if !valid {
+                return Err(Error::new(Kind::Config, format!("{key} is out of range")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what does not exist yet.
+    ///
+    /// # Errors
+    /// Every method but `none` and `max`.
+    pub fn refuse(&self) -> Result<()> {
+        if self.is_plain() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
+            .with_hint("method = \"max\" is what there is: observed ranges, and rounding to the nearest code"))
+    }
+}

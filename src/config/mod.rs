@@ -1,0 +1,271 @@
+//! What the user asks for: `amax.toml`.
+//!
+//! A configuration is a list of levels. Each says something about some sites, and a later one has the last word, key by
+//! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[tensor.…]`, `exclude`, and
+//! what the command line adds. [`rules`] puts them in that order and asks them about one site.
+
+pub mod algorithm;
+mod pattern;
+pub mod presets;
+pub mod rules;
+pub mod spec;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use pattern::Pattern;
+pub use spec::{Level, SiteKind, Spec};
+
+use crate::document::{self, Lines};
+use crate::error::{Error, Kind, Result};
+use algorithm::Algorithm;
+use rules::Rule;
+
+/// A configuration. Every key may be left out; unknown keys are errors.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "amax configuration")]
+pub struct Config {
+    /// Profile of the runtime, by name or by path of a `.toml` file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// A named configuration to start from; `amax presets` lists them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// Patterns on names of nodes or sites: what matches stays float. Globs, whose `*` also matches `/`; `re:` begins a
+    /// regular expression.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// Every node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<Level>,
+    /// The nodes of one operator, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub op_type: BTreeMap<String, Level>,
+    /// Nodes and sites by name; later ones have the last word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer: Vec<Layer>,
+    /// Single tensors, by name: numbers given by hand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tensor: BTreeMap<String, Tensor>,
+    /// How weights and scales are improved beyond rounding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<Algorithm>,
+    /// What is done to the float model first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pre_quant_opt: Vec<Algorithm>,
+    /// When a tensor is too badly served by its range to be quantized.
+    #[serde(default, skip_serializing_if = "Guard::is_default")]
+    pub guard: Guard,
+    /// Rules of the command line, which come last.
+    #[serde(skip)]
+    pub overrides: Vec<Rule>,
+    /// Where the keys stand.
+    #[serde(skip)]
+    pub source: Source,
+}
+
+/// Where a configuration was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// The file, if it was one.
+    pub file: Option<PathBuf>,
+    /// The line of each key.
+    pub lines: Lines,
+}
+
+/// A rule about names.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// A glob on names of nodes (`/encoder/*`) or of sites (`*.weight`, `/head/*.input`); `re:` begins a regular
+    /// expression.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Whether it may match nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+    /// Whether the matched sites are quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable: Option<bool>,
+    /// Activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Spec>,
+    /// Results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Spec>,
+    /// Constant weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Spec>,
+    /// Constant biases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<Spec>,
+}
+
+impl Layer {
+    /// What it says, without whom it says it about.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        let Self { pattern: _, optional: _, enable, input, output, weight, bias } = self.clone();
+        Level { enable, input, output, weight, bias }
+    }
+}
+
+/// Numbers given by hand for one tensor.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tensor {
+    /// Whether it is quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable: Option<bool>,
+    /// The smallest and the largest value that must be representable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<[f32; 2]>,
+    /// The scale; of a weight as many as it has, in row-major order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Numbers<f32>>,
+    /// The code of zero; with `scale`. Unset: the middle code of a symmetric tensor, 0 otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_point: Option<Numbers<i32>>,
+}
+
+/// One number, or several.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "a number or a list of numbers is needed")]
+pub enum Numbers<T> {
+    /// For all.
+    One(T),
+    /// One each.
+    Many(Vec<T>),
+}
+
+impl<T: Copy> Numbers<T> {
+    /// All of them.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<T> {
+        match self {
+            Self::One(number) => vec![*number],
+            Self::Many(numbers) => numbers.clone(),
+        }
+    }
+}
+
+/// When a tensor is too badly served by its range to be quantized.
+///
+/// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guard {
+    /// Off: every planned site is quantized.
+    pub enabled: bool,
+    /// Least quality of an activation quantized with one range for all samples.
+    pub static_db: f64,
+    /// Least quality of an activation whose range is found at run time, where the target can do that.
+    pub dynamic_db: f64,
+    /// Least quality of a weight or constant.
+    pub weight_db: f64,
+    /// Least quality of the model's outputs on held-out samples. Below it, the layers that cost the most are measured
+    /// one by one and go back to float.
+    pub output_db: f64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { enabled: true, static_db: 28.0, dynamic_db: 20.0, weight_db: 20.0, output_db: 12.0 }
+    }
+}
+
+impl Guard {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Config {
+    /// Reads a TOML or JSON file.
+    ///
+    /// # Errors
+    /// An unreadable file, a syntax error, an unknown key or word (with the nearest valid one), a value out of range.
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut config = Self::parse(&document::read(path, "config")?).map_err(|e| e.in_file(path))?;
+        config.source.file = Some(path.to_owned());
+        Ok(config)
+    }
+
+    /// Parses TOML text, or JSON where it begins with a brace.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let (mut config, lines): (Self, _) = document::parse(text)?;
+        config.source.lines = lines;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML text.
+    ///
+    /// # Errors
+    /// Numbers that TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|e| Error::new(Kind::Internal, format!("cannot write the configuration as TOML: {e}")))
+    }
+
+    /// An error about a key, with its place.
+    pub(crate) fn error(&self, path: &str, message: impl Into<String>) -> Error {
+        self.source.at(Error::new(Kind::Config, message), path)
+    }
+
+    /// What can be wrong without knowing a model.
+    fn validate(&self) -> Result<()> {
+        let guard = toml::Table::try_from(self.guard).unwrap_or_default();
+        if let Some((key, _)) = guard.iter().find(|(_, value)| value.as_float().is_some_and(f64::is_nan)) {
+            return Err(self
+                .error(&format!("guard.{key}"), format!("guard.{key} is not a number"))
+                .with_hint("give decibels; -inf lets everything pass"));
+        }
+        if let Some(algorithm) = &self.algorithm {
+            algorithm.validate().map_err(|e| self.source.at(e, "algorithm"))?;
+        }
+        for (index, algorithm) in self.pre_quant_opt.iter().enumerate() {
+            algorithm.validate().map_err(|e| self.source.at(e, &format!("pre_quant_opt.{index}")))?;
+        }
+        for (name, tensor) in &self.tensor {
+            let fail = |key: &str, message: &str| {
+                Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name))
+            };
+            let Tensor { enable: _, range, scale, zero_point } = tensor;
+            match (range, scale, zero_point) {
+                (Some(_), Some(_), _) => return fail("range", "both a range and a scale are given; one follows from the other"),
+                (_, None, Some(_)) => return fail("zero_point", "a zero point needs a scale"),
+                (Some([low, high]), ..) if !(low.is_finite() && high.is_finite() && low <= high) => {
+                    return fail("range", "a range is a smaller and a larger finite number");
+                }
+                (_, Some(scale), _) if scale.to_vec().iter().any(|s| !s.is_normal() || *s < 0.0) => {
+                    return fail("scale", "a scale is a positive number");
+                }
+                _ => {}
+            }
+        }
+        rules::from_document(self, "").map(drop)
+    }
+}
+
+impl Source {
+    /// Adds the place of a key to an error.
+    #[must_use]
+    pub fn at(&self, error: Error, path: &str) -> Error {
+        let error = match &self.file {
+            Some(file) => error.in_file(file),
+            None => error,
+        };
+        match self.lines.of(path) {
+            Some(line) => error.at_line(line),
+            None => error,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Named configurations to start from.
+
+use super::Config;
+use crate::document;
+use crate::error::{Error, Kind, Result};
+use crate::nearest::nearest;
+
+/// The presets: name and text. The text begins with what the preset is, as comments.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("int8", include_str!("presets/int8.toml")),
+    ("int8-dynamic", include_str!("presets/int8-dynamic.toml")),
+    ("a16w8", include_str!("presets/a16w8.toml")),
+    ("w8", include_str!("presets/w8.toml")),
+    ("w4", include_str!("presets/w4.toml")),
+];
+
+/// Names of the presets.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|(name, _)| *name)
+}
+
+/// A preset as TOML text.
+///
+/// # Errors
+/// An unknown name, with the nearest one.
+pub fn text(name: &str) -> Result<&'static str> {
+    if let Some((_, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
+        return Ok(text);
+    }
+    let list = format!("presets are {}", names().collect::<Vec<_>>().join(", "));
+    let error = Error::new(Kind::Config, format!("there is no preset \"{name}\""));
+    Err(match nearest(name, names()) {
+        Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
+        None => error.with_hint(list),
+    })
+}
+
+/// One line that says what a preset is.
+///
+/// # Errors
+/// As [`text`].
+pub fn summary(name: &str) -> Result<&'static str> {
+    Ok(text(name)?.lines().next().unwrap_or_default().trim_start_matches(['#', ' ']))
+}
+
+/// A preset, parsed.
+///
+/// # Errors
+/// As [`text`].
+pub fn load(name: &str) -> Result<Config> {
+    let (mut config, lines): (Config, _) = document::parse(text(name)?)?;
+    config.source.lines = lines;
+    Ok(config)
+}

@@ -1,0 +1,440 @@
+//! The levels of a configuration in order, and what they say about one site.
+
+use std::sync::Arc;
+
+use super::{Config, Level, Pattern, SiteKind, Source, Spec, presets};
+use crate::document;
+use crate::error::{Error, Kind, Result};
+use crate::ir::Model;
+use crate::nearest::nearest;
+use crate::ops;
+use crate::targets::{BiasForm, Slot, Target};
+
+use super::spec::{Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
+
+/// One level: what it says, and about whom.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// What it is called: `[[layer]] "/head/*"`.
+    pub label: String,
+    /// Where it was written.
+    pub origin: Origin,
+    /// About whom.
+    pub scope: Scope,
+    /// Whether it may match nothing.
+    pub optional: bool,
+    /// What.
+    pub level: Level,
+}
+
+/// Where a rule was written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Origin {
+    source: Arc<Source>,
+    path: String,
+}
+
+impl Origin {
+    /// `amax.toml:12`, for the rule or one of its keys; empty where there is no file.
+    #[must_use]
+    pub fn place(&self, key: &str) -> String {
+        let line = self.source.lines.of(&format!("{}.{key}", self.path));
+        match (&self.source.file, line) {
+            (Some(file), Some(line)) => format!("{}:{line}", file.display()),
+            (Some(file), None) => file.display().to_string(),
+            _ => String::new(),
+        }
+    }
+
+    /// Adds the place of a key to an error.
+    #[must_use]
+    pub fn at(&self, error: Error, key: &str) -> Error {
+        self.source.at(error, &format!("{}.{key}", self.path))
+    }
+}
+
+/// Whom a rule is about.
+#[derive(Clone, Debug)]
+pub enum Scope {
+    /// Every node.
+    All,
+    /// The nodes of one operator.
+    Op(String),
+    /// Nodes and sites by name.
+    Name(Pattern),
+}
+
+impl PartialEq for Scope {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::All, Self::All) => true,
+            (Self::Op(a), Self::Op(b)) => a == b,
+            (Self::Name(a), Self::Name(b)) => a.text() == b.text(),
+            _ => false,
+        }
+    }
+}
+
+impl Scope {
+    fn applies(&self, node: &str, op: &str, kind: SiteKind) -> bool {
+        match self {
+            Self::All => true,
+            Self::Op(name) => name == op,
+            Self::Name(pattern) => matches_site(pattern, node, kind),
+        }
+    }
+}
+
+/// Whether a pattern means a site, by the name of its node or by its own: `<node>.weight` or, as ModelOpt has it,
+/// `<node>.weight_quantizer`.
+fn matches_site(pattern: &Pattern, node: &str, kind: SiteKind) -> bool {
+    if pattern.matches(node) {
+        return true;
+    }
+    let kind = kind.name();
+    pattern.names_sites()
+        && (pattern.matches(&format!("{node}.{kind}")) || pattern.matches(&format!("{node}.{kind}_quantizer")))
+}
+
+/// What is asked for at one site, and which rule said so.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resolved {
+    /// Every key that some rule set.
+    pub spec: Spec,
+    /// For each key in the order of [`Field::ALL`], the index of the rule that had the last word.
+    from: Vec<Option<usize>>,
+}
+
+impl Resolved {
+    /// Index of the rule that had the last word on a key.
+    #[must_use]
+    pub fn from(&self, field: Field) -> Option<usize> {
+        self.from.get(field as usize).copied().flatten()
+    }
+
+    /// Whether the site must stay float.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.spec.enable == Some(false)
+    }
+
+    fn overlay(&mut self, spec: &Spec, rule: usize) {
+        self.spec.overlay(spec);
+        self.from.resize(Field::ALL.len(), None);
+        for (&field, slot) in Field::ALL.iter().zip(&mut self.from) {
+            if spec.written(field).is_some() {
+                *slot = Some(rule);
+            }
+        }
+    }
+}
+
+/// What one rule changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Index of the rule.
+    pub rule: usize,
+    /// Keys with the value before and after.
+    pub changes: Vec<(Field, Option<String>, String)>,
+}
+
+/// Every level, the first one weakest.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    /// What [`Rules::site`] overlays: a rule's own spec with its `enable`.
+    specs: Vec<[Option<Spec>; 4]>,
+    left_weight: Spec,
+}
+
+impl Rules {
+    /// The levels of a configuration on a target.
+    ///
+    /// # Errors
+    /// An unknown preset or operator, or a pattern that cannot be parsed.
+    pub fn new(target: &Target, config: &Config) -> Result<Self> {
+        let mut rules = vec![defaults(target)];
+        if let Some(name) = &config.preset {
+            let preset = presets::load(name).map_err(|e| config.source.at(e, "preset"))?;
+            rules.extend(from_document(&preset, &format!("preset {name}: "))?.into_iter().map(|mut rule| {
+                rule.optional = true;
+                rule
+            }));
+        }
+        rules.extend(from_document(config, "")?);
+        rules.extend(config.overrides.iter().cloned());
+        let specs = rules.iter().map(|rule| SiteKind::ALL.map(|kind| effective(&rule.level, kind))).collect();
+        Ok(Self { rules, specs, left_weight: weight_spec(target.left_weight.unwrap_or(target.weight)) })
+    }
+
+    /// The rules, weakest first.
+    #[must_use]
+    pub fn all(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The rule that had the last word on a key of a site.
+    #[must_use]
+    pub fn rule(&self, resolved: &Resolved, field: Field) -> Option<&Rule> {
+        resolved.from(field).and_then(|index| self.rules.get(index))
+    }
+
+    /// What is asked for at a site of a node. `left`: the weight is the left operand of a product.
+    #[must_use]
+    pub fn site(&self, node: &str, op: &str, kind: SiteKind, left: bool) -> Resolved {
+        let mut resolved = Resolved::default();
+        self.each(node, op, kind, left, |index, spec| resolved.overlay(spec, index));
+        resolved
+    }
+
+    /// How a site came to its spec: each rule that changed something.
+    #[must_use]
+    pub fn chain(&self, node: &str, op: &str, kind: SiteKind, left: bool) -> Vec<Step> {
+        let mut spec = Spec::default();
+        let mut steps = Vec::new();
+        self.each(node, op, kind, left, |rule, later| {
+            let said = Field::ALL.iter().filter_map(|&f| Some((f, later.written(f)?)));
+            let changes: Vec<_> = said.map(|(f, new)| (f, spec.written(f), new)).collect();
+            spec.overlay(later);
+            if !changes.is_empty() {
+                steps.push(Step { rule, changes });
+            }
+        });
+        steps
+    }
+
+    fn each(&self, node: &str, op: &str, kind: SiteKind, left: bool, mut found: impl FnMut(usize, &Spec)) {
+        let slot = SiteKind::ALL.iter().position(|&k| k == kind).unwrap_or(0);
+        for (index, (rule, specs)) in self.rules.iter().zip(&self.specs).enumerate() {
+            let spec = if index == 0 && left && kind == SiteKind::Weight { Some(&self.left_weight) } else { specs[slot].as_ref() };
+            if let Some(spec) = spec.filter(|_| rule.scope.applies(node, op, kind)) {
+                found(index, spec);
+            }
+        }
+    }
+
+    /// Refuses patterns that match no node and no site of a model.
+    ///
+    /// # Errors
+    /// The first of them, with the nearest name.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let names = || model.graph(model.main()).nodes().iter().map(|&n| model.node_name(n));
+        for rule in self.rules.iter().filter(|r| !r.optional) {
+            let Scope::Name(pattern) = &rule.scope else { continue };
+            if names().any(|node| SiteKind::ALL.iter().any(|&kind| matches_site(pattern, node, kind))) {
+                continue;
+            }
+            let message = format!("{} matches no node and no site", rule.label);
+            let error = rule.origin.at(Error::new(Kind::Config, message), "match");
+            return Err(match nearest(pattern.text(), names()) {
+                Some(name) => error.with_hint(format!("did you mean \"{name}\"? `amax inspect --nodes` lists them")),
+                None => error.with_hint("`amax inspect --nodes` lists them"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A level's spec of one kind of site, with the level's `enable` where the spec has none.
+fn effective(level: &Level, kind: SiteKind) -> Option<Spec> {
+    let mut spec = level.spec(kind).cloned();
+    if level.enable.is_some() {
+        let spec = spec.get_or_insert_default();
+        spec.enable = spec.enable.or(level.enable);
+    }
+    spec
+}
+
+fn activation_spec(slot: Slot) -> Spec {
+    Spec {
+        dtype: Some(slot.dtype.into()),
+        granularity: Some(Share::PerTensor),
+        symmetric: Some(slot.symmetric),
+        dynamic: Some(false),
+        observer: Some(ObserverKind::Minmax),
+        scale_type: Some(ScaleType::Float),
+        scale_dtype: Some(ScaleDtype::Float32),
+        round: Some(crate::numerics::Round::HalfEven),
+        reduce_range: Some(false),
+        ..Spec::default()
+    }
+}
+
+fn weight_spec(slot: Slot) -> Spec {
+    let granularity = if slot.per_channel { Share::PerChannel } else { Share::PerTensor };
+    Spec { granularity: Some(granularity), dynamic: None, ..activation_spec(slot) }
+}
+
+/// What a target does where nothing is asked for.
+fn defaults(target: &Target) -> Rule {
+    let bias = match target.bias {
+        BiasForm::Int32 => Spec { dtype: Some(Dtype::Int32), ..Spec::default() },
+        BiasForm::Float => Spec { enable: Some(false), dtype: Some(Dtype::Int32), ..Spec::default() },
+    };
+    Rule {
+        label: format!("target {}", target.name),
+        origin: Origin::default(),
+        scope: Scope::All,
+        optional: true,
+        level: Level {
+            enable: None,
+            input: Some(activation_spec(target.activation)),
+            output: Some(activation_spec(target.activation)),
+            weight: Some(weight_spec(target.weight)),
+            bias: Some(bias),
+        },
+    }
+}
+
+/// The rules that a document contains, weakest first.
+///
+/// # Errors
+/// An unknown operator, or a pattern that cannot be parsed.
+pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> {
+    let source = Arc::new(config.source.clone());
+    let rule = |path: String, label: String, scope: Scope, optional: bool, level: Level| Rule {
+        label: format!("{prefix}{label}"),
+        origin: Origin { source: source.clone(), path },
+        scope,
+        optional,
+        level,
+    };
+    let mut rules = Vec::new();
+    if let Some(level) = &config.default {
+        rules.push(rule("default".into(), "[default]".into(), Scope::All, true, level.clone()));
+    }
+    for (op, level) in &config.op_type {
+        let path = format!("op_type.{op}");
+        known_op(op).map_err(|e| config.source.at(e, &path))?;
+        rules.push(rule(path, format!("[op_type.{op}]"), Scope::Op(op.clone()), true, level.clone()));
+    }
+    for (index, layer) in config.layer.iter().enumerate() {
+        let path = format!("layer.{index}");
+        let pattern = Pattern::new(&layer.pattern).map_err(|e| config.source.at(e, &format!("{path}.match")))?;
+        let label = format!("[[layer]] \"{}\"", layer.pattern);
+        rules.push(rule(path, label, Scope::Name(pattern), layer.optional, layer.level()));
+    }
+    for (index, text) in config.exclude.iter().enumerate() {
+        let path = format!("exclude.{index}");
+        let pattern = Pattern::new(text).map_err(|e| config.source.at(e, &path))?;
+        let level = Level { enable: Some(false), ..Level::default() };
+        rules.push(rule(path, format!("exclude \"{text}\""), Scope::Name(pattern), false, level));
+    }
+    Ok(rules)
+}
+
+fn known_op(op: &str) -> Result<()> {
+    if ops::find(op).is_some() {
+        return Ok(());
+    }
+    let error = Error::new(Kind::Config, format!("no operator is called \"{op}\" in amax's operator table"));
+    Err(match nearest(op, ops::TABLE.iter().map(|row| row.op)) {
+        Some(name) => error.with_hint(format!("did you mean \"{name}\"?")),
+        None => error.with_hint("operators without a row there are never quantized"),
+    })
+}
+
+impl Config {
+    /// Switches sites on or off by name, as `--enable`, `--disable` and `--exclude` do, after everything else.
+    ///
+    /// # Errors
+    /// A pattern that cannot be parsed.
+    pub fn switch(&mut self, option: &str, pattern: &str, enable: bool) -> Result<()> {
+        let level = Level { enable: Some(enable), ..Level::default() };
+        let scope = Scope::Name(Pattern::new(pattern)?);
+        let label = format!("{option} \"{pattern}\"");
+        self.overrides.push(Rule { label, origin: Origin::default(), scope, optional: false, level });
+        Ok(())
+    }
+
+    /// Sets one key, as `--set` does: `default.weight.dtype=int4`, `op_type.Conv.enable=false`,
+    /// `layer.PATTERN.input.symmetric=true`, `tensor.NAME.range=[0, 1]`, `guard.weight_db=15`, `algorithm.method=max`,
+    /// `preset=w4`, `target=generic`. Levels set this way come after all others.
+    ///
+    /// # Errors
+    /// What is not of this form, and what the same key in a file would be refused for.
+    pub fn set(&mut self, text: &str) -> Result<()> {
+        self.set_key(text).map_err(|error| {
+            let shown = Error::new(Kind::Config, format!("--set {text}: {}", error.message()));
+            match error.hint() {
+                Some(hint) => shown.with_hint(hint.to_owned()),
+                None => shown,
+            }
+        })
+    }
+
+    fn set_key(&mut self, text: &str) -> Result<()> {
+        let form = "write it as level.kind.key=value, for example default.weight.dtype=int4 or layer.PATTERN.enable=false";
+        let Some((key, value)) = text.split_once('=') else {
+            return Err(Error::new(Kind::Config, "there is no \"=\"").with_hint(form));
+        };
+        let (key, value) = (key.trim(), toml_value(value.trim()));
+        let (section, rest) = key.split_once('.').unwrap_or((key, ""));
+        match section {
+            "default" | "op_type" | "layer" => {
+                let (name, key) = level_key(section, rest).ok_or_else(|| {
+                    Error::new(Kind::Config, format!("\"{key}\" names no key of a level")).with_hint(form)
+                })?;
+                let (level, _) = document::parse::<Level>(&format!("{key} = {value}"))?;
+                let scope = match section {
+                    "default" => Scope::All,
+                    "op_type" => known_op(name).map(|()| Scope::Op(name.to_owned()))?,
+                    _ => Scope::Name(Pattern::new(name)?),
+                };
+                let label = format!("--set {text}");
+                self.overrides.push(Rule { label, origin: Origin::default(), scope, optional: false, level });
+                Ok(())
+            }
+            _ => {
+                let mut table = toml::Table::try_from(&*self)
+                    .map_err(|e| Error::new(Kind::Internal, format!("cannot write the configuration: {e}")))?;
+                let (value, _) = document::parse::<toml::Table>(&format!("value = {value}"))?;
+                let value = value.get("value").cloned().unwrap_or(toml::Value::Boolean(true));
+                let (name, key) = match rest.rsplit_once('.') {
+                    Some((name, key)) if section == "tensor" => (Some(name), key),
+                    _ => (None, rest),
+                };
+                let mut at = &mut table;
+                let mut path: Vec<&str> = vec![section];
+                path.extend(name);
+                path.extend((!key.is_empty()).then_some(key));
+                let last = path.pop().unwrap_or(section);
+                for step in path {
+                    let slot = at.entry(step).or_insert_with(|| toml::Table::new().into());
+                    at = slot.as_table_mut().ok_or_else(|| Error::new(Kind::Config, format!("\"{step}\" has no keys")))?;
+                }
+                at.insert(last.to_owned(), value);
+                let changed: Self = document::parse(&table.to_string())?.0;
+                changed.validate()?;
+                let (overrides, source) = (std::mem::take(&mut self.overrides), std::mem::take(&mut self.source));
+                *self = Self { overrides, source, ..changed };
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A word is a string without quotes.
+fn toml_value(text: &str) -> String {
+    if toml::from_str::<toml::Table>(&format!("value = {text}")).is_ok() {
+        text.to_owned()
+    } else {
+        toml::Value::String(text.to_owned()).to_string()
+    }
+}
+
+/// Splits `PATTERN.weight.dtype` into the pattern and `weight.dtype`; `default` has no pattern.
+fn level_key<'a>(section: &str, rest: &'a str) -> Option<(&'a str, &'a str)> {
+    let is_kind = |word: &str| SiteKind::ALL.iter().any(|k| k.name() == word);
+    let dot = rest.rfind('.');
+    let key_at = match dot {
+        Some(dot) if rest[dot + 1..] != *"enable" || rest[..dot].rsplit('.').next().is_some_and(is_kind) => {
+            rest[..dot].rfind('.').map_or(0, |d| d + 1)
+        }
+        Some(dot) => dot + 1,
+        None => 0,
+    };
+    let (name, key) = (rest[..key_at].trim_end_matches('.'), &rest[key_at..]);
+    let valid = !key.is_empty() && (section == "default") == name.is_empty();
+    valid.then_some((name, key))
+}

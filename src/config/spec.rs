@@ -1,0 +1,304 @@
+//! What can be asked for at one site, field by field.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::numerics::{Format, Round};
+
+/// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident / $variant:ident: $type:ty,)*) => {
+        /// What is asked for at one kind of site. A key that is left out says nothing: an earlier level decides.
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct Spec {
+            $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")] pub $name: Option<$type>,)*
+        }
+
+        /// A key of [`Spec`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Field {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Field {
+            /// Every key, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The key as it is written.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($name),)*
+                }
+            }
+        }
+
+        impl Spec {
+            /// Takes every key that `later` has.
+            pub fn overlay(&mut self, later: &Self) {
+                $(if let Some(value) = &later.$name {
+                    self.$name = Some(value.clone());
+                })*
+            }
+
+            /// The value of a key, as it is written in TOML.
+            #[must_use]
+            pub fn written(&self, field: Field) -> Option<String> {
+                match field {
+                    $(Field::$variant => self.$name.as_ref().map(word),)*
+                }
+            }
+        }
+    };
+}
+
+fields! {
+    /// Whether these sites are quantized. `true` takes back an earlier `false`; unset, the target decides.
+    enable / Enable: bool,
+    /// Number format of the codes.
+    dtype / Dtype: Dtype,
+    /// How many elements share a scale.
+    granularity / Granularity: Share,
+    /// The axis of `per-channel`, or the one that `per-group` cuts into groups; negative from the end. Unset: the output
+    /// channels of the operator, and the axis it sums over.
+    ch_axis / ChAxis: i64,
+    /// Elements in a group of `per-group`.
+    group_size / GroupSize: u32,
+    /// Whether the zero point is fixed at the middle code.
+    symmetric / Symmetric: bool,
+    /// Whether the scale is found each time the model runs.
+    dynamic / Dynamic: bool,
+    /// How a range is chosen from what was seen.
+    observer / Observer: ObserverKind,
+    /// Share of the values that `observer = "percentile"` keeps in range, in percent.
+    percentile / Percentile: f64,
+    /// The power of the error that `observer = "mse"` makes least.
+    mse_p / MseP: f64,
+    /// Which scales are allowed.
+    scale_type / ScaleType: ScaleType,
+    /// The precision that scales are rounded to.
+    scale_dtype / ScaleDtype: ScaleDtype,
+    /// How quotients become codes; activations are always rounded half to even.
+    round / Round: Round,
+    /// Whether the lowest code is left unused, as -128 of int8. Unset: where symmetric. A symmetric scale is
+    /// amax / 127 with it and amax / 127.5 without.
+    narrow_range / NarrowRange: bool,
+    /// Whether one bit of the range is left unused: -64..64 of int8, 0..127 of uint8.
+    reduce_range / ReduceRange: bool,
+    /// The least scale.
+    eps / Eps: f64,
+}
+
+/// A value as TOML writes it.
+fn word<T: Serialize>(value: &T) -> String {
+    serde_json::to_value(value).map(|v| v.to_string()).unwrap_or_default()
+}
+
+/// A number format of the configuration: those of [`Format`], and block formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "their names say it")]
+pub enum Dtype {
+    Int2,
+    Uint2,
+    Int4,
+    Uint4,
+    Int8,
+    Uint8,
+    Int16,
+    Uint16,
+    /// Biases only.
+    Int32,
+    Float8e4m3fn,
+    Float8e5m2,
+    Float4e2m1,
+    /// Blocks of 32 float8e4m3fn with a power-of-two scale.
+    Mxfp8,
+    /// Blocks of 32 float4e2m1 with a power-of-two scale.
+    Mxfp4,
+    /// Blocks of 16 float4e2m1 with a float8e4m3fn scale, and one float scale for all.
+    Nvfp4,
+}
+
+impl Dtype {
+    /// The element format, unless it is a block format.
+    #[must_use]
+    pub fn format(self) -> Option<Format> {
+        Some(match self {
+            Self::Int2 => Format::Int2,
+            Self::Uint2 => Format::Uint2,
+            Self::Int4 => Format::Int4,
+            Self::Uint4 => Format::Uint4,
+            Self::Int8 => Format::Int8,
+            Self::Uint8 => Format::Uint8,
+            Self::Int16 => Format::Int16,
+            Self::Uint16 => Format::Uint16,
+            Self::Int32 => Format::Int32,
+            Self::Float8e4m3fn => Format::Float8e4m3fn,
+            Self::Float8e5m2 => Format::Float8e5m2,
+            Self::Float4e2m1 => Format::Float4e2m1,
+            Self::Mxfp8 | Self::Mxfp4 | Self::Nvfp4 => return None,
+        })
+    }
+}
+
+impl From<Format> for Dtype {
+    /// The name of a format. The two float formats that no target's defaults use become their nearest relatives.
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Int2 => Self::Int2,
+            Format::Uint2 => Self::Uint2,
+            Format::Int4 => Self::Int4,
+            Format::Uint4 => Self::Uint4,
+            Format::Int8 => Self::Int8,
+            Format::Uint8 => Self::Uint8,
+            Format::Int16 => Self::Int16,
+            Format::Uint16 => Self::Uint16,
+            Format::Int32 => Self::Int32,
+            Format::Float8e4m3fn | Format::Float8e4m3fnuz => Self::Float8e4m3fn,
+            Format::Float8e5m2 | Format::Float8e5m2fnuz => Self::Float8e5m2,
+            Format::Float4e2m1 => Self::Float4e2m1,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word(self).trim_matches('"'))
+    }
+}
+
+/// How many elements share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Share {
+    /// All.
+    PerTensor,
+    /// Those of one index along an axis.
+    PerChannel,
+    /// Runs of some length along an axis.
+    PerGroup,
+    /// Those of one position in all but the last axis; found at run time.
+    PerToken,
+}
+
+/// How a range is chosen from what was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ObserverKind {
+    /// The smallest and the largest value.
+    Minmax,
+    /// The mean of the samples' smallest and largest values.
+    Mean,
+    /// The range that holds a given share of the values.
+    Percentile,
+    /// The range of the least error.
+    Mse,
+    /// The range of the least Kullback–Leibler divergence.
+    Entropy,
+}
+
+/// Which scales are allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleType {
+    /// Any.
+    #[default]
+    Float,
+    /// Powers of two, rounded up, so that nothing is clipped that was in range.
+    PowerOfTwo,
+}
+
+/// The precision that scales are rounded to, to the nearest, half to even. They are stored in the model's own float type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleDtype {
+    /// 24 significant bits.
+    #[default]
+    Float32,
+    /// 11 significant bits.
+    Float16,
+    /// 8 significant bits.
+    Bfloat16,
+    /// 4 significant bits; of block formats.
+    Float8e4m3fn,
+    /// A power of two; of block formats.
+    Float8e8m0,
+}
+
+/// What is asked for at the sites of some nodes.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// Whether any of their sites is quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable: Option<bool>,
+    /// Their activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Spec>,
+    /// Their results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Spec>,
+    /// Their constant weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Spec>,
+    /// Their constant biases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<Spec>,
+}
+
+/// A kind of site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SiteKind {
+    /// Data inputs of a node.
+    Input,
+    /// Outputs of a node.
+    Output,
+    /// A constant weight.
+    Weight,
+    /// A constant bias.
+    Bias,
+}
+
+impl SiteKind {
+    /// Every kind, in the order in which data flows.
+    pub const ALL: [Self; 4] = [Self::Input, Self::Weight, Self::Bias, Self::Output];
+
+    /// As it stands at the end of a site's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Output => "output",
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+        }
+    }
+}
+
+impl Level {
+    /// What is asked for at one kind of site.
+    #[must_use]
+    pub fn spec(&self, kind: SiteKind) -> Option<&Spec> {
+        match kind {
+            SiteKind::Input => self.input.as_ref(),
+            SiteKind::Output => self.output.as_ref(),
+            SiteKind::Weight => self.weight.as_ref(),
+            SiteKind::Bias => self.bias.as_ref(),
+        }
+    }
+
+    /// The same, to be written.
+    pub fn spec_mut(&mut self, kind: SiteKind) -> &mut Spec {
+        let slot = match kind {
+            SiteKind::Input => &mut self.input,
+            SiteKind::Output => &mut self.output,
+            SiteKind::Weight => &mut self.weight,
+            SiteKind::Bias => &mut self.bias,
+        };
+        slot.get_or_insert_default()
+    }
+}

@@ -1,0 +1,290 @@
+//! Every decision, before any number is known.
+//!
+//! [`plan`] reads the structure of the model, the configuration and the target, and says which tensors get a
+//! Quantize/Dequantize pair, in which format, which of them share one scale, which weights and biases are folded, and
+//! why everything else is left alone. It reads no tensor data and no samples. What calibration finds out later (a site
+//! that no range serves well) comes back as a [`Veto`], and the plan is made again.
+//!
+//! Placement for `fused` targets:
+//!
+//! 1. *Anchors* (Conv, Gemm, MatMul with a constant operand) want their data input quantized; a Conv also its output.
+//! 2. The output of an operator is taken after a Relu or Clip that vanishes into the quantizer.
+//! 3. *Joins* (Add, Mul, Concat, …) run in integers where one input already is and the output is wanted so.
+//! 4. *Carriers* (Reshape, MaxPool, …) between two such values share one scale on both sides.
+//!
+//! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
+
+mod planner;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use planner::{Knowledge, Veto, plan};
+
+use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use crate::numerics::{Format, Granularity, Round};
+use crate::ops::Reduction;
+
+/// Version of the plan document.
+pub const SCHEMA: u32 = 2;
+
+/// Every decision about a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the target.
+    pub target: String,
+    /// Version of the default operator set that the result needs.
+    pub opset: i64,
+    /// Quantized activations, by the name of the pair: that of the tensor, or for a second pair on one tensor the tensor's
+    /// with the format behind it.
+    pub activations: BTreeMap<String, Activation>,
+    /// Quantized constants.
+    pub weights: Vec<Weight>,
+    /// Quantized biases.
+    pub biases: Vec<Bias>,
+    /// Outputs of Adds behind a product that become a Sum of two, which is the same: onnxruntime makes a Gemm of a MatMul
+    /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sums: Vec<String>,
+    /// Constants that are stored more than once, since their readers want them in different formats.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub splits: Vec<Split>,
+    /// What stays float, and why.
+    pub skipped: Vec<Skip>,
+}
+
+/// How numbers become codes: a spec with nothing left open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantizer {
+    /// Element format.
+    pub dtype: Format,
+    /// Whether the zero point is fixed at the middle code.
+    pub symmetric: bool,
+    /// How many values share a scale.
+    #[serde(default = "per_tensor", skip_serializing_if = "is_per_tensor")]
+    pub granularity: Granularity,
+    /// Whether the lowest code is left unused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub narrow_range: bool,
+    /// Whether one bit of the range is left unused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reduce_range: bool,
+    /// How the range is chosen.
+    #[serde(default = "minmax", skip_serializing_if = "is_minmax")]
+    pub observer: ObserverKind,
+    /// Percent of the values that the percentile observer keeps in range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percentile: Option<f64>,
+    /// The power of the error that the mse observer makes least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mse_p: Option<f64>,
+    /// Which scales are allowed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scale_type: ScaleType,
+    /// The precision that scales are rounded to.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scale_dtype: ScaleDtype,
+    /// How quotients become codes; half to even for everything but constants.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub round: Round,
+    /// The least scale; 0 for none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub eps: f32,
+    /// Numbers given by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<Given>,
+}
+
+/// Numbers given by hand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Given {
+    /// The smallest and the largest value.
+    Range(f32, f32),
+    /// Scales and zero points: one, or as many as the granularity has.
+    Scales {
+        /// Sizes of a step.
+        scales: Vec<f32>,
+        /// Codes of zero, as many.
+        zero_points: Vec<i32>,
+    },
+}
+
+fn per_tensor() -> Granularity {
+    Granularity::PerTensor
+}
+
+fn is_per_tensor(granularity: &Granularity) -> bool {
+    *granularity == Granularity::PerTensor
+}
+
+fn minmax() -> ObserverKind {
+    ObserverKind::Minmax
+}
+
+fn is_minmax(observer: &ObserverKind) -> bool {
+    *observer == ObserverKind::Minmax
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Quantizer {
+    /// A quantizer of a format with nothing else asked for; the lowest code is left unused where symmetric.
+    #[must_use]
+    pub fn new(dtype: Format, symmetric: bool, granularity: Granularity) -> Self {
+        Self {
+            dtype,
+            symmetric,
+            granularity,
+            narrow_range: symmetric && dtype.is_integer(),
+            reduce_range: false,
+            observer: ObserverKind::Minmax,
+            percentile: None,
+            mse_p: None,
+            scale_type: ScaleType::Float,
+            scale_dtype: ScaleDtype::Float32,
+            round: Round::HalfEven,
+            eps: 0.0,
+            given: None,
+        }
+    }
+}
+
+/// A constant that is stored more than once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Split {
+    /// The initializer.
+    pub tensor: String,
+    /// Sites that read it, by what they want.
+    pub sites: Vec<Vec<String>>,
+    /// In what they differ.
+    pub why: String,
+}
+
+/// A Quantize/Dequantize pair on an activation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    /// The float tensor, where the pair is not named after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<String>,
+    /// How it is quantized.
+    pub quantizer: Quantizer,
+    /// Where the scale comes from.
+    pub mode: Mode,
+    /// The pair whose dequantized result this one reads, where formats meet; otherwise it reads the float tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converts: Option<String>,
+    /// The pair whose scale and zero point this one has; itself, unless it shares.
+    pub scale_of: String,
+    /// Values lie in this interval whatever the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<(f32, f32)>,
+    /// Who reads the dequantized tensor.
+    pub readers: Readers,
+    /// A Sum of one stands in front of the quantizer: onnxruntime would quantize the weight of a float Conv,
+    /// ConvTranspose or Gemm between a Dequantize and a Quantize by itself, with one scale for all channels.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fence: bool,
+    /// Why it is quantized.
+    pub why: String,
+}
+
+/// Where a scale comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Calibration.
+    Static,
+    /// The tensor itself, each time the model runs.
+    Dynamic,
+}
+
+/// Who reads a dequantized tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Readers {
+    /// Every user: the producer runs in integers, the float tensor does not exist.
+    All,
+    /// These inputs; others read the float tensor.
+    Listed(Vec<Slot>),
+}
+
+/// One input of one node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slot {
+    /// First output of the node.
+    pub node: String,
+    /// Index of the input.
+    pub input: usize,
+}
+
+/// A quantized constant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weight {
+    /// `<node>.weight`, or `<node>.input` for a constant operand of an element-wise operator.
+    pub site: String,
+    /// Which input of which node reads it.
+    pub at: Slot,
+    /// The initializer.
+    pub tensor: String,
+    /// How it is quantized.
+    pub quantizer: Quantizer,
+    /// It is the right operand of a Gemm with `transB`, and stored as `[K, N]`: the operator loses `transB`, so that
+    /// groups run along axis 0. The quantizer's axes are those of `[K, N]`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transpose: bool,
+    /// The order of the reduction whose adjacent pairs must not saturate 16 bits, where that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair_safe: Option<Reduction>,
+    /// Why it is quantized this way.
+    pub why: String,
+}
+
+/// A bias stored as int32 at the product of the scales of input and weight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bias {
+    /// `<node>.bias`.
+    pub site: String,
+    /// Which input of which node reads it.
+    pub at: Slot,
+    /// The initializer: one value a channel, or one for all.
+    pub tensor: String,
+    /// Output channels.
+    pub channels: usize,
+    /// The activation whose scale is a factor.
+    pub activation: String,
+    /// Index into [`Plan::weights`] of the weight whose scale is the other.
+    pub weight: usize,
+}
+
+/// Something that stays float.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skip {
+    /// Node.
+    pub node: String,
+    /// Its operator.
+    pub op: String,
+    /// Bytes of constants it reads that stay as they are.
+    pub bytes: u64,
+    /// Why.
+    pub why: String,
+}
+
+/// Why a constant of a node that runs in integers stays float.
+pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
+/// Why a node is left as the input model has it.
+pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";
+
