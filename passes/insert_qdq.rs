@@ -108,7 +108,7 @@ impl Insert<'_> {
             .activations
             .get(name)
             .ok_or_else(|| Error::new(Kind::Internal, "a planned activation was not solved").at_value(name))?;
-        let (scale, zero) = self.qparams(model, &activation.scale_of, activation.dtype, scale, zero_point);
+        let (scale, zero) = self.qparams(model, &activation.scale_of, activation.quantizer.dtype, scale, zero_point);
         let (source, place) = if activation.fence {
             let fence = NewNode::new("Sum", format!("{name}_Sum"), &[value], &[&format!("{name}_fenced")]);
             let fence = model.insert(Self::place(model, value), fence);
@@ -130,7 +130,7 @@ impl Insert<'_> {
         let codes = model.node(q).output(0).expect("just made");
         let back = Self::dequantize(model, Place::After(q), name, codes, scale, zero, None);
         self.readers(model, value, back, q, &activation.readers)?;
-        self.outcome.changed(name, format!("{} pair", activation.dtype.name()));
+        self.outcome.changed(name, format!("{} pair", activation.quantizer.dtype.name()));
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl Insert<'_> {
             let node = self.names.node(model, &weight.at)?;
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
-                let same = a.tensor == b.tensor && a.dtype == b.dtype && a.granularity == b.granularity;
+                let same = a.tensor == b.tensor && a.quantizer == b.quantizer;
                 same && self.solution.weights[*other].qparams == solved.qparams
                     && self.solution.weights[*other].changed == solved.changed
             });
@@ -231,11 +231,11 @@ impl Insert<'_> {
                 made.push((index, found));
                 found
             };
-            let axis = axis(&weight.granularity);
+            let axis = axis(&weight.quantizer.granularity);
             let back = Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, axis);
             model.set_type(back, tensor_type(DataType::Float, model.shape(value).as_deref()));
             model.set_input(node, weight.at.input, Some(back));
-            self.outcome.changed(&weight.site, format!("{} weight", weight.dtype.name()));
+            self.outcome.changed(&weight.site, format!("{} weight", weight.quantizer.dtype.name()));
         }
         Ok(())
     }
@@ -251,10 +251,10 @@ impl Insert<'_> {
             None => value,
         };
         let dims = model.constant(value).map(Tensor::dims).unwrap_or_default();
-        let dims = weight.granularity.scale_dims(&dims);
+        let dims = weight.quantizer.granularity.scale_dims(&dims);
         let QParams { scales, zero_points: zeros } = &solved.qparams;
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
-        let zero = zero_points(weight.dtype, &dims, zeros);
+        let zero = zero_points(weight.quantizer.dtype, &dims, zeros);
         let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);
         let mut node = NewNode::new(
             "QuantizeLinear",
@@ -262,7 +262,7 @@ impl Insert<'_> {
             &[source, scale, zero],
             &[&format!("{name}_quantized")],
         );
-        if let Some(axis) = axis(&weight.granularity) {
+        if let Some(axis) = axis(&weight.quantizer.granularity) {
             node = node.with(Attr::int("axis", axis as i64));
         }
         let reader = self.names.node(model, &weight.at)?;

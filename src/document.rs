@@ -199,10 +199,8 @@ fn said(message: &str) -> Error {
         return Error::new(Kind::Config, message.trim_end().replace('\n', ", ").replace('`', "\""));
     };
     let what = if message.starts_with("unknown field") { "key" } else { "word" };
-    let unknown = Error::new(
-        Kind::Config,
-        format!("unknown {what} \"{key}\": what can stand here is {}", valid.join(", ")),
-    );
+    let unknown =
+        Error::new(Kind::Config, format!("unknown {what} \"{key}\": what can stand here is {}", valid.join(", ")));
     match nearest(key, valid) {
         Some(word) => unknown.with_hint(format!("did you mean \"{word}\"?")),
         None => unknown,
@@ -233,8 +231,16 @@ mod tests {
             }
             assert_eq!(lines.of("z"), None);
         };
-        let expected =
-            [("a", 1), ("b", 2), ("b.c.d", 3), ("e.0.f", 6), ("e.0.f.1", 7), ("e.1.f", 9), ("e.1.g", 8), ("g.x.y.h", 11)];
+        let expected = [
+            ("a", 1),
+            ("b", 2),
+            ("b.c.d", 3),
+            ("e.0.f", 6),
+            ("e.0.f.1", 7),
+            ("e.1.f", 9),
+            ("e.1.g", 8),
+            ("g.x.y.h", 11),
+        ];
         check(&Lines::toml(toml), &expected);
         check(&JsonLines::scan(json), &expected);
     }

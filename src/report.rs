@@ -129,10 +129,10 @@ impl Report {
             .map(|(name, activation)| {
                 let solved = solution.activations.get(name).copied();
                 let seen = statistics.and_then(|s| s.sites.get(name));
-                let (low, high) = activation.dtype.range();
+                let (low, high) = activation.quantizer.dtype.range();
                 ActivationRow {
                     tensor: name.clone(),
-                    dtype: activation.dtype.name(),
+                    dtype: activation.quantizer.dtype.name(),
                     mode: match activation.mode {
                         Mode::Static => "static",
                         Mode::Dynamic => "dynamic",
@@ -152,7 +152,7 @@ impl Report {
             .map(|(weight, solved)| WeightRow {
                 site: weight.site.clone(),
                 tensor: weight.tensor.clone(),
-                dtype: weight.dtype.name(),
+                dtype: weight.quantizer.dtype.name(),
                 scales: solved.qparams.scales.len(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),

@@ -49,8 +49,8 @@ pub struct Solved(BTreeMap<String, SolvedWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
-    let Weight { site: _, at: _, tensor, dtype, symmetric, granularity, pair_safe, why: _ } = weight;
-    format!("{tensor} {dtype:?} {symmetric} {granularity:?} {pair_safe:?}")
+    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, why: _ } = weight;
+    format!("{tensor} {quantizer:?} {transpose} {pair_safe:?}")
 }
 
 /// Solves a plan. Without statistics only weights are solved. `solved` remembers weights of the same model.
@@ -118,7 +118,11 @@ fn activations(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<String, 
     let mut found = BTreeMap::new();
     for (name, activation) in &plan.activations {
         if let Some(&(low, high)) = ranges.get(activation.scale_of.as_str()) {
-            let spec = RangeSpec { format: activation.dtype, symmetric: activation.symmetric, narrow: false };
+            let spec = RangeSpec {
+                format: activation.quantizer.dtype,
+                symmetric: activation.quantizer.symmetric,
+                narrow: false,
+            };
             found.insert(name.clone(), numerics::qparams_from_range(low, high, &spec));
         }
     }
@@ -176,8 +180,8 @@ impl<'a> Solver<'a> {
             None => (self.plain(floor)?, None),
         };
         let seen = changed.as_deref().unwrap_or(&self.values);
-        let granularity = &self.weight.granularity;
-        let format = self.weight.dtype;
+        let granularity = &self.weight.quantizer.granularity;
+        let format = self.weight.quantizer.dtype;
         let raw = numerics::quantize(seen, &self.dims, granularity, &qparams, format, Round::HalfEven)?;
         let back = numerics::dequantize(&raw, format, &self.dims, granularity, &qparams)?;
         let mut metrics = Metrics::default();
@@ -187,8 +191,12 @@ impl<'a> Solver<'a> {
     }
 
     fn plain(&self, floor: f32) -> Result<QParams> {
-        let spec = RangeSpec { format: self.weight.dtype, symmetric: self.weight.symmetric, narrow: false };
-        let ranges = numerics::channel_ranges(&self.values, &self.dims, &self.weight.granularity)?;
+        let spec = RangeSpec {
+            format: self.weight.quantizer.dtype,
+            symmetric: self.weight.quantizer.symmetric,
+            narrow: false,
+        };
+        let ranges = numerics::channel_ranges(&self.values, &self.dims, &self.weight.quantizer.granularity)?;
         let (scales, zero_points) = ranges
             .into_iter()
             .map(|(low, high)| {
@@ -201,9 +209,9 @@ impl<'a> Solver<'a> {
 
     /// Int8 codes whose adjacent pairs cannot saturate; returns the values that round to exactly these codes.
     fn pair_safe(&self, order: Reduction, floor: f32) -> (QParams, Option<Vec<f32>>) {
-        debug_assert_eq!(self.weight.dtype, Format::Int8);
+        debug_assert_eq!(self.weight.quantizer.dtype, Format::Int8);
         let rows = reduction_rows(&self.dims, order);
-        if let Granularity::PerChannel { .. } = self.weight.granularity {
+        if let Granularity::PerChannel { .. } = self.weight.quantizer.granularity {
             let solved: Vec<(f32, Vec<i8>)> = rows.par_iter().map(|row| self.row(row, floor)).collect();
             let mut changed = vec![0.0f32; self.values.len()];
             for (row, (scale, codes)) in rows.iter().zip(&solved) {
@@ -249,12 +257,12 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
     for (name, activation) in &plan.activations {
         let Some(&(scale, zero_point)) = solution.activations.get(name) else { continue };
         let Some(site) = statistics.sites.get(name) else { continue };
-        let (low, high) = activation.dtype.range();
+        let (low, high) = activation.quantizer.dtype.range();
         let quality = site.sqnr_db(scale, zero_point, low, high);
         if quality < guard.static_db {
             let why = format!(
                 "\"{name}\" keeps only {quality:.1} dB in {} over [{:.4}, {:.4}], below {} dB",
-                activation.dtype.name(),
+                activation.quantizer.dtype.name(),
                 seen_range(site).0,
                 seen_range(site).1,
                 guard.static_db
@@ -268,7 +276,7 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
                 "\"{}\" keeps only {:.1} dB in {}, below {} dB",
                 weight.tensor,
                 solved.sqnr_db,
-                weight.dtype.name(),
+                weight.quantizer.dtype.name(),
                 guard.weight_db
             );
             vetoes.insert(weight.site.clone(), Veto { why, dynamic: false });

@@ -128,7 +128,8 @@ impl Algorithm {
         for (key, given, applies, valid) in rows {
             if given && !applies {
                 let valid: Vec<&str> = rows.iter().filter(|r| r.2).map(|r| r.0).collect();
-                let error = Error::new(Kind::Config, format!("the method \"{}\" has no parameter \"{key}\"", method.name()));
+                let error =
+                    Error::new(Kind::Config, format!("the method \"{}\" has no parameter \"{key}\"", method.name()));
                 return Err(if valid.is_empty() {
                     error.with_hint("it has none")
                 } else {

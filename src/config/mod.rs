@@ -235,12 +235,13 @@ impl Config {
             algorithm.validate().map_err(|e| self.source.at(e, &format!("pre_quant_opt.{index}")))?;
         }
         for (name, tensor) in &self.tensor {
-            let fail = |key: &str, message: &str| {
-                Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name))
-            };
+            let fail =
+                |key: &str, message: &str| Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name));
             let Tensor { enable: _, range, scale, zero_point } = tensor;
             match (range, scale, zero_point) {
-                (Some(_), Some(_), _) => return fail("range", "both a range and a scale are given; one follows from the other"),
+                (Some(_), Some(_), _) => {
+                    return fail("range", "both a range and a scale are given; one follows from the other");
+                }
                 (_, None, Some(_)) => return fail("zero_point", "a zero point needs a scale"),
                 (Some([low, high]), ..) if !(low.is_finite() && high.is_finite() && low <= high) => {
                     return fail("range", "a range is a smaller and a larger finite number");

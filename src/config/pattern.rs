@@ -83,7 +83,8 @@ mod tests {
         check("re:^/encoder/layer\\.[0-5]/", "/encoder/layer.3/MatMul", true);
         check("re:^/encoder/layer\\.[0-5]/", "/encoder/layer.6/MatMul", false);
         check("re:MatMul$", "/a/MatMul", true);
-        let sites = ["*.weight", "*{.input,.bias}", "*.{input,weight}", "*lm_head*weight_quantizer", "re:\\.(input|output)$"];
+        let sites =
+            ["*.weight", "*{.input,.bias}", "*.{input,weight}", "*lm_head*weight_quantizer", "re:\\.(input|output)$"];
         assert!(sites.iter().all(|p| Pattern::new(p).expect("valid").names_sites()));
         let nodes = ["*", "*output*", "/input_layer/*", "*weight"];
         assert!(nodes.iter().all(|p| !Pattern::new(p).expect("valid").names_sites()));

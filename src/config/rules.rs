@@ -206,7 +206,11 @@ impl Rules {
     fn each(&self, node: &str, op: &str, kind: SiteKind, left: bool, mut found: impl FnMut(usize, &Spec)) {
         let slot = SiteKind::ALL.iter().position(|&k| k == kind).unwrap_or(0);
         for (index, (rule, specs)) in self.rules.iter().zip(&self.specs).enumerate() {
-            let spec = if index == 0 && left && kind == SiteKind::Weight { Some(&self.left_weight) } else { specs[slot].as_ref() };
+            let spec = if index == 0 && left && kind == SiteKind::Weight {
+                Some(&self.left_weight)
+            } else {
+                specs[slot].as_ref()
+            };
             if let Some(spec) = spec.filter(|_| rule.scope.applies(node, op, kind)) {
                 found(index, spec);
             }
@@ -364,7 +368,8 @@ impl Config {
     }
 
     fn set_key(&mut self, text: &str) -> Result<()> {
-        let form = "write it as level.kind.key=value, for example default.weight.dtype=int4 or layer.PATTERN.enable=false";
+        let form =
+            "write it as level.kind.key=value, for example default.weight.dtype=int4 or layer.PATTERN.enable=false";
         let Some((key, value)) = text.split_once('=') else {
             return Err(Error::new(Kind::Config, "there is no \"=\"").with_hint(form));
         };
@@ -401,7 +406,9 @@ impl Config {
                 let last = path.pop().unwrap_or(section);
                 for step in path {
                     let slot = at.entry(step).or_insert_with(|| toml::Table::new().into());
-                    at = slot.as_table_mut().ok_or_else(|| Error::new(Kind::Config, format!("\"{step}\" has no keys")))?;
+                    at = slot
+                        .as_table_mut()
+                        .ok_or_else(|| Error::new(Kind::Config, format!("\"{step}\" has no keys")))?;
                 }
                 at.insert(last.to_owned(), value);
                 let changed: Self = document::parse(&table.to_string())?.0;

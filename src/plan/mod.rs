@@ -287,4 +287,3 @@ pub struct Skip {
 pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
 /// Why a node is left as the input model has it.
 pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";
-

@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::unionfind::UnionFind;
 
-use super::{Activation, BESIDE_KERNEL, Bias, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Readers, SCHEMA, Skip, Slot, Weight};
-use crate::config::Config;
+use super::{
+    Activation, BESIDE_KERNEL, Bias, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Readers, SCHEMA, Skip, Slot, Weight,
+};
+use crate::config::rules::Rules;
+use crate::config::spec::Field;
+use crate::config::{Config, SiteKind};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Def, Model, NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -36,17 +40,8 @@ pub struct Knowledge {
 /// # Errors
 /// An exclusion that matches nothing, or a model no newer than the target can load.
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
-    let patterns = config.excluded()?;
-    for pattern in &patterns {
-        let names = model.graph(model.main()).nodes().iter().map(|&n| model.node_name(n));
-        if !names.clone().any(|n| pattern.matches(n)) {
-            let error = Error::new(Kind::Config, format!("the exclusion \"{}\" matches no node", pattern.text()));
-            return Err(match crate::nearest::nearest(pattern.text(), names) {
-                Some(name) => error.with_hint(format!("did you mean \"{name}\"? `amax inspect --nodes` lists them")),
-                None => error.with_hint("`amax inspect --nodes` lists them"),
-            });
-        }
-    }
+    let rules = Rules::new(target, config)?;
+    rules.check(model)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(
@@ -59,7 +54,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         model,
         target,
         knowledge,
-        patterns,
+        rules,
         quantized: BTreeMap::new(),
         reasons: BTreeMap::new(),
         wants: BTreeMap::new(),
@@ -81,7 +76,7 @@ struct Planner<'a> {
     model: &'a Model,
     target: &'a Target,
     knowledge: &'a Knowledge,
-    patterns: Vec<Pattern>,
+    rules: Rules,
     /// Nodes that run in integers, anchors and joins.
     quantized: BTreeMap<NodeId, Kindness>,
     /// Why a node that might have been quantized is not.
@@ -136,8 +131,11 @@ impl Planner<'_> {
     /// Why a node may not be touched at all.
     fn untouchable(&self, node: NodeId) -> Option<String> {
         let name = self.model.node_name(node);
-        if let Some(pattern) = self.patterns.iter().find(|p| p.matches(name)) {
-            return Some(format!("excluded by \"{}\"", pattern.text()));
+        let op = self.model.node(node).op_type();
+        let sites = SiteKind::ALL.map(|kind| self.rules.site(name, op, kind, false));
+        if sites.iter().all(|s| s.is_off()) {
+            let rule = self.rules.rule(&sites[0], Field::Enable);
+            return Some(format!("excluded by {}", rule.map_or("", |r| r.label.as_str())));
         }
         let quantized = self.model.node(node).inputs().iter().flatten().any(|&v| {
             self.model
@@ -569,9 +567,10 @@ impl Planner<'_> {
                 Mode::Dynamic => (Format::Uint8, false),
             };
             let activation = Activation {
-                dtype,
-                symmetric,
+                tensor: None,
+                quantizer: Quantizer::new(dtype, symmetric, Granularity::PerTensor),
                 mode: want.mode,
+                converts: None,
                 scale_of: self.name(leaders.get(&value).copied().unwrap_or(value)),
                 range: fixed,
                 readers,
@@ -600,6 +599,7 @@ impl Planner<'_> {
             weights,
             biases,
             sums,
+            splits: Vec::new(),
             skipped,
         }
     }
@@ -731,9 +731,8 @@ impl Planner<'_> {
                         site: self.weight_site(node),
                         at: self.slot(node, index),
                         tensor: self.name(value),
-                        dtype: slot.dtype,
-                        symmetric: slot.symmetric,
-                        granularity,
+                        quantizer: Quantizer::new(slot.dtype, slot.symmetric, granularity),
+                        transpose: false,
                         pair_safe,
                         why: match kind {
                             Kindness::Integer => format!("weight of an integer {}", at.op_type()),
@@ -745,9 +744,12 @@ impl Planner<'_> {
                     site: self.operand_site(node),
                     at: self.slot(node, index),
                     tensor: self.name(value),
-                    dtype: self.target.activation.dtype,
-                    symmetric: self.target.activation.symmetric,
-                    granularity: Granularity::PerTensor,
+                    quantizer: Quantizer::new(
+                        self.target.activation.dtype,
+                        self.target.activation.symmetric,
+                        Granularity::PerTensor,
+                    ),
+                    transpose: false,
                     pair_safe: None,
                     why: format!("constant operand of an integer {}", at.op_type()),
                 }),

@@ -75,16 +75,16 @@ fn print(plan: &Plan) -> String {
         let mode = if a.mode == Mode::Dynamic { " at run time" } else { "" };
         let fence = if a.fence { " behind a fence" } else { "" };
         let range = a.range.map_or(String::new(), |(low, high)| format!(" in [{low}, {high}]"));
-        let symmetric = if a.symmetric { " symmetric" } else { "" };
+        let symmetric = if a.quantizer.symmetric { " symmetric" } else { "" };
         let readers = match &a.readers {
             Readers::All => "all".to_owned(),
             Readers::Listed(list) => slots(list),
         };
-        let dtype = a.dtype.name();
+        let dtype = a.quantizer.dtype.name();
         writeln!(out, "  {name}: {dtype}{symmetric}{mode}{shared}{range}{fence} -> {readers}").unwrap();
     }
     for w in &plan.weights {
-        let axis = match w.granularity {
+        let axis = match w.quantizer.granularity {
             amax::numerics::Granularity::PerChannel { axis } => format!(" axis {axis}"),
             _ => String::new(),
         };
@@ -94,7 +94,7 @@ fn print(plan: &Plan) -> String {
             "  weight {} of {}: {}{axis}{pairs}",
             w.tensor,
             slots(std::slice::from_ref(&w.at)),
-            w.dtype.name()
+            w.quantizer.dtype.name()
         )
         .unwrap();
     }
