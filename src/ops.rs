@@ -151,6 +151,8 @@ impl Row {
 pub struct WeightLayout {
     /// Axis of the output channels; `None` where one scale serves all.
     pub channel_axis: Option<usize>,
+    /// The axis that one output is summed over, which groups cut; `None` where groups make no sense.
+    pub group_axis: Option<usize>,
     /// Order of the reduction inside a channel.
     pub reduction: Reduction,
     /// Whether each output channel reads just one input channel and feeds none else (a depthwise convolution).
@@ -176,22 +178,26 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
     let Weight(channel) = of(model, node)?.role(index) else { return None };
     let rank = dims.len();
     let group = model.node(node).int("group").unwrap_or(1).max(1) as usize;
-    let layout = |channel_axis, reduction| WeightLayout { channel_axis, reduction, depthwise: false };
+    let layout =
+        |channel_axis, group_axis, reduction| WeightLayout { channel_axis, group_axis, reduction, depthwise: false };
     Some(match channel {
         Conv if rank >= 3 => WeightLayout {
             channel_axis: Some(0),
+            group_axis: Some(1),
             reduction: Reduction::Spatial,
             depthwise: dims[1] == 1 && group > 1 && dims[0] == group,
         },
-        ConvTranspose if rank >= 3 && group == 1 => layout(Some(1), Reduction::None),
-        ConvTranspose if rank >= 3 => layout(None, Reduction::None),
-        Right if model.node(node).int("transB").unwrap_or(0) != 0 && rank == 2 => layout(Some(0), Reduction::Along(1)),
-        Right if rank == 2 => layout(Some(1), Reduction::Along(0)),
+        ConvTranspose if rank >= 3 && group == 1 => layout(Some(1), Some(0), Reduction::None),
+        ConvTranspose if rank >= 3 => layout(None, Some(0), Reduction::None),
+        Right if model.node(node).int("transB").unwrap_or(0) != 0 && rank == 2 => {
+            layout(Some(0), Some(1), Reduction::Along(1))
+        }
+        Right if rank == 2 => layout(Some(1), Some(0), Reduction::Along(0)),
         // A batch of matrices has one scale for all: kernels take one scale a column of a single matrix only.
-        Right if rank > 2 => layout(None, Reduction::Along(rank - 2)),
-        Left if rank >= 2 => layout(None, Reduction::Along(rank - 1)),
-        Rows if rank >= 1 => layout(None, Reduction::None),
-        Gates if rank == 3 => layout(None, Reduction::None),
+        Right if rank > 2 => layout(None, Some(rank - 2), Reduction::Along(rank - 2)),
+        Left if rank >= 2 => layout(None, Some(rank - 1), Reduction::Along(rank - 1)),
+        Rows if rank >= 1 => layout(None, Some(rank - 1), Reduction::None),
+        Gates if rank == 3 => layout(None, Some(2), Reduction::None),
         _ => return None,
     })
 }

@@ -53,6 +53,29 @@ impl Origin {
     }
 }
 
+impl Rule {
+    /// Whether it is about certain nodes or operators, rather than all.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        match &self.scope {
+            Scope::All => false,
+            Scope::Op(_) => true,
+            Scope::Name(pattern) => {
+                let text = pattern.text().trim_end_matches("_quantizer");
+                let kinds = SiteKind::ALL.map(SiteKind::name);
+                let node = kinds.iter().find_map(|kind| text.strip_suffix(kind)).unwrap_or(text).trim_end_matches('.');
+                !node.chars().all(|c| c == '*')
+            }
+        }
+    }
+
+    /// Whether it is about a site.
+    #[must_use]
+    pub fn applies(&self, node: &str, op: &str, kind: SiteKind) -> bool {
+        self.scope.applies(node, op, kind)
+    }
+}
+
 /// Whom a rule is about.
 #[derive(Clone, Debug)]
 pub enum Scope {
@@ -116,6 +139,17 @@ impl Resolved {
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.spec.enable == Some(false)
+    }
+
+    /// For each key, takes what a later rule said at the other site.
+    pub fn strengthen(&mut self, other: &Self) {
+        self.from.resize(Field::ALL.len(), None);
+        for (index, &field) in Field::ALL.iter().enumerate() {
+            if other.from(field) > self.from(field) {
+                self.spec.take(&other.spec, field);
+                self.from[index] = other.from(field);
+            }
+        }
     }
 
     fn overlay(&mut self, spec: &Spec, rule: usize) {
@@ -310,7 +344,7 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
     for (op, level) in &config.op_type {
         let path = format!("op_type.{op}");
         known_op(op).map_err(|e| config.source.at(e, &path))?;
-        rules.push(rule(path, format!("[op_type.{op}]"), Scope::Op(op.clone()), true, level.clone()));
+        rules.push(rule(path, format!("[op_type.{op}]"), Scope::Op(op.clone()), false, level.clone()));
     }
     for (index, layer) in config.layer.iter().enumerate() {
         let path = format!("layer.{index}");

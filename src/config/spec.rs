@@ -44,6 +44,13 @@ macro_rules! fields {
                 })*
             }
 
+            /// Takes one key of another spec.
+            pub fn take(&mut self, other: &Self, field: Field) {
+                match field {
+                    $(Field::$variant => self.$name.clone_from(&other.$name),)*
+                }
+            }
+
             /// The value of a key, as it is written in TOML.
             #[must_use]
             pub fn written(&self, field: Field) -> Option<String> {

@@ -14,7 +14,12 @@
 //!
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
+mod constants;
+mod finish;
 mod planner;
+mod site;
+mod skips;
+mod spread;
 
 use std::collections::BTreeMap;
 

@@ -1,21 +1,19 @@
-//! Decides.
+//! Decides which operators run quantized, and what that asks of the tensors around them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use petgraph::unionfind::UnionFind;
-
-use super::{
-    Activation, BESIDE_KERNEL, Bias, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Readers, SCHEMA, Skip, Slot, Weight,
-};
-use crate::config::rules::Rules;
-use crate::config::spec::Field;
-use crate::config::{Config, SiteKind};
+use super::constants::one_each;
+use super::site::{Reader, Refusal, Shape};
+use super::{Given, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use crate::config::rules::{Resolved, Rules};
+use crate::config::spec::{Dtype, Field};
+use crate::config::{Config, SiteKind, Tensor as ByHand, presets};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Def, Model, NodeId, User, ValueId};
-use crate::numerics::{Format, Granularity};
+use crate::ir::{Model, NodeId, Tensor, User, ValueId};
+use crate::nearest::nearest;
 use crate::onnx::DataType;
-use crate::ops::{self, Output, Reduction, Role};
-use crate::targets::{BiasForm, Placement, Residual, Target};
+use crate::ops::{self, Role};
+use crate::targets::{Anchor, Placement, Residual, Target};
 
 /// A site that must not be quantized after all, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +27,7 @@ pub struct Veto {
 /// What is known beyond the model when the plan is made.
 #[derive(Clone, Debug, Default)]
 pub struct Knowledge {
-    /// Whether there are samples; without, activations stay float.
+    /// Whether there are samples; without, activations stay float unless their range is given or found at run time.
     pub calibrated: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
@@ -38,10 +36,12 @@ pub struct Knowledge {
 /// Decides.
 ///
 /// # Errors
-/// An exclusion that matches nothing, or a model no newer than the target can load.
+/// A pattern that matches nothing, a key that does not fit another one or the tensor, a rule that nothing follows from, an
+/// algorithm or format that is not implemented, a model newer than the target can load.
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
+    algorithms(config)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(
@@ -50,43 +50,135 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         )
         .with_hint("export the model at an older operator set, or choose another --target"));
     }
-    let planner = Planner {
+    let nodes = model.graph(model.main()).nodes().to_vec();
+    let sites = nodes.iter().map(|&node| {
+        let (name, op) = (model.node_name(node), model.node(node).op_type());
+        let left = op == "MatMul" && model.constant_input(node, 0).is_some();
+        (node, SiteKind::ALL.map(|kind| rules.site(name, op, kind, left)))
+    });
+    let mut planner = Planner {
         model,
         target,
+        config,
         knowledge,
+        sites: sites.collect(),
         rules,
+        given: given(model, config)?,
         quantized: BTreeMap::new(),
+        notes: BTreeMap::new(),
         reasons: BTreeMap::new(),
         wants: BTreeMap::new(),
-        unions: Vec::new(),
     };
-    Ok(planner.run(opset))
+    planner.validate(&nodes)?;
+    for &node in &nodes {
+        planner.anchor(node)?;
+    }
+    for &node in &nodes {
+        planner.force(node)?;
+    }
+    match target.placement {
+        Placement::Inputs => {
+            if target.residual == Residual::Shortcut && knowledge.calibrated {
+                let depths = planner.depths(&nodes);
+                for &node in &nodes {
+                    planner.shortcut(node, &depths);
+                }
+            }
+        }
+        Placement::Fused | Placement::Everywhere => planner.spread(&nodes),
+    }
+    planner.finish(opset, &nodes)
 }
 
-/// How a value is quantized, while the plan grows.
+/// Refuses algorithms that do not exist yet. One of the preset counts where the configuration has none.
+fn algorithms(config: &Config) -> Result<()> {
+    let preset = config.preset.as_deref().map(presets::load).transpose()?.unwrap_or_default();
+    let inherited = preset.algorithm.iter().filter(|_| config.algorithm.is_none()).chain(&preset.pre_quant_opt);
+    for algorithm in inherited {
+        algorithm.refuse().map_err(|e| {
+            let message = format!("preset {}: {}", config.preset.as_deref().unwrap_or_default(), e.message());
+            Error::new(e.kind(), message)
+                .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
+        })?;
+    }
+    if let Some(algorithm) = &config.algorithm {
+        algorithm.refuse().map_err(|e| config.source.at(e, "algorithm"))?;
+    }
+    for (index, algorithm) in config.pre_quant_opt.iter().enumerate() {
+        algorithm.refuse().map_err(|e| config.source.at(e, &format!("pre_quant_opt.{index}")))?;
+    }
+    Ok(())
+}
+
+/// The tensors that have numbers given by hand.
+fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<ValueId, &'a ByHand>> {
+    let mut found = BTreeMap::new();
+    for (name, by_hand) in &config.tensor {
+        let Some(value) = model.value_named(name) else {
+            let path = format!("tensor.{name}");
+            let error = config.error(&path, format!("the model has no tensor \"{name}\""));
+            let graph = model.graph(model.main());
+            let outputs = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
+            let names = graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs);
+            return Err(match nearest(name, names.map(|v| model.value(v).name())) {
+                Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
+                None => error.with_hint("`amax inspect --nodes` lists them"),
+            });
+        };
+        found.insert(value, by_hand);
+    }
+    Ok(found)
+}
+
+/// What is asked of a value.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Want {
+    /// Its producer's result is quantized: the float tensor does not exist.
+    pub(super) made: Option<Made>,
+    /// Inputs that want it quantized, in the order in which they were found.
+    pub(super) reads: Vec<((NodeId, usize), Read)>,
+}
+
+/// A value whose producer runs in codes.
 #[derive(Clone, Debug)]
-struct Want {
-    mode: Mode,
-    produced: bool,
-    readers: BTreeSet<(NodeId, usize)>,
-    why: String,
+pub(super) struct Made {
+    pub(super) ask: Resolved,
+    /// The value whose scale and format it keeps, behind an operator that moves codes.
+    pub(super) keeps: Option<ValueId>,
+    pub(super) why: String,
 }
 
-struct Planner<'a> {
-    model: &'a Model,
-    target: &'a Target,
-    knowledge: &'a Knowledge,
-    rules: Rules,
+/// An input that wants its value quantized.
+#[derive(Clone, Debug)]
+pub(super) struct Read {
+    pub(super) ask: Resolved,
+    /// It takes whatever format there is.
+    pub(super) adopts: bool,
+    pub(super) mode: Mode,
+    pub(super) why: String,
+}
+
+pub(super) struct Planner<'a> {
+    pub(super) model: &'a Model,
+    pub(super) target: &'a Target,
+    pub(super) config: &'a Config,
+    pub(super) knowledge: &'a Knowledge,
+    pub(super) rules: Rules,
+    /// What is asked for at each node, in the order of [`SiteKind::ALL`].
+    pub(super) sites: BTreeMap<NodeId, [Resolved; 4]>,
+    /// Tensors with numbers given by hand.
+    pub(super) given: BTreeMap<ValueId, &'a ByHand>,
     /// Nodes that run in integers, anchors and joins.
-    quantized: BTreeMap<NodeId, Kindness>,
+    pub(super) quantized: BTreeMap<NodeId, Kindness>,
+    /// Why only the weight of a node is quantized.
+    pub(super) notes: BTreeMap<NodeId, String>,
     /// Why a node that might have been quantized is not.
-    reasons: BTreeMap<NodeId, String>,
-    wants: BTreeMap<ValueId, Want>,
-    unions: Vec<(ValueId, ValueId)>,
+    pub(super) reasons: BTreeMap<NodeId, String>,
+    pub(super) wants: BTreeMap<ValueId, Want>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kindness {
+pub(super) enum Kindness {
     /// Reads quantized activations and, where it has one, a quantized weight.
     Integer,
     /// Only its weight is quantized.
@@ -94,48 +186,130 @@ enum Kindness {
 }
 
 impl Planner<'_> {
-    fn run(mut self, opset: i64) -> Plan {
-        let nodes = self.model.graph(self.model.main()).nodes().to_vec();
-        for &node in &nodes {
-            self.anchor(node);
-        }
-        if self.knowledge.calibrated {
-            match self.target.placement {
-                Placement::Inputs => {
-                    if self.target.residual == Residual::Shortcut {
-                        let depths = self.depths(&nodes);
-                        for &node in &nodes {
-                            self.shortcut(node, &depths);
-                        }
-                    }
-                }
-                Placement::Fused | Placement::Everywhere => self.spread(&nodes),
-            }
-        }
-        self.finish(opset, &nodes)
-    }
-
-    fn name(&self, value: ValueId) -> String {
+    pub(super) fn name(&self, value: ValueId) -> String {
         self.model.value(value).name().to_owned()
     }
 
-    fn slot(&self, node: NodeId, input: usize) -> Slot {
+    pub(super) fn slot(&self, node: NodeId, input: usize) -> Slot {
         let first = self.model.node(node).outputs().iter().flatten().next();
         Slot { node: first.map(|&v| self.name(v)).unwrap_or_default(), input }
     }
 
-    fn refuse(&mut self, node: NodeId, why: impl Into<String>) {
+    pub(super) fn refuse(&mut self, node: NodeId, why: impl Into<String>) {
         self.reasons.entry(node).or_insert_with(|| why.into());
     }
 
+    /// What is asked for at a site.
+    pub(super) fn ask(&self, node: NodeId, kind: SiteKind) -> &Resolved {
+        let index = SiteKind::ALL.iter().position(|&k| k == kind).unwrap_or(0);
+        &self.sites[&node][index]
+    }
+
+    pub(super) fn reader<'r>(&'r self, site: &'r str, kind: SiteKind, resolved: &'r Resolved) -> Reader<'r> {
+        Reader { rules: &self.rules, target: self.target, site, kind, resolved }
+    }
+
+    /// `<node>.weight` and the like.
+    pub(super) fn site(&self, node: NodeId, kind: SiteKind) -> String {
+        format!("{}.{}", self.model.node_name(node), kind.name())
+    }
+
+    /// "its input is switched off by …"
+    fn off(&self, node: NodeId, kind: SiteKind) -> Option<String> {
+        let ask = self.ask(node, kind);
+        ask.is_off().then(|| {
+            let by = self.rules.rule(ask, Field::Enable).map_or("", |r| r.label.as_str());
+            format!("its {} is switched off by {by}", kind.name())
+        })
+    }
+
+    /// Whether a rule about certain nodes wants this site quantized whatever the target would do.
+    fn is_forced(&self, node: NodeId, kind: SiteKind) -> bool {
+        let ask = self.ask(node, kind);
+        ask.spec.enable == Some(true) && self.rules.rule(ask, Field::Enable).is_some_and(|r| r.is_named())
+    }
+
+    /// Refuses what makes no sense for an activation or a bias, whether or not it gets that far.
+    fn validate(&self, nodes: &[NodeId]) -> Result<()> {
+        for &node in nodes {
+            let Some(row) = ops::of(self.model, node) else { continue };
+            for kind in [SiteKind::Input, SiteKind::Output] {
+                if !self.ask(node, kind).is_off() {
+                    self.activation(node, kind, self.ask(node, kind)).map(drop).or_else(fit)?;
+                }
+            }
+            if row.inputs.contains(&Role::Bias) {
+                let site = self.site(node, SiteKind::Bias);
+                self.reader(&site, SiteKind::Bias, self.ask(node, SiteKind::Bias)).bias().map(drop).or_else(fit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How an activation is quantized at a site, and whether at run time.
+    pub(super) fn activation(
+        &self,
+        node: NodeId,
+        kind: SiteKind,
+        ask: &Resolved,
+    ) -> Result<(Quantizer, bool), Refusal> {
+        self.reader(&self.site(node, kind), kind, ask).activation(None)
+    }
+
+    /// How the constant at an input is quantized.
+    pub(super) fn weight(&self, node: NodeId, index: usize) -> Result<Quantizer, Refusal> {
+        let Some(tensor) = self.model.constant_input(node, index) else {
+            return Err(Refusal::Unfit("its weight is not constant".into()));
+        };
+        let dims = tensor.dims();
+        let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else {
+            return Err(Refusal::Unfit(format!("a weight of shape {dims:?} is not supported")));
+        };
+        let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
+        let shape = Shape { dims: &dims, layout, kernel: kernel && self.target.placement != Placement::Everywhere };
+        let value = self.model.node(node).input(index);
+        let quantizer = self
+            .reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, self.ask(node, SiteKind::Weight))
+            .weight(&shape, None)?;
+        match value.and_then(|v| self.given.get(&v)) {
+            None => Ok(quantizer),
+            Some(_) => self.by_hand(value, quantizer).map_err(Refusal::Wrong),
+        }
+    }
+
+    /// A quantizer with the numbers that are given by hand for a tensor.
+    pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Quantizer) -> Result<Quantizer> {
+        let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
+        let ByHand { enable: _, range, scale, zero_point } = by_hand;
+        if let Some([low, high]) = *range {
+            quantizer.given = Some(Given::Range(low, high));
+        }
+        let Some(scale) = scale else { return Ok(quantizer) };
+        let scales = scale.to_vec();
+        let name = self.model.value(value).name();
+        let fail = |key: &str, message: String| {
+            Err(self.config.error(&format!("tensor.{name}.{key}"), message).at_value(name))
+        };
+        let dtype = quantizer.dtype;
+        let middle = if quantizer.symmetric && !dtype.is_signed() { 1 << (dtype.bits() - 1) } else { 0 };
+        let zero_points = zero_point.as_ref().map_or_else(|| vec![middle], super::super::config::Numbers::to_vec);
+        let (low, high) = if dtype.is_integer() { dtype.range() } else { (0, 0) };
+        if let Some(bad) = zero_points.iter().find(|z| !(low..=high).contains(*z)) {
+            return fail("zero_point", format!("the zero point {bad} is not in {low}..={high}, the range of {dtype}"));
+        }
+        if zero_points.len() != 1 && zero_points.len() != scales.len() {
+            return fail("zero_point", format!("{} zero points for {} scales", zero_points.len(), scales.len()));
+        }
+        let zero_points = if zero_points.len() == 1 { vec![zero_points[0]; scales.len()] } else { zero_points };
+        quantizer.given = Some(Given::Scales { scales, zero_points });
+        Ok(quantizer)
+    }
+
     /// Why a node may not be touched at all.
-    fn untouchable(&self, node: NodeId) -> Option<String> {
-        let name = self.model.node_name(node);
-        let op = self.model.node(node).op_type();
-        let sites = SiteKind::ALL.map(|kind| self.rules.site(name, op, kind, false));
-        if sites.iter().all(|s| s.is_off()) {
-            let rule = self.rules.rule(&sites[0], Field::Enable);
-            return Some(format!("excluded by {}", rule.map_or("", |r| r.label.as_str())));
+    pub(super) fn untouchable(&self, node: NodeId) -> Option<String> {
+        if SiteKind::ALL.iter().all(|&kind| self.ask(node, kind).is_off()) {
+            let rule = self.rules.rule(self.ask(node, SiteKind::Input), Field::Enable);
+            return Some(format!("switched off by {}", rule.map_or("", |r| r.label.as_str())));
         }
         let quantized = self.model.node(node).inputs().iter().flatten().any(|&v| {
             self.model
@@ -149,48 +323,72 @@ impl Planner<'_> {
         self.knowledge.vetoes.get(self.model.value(value).name())
     }
 
-    /// Why a value cannot carry a quantizer.
-    fn unquantizable(&self, value: ValueId) -> Option<String> {
+    /// Why a value cannot carry a quantizer with a fixed scale.
+    pub(super) fn unquantizable(&self, value: ValueId) -> Option<String> {
         if let Some(veto) = self.veto(value) {
             return Some(veto.why.clone());
         }
+        if let Some(why) = self.unquantized(value) {
+            return Some(why);
+        }
+        let known = self.given.get(&value).is_some_and(|g| g.range.is_some() || g.scale.is_some());
+        (!self.knowledge.calibrated && !known).then(|| "without samples only weights are quantized".to_owned())
+    }
+
+    /// Why a value cannot carry a quantizer of any kind.
+    fn unquantized(&self, value: ValueId) -> Option<String> {
+        let name = self.model.value(value).name();
+        if self.given.get(&value).is_some_and(|g| g.enable == Some(false)) {
+            return Some(format!("\"{name}\" is switched off by [tensor.\"{name}\"]"));
+        }
         match self.model.dtype(value) {
             Some(DataType::Float) | None => None,
-            Some(other) => Some(format!("\"{}\" is {other}, not float", self.model.value(value).name())),
+            Some(other) => Some(format!("\"{name}\" is {other}, not float")),
         }
     }
 
-    /// The value at which the output of `node` is quantized: after the Relu or Clip that vanishes into the quantizer.
-    fn output_site(&self, node: NodeId) -> Option<ValueId> {
+    /// The value at which the output of `node` is quantized, after the Relu or Clip that vanishes into the quantizer, and
+    /// what is asked for there.
+    pub(super) fn output_site(&self, node: NodeId) -> Option<(ValueId, Resolved)> {
         let output = self.model.node(node).output(0)?;
-        let [User::Node { node: next, input: 0 }] = self.model.value(output).users() else { return Some(output) };
-        if self.model.node(*next).graph() != self.model.node(node).graph() || !self.absorbs(*next) {
-            return Some(output);
+        let ask = self.ask(node, SiteKind::Output).clone();
+        let [User::Node { node: next, input: 0 }] = self.model.value(output).users() else {
+            return Some((output, ask));
+        };
+        if self.model.node(*next).graph() != self.model.node(node).graph() {
+            return Some((output, ask));
         }
-        self.model.node(*next).output(0)
+        let mut both = ask.clone();
+        both.strengthen(self.ask(*next, SiteKind::Output));
+        if !self.absorbs(*next, &both) {
+            return Some((output, ask));
+        }
+        Some((self.model.node(*next).output(0)?, both))
     }
 
     /// Whether a node vanishes into a quantizer behind it: a Relu, or a Clip at a lower bound of zero. Its zero point is
     /// then the lowest code, so that the quantizer clips exactly there.
-    fn absorbs(&self, node: NodeId) -> bool {
+    fn absorbs(&self, node: NodeId, ask: &Resolved) -> bool {
         let at = self.model.node(node);
         if !at.domain().is_empty() || !self.target.absorb.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
         }
+        let integer = ask.spec.dtype.and_then(Dtype::format).is_some_and(crate::numerics::Format::is_integer);
+        if ask.spec.symmetric != Some(false) || !integer || ask.is_off() {
+            return false;
+        }
         match at.op_type() {
-            "Relu" => !self.target.activation.symmetric,
+            "Relu" => true,
             "Clip" => {
                 let low = match at.input(1) {
-                    Some(v) => {
-                        self.model.constant(v).and_then(crate::ir::Tensor::to_f32).and_then(|v| v.first().copied())
-                    }
+                    Some(v) => self.model.constant(v).and_then(Tensor::to_f32).and_then(|v| v.first().copied()),
                     None => at.float("min"),
                 };
                 let high_known = match at.input(2) {
                     Some(v) => self.model.constant(v).is_some(),
                     None => true,
                 };
-                !self.target.activation.symmetric && low == Some(0.0) && high_known
+                low == Some(0.0) && high_known
             }
             _ => false,
         }
@@ -217,7 +415,7 @@ impl Planner<'_> {
         let has_weight_role = row.inputs.iter().any(|r| matches!(r, Role::Weight(_)));
         match weight {
             Some(index) => {
-                let tensor = self.model.constant_input(node, index).expect("just found");
+                let tensor = self.model.constant_input(node, index).ok_or("its weight is not constant")?;
                 if tensor.dtype() != DataType::Float {
                     return Err(format!("its weight is {}, not float", tensor.dtype()));
                 }
@@ -228,7 +426,10 @@ impl Planner<'_> {
                     return Err(format!("a weight of shape {:?} is not supported", tensor.dims()));
                 }
             }
-            None if has_weight_role && self.target.placement != Placement::Everywhere => {
+            None if has_weight_role
+                && self.target.placement != Placement::Everywhere
+                && !self.is_forced(node, SiteKind::Input) =>
+            {
                 return Err(if row.op == "MatMul" {
                     "both operands are activations; quantizing them costs accuracy and saves no bytes".into()
                 } else {
@@ -244,629 +445,283 @@ impl Planner<'_> {
             if at.input(2).is_some() && (at.float("beta").unwrap_or(1.0) - 1.0).abs() > 0.0 {
                 return Err("beta is not 1".into());
             }
-            // An integer Gemm takes an int32 bias or none.
-            let strict = self.target.placement == Placement::Fused && self.knowledge.calibrated;
-            if let (Some(bias), Some(weight), true) = (at.input(2), weight, strict) {
-                if (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-                    return Err("alpha is not 1 beside a bias".into());
-                }
-                match self.model.constant(bias) {
-                    None => return Err("its bias is not constant".into()),
-                    Some(bias) if self.channels(node, weight).is_none_or(|c| !is_row(&bias.dims(), c)) => {
-                        return Err("its bias is not one value a column".into());
-                    }
-                    Some(_) => {}
-                }
-            }
         }
         Ok((weight, data))
     }
 
-    fn anchor(&mut self, node: NodeId) {
+    /// Why a Gemm does not run in integers for its bias: an integer Gemm takes an int32 bias or none.
+    fn unfit_bias(&self, node: NodeId, weight: Option<usize>) -> Option<String> {
+        let at = self.model.node(node);
+        let (Some(bias), Some(weight), Placement::Fused, true) =
+            (at.input(2), weight, self.target.placement, at.is("Gemm"))
+        else {
+            return None;
+        };
+        if (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
+            return Some("alpha is not 1 beside a bias".into());
+        }
+        match self.model.constant(bias) {
+            None => Some("its bias is not constant".into()),
+            Some(bias) if self.channels(node, weight).is_none_or(|c| !one_each(&bias.dims(), c)) => {
+                Some("its bias is not one value a column".into())
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Plans a Conv, a product and the like.
+    fn anchor(&mut self, node: NodeId) -> Result<()> {
         let at = self.model.node(node);
         if !at.domain().is_empty() {
-            return;
+            return Ok(());
         }
         let op = at.op_type().to_owned();
-        let Some(row) = ops::find(&op) else { return };
+        let Some(row) = ops::find(&op) else { return Ok(()) };
         let anchor = self.target.anchor(&op).cloned();
-        let weight_only = !self.knowledge.calibrated;
-        // Without samples only weights are quantized, and a weight needs no integer kernel to be stored in 8 bits.
-        let known = anchor.is_some() || (weight_only && op == "ConvTranspose");
+        // A weight needs no integer kernel to be stored in few bits.
+        let stored = op == "ConvTranspose" && !self.knowledge.calibrated;
+        let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
-            return;
+            return Ok(());
         }
         if let Some(why) = self.untouchable(node) {
-            return self.refuse(node, why);
+            self.refuse(node, why);
+            return Ok(());
         }
         let (weight, data) = match self.operands(node) {
             Ok(found) => found,
-            Err(why) => return self.refuse(node, why),
-        };
-        if let Some(why) = weight.and_then(|_| self.knowledge.vetoes.get(&self.weight_site(node))) {
-            return self.refuse(node, why.why.clone());
-        }
-        if weight_only {
-            if weight.is_some() {
-                self.quantized.insert(node, Kindness::WeightOnly);
-            } else {
-                self.refuse(node, "it has no constant weight, and without samples activations stay float");
+            Err(why) => {
+                self.refuse(node, why);
+                return Ok(());
             }
-            return;
+        };
+        let quantizer = match weight.map(|index| self.weight(node, index)).transpose() {
+            Ok(quantizer) => quantizer,
+            Err(Refusal::Wrong(error)) => return Err(error),
+            Err(Refusal::Unfit(why)) => {
+                self.refuse(node, why);
+                return Ok(());
+            }
+        };
+        if let Some(why) = weight.and_then(|_| self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight))) {
+            self.refuse(node, why.why.clone());
+            return Ok(());
         }
-        let Some(anchor) = anchor else { return };
+        let weight_value = weight.and_then(|index| self.model.node(node).input(index));
+        let weight_off = self.off(node, SiteKind::Weight).or_else(|| weight_value.and_then(|v| self.unquantized(v)));
+        let everywhere = self.target.placement == Placement::Everywhere || self.is_forced(node, SiteKind::Input);
+        if let Some(why) = weight_off.filter(|_| weight.is_some()) {
+            if !everywhere {
+                self.refuse(node, why);
+                return Ok(());
+            }
+        }
+        match self.integer(node, anchor.as_ref(), weight, quantizer.as_ref(), &data)? {
+            Ok(()) => {}
+            Err(NotInteger::Float(why)) => self.refuse(node, why),
+            Err(NotInteger::WeightOnly(why)) if weight.is_some() && self.off(node, SiteKind::Weight).is_none() => {
+                self.quantized.insert(node, Kindness::WeightOnly);
+                self.notes.insert(node, why);
+            }
+            Err(NotInteger::WeightOnly(why)) => self.refuse(node, why),
+        }
+        Ok(())
+    }
+
+    /// Plans the activations of an anchor, or says why they stay float.
+    fn integer(
+        &mut self,
+        node: NodeId,
+        anchor: Option<&Anchor>,
+        weight: Option<usize>,
+        quantizer: Option<&Quantizer>,
+        data: &[usize],
+    ) -> Result<Result<(), NotInteger>> {
+        let op = self.model.node(node).op_type().to_owned();
+        let no = |why: String| Ok(Err(NotInteger::WeightOnly(why)));
+        let Some(anchor) = anchor else {
+            return no(format!("{} has no integer kernel for it", self.target.name));
+        };
+        if let Some(why) = self.off(node, SiteKind::Input) {
+            return no(why);
+        }
+        let ask = self.ask(node, SiteKind::Input).clone();
+        let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
+            Ok(found) => found,
+            Err(Refusal::Wrong(error)) => return Err(error),
+            Err(Refusal::Unfit(why)) => return no(why),
+        };
+        let kernel = integer_kernel(&asked, quantizer);
+        let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
+        let named = [Field::Dtype, Field::Dynamic].iter().any(|&f| ask.from(f) > Some(0));
+        if !kernel && !forced && !named {
+            return no(match quantizer {
+                Some(q) => format!("{} has no integer kernel for {} weights like these", self.target.name, q.dtype),
+                None => format!("{} has no integer kernel for {}", self.target.name, asked.dtype),
+            });
+        }
+        let dynamic_fits = anchor.dynamic
+            && self.target.dynamic
+            && weight == Some(1)
+            && integer_kernel(&Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
+            && !(op == "Gemm" && self.model.node(node).input(2).is_some());
+        if run_time && !dynamic_fits {
+            let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
+            return match self.rules.rule(&ask, Field::Dynamic) {
+                Some(rule) if rule.is_named() => {
+                    let error = Error::new(Kind::Config, format!("{}, input.dynamic: {why}", rule.label));
+                    let error = error.at_node(self.model.node_name(node), &op);
+                    Err(rule.origin.at(error, "input.dynamic").with_hint("leave it out for this operator"))
+                }
+                _ => no(why),
+            };
+        }
+        let output = match self.output_site(node) {
+            Some((site, ask)) if anchor.output || self.is_forced(node, SiteKind::Output) => {
+                if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
+                    return no(format!("{why}, and the integer {op} needs a quantized output"));
+                }
+                Some((site, ask))
+            }
+            Some(_) => None,
+            None => return Ok(Ok(())),
+        };
         let inputs: Vec<(usize, ValueId)> =
-            data.iter().map(|&i| (i, self.model.node(node).input(i).expect("operands lists present ones"))).collect();
+            data.iter().filter_map(|&i| Some((i, self.model.node(node).input(i)?))).collect();
         let mut modes = Vec::new();
         for &(_, value) in &inputs {
+            if run_time {
+                match self.unquantized(value).or_else(|| self.veto(value).filter(|v| !v.dynamic).map(|v| v.why.clone()))
+                {
+                    Some(why) => return Ok(Err(NotInteger::Float(why))),
+                    None => modes.push(Mode::Dynamic),
+                }
+                continue;
+            }
             match self.unquantizable(value) {
                 None => modes.push(Mode::Static),
+                Some(_) if !self.knowledge.calibrated && self.veto(value).is_none() => {
+                    return no(if weight.is_some() {
+                        "without samples only weights are quantized".to_owned()
+                    } else {
+                        "it has no constant weight, and without samples activations stay float".to_owned()
+                    });
+                }
                 Some(why) => {
-                    let dynamic = anchor.dynamic
-                        && self.target.dynamic
-                        && weight == Some(1)
-                        && !(op == "Gemm" && self.model.node(node).input(2).is_some())
-                        && self.veto(value).is_some_and(|v| v.dynamic);
-                    if !dynamic {
-                        return self.refuse(node, why);
+                    if !(dynamic_fits && self.veto(value).is_some_and(|v| v.dynamic)) {
+                        return Ok(Err(NotInteger::Float(why)));
                     }
                     modes.push(Mode::Dynamic);
                 }
             }
         }
-        let output = if anchor.output {
-            let Some(site) = self.output_site(node) else { return };
-            if let Some(why) = self.unquantizable(site) {
-                return self.refuse(node, format!("{why}; the integer {op} needs a quantized output"));
+        if let Some(why) = self.unfit_bias(node, weight) {
+            return Ok(Err(NotInteger::Float(why)));
+        }
+        if let Some((site, _)) = &output {
+            if let Some(why) = self.unquantizable(*site) {
+                let why = format!("{why}; the integer {op} needs a quantized output");
+                return if self.knowledge.calibrated { Ok(Err(NotInteger::Float(why))) } else { no(why) };
             }
-            Some(site)
-        } else {
-            None
-        };
+        }
         self.quantized.insert(node, Kindness::Integer);
         for (&(index, value), mode) in inputs.iter().zip(modes) {
-            let why = match mode {
-                Mode::Static => format!("input of the {op} \"{}\"", self.model.node_name(node)),
-                Mode::Dynamic => self.veto(value).map(|v| v.why.clone()).unwrap_or_default(),
+            let why = match (mode, self.veto(value)) {
+                (Mode::Dynamic, Some(veto)) => veto.why.clone(),
+                _ => format!("input of the {op} \"{}\"", self.model.node_name(node)),
             };
-            self.read(value, node, index, mode, &why);
+            self.read(value, (node, index), Read { ask: ask.clone(), adopts: false, mode, why });
         }
-        if let Some(site) = output {
-            self.produce(site, format!("output of the {op} \"{}\"", self.model.node_name(node)));
+        if let Some((site, ask)) = output {
+            let why = format!("output of the {op} \"{}\"", self.model.node_name(node));
+            self.make(site, Made { ask, keeps: None, why });
         }
+        Ok(Ok(()))
+    }
+
+    pub(super) fn off_by(&self, ask: &Resolved, what: &str) -> String {
+        let by = self.rules.rule(ask, Field::Enable).map_or("", |r| r.label.as_str());
+        format!("its {what} is switched off by {by}")
+    }
+
+    /// Quantizes what a rule about this very node or operator asks for, where the target would not.
+    fn force(&mut self, node: NodeId) -> Result<()> {
+        let Some(row) = ops::of(self.model, node) else { return Ok(()) };
+        if self.quantized.get(&node) == Some(&Kindness::Integer) || self.untouchable(node).is_some() {
+            return Ok(());
+        }
+        let op = self.model.node(node).op_type().to_owned();
+        let name = self.model.node_name(node).to_owned();
+        if self.is_forced(node, SiteKind::Input) {
+            let inputs = self.model.node(node).inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+            let data: Vec<(usize, ValueId)> = inputs
+                .filter(|&(i, v)| {
+                    matches!(row.role(i), Role::Data | Role::Weight(_)) && self.model.constant(v).is_none()
+                })
+                .collect();
+            for (index, value) in data {
+                if self.unquantizable(value).is_none() {
+                    let ask = self.ask(node, SiteKind::Input).clone();
+                    let why = format!("input of the {op} \"{name}\", as asked for");
+                    self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
+                }
+            }
+        }
+        if self.is_forced(node, SiteKind::Output)
+            && let Some((site, ask)) = self.output_site(node)
+            && self.unquantizable(site).is_none()
+        {
+            self.make(site, Made { ask, keeps: None, why: format!("output of the {op} \"{name}\", as asked for") });
+        }
+        Ok(())
     }
 
     /// Output channels of the constant weight at `input`.
-    fn channels(&self, node: NodeId, input: usize) -> Option<usize> {
+    pub(super) fn channels(&self, node: NodeId, input: usize) -> Option<usize> {
         let dims = self.model.constant_input(node, input)?.dims();
         let axis = ops::weight_layout(self.model, node, input, &dims)?.channel_axis?;
         Some(dims[axis])
     }
 
-    fn weight_site(&self, node: NodeId) -> String {
-        format!("{}.weight", self.model.node_name(node))
-    }
-
-    fn read(&mut self, value: ValueId, node: NodeId, input: usize, mode: Mode, why: &str) {
-        let want = self.wants.entry(value).or_insert_with(|| Want {
-            mode,
-            produced: false,
-            readers: BTreeSet::new(),
-            why: why.to_owned(),
-        });
-        want.readers.insert((node, input));
-    }
-
-    fn produce(&mut self, value: ValueId, why: String) {
-        let want = self.wants.entry(value).or_insert_with(|| Want {
-            mode: Mode::Static,
-            produced: true,
-            readers: BTreeSet::new(),
-            why: why.clone(),
-        });
-        want.produced = true;
-        want.why = why;
-    }
-
-    fn wanted(&self, value: ValueId) -> bool {
-        self.wants.get(&value).is_some_and(|w| w.mode == Mode::Static)
-    }
-
-    /// Joins and carriers, until nothing changes.
-    fn spread(&mut self, nodes: &[NodeId]) {
-        loop {
-            let before = (self.wants.len(), self.quantized.len(), self.unions.len());
-            // A value is wanted in integers if some chain of carriers and joins leads from it to a wanted one.
-            let mut ahead: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
-            for &node in nodes.iter().rev() {
-                if self.carries(node) {
-                    if self.outputs(node).iter().any(|v| ahead.contains(v)) {
-                        ahead.extend(self.model.node(node).input(0));
-                    }
-                } else if self.joins(node)
-                    && self.output_site(node).is_some_and(|v| ahead.contains(&v))
-                    && let Ok((data, _)) = self.joinable(node)
-                {
-                    ahead.extend(data.iter().map(|&(_, v)| v));
-                }
-            }
-            // A value is at hand in integers if it is wanted, or carried from one that is.
-            let mut behind: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
-            let everywhere = self.target.placement == Placement::Everywhere;
-            for &node in nodes {
-                if self.carries(node) {
-                    let Some(input) = self.model.node(node).input(0) else { continue };
-                    let outputs = self.outputs(node);
-                    let useful = everywhere || outputs.iter().any(|v| ahead.contains(v));
-                    if useful && (behind.contains(&input) || everywhere) {
-                        self.carry(node, input, &outputs);
-                        behind.extend(outputs);
-                        behind.insert(input);
-                    }
-                } else if self.joins(node) {
-                    self.join(node, &ahead, &mut behind);
-                }
-            }
-            if before == (self.wants.len(), self.quantized.len(), self.unions.len()) {
-                return;
-            }
+    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), read: Read) {
+        let reads = &mut self.wants.entry(value).or_default().reads;
+        if reads.iter().all(|(s, _)| *s != slot) {
+            reads.push((slot, read));
         }
     }
 
-    fn outputs(&self, node: NodeId) -> Vec<ValueId> {
+    pub(super) fn make(&mut self, value: ValueId, made: Made) {
+        self.wants.entry(value).or_default().made.get_or_insert(made);
+    }
+
+    /// Whether a value has a pair with a fixed scale.
+    pub(super) fn wanted(&self, value: ValueId) -> bool {
+        self.wants.get(&value).is_some_and(|w| w.made.is_some() || w.reads.iter().any(|(_, r)| r.mode == Mode::Static))
+    }
+
+    pub(super) fn outputs(&self, node: NodeId) -> BTreeSet<ValueId> {
         self.model.node(node).outputs().iter().flatten().copied().collect()
-    }
-
-    /// Whether a node moves codes: one scale on both sides, nothing computed.
-    fn carries(&self, node: NodeId) -> bool {
-        let at = self.model.node(node);
-        if !at.domain().is_empty() || !self.target.carry.has(at.op_type()) || self.untouchable(node).is_some() {
-            return false;
-        }
-        let Some(input) = at.input(0) else { return false };
-        ops::moves_codes(self.model, node)
-            && self.model.constant(input).is_none()
-            && self.unquantizable(input).is_none()
-            && self.outputs(node).iter().all(|&v| self.unquantizable(v).is_none())
-    }
-
-    fn carry(&mut self, node: NodeId, input: ValueId, outputs: &[ValueId]) {
-        let op = self.model.node(node).op_type().to_owned();
-        let name = self.model.node_name(node).to_owned();
-        self.read(input, node, 0, Mode::Static, &format!("input of the {op} \"{name}\""));
-        for &output in outputs {
-            self.produce(output, format!("output of the {op} \"{name}\", which keeps its input's scale"));
-            if !self.unions.contains(&(input, output)) {
-                self.unions.push((input, output));
-            }
-        }
-    }
-
-    /// Whether a node runs in integers between quantized neighbours, and is not planned yet.
-    fn joins(&self, node: NodeId) -> bool {
-        let at = self.model.node(node);
-        at.domain().is_empty() && self.target.join.has(at.op_type()) && !self.quantized.contains_key(&node)
-    }
-
-    /// The data inputs of a join, and the constant ones; or why it cannot be one.
-    #[allow(clippy::type_complexity)]
-    fn joinable(&self, node: NodeId) -> Result<(Vec<(usize, ValueId)>, Vec<(usize, ValueId)>), String> {
-        if let Some(why) = self.untouchable(node) {
-            return Err(why);
-        }
-        let (Some(output), Some(row)) = (self.output_site(node), ops::of(self.model, node)) else {
-            return Err("it has no output".to_owned());
-        };
-        let inputs = self.model.node(node).inputs().iter().enumerate();
-        let (constants, data): (Vec<_>, Vec<_>) = inputs
-            .filter(|(i, _)| row.role(*i) == Role::Data)
-            .filter_map(|(i, v)| v.map(|v| (i, v)))
-            .partition(|&(_, v)| self.model.constant(v).is_some());
-        for &(_, value) in data.iter().chain([(0, output)].iter()) {
-            if let Some(why) = self.unquantizable(value) {
-                return Err(why);
-            }
-        }
-        for tensor in constants.iter().filter_map(|&(_, v)| self.model.constant(v)) {
-            if tensor.dtype() != DataType::Float {
-                return Err(format!("its constant operand is {}, not float", tensor.dtype()));
-            }
-        }
-        match self.knowledge.vetoes.get(&self.operand_site(node)) {
-            Some(veto) => Err(veto.why.clone()),
-            None => Ok((data, constants)),
-        }
-    }
-
-    fn join(&mut self, node: NodeId, ahead: &BTreeSet<ValueId>, behind: &mut BTreeSet<ValueId>) {
-        let Some(output) = self.output_site(node) else { return };
-        let data = match self.joinable(node) {
-            Ok((data, _)) => data,
-            Err(why) => return self.refuse(node, why),
-        };
-        if data.is_empty() {
-            return;
-        }
-        let everywhere = self.target.placement == Placement::Everywhere;
-        if !(everywhere || ahead.contains(&output) && data.iter().any(|(_, v)| behind.contains(v))) {
-            return;
-        }
-        for &(_, value) in data.iter().chain([(0, output)].iter()) {
-            if everywhere && self.model.dtype(value).is_none() && !behind.contains(&value) {
-                return self.refuse(node, format!("the type of \"{}\" is not known", self.name(value)));
-            }
-        }
-        let op = self.model.node(node).op_type().to_owned();
-        let name = self.model.node_name(node).to_owned();
-        self.quantized.insert(node, Kindness::Integer);
-        for (index, value) in data {
-            self.read(value, node, index, Mode::Static, &format!("input of the {op} \"{name}\""));
-            behind.insert(value);
-        }
-        self.produce(output, format!("output of the {op} \"{name}\""));
-        behind.insert(output);
-    }
-
-    fn operand_site(&self, node: NodeId) -> String {
-        format!("{}.input", self.model.node_name(node))
-    }
-
-    /// Residual sums of a target that fuses the sum into the convolution: only the other input is quantized.
-    fn shortcut(&mut self, node: NodeId, depths: &BTreeMap<NodeId, usize>) {
-        let at = self.model.node(node);
-        if !at.is("Add") || self.untouchable(node).is_some() {
-            return;
-        }
-        let (Some(a), Some(b)) = (at.input(0), at.input(1)) else { return };
-        let fused = |value: ValueId| {
-            let conv = self.model.producer(value)?;
-            let single = self.model.value(value).users().len() == 1;
-            (single && self.model.node(conv).is("Conv") && self.quantized.contains_key(&conv)).then_some(conv)
-        };
-        // Of two convolutions the one with more behind it ends the main branch, wherever the file lists it.
-        let other = match (fused(a), fused(b)) {
-            (Some(x), Some(y)) if depths[&x] < depths[&y] => (0, a),
-            (Some(_), _) => (1, b),
-            (None, Some(_)) => (0, a),
-            (None, None) => return,
-        };
-        if self.model.constant(other.1).is_some() || self.unquantizable(other.1).is_some() {
-            return;
-        }
-        let why = format!("shortcut into the residual sum \"{}\"", self.model.node_name(node));
-        self.read(other.1, node, other.0, Mode::Static, &why);
-    }
-
-    /// For each node of a sorted graph, the length of the longest path that leads to it.
-    fn depths(&self, nodes: &[NodeId]) -> BTreeMap<NodeId, usize> {
-        let mut depths = BTreeMap::new();
-        for &node in nodes {
-            let producers = self.model.node(node).inputs().iter().flatten().filter_map(|&v| self.model.producer(v));
-            let depth = producers.filter_map(|p| depths.get(&p)).max().map_or(0, |d: &usize| d + 1);
-            depths.insert(node, depth);
-        }
-        depths
-    }
-
-    fn finish(mut self, opset: i64, nodes: &[NodeId]) -> Plan {
-        let leaders = self.leaders();
-        let mut activations = BTreeMap::new();
-        for (&value, want) in &self.wants {
-            let fixed = self.model.producer(value).and_then(|p| ops::of(self.model, p)).and_then(|r| match r.output {
-                Output::Range(low, high) => Some((low, high)),
-                _ => None,
-            });
-            let readers = if want.produced {
-                Readers::All
-            } else {
-                Readers::Listed(want.readers.iter().map(|&(n, i)| self.slot(n, i)).collect())
-            };
-            let (dtype, symmetric) = match want.mode {
-                Mode::Static => (self.target.activation.dtype, self.target.activation.symmetric),
-                // DynamicQuantizeLinear knows no other.
-                Mode::Dynamic => (Format::Uint8, false),
-            };
-            let activation = Activation {
-                tensor: None,
-                quantizer: Quantizer::new(dtype, symmetric, Granularity::PerTensor),
-                mode: want.mode,
-                converts: None,
-                scale_of: self.name(leaders.get(&value).copied().unwrap_or(value)),
-                range: fixed,
-                readers,
-                fence: self.target.placement == Placement::Fused && !want.produced && self.exposed(value),
-                why: want.why.clone(),
-            };
-            activations.insert(self.name(value), activation);
-        }
-        let mut weights = Vec::new();
-        let mut biases = Vec::new();
-        let mut sums = Vec::new();
-        for &node in nodes {
-            if let Some(&kind) = self.quantized.get(&node) {
-                self.constants(node, kind, &mut weights, &mut biases);
-                if kind == Kindness::Integer && self.target.placement == Placement::Fused {
-                    self.sum(node, &weights, &mut biases, &mut sums);
-                }
-            }
-        }
-        let skipped = self.skipped(nodes, &weights, &biases);
-        Plan {
-            schema: SCHEMA,
-            target: self.target.name.clone(),
-            opset: if activations.is_empty() && weights.is_empty() { self.model.opset().unwrap_or(0) } else { opset },
-            activations,
-            weights,
-            biases,
-            sums,
-            splits: Vec::new(),
-            skipped,
-        }
-    }
-
-    /// Whether onnxruntime would quantize the weight of the float operator that makes this value by itself.
-    fn exposed(&self, value: ValueId) -> bool {
-        let Some(node) = self.model.producer(value) else { return false };
-        let at = self.model.node(node);
-        if !at.domain().is_empty() || self.quantized.get(&node) == Some(&Kindness::Integer) {
-            return false;
-        }
-        let float_product = |v: Option<ValueId>| {
-            let product = v.and_then(|v| self.model.producer(v)).filter(|&p| self.model.node(p).is("MatMul"));
-            product.is_some_and(|p| {
-                let constant = self.model.constant_input(p, 1).is_some();
-                constant && !self.quantized.contains_key(&p) && self.dequantized(self.model.node(p).input(0))
-            })
-        };
-        match at.op_type() {
-            "Conv" | "ConvTranspose" | "Gemm" => {
-                self.model.constant_input(node, 1).is_some() && self.dequantized(at.input(0))
-            }
-            // A Gemm to be.
-            "Add" => float_product(at.input(0)) || float_product(at.input(1)),
-            // A quantizer moves up through these.
-            op if self.target.absorb.has(op) || self.target.carry.has(op) => {
-                at.input(0).is_some_and(|v| self.exposed(v))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether a value comes from a Dequantize, directly or through operators that one moves down through.
-    fn dequantized(&self, value: Option<ValueId>) -> bool {
-        let Some(value) = value else { return false };
-        if self.wants.get(&value).is_some_and(|w| w.produced) {
-            return true;
-        }
-        let Some(node) = self.model.producer(value) else { return false };
-        let at = self.model.node(node);
-        at.is("DequantizeLinear")
-            || (at.domain().is_empty() && self.target.carry.has(at.op_type()) && self.dequantized(at.input(0)))
-    }
-
-    /// The sum behind an integer product: a bias at the scale of its accumulator, or a Sum that is not taken for one.
-    fn sum(&self, node: NodeId, weights: &[Weight], biases: &mut Vec<Bias>, sums: &mut Vec<String>) {
-        let product = self.model.node(node);
-        let Some(output) = product.output(0).filter(|v| product.is("MatMul") && !self.wants.contains_key(v)) else {
-            return;
-        };
-        let &[User::Node { node: add, input }] = self.model.value(output).users() else { return };
-        let at = self.model.node(add);
-        if !at.is("Add") || at.graph() != product.graph() || self.quantized.contains_key(&add) {
-            return;
-        }
-        let Some(other) = at.input(1 - input) else { return };
-        let constant = self.model.constant(other);
-        let rank = constant.map(|t| t.dims().len()).or_else(|| self.model.shape(other).map(|s| s.len()));
-        if rank.is_some_and(|r| r == 0 || r > 2) {
-            return;
-        }
-        let slot = self.slot(node, 1);
-        let weight = weights.iter().position(|w| w.at == slot);
-        let fixed = product.input(0).is_some_and(|v| self.wanted(v));
-        if let (Some(tensor), Some(weight), Some(channels)) = (constant, weight, self.channels(node, 1)) {
-            let dims = tensor.dims();
-            let keeps_rank = dims.len() == 1 || self.model.shape(output).is_some_and(|s| s.len() >= 2);
-            if fixed
-                && keeps_rank
-                && dims.last() == Some(&channels)
-                && is_row(&dims, channels)
-                && tensor.dtype() == DataType::Float
-                && self.target.bias == BiasForm::Int32
-                && self.untouchable(add).is_none()
-            {
-                biases.push(Bias {
-                    site: format!("{}.bias", self.model.node_name(node)),
-                    at: self.slot(add, 1 - input),
-                    tensor: self.name(other),
-                    channels,
-                    activation: self.name(product.input(0).unwrap_or(output)),
-                    weight,
-                });
-                return;
-            }
-        }
-        sums.extend(at.output(0).map(|v| self.name(v)));
-    }
-
-    /// For each value that shares a scale, the first value of its group in arena order.
-    fn leaders(&self) -> HashMap<ValueId, ValueId> {
-        let values: Vec<ValueId> = self.wants.keys().copied().collect();
-        let at: HashMap<ValueId, usize> = values.iter().enumerate().map(|(i, &v)| (v, i)).collect();
-        let mut sets = UnionFind::<usize>::new(values.len());
-        for (a, b) in &self.unions {
-            if let (Some(&a), Some(&b)) = (at.get(a), at.get(b)) {
-                sets.union(a, b);
-            }
-        }
-        let mut first: HashMap<usize, ValueId> = HashMap::new();
-        values.iter().enumerate().map(|(i, &v)| (v, *first.entry(sets.find(i)).or_insert(v))).collect()
-    }
-
-    fn constants(&self, node: NodeId, kind: Kindness, weights: &mut Vec<Weight>, biases: &mut Vec<Bias>) {
-        let at = self.model.node(node);
-        let Some(row) = ops::of(self.model, node) else { return };
-        let mut main = None;
-        for (index, input) in at.inputs().iter().enumerate() {
-            let Some(value) = *input else { continue };
-            let Some(tensor) = self.model.constant(value) else { continue };
-            match row.role(index) {
-                Role::Weight(_) => {
-                    let dims = tensor.dims();
-                    let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else { continue };
-                    let left = index == 0 && at.is("MatMul");
-                    let slot =
-                        if left { self.target.left_weight.unwrap_or(self.target.weight) } else { self.target.weight };
-                    let granularity = match layout.channel_axis {
-                        Some(axis) if slot.per_channel => Granularity::PerChannel { axis },
-                        _ => Granularity::PerTensor,
-                    };
-                    let saturates = self.target.pair_safe
-                        && kind == Kindness::Integer
-                        && slot.dtype == Format::Int8
-                        && !layout.depthwise;
-                    let pair_safe = (saturates && layout.reduction != Reduction::None).then_some(layout.reduction);
-                    main = Some(weights.len());
-                    weights.push(Weight {
-                        site: self.weight_site(node),
-                        at: self.slot(node, index),
-                        tensor: self.name(value),
-                        quantizer: Quantizer::new(slot.dtype, slot.symmetric, granularity),
-                        transpose: false,
-                        pair_safe,
-                        why: match kind {
-                            Kindness::Integer => format!("weight of an integer {}", at.op_type()),
-                            Kindness::WeightOnly => format!("weight of a float {}", at.op_type()),
-                        },
-                    });
-                }
-                Role::Data => weights.push(Weight {
-                    site: self.operand_site(node),
-                    at: self.slot(node, index),
-                    tensor: self.name(value),
-                    quantizer: Quantizer::new(
-                        self.target.activation.dtype,
-                        self.target.activation.symmetric,
-                        Granularity::PerTensor,
-                    ),
-                    transpose: false,
-                    pair_safe: None,
-                    why: format!("constant operand of an integer {}", at.op_type()),
-                }),
-                Role::Bias => {
-                    if let Some(bias) = self.bias(node, kind, index, value, main, weights) {
-                        biases.push(bias);
-                    }
-                }
-                Role::Other => {}
-            }
-        }
-    }
-
-    fn bias(
-        &self,
-        node: NodeId,
-        kind: Kindness,
-        index: usize,
-        value: ValueId,
-        weight: Option<usize>,
-        weights: &[Weight],
-    ) -> Option<Bias> {
-        let at = self.model.node(node);
-        let weight = weight?;
-        let tensor = self.model.constant(value)?;
-        let data = at.input(0)?;
-        let dynamic = self.wants.get(&data).is_none_or(|w| w.mode == Mode::Dynamic);
-        let dims = tensor.dims();
-        let channels = self.channels(node, weights[weight].at.input);
-        let channels = channels.or_else(|| dims.first().copied().filter(|_| dims.len() == 1))?;
-        let fits = is_row(&dims, channels);
-        let plain = (at.float("alpha").unwrap_or(1.0) - 1.0).abs() == 0.0;
-        let wanted = kind == Kindness::Integer
-            && self.target.bias == BiasForm::Int32
-            && tensor.dtype() == DataType::Float
-            && !dynamic
-            && fits
-            && plain;
-        wanted.then(|| Bias {
-            site: format!("{}.bias", self.model.node_name(node)),
-            at: self.slot(node, index),
-            tensor: self.name(value),
-            channels,
-            activation: self.name(data),
-            weight,
-        })
-    }
-
-    fn skipped(&mut self, nodes: &[NodeId], weights: &[Weight], biases: &[Bias]) -> Vec<Skip> {
-        let done: BTreeSet<&Slot> = weights.iter().map(|w| &w.at).chain(biases.iter().map(|b| &b.at)).collect();
-        let mut skips = Vec::new();
-        for &node in nodes {
-            let at = self.model.node(node);
-            let bytes: u64 = at
-                .inputs()
-                .iter()
-                .enumerate()
-                .filter_map(|(i, v)| Some((i, self.model.constant((*v)?)?)))
-                .filter(|(i, t)| t.dtype().is_float() && !done.contains(&self.slot(node, *i)))
-                .map(|(_, t)| t.byte_len() as u64)
-                .sum();
-            let carried = self.quantized.contains_key(&node) || self.reads_or_makes_codes(node);
-            if carried && bytes == 0 {
-                continue;
-            }
-            let why = match self.reasons.get(&node) {
-                Some(why) => why.clone(),
-                None if self.quantized.contains_key(&node) => BESIDE_KERNEL.to_owned(),
-                None if !at.domain().is_empty() => format!("operators of domain {} are not known", at.domain()),
-                None if ops::of(self.model, node).is_none() => "the operator is never quantized".to_owned(),
-                None if !self.knowledge.calibrated => "without samples only weights are quantized".to_owned(),
-                None if self.target.join.has(at.op_type()) || self.target.carry.has(at.op_type()) => {
-                    "not between quantized operators".to_owned()
-                }
-                None if self.target.absorb.has(at.op_type()) => "not followed by a quantizer".to_owned(),
-                None => format!("{} has no integer kernel for it", self.target.name),
-            };
-            skips.push(Skip { node: self.model.node_name(node).to_owned(), op: at.op_type().to_owned(), bytes, why });
-            for body in at.bodies() {
-                let inner = self.model.graph(body).nodes().len();
-                if inner > 0 {
-                    skips.push(Skip {
-                        node: self.model.node_name(node).to_owned(),
-                        op: format!("{} body", at.op_type()),
-                        bytes: self.body_bytes(body),
-                        why: format!("{inner} nodes inside a body, which is left as it is"),
-                    });
-                }
-            }
-        }
-        skips
-    }
-
-    fn body_bytes(&self, body: crate::ir::GraphId) -> u64 {
-        let graph = self.model.graph(body);
-        let own: usize = graph
-            .initializers()
-            .iter()
-            .filter_map(|&v| match self.model.value(v).def() {
-                Def::Constant(t) if t.dtype().is_float() => Some(t.byte_len()),
-                _ => None,
-            })
-            .sum();
-        let inner: u64 =
-            graph.nodes().iter().flat_map(|&n| self.model.node(n).bodies()).map(|b| self.body_bytes(b)).sum();
-        own as u64 + inner
-    }
-
-    /// Whether a node works on codes: a carrier between quantized values, or a Relu that vanishes.
-    fn reads_or_makes_codes(&self, node: NodeId) -> bool {
-        let outputs = self.outputs(node);
-        outputs.iter().any(|v| self.wants.get(v).is_some_and(|w| w.produced))
     }
 }
 
-/// Whether a tensor of this shape is one value a channel, or one for all.
-fn is_row(dims: &[usize], channels: usize) -> bool {
-    let count: usize = dims.iter().product();
-    count == 1 || (count == channels && dims.last() == Some(&channels))
+/// Why an anchor does not run in integers, and what becomes of its weight.
+enum NotInteger {
+    Float(String),
+    WeightOnly(String),
+}
+
+/// Whether integer kernels take activations and weights like these.
+fn integer_kernel(activation: &Quantizer, weight: Option<&Quantizer>) -> bool {
+    use crate::numerics::{Format, Granularity};
+    let eight = |q: &Quantizer| matches!(q.dtype, Format::Int8 | Format::Uint8);
+    let grouped = |q: &Quantizer| matches!(q.granularity, Granularity::PerGroup { .. });
+    eight(activation) && weight.is_none_or(|w| eight(w) && !grouped(w))
+}
+
+/// Lets what merely stays float pass.
+fn fit(refusal: Refusal) -> Result<()> {
+    match refusal {
+        Refusal::Wrong(error) => Err(error),
+        Refusal::Unfit(_) => Ok(()),
+    }
 }

@@ -38,6 +38,8 @@ pub struct Target {
     pub opset_max: i64,
     /// Newest IR version it loads.
     pub ir_max: i64,
+    /// Element types that it quantizes to and dequantizes from.
+    pub formats: Vec<Format>,
     /// Where Q/DQ pairs go.
     pub placement: Placement,
     /// How biases are stored.

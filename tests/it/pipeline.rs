@@ -216,7 +216,7 @@ fn refusals_have_reasons() {
     let done = run(&model, Some(&samples), &config, targets::DEFAULT, 2);
     let wide: Vec<_> = done.report.skipped.iter().filter(|s| s.node == "wide").collect();
     assert_eq!(wide.len(), 1);
-    assert_eq!((wide[0].op.as_str(), wide[0].why.as_str()), ("Conv", "excluded by \"wide\""));
+    assert_eq!((wide[0].op.as_str(), wide[0].why.as_str()), ("Conv", "switched off by exclude \"wide\""));
     // 32 filters of 16x3x3 and their biases.
     assert_eq!(wide[0].bytes, 4 * (32 * 16 * 3 * 3 + 32));
     assert_eq!(done.report.operators["Conv"], (3, 4));

@@ -1,0 +1,243 @@
+//! Constants: weights, constant operands, biases, and the sums behind products.
+
+use std::collections::BTreeMap;
+
+use super::finish::settle;
+use super::planner::{Kindness, Planner};
+use super::{Bias, Mode, Split, Weight};
+use crate::config::SiteKind;
+use crate::error::Result;
+use crate::ir::{NodeId, User, ValueId};
+use crate::numerics::{Format, Granularity};
+use crate::onnx::DataType;
+use crate::ops::{self, Reduction, Role};
+use crate::targets::Placement;
+
+impl Planner<'_> {
+    /// The constants of a node that is quantized.
+    pub(super) fn constants(
+        &self,
+        node: NodeId,
+        kind: Kindness,
+        weights: &mut Vec<Weight>,
+        biases: &mut Vec<Bias>,
+    ) -> Result<()> {
+        let at = self.model.node(node);
+        let Some(row) = ops::of(self.model, node) else { return Ok(()) };
+        let mut main = None;
+        for (index, input) in at.inputs().iter().enumerate() {
+            let Some(value) = *input else { continue };
+            let Some(tensor) = self.model.constant(value) else { continue };
+            match row.role(index) {
+                Role::Weight(_) => {
+                    if self.ask(node, SiteKind::Weight).is_off() || self.is_off_by_hand(value) {
+                        continue;
+                    }
+                    let dims = tensor.dims();
+                    let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else { continue };
+                    let mut quantizer = settle(self.weight(node, index))?;
+                    let grouped = matches!(quantizer.granularity, Granularity::PerGroup { .. });
+                    let transpose = grouped
+                        && self.target.placement == Placement::Fused
+                        && at.is("Gemm")
+                        && at.int("transB").unwrap_or(0) != 0;
+                    if let (true, Granularity::PerGroup { axis, size }) = (transpose, quantizer.granularity) {
+                        quantizer.granularity = Granularity::PerGroup { axis: 1 - axis, size };
+                    }
+                    let reads_codes = at.input(1 - index.min(1)).is_some_and(|v| self.wants.contains_key(&v));
+                    let saturates = self.target.pair_safe
+                        && kind == Kindness::Integer
+                        && reads_codes
+                        && quantizer.dtype == Format::Int8
+                        && !grouped
+                        && !quantizer.reduce_range
+                        && !layout.depthwise;
+                    let pair_safe = (saturates && layout.reduction != Reduction::None).then_some(layout.reduction);
+                    main = Some(weights.len());
+                    weights.push(Weight {
+                        site: self.site(node, SiteKind::Weight),
+                        at: self.slot(node, index),
+                        tensor: self.name(value),
+                        quantizer,
+                        transpose,
+                        pair_safe,
+                        why: match (kind, self.notes.get(&node)) {
+                            (Kindness::Integer, _) => format!("weight of an integer {}", at.op_type()),
+                            (Kindness::WeightOnly, None) => format!("weight of a float {}", at.op_type()),
+                            (Kindness::WeightOnly, Some(why)) => {
+                                format!("weight of a float {}: {why}", at.op_type())
+                            }
+                        },
+                    });
+                }
+                Role::Data if kind == Kindness::WeightOnly => {}
+                Role::Data => {
+                    let (quantizer, _) =
+                        settle(self.activation(node, SiteKind::Input, self.ask(node, SiteKind::Input)))?;
+                    weights.push(Weight {
+                        site: self.site(node, SiteKind::Input),
+                        at: self.slot(node, index),
+                        tensor: self.name(value),
+                        quantizer: self.by_hand(Some(value), quantizer)?,
+                        transpose: false,
+                        pair_safe: None,
+                        why: format!("constant operand of an integer {}", at.op_type()),
+                    });
+                }
+                Role::Bias => {
+                    if let Some(bias) = self.bias(node, kind, index, value, main, weights) {
+                        biases.push(bias);
+                    }
+                }
+                Role::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn is_off_by_hand(&self, value: ValueId) -> bool {
+        self.given.get(&value).is_some_and(|g| g.enable == Some(false))
+    }
+
+    fn bias(
+        &self,
+        node: NodeId,
+        kind: Kindness,
+        index: usize,
+        value: ValueId,
+        weight: Option<usize>,
+        weights: &[Weight],
+    ) -> Option<Bias> {
+        let at = self.model.node(node);
+        let weight = weight?;
+        let tensor = self.model.constant(value)?;
+        let data = at.input(0)?;
+        let fixed = self.is_fixed(node, data);
+        let dims = tensor.dims();
+        let channels = self.channels(node, weights[weight].at.input);
+        let channels = channels.or_else(|| dims.first().copied().filter(|_| dims.len() == 1))?;
+        let fits = one_each(&dims, channels);
+        let plain = (at.float("alpha").unwrap_or(1.0) - 1.0).abs() == 0.0;
+        let wanted = kind == Kindness::Integer
+            && tensor.dtype() == DataType::Float
+            && fixed
+            && !self.ask(node, SiteKind::Bias).is_off()
+            && !matches!(weights[weight].quantizer.granularity, Granularity::PerGroup { .. })
+            && weights[weight].quantizer.dtype.is_integer()
+            && fits
+            && plain;
+        wanted.then(|| Bias {
+            site: self.site(node, SiteKind::Bias),
+            at: self.slot(node, index),
+            tensor: self.name(value),
+            channels,
+            activation: self.name(data),
+            weight,
+        })
+    }
+
+    /// The sum behind an integer product: a bias at the scale of its accumulator, or a Sum that is not taken for one.
+    pub(super) fn sum(&self, node: NodeId, weights: &[Weight], biases: &mut Vec<Bias>, sums: &mut Vec<String>) {
+        let product = self.model.node(node);
+        let Some(output) = product.output(0).filter(|v| product.is("MatMul") && !self.wants.contains_key(v)) else {
+            return;
+        };
+        let &[User::Node { node: add, input }] = self.model.value(output).users() else { return };
+        let at = self.model.node(add);
+        if !at.is("Add") || at.graph() != product.graph() || self.quantized.contains_key(&add) {
+            return;
+        }
+        let Some(other) = at.input(1 - input) else { return };
+        let constant = self.model.constant(other);
+        let rank = constant.map(|t| t.dims().len()).or_else(|| self.model.shape(other).map(|s| s.len()));
+        if rank.is_some_and(|r| r == 0 || r > 2) {
+            return;
+        }
+        let slot = self.slot(node, 1);
+        let weight = weights.iter().position(|w| w.at == slot);
+        let fixed = product.input(0).is_some_and(|v| self.is_fixed(node, v));
+        if let (Some(tensor), Some(weight), Some(channels)) = (constant, weight, self.channels(node, 1)) {
+            let dims = tensor.dims();
+            let keeps_rank = dims.len() == 1 || self.model.shape(output).is_some_and(|s| s.len() >= 2);
+            if fixed
+                && keeps_rank
+                && dims.last() == Some(&channels)
+                && one_each(&dims, channels)
+                && tensor.dtype() == DataType::Float
+                && !self.ask(node, SiteKind::Bias).is_off()
+                && self.untouchable(add).is_none()
+            {
+                biases.push(Bias {
+                    site: self.site(node, SiteKind::Bias),
+                    at: self.slot(add, 1 - input),
+                    tensor: self.name(other),
+                    channels,
+                    activation: self.name(product.input(0).unwrap_or(output)),
+                    weight,
+                });
+                return;
+            }
+        }
+        sums.extend(at.output(0).map(|v| self.name(v)));
+    }
+
+    /// Whether a node reads the value at a fixed scale.
+    fn is_fixed(&self, node: NodeId, value: ValueId) -> bool {
+        let Some(want) = self.wants.get(&value) else { return false };
+        let read = want.reads.iter().find(|((n, i), _)| *n == node && *i == 0).map(|(_, r)| r);
+        let integer = |dtype: Option<crate::config::spec::Dtype>| {
+            dtype.and_then(crate::config::spec::Dtype::format).is_some_and(Format::is_integer)
+        };
+        match (read, &want.made) {
+            (Some(read), _) => read.mode == Mode::Static && integer(read.ask.spec.dtype),
+            (None, Some(made)) => integer(made.ask.spec.dtype),
+            (None, None) => false,
+        }
+    }
+}
+
+/// The constants that are stored more than once.
+pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
+    let mut by_tensor: BTreeMap<&str, Vec<&Weight>> = BTreeMap::new();
+    for weight in weights {
+        by_tensor.entry(&weight.tensor).or_default().push(weight);
+    }
+    let mut splits = Vec::new();
+    for (tensor, weights) in by_tensor {
+        let mut kinds: Vec<(&Weight, Vec<String>)> = Vec::new();
+        for weight in weights {
+            let same = |other: &Weight| {
+                other.quantizer == weight.quantizer
+                    && other.transpose == weight.transpose
+                    && other.pair_safe == weight.pair_safe
+            };
+            match kinds.iter_mut().find(|(other, _)| same(other)) {
+                Some((_, sites)) => sites.push(weight.site.clone()),
+                None => kinds.push((weight, vec![weight.site.clone()])),
+            }
+        }
+        if kinds.len() > 1 {
+            let asked: Vec<String> =
+                kinds.iter().map(|(w, sites)| format!("{} for {}", describe(w), sites[0])).collect();
+            let sites = kinds.into_iter().map(|(_, sites)| sites).collect();
+            splits.push(Split { tensor: tensor.to_owned(), sites, why: asked.join("; ") });
+        }
+    }
+    splits
+}
+
+fn describe(weight: &Weight) -> String {
+    let shared = match weight.quantizer.granularity {
+        Granularity::PerTensor => "one scale".to_owned(),
+        Granularity::PerChannel { axis } => format!("a scale for each index of axis {axis}"),
+        Granularity::PerGroup { axis, size } => format!("groups of {size} on axis {axis}"),
+    };
+    let pairs = if weight.pair_safe.is_some() { ", safe pairs" } else { "" };
+    format!("{} with {shared}{pairs}", weight.quantizer.dtype.name())
+}
+
+/// Whether a tensor of this shape is one value a channel, or one for all.
+pub(super) fn one_each(dims: &[usize], channels: usize) -> bool {
+    let count: usize = dims.iter().product();
+    count == 1 || (count == channels && dims.last() == Some(&channels))
+}

@@ -1,0 +1,434 @@
+//! From what is asked of each value to the pairs that serve it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::planner::{Kindness, Planner, Read, Want};
+use super::site::Refusal;
+use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight};
+use crate::config::SiteKind;
+use crate::config::rules::Resolved;
+use crate::config::spec::{Dtype, Field};
+use crate::error::{Error, Kind, Result};
+use crate::ir::{NodeId, User, ValueId};
+use crate::numerics::{Format, Granularity};
+use crate::ops::{self, Output};
+use crate::targets::Placement;
+
+/// The values that share one scale, and what is asked of them together.
+struct Group {
+    ask: Resolved,
+    /// The pair that the scale is named after: that of the first value in the model.
+    leader: ValueId,
+    /// Where errors point.
+    site: String,
+    kind: SiteKind,
+}
+
+/// Readers of one value that take one pair.
+struct Pair<'a> {
+    ask: Resolved,
+    mode: Mode,
+    why: &'a str,
+    slots: BTreeSet<(NodeId, usize)>,
+    site: String,
+}
+
+impl Planner<'_> {
+    /// Writes the plan.
+    pub(super) fn finish(mut self, opset: i64, nodes: &[NodeId]) -> Result<Plan> {
+        let activations = self.activations()?;
+        let mut weights = Vec::new();
+        let mut biases = Vec::new();
+        let mut sums = Vec::new();
+        for &node in nodes {
+            if let Some(&kind) = self.quantized.get(&node) {
+                self.constants(node, kind, &mut weights, &mut biases)?;
+                if kind == Kindness::Integer && self.target.placement == Placement::Fused {
+                    self.sum(node, &weights, &mut biases, &mut sums);
+                }
+            }
+        }
+        let splits = super::constants::splits(&weights);
+        let skipped = self.skipped(nodes, &weights, &biases);
+        let plan = Plan {
+            schema: SCHEMA,
+            target: self.target.name.clone(),
+            opset: self.needed(opset, &activations, &weights)?,
+            activations,
+            weights,
+            biases,
+            sums,
+            splits,
+            skipped,
+        };
+        self.refuse_idle_rules(nodes, &plan)?;
+        Ok(plan)
+    }
+
+    /// The operator set that the plan needs.
+    fn needed(&self, opset: i64, activations: &BTreeMap<String, Activation>, weights: &[Weight]) -> Result<i64> {
+        if activations.is_empty() && weights.is_empty() {
+            return Ok(self.model.opset().unwrap_or(0));
+        }
+        let quantizers = activations.values().map(|a| &a.quantizer).chain(weights.iter().map(|w| &w.quantizer));
+        let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
+        if needed > self.target.opset_max {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "{name} needs operator set {needed}; target {} loads at most {}",
+                    self.target.name, self.target.opset_max
+                ),
+            )
+            .with_hint("choose another format, or another --target"));
+        }
+        Ok(needed.max(opset))
+    }
+
+    fn activations(&mut self) -> Result<BTreeMap<String, Activation>> {
+        let groups = self.groups()?;
+        let mut made: BTreeMap<String, Activation> = BTreeMap::new();
+        for (&value, want) in &self.wants {
+            let group = &groups[&value];
+            let tensor = self.name(value);
+            let primary = self.primary(value, want, group)?;
+            let mut pairs: Vec<(String, Activation)> = Vec::new();
+            let Primary { activation, others } = primary;
+            let dtype = activation.as_ref().map(|a| a.quantizer.dtype);
+            let produced = want.made.is_some();
+            if let Some(activation) = activation {
+                pairs.push((tensor.clone(), activation));
+            }
+            for pair in others {
+                let (mut quantizer, run_time) =
+                    settle(self.reader(&pair.site, SiteKind::Input, &pair.ask).activation(None))?;
+                if pair.mode == Mode::Dynamic && !run_time {
+                    quantizer = Quantizer::new(Format::Uint8, false, Granularity::PerTensor);
+                }
+                if pair.mode == Mode::Static {
+                    quantizer = self.by_hand(Some(value), quantizer)?;
+                }
+                let name =
+                    if pairs.is_empty() { tensor.clone() } else { self.free_name(&tensor, &pair, &made, &pairs) };
+                let activation = Activation {
+                    tensor: (name != tensor).then(|| tensor.clone()),
+                    quantizer,
+                    mode: pair.mode,
+                    converts: (produced && dtype.is_some()).then(|| tensor.clone()),
+                    scale_of: name.clone(),
+                    range: self.fixed_range(value),
+                    readers: Readers::Listed(self.slots(&pair.slots)),
+                    fence: !produced && self.target.placement == Placement::Fused && self.exposed(value),
+                    why: pair.why.to_owned(),
+                };
+                pairs.push((name, activation));
+            }
+            made.extend(pairs);
+        }
+        Ok(made)
+    }
+
+    /// A name for a further pair on one tensor.
+    fn free_name(
+        &self,
+        tensor: &str,
+        pair: &Pair<'_>,
+        made: &BTreeMap<String, Activation>,
+        pairs: &[(String, Activation)],
+    ) -> String {
+        let format = match pair.mode {
+            Mode::Dynamic => "dynamic".to_owned(),
+            Mode::Static => pair.ask.spec.dtype.map_or_else(String::new, |d| d.to_string()),
+        };
+        let base = format!("{tensor}_as_{format}");
+        let taken = |name: &str| {
+            made.contains_key(name) || pairs.iter().any(|(n, _)| n == name) || self.model.value_named(name).is_some()
+        };
+        std::iter::once(base.clone())
+            .chain((2..).map(|i| format!("{base}_{i}")))
+            .find(|name| !taken(name))
+            .unwrap_or(base)
+    }
+
+    fn slots(&self, slots: &BTreeSet<(NodeId, usize)>) -> Vec<Slot> {
+        slots.iter().map(|&(n, i)| self.slot(n, i)).collect()
+    }
+
+    fn fixed_range(&self, value: ValueId) -> Option<(f32, f32)> {
+        self.model.producer(value).and_then(|p| ops::of(self.model, p)).and_then(|r| match r.output {
+            Output::Range(low, high) => Some((low, high)),
+            _ => None,
+        })
+    }
+
+    /// The pair that has the tensor's own name, and the readers that want another one.
+    fn primary<'w>(&self, value: ValueId, want: &'w Want, group: &Group) -> Result<Primary<'w>> {
+        let dtype = group.ask.spec.dtype;
+        let mut others: Vec<Pair<'w>> = Vec::new();
+        let mut own = BTreeSet::new();
+        let mut first: Option<&Read> = None;
+        for ((node, index), read) in &want.reads {
+            let fits = read.mode == Mode::Static && (read.adopts || read.ask.spec.dtype == dtype);
+            if fits {
+                own.insert((*node, *index));
+                first.get_or_insert(read);
+                continue;
+            }
+            match others.iter_mut().find(|p| p.mode == read.mode && p.ask.spec.dtype == read.ask.spec.dtype) {
+                Some(pair) => {
+                    pair.ask.strengthen(&read.ask);
+                    pair.slots.insert((*node, *index));
+                }
+                None => others.push(Pair {
+                    ask: read.ask.clone(),
+                    mode: read.mode,
+                    why: &read.why,
+                    slots: BTreeSet::from([(*node, *index)]),
+                    site: self.site(*node, SiteKind::Input),
+                }),
+            }
+        }
+        let produced = want.made.as_ref();
+        if produced.is_none() && own.is_empty() {
+            return Ok(Primary { activation: None, others });
+        }
+        let reader = self.reader(&group.site, group.kind, &group.ask);
+        let (quantizer, _) = settle(reader.activation(None))?;
+        let readers = if produced.is_some() { Readers::All } else { Readers::Listed(self.slots(&own)) };
+        let why = produced.map(|m| &m.why).or(first.map(|r| &r.why)).cloned().unwrap_or_default();
+        let activation = Activation {
+            tensor: None,
+            quantizer: self.by_hand(Some(value), quantizer)?,
+            mode: Mode::Static,
+            converts: None,
+            scale_of: self.name(group.leader),
+            range: self.fixed_range(value),
+            readers,
+            fence: self.target.placement == Placement::Fused && produced.is_none() && self.exposed(value),
+            why,
+        };
+        Ok(Primary { activation: Some(activation), others })
+    }
+
+    /// The group of each wanted value: those that operators which move codes connect.
+    fn groups(&self) -> Result<BTreeMap<ValueId, Group>> {
+        let mut groups = BTreeMap::new();
+        let mut members: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
+        for &value in self.wants.keys() {
+            members.entry(self.source(value)).or_default().push(value);
+        }
+        for (source, values) in members {
+            let want = &self.wants[&source];
+            let (mut ask, node, kind) = match &want.made {
+                Some(made) => (made.ask.clone(), self.model.producer(source), SiteKind::Output),
+                None => {
+                    let statics = || want.reads.iter().filter(|(_, r)| r.mode == Mode::Static);
+                    let first = statics().find(|(_, r)| !r.adopts).or_else(|| statics().next());
+                    match first.or(want.reads.first()) {
+                        Some(((node, _), read)) => (read.ask.clone(), Some(*node), SiteKind::Input),
+                        None => (Resolved::default(), None, SiteKind::Input),
+                    }
+                }
+            };
+            let dtype = ask.spec.dtype;
+            for value in &values {
+                let want = &self.wants[value];
+                for (_, read) in want.reads.iter().filter(|(_, r)| r.mode == Mode::Static && r.ask.spec.dtype == dtype)
+                {
+                    ask.strengthen(&read.ask);
+                }
+                if let Some(made) = want.made.as_ref().filter(|m| m.keeps.is_some() && m.ask.spec.dtype == dtype) {
+                    ask.strengthen(&made.ask);
+                }
+                self.refuse_other_format(*value, want, dtype)?;
+            }
+            // A pair that serves inputs and an output is one that an output can have.
+            ask.spec.dynamic = None;
+            ask.spec.enable = None;
+            let leader = values.iter().copied().min().unwrap_or(source);
+            let site = node.map_or_else(String::new, |n| self.site(n, kind));
+            for value in values {
+                groups.insert(value, Group { ask: ask.clone(), leader, site: site.clone(), kind });
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The value that the scale of a carried one comes from.
+    fn source(&self, value: ValueId) -> ValueId {
+        let mut value = value;
+        while let Some(input) = self.wants.get(&value).and_then(|w| w.made.as_ref()).and_then(|m| m.keeps) {
+            value = input;
+        }
+        value
+    }
+
+    /// An operator that moves codes has no format of its own.
+    fn refuse_other_format(&self, value: ValueId, want: &Want, dtype: Option<Dtype>) -> Result<()> {
+        let kept = want
+            .made
+            .iter()
+            .filter(|m| m.keeps.is_some())
+            .filter_map(|m| Some((self.model.producer(value)?, &m.ask, "output")));
+        let read = want.reads.iter().filter(|(_, r)| r.adopts).map(|((node, _), r)| (*node, &r.ask, "input"));
+        for (node, ask, kind) in kept.chain(read) {
+            let Some(rule) = self.rules.rule(ask, Field::Dtype).filter(|r| r.is_named()) else { continue };
+            if ask.spec.dtype == dtype {
+                continue;
+            }
+            let op = self.model.node(node).op_type();
+            let key = format!("{kind}.dtype");
+            let has = dtype.map_or_else(String::new, |d| d.to_string());
+            let message = format!("{}, {key}: a {op} moves codes; it has the format of its input, {has}", rule.label);
+            return Err(rule
+                .origin
+                .at(Error::new(Kind::Config, message).at_node(self.model.node_name(node), op), &key)
+                .with_hint("set the format where the tensor is made"));
+        }
+        Ok(())
+    }
+
+    /// Whether onnxruntime would quantize the weight of the float operator that makes this value by itself.
+    fn exposed(&self, value: ValueId) -> bool {
+        let Some(node) = self.model.producer(value) else { return false };
+        let at = self.model.node(node);
+        if !at.domain().is_empty() || self.quantized.get(&node) == Some(&Kindness::Integer) {
+            return false;
+        }
+        let float_product = |v: Option<ValueId>| {
+            let product = v.and_then(|v| self.model.producer(v)).filter(|&p| self.model.node(p).is("MatMul"));
+            product.is_some_and(|p| {
+                let constant = self.model.constant_input(p, 1).is_some();
+                constant && !self.quantized.contains_key(&p) && self.dequantized(self.model.node(p).input(0))
+            })
+        };
+        match at.op_type() {
+            "Conv" | "ConvTranspose" | "Gemm" => {
+                self.model.constant_input(node, 1).is_some() && self.dequantized(at.input(0))
+            }
+            // A Gemm to be.
+            "Add" => float_product(at.input(0)) || float_product(at.input(1)),
+            // A quantizer moves up through these.
+            op if self.target.absorb.has(op) || self.target.carry.has(op) => {
+                at.input(0).is_some_and(|v| self.exposed(v))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a value comes from a Dequantize, directly or through operators that one moves down through.
+    fn dequantized(&self, value: Option<ValueId>) -> bool {
+        let Some(value) = value else { return false };
+        if self.wants.get(&value).is_some_and(|w| w.made.is_some()) {
+            return true;
+        }
+        let Some(node) = self.model.producer(value) else { return false };
+        let at = self.model.node(node);
+        at.is("DequantizeLinear")
+            || (at.domain().is_empty() && self.target.carry.has(at.op_type()) && self.dequantized(at.input(0)))
+    }
+
+    /// A rule about certain sites that nothing follows from is a mistake: none of them is quantized.
+    fn refuse_idle_rules(&self, nodes: &[NodeId], plan: &Plan) -> Result<()> {
+        if !self.knowledge.vetoes.is_empty() {
+            return Ok(());
+        }
+        let planned = self.planned(plan);
+        for rule in self.rules.all().iter().filter(|r| r.is_named() && !r.optional) {
+            for kind in SiteKind::ALL {
+                let Some(spec) = rule.level.spec(kind) else { continue };
+                let says = Field::ALL.iter().any(|&f| f != Field::Enable && spec.written(f).is_some());
+                let needs_samples = matches!(kind, SiteKind::Input | SiteKind::Output | SiteKind::Bias);
+                let waits = needs_samples && !self.knowledge.calibrated && spec.dynamic != Some(true);
+                if !(says || spec.enable == Some(true)) || spec.enable == Some(false) || waits {
+                    continue;
+                }
+                let matched = || {
+                    nodes.iter().copied().filter(|&n| {
+                        let op = self.model.node(n).op_type();
+                        rule.applies(self.model.node_name(n), op, kind) && !self.ask(n, kind).is_off()
+                    })
+                };
+                if matched().any(|n| planned.contains(&(n, kind))) || matched().next().is_none() {
+                    continue;
+                }
+                let key = kind.name();
+                let message =
+                    format!("{}: no {key} that it is about is quantized, so its {key} has no effect", rule.label);
+                let error = rule.origin.at(Error::new(Kind::Config, message), key);
+                let reason = matched().find_map(|n| Some((n, self.reasons.get(&n).or_else(|| self.notes.get(&n))?)));
+                return Err(match reason {
+                    Some((node, why)) => {
+                        error.at_node(self.model.node_name(node), self.model.node(node).op_type()).with_hint(format!(
+                            "{why}; {key}.enable = true asks for it all the same, where that can be done"
+                        ))
+                    }
+                    None => error.with_hint(format!("add {key}.enable = true to quantize it there, or remove it")),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The sites that the plan quantizes.
+    fn planned(&self, plan: &Plan) -> BTreeSet<(NodeId, SiteKind)> {
+        let mut planned = BTreeSet::new();
+        for (&value, want) in &self.wants {
+            for ((node, _), _) in &want.reads {
+                planned.insert((*node, SiteKind::Input));
+            }
+            if want.made.is_some() {
+                let mut node = self.model.producer(value);
+                // What vanishes into the quantizer, and what is before it.
+                while let Some(n) = node {
+                    planned.insert((n, SiteKind::Output));
+                    let at = self.model.node(n);
+                    let absorbed = at.domain().is_empty()
+                        && self.target.absorb.has(at.op_type())
+                        && !self.quantized.contains_key(&n);
+                    node = if absorbed { at.input(0).and_then(|v| self.model.producer(v)) } else { None };
+                }
+                for &user in self.model.value(value).users() {
+                    if let User::Node { node, .. } = user {
+                        planned.insert((node, SiteKind::Input));
+                    }
+                }
+            }
+        }
+        let producer = |slot: &Slot| self.model.value_named(&slot.node).and_then(|v| self.model.producer(v));
+        for weight in &plan.weights {
+            let kind = if weight.site.ends_with(".input") { SiteKind::Input } else { SiteKind::Weight };
+            planned.extend(producer(&weight.at).map(|n| (n, kind)));
+        }
+        planned.extend(plan.biases.iter().filter_map(|b| Some((producer(&b.at)?, SiteKind::Bias))));
+        planned
+    }
+}
+
+struct Primary<'w> {
+    activation: Option<Activation>,
+    others: Vec<Pair<'w>>,
+}
+
+/// A refusal that comes this late is an error.
+pub(super) fn settle<T>(outcome: Result<T, Refusal>) -> Result<T> {
+    outcome.map_err(|refusal| match refusal {
+        Refusal::Wrong(error) => error,
+        Refusal::Unfit(why) => Error::new(Kind::Config, why),
+    })
+}
+
+/// The operator set from which on Quantize and Dequantize take these codes, and their name.
+fn needs(quantizer: &Quantizer) -> (i64, &'static str) {
+    let format = match quantizer.dtype {
+        Format::Int2 | Format::Uint2 => 25,
+        Format::Float4e2m1 => 23,
+        Format::Int4 | Format::Uint4 | Format::Int16 | Format::Uint16 => 21,
+        Format::Int8 | Format::Uint8 | Format::Int32 => 13,
+        _ => 19,
+    };
+    match quantizer.granularity {
+        Granularity::PerGroup { .. } if format < 21 => (21, "a scale for each group"),
+        _ => (format, quantizer.dtype.name()),
+    }
+}

@@ -1,0 +1,349 @@
+//! From what is asked for at a site to a quantizer that can be made, or the reason why there is none.
+//!
+//! A key that does not fit another one is an error where it was asked for at least as late as that other one. Where it
+//! was inherited it gives way: `dtype = "float8e4m3fn"` over a default of `symmetric = false` needs no second key.
+
+use super::{Given, Quantizer};
+use crate::config::rules::{Resolved, Rule, Rules};
+use crate::config::spec::{Dtype, Field, ObserverKind, ScaleDtype, Share};
+use crate::config::{SiteKind, Spec};
+use crate::error::{Error, Kind};
+use crate::numerics::{Format, Granularity, Round};
+use crate::ops::WeightLayout;
+use crate::targets::Target;
+
+/// Why a site has no quantizer.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// What is asked for makes no sense; nothing is planned.
+    Wrong(Error),
+    /// It stays float.
+    Unfit(String),
+}
+
+/// A site's constant.
+pub(super) struct Shape<'a> {
+    pub(super) dims: &'a [usize],
+    pub(super) layout: WeightLayout,
+    /// Whether the target has a kernel that fixes the axis of the channels.
+    pub(super) kernel: bool,
+}
+
+/// Reads what is asked for at one site.
+pub(super) struct Reader<'a> {
+    pub(super) rules: &'a Rules,
+    pub(super) target: &'a Target,
+    /// Name of the site, for messages.
+    pub(super) site: &'a str,
+    pub(super) kind: SiteKind,
+    pub(super) resolved: &'a Resolved,
+}
+
+type Outcome<T> = Result<T, Refusal>;
+
+impl Reader<'_> {
+    fn spec(&self) -> &Spec {
+        &self.resolved.spec
+    }
+
+    fn rule(&self, field: Field) -> Option<&Rule> {
+        self.rules.rule(self.resolved, field)
+    }
+
+    fn error(&self, field: Field, message: impl Into<String>) -> Error {
+        let error = Error::new(Kind::Config, message);
+        let error = match self.rule(field) {
+            Some(rule) => {
+                let key = format!("{}.{}", self.kind.name(), field.name());
+                let message = format!("{}, {key}: {}", rule.label, error.message());
+                rule.origin.at(Error::new(Kind::Config, message), &key)
+            }
+            None => error,
+        };
+        error.at_value(self.site)
+    }
+
+    fn wrong<T>(&self, field: Field, message: impl Into<String>, hint: &str) -> Outcome<T> {
+        Err(Refusal::Wrong(self.error(field, message).with_hint(hint)))
+    }
+
+    /// An error where a rule about these nodes said so; a reason to stay float where one about all nodes did.
+    fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
+        match self.rule(field) {
+            Some(rule) if rule.is_named() => self.wrong(field, message, hint),
+            _ => Err(Refusal::Unfit(message)),
+        }
+    }
+
+    /// Whether `field` was asked for at least as late as `other`.
+    fn asked(&self, field: Field, other: Field) -> bool {
+        self.resolved.from(field).is_some_and(|rule| self.resolved.from(other).is_none_or(|o| rule >= o))
+    }
+
+    /// A switch that only makes sense in some cases: an error where it was asked for beside `other`, else off.
+    fn only_if(&self, sense: bool, field: Field, on: bool, other: Field, message: &str, hint: &str) -> Outcome<bool> {
+        if on && !sense && self.asked(field, other) {
+            return self.wrong(field, message, hint);
+        }
+        Ok(on && sense)
+    }
+
+    /// The element format.
+    fn format(&self) -> Outcome<Format> {
+        let Some(dtype) = self.spec().dtype else {
+            return self.wrong(Field::Dtype, "no dtype is set", "set it in [default]");
+        };
+        let Some(format) = dtype.format() else {
+            let hint = "float8e4m3fn, float4e2m1 and integers are there";
+            return self.wrong(Field::Dtype, format!("the block format {dtype} is not implemented yet"), hint);
+        };
+        if format == Format::Int32 {
+            return self.wrong(Field::Dtype, "int32 is for biases", "int16 is the widest that others can have");
+        }
+        if !self.target.formats.contains(&format) {
+            let list: Vec<&str> = self.target.formats.iter().map(|f| f.name()).collect();
+            let message = format!("{} has no quantizer for {format}", self.target.name);
+            return self.wrong(Field::Dtype, message, &format!("it has {}", list.join(", ")));
+        }
+        Ok(format)
+    }
+
+    /// The parts that activations and constants have in common.
+    fn common(&self) -> Outcome<Quantizer> {
+        let format = self.format()?;
+        let spec = self.spec();
+        let float = !format.is_integer();
+        let symmetric = spec.symmetric.unwrap_or(float) || float;
+        if float && spec.symmetric == Some(false) && self.asked(Field::Symmetric, Field::Dtype) {
+            return self.wrong(
+                Field::Symmetric,
+                format!("{format} has no zero point"),
+                "leave it out, or set it to true",
+            );
+        }
+        let mut quantizer = Quantizer::new(format, symmetric, Granularity::PerTensor);
+        let none = format!("{format} has no integer range");
+        quantizer.narrow_range = match spec.narrow_range {
+            Some(on) => self.only_if(!float, Field::NarrowRange, on, Field::Dtype, &none, "leave it out")?,
+            None => symmetric && !float,
+        };
+        let reduce = spec.reduce_range.unwrap_or(false);
+        let room = !float && format.bits() > 2;
+        quantizer.reduce_range =
+            self.only_if(room, Field::ReduceRange, reduce, Field::Dtype, "there is no bit to spare", "leave it out")?;
+        quantizer.observer = spec.observer.unwrap_or(ObserverKind::Minmax);
+        quantizer.percentile =
+            self.number_of(Field::Percentile, spec.percentile, ObserverKind::Percentile, 99.999, 50.0..=100.0)?;
+        quantizer.mse_p = self.number_of(Field::MseP, spec.mse_p, ObserverKind::Mse, 2.0, 1.0..=8.0)?;
+        quantizer.scale_type = spec.scale_type.unwrap_or_default();
+        quantizer.scale_dtype = spec.scale_dtype.unwrap_or_default();
+        if matches!(quantizer.scale_dtype, ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0) {
+            let hint = "float32, float16 and bfloat16 scales are there";
+            return self.wrong(Field::ScaleDtype, "8-bit scales belong to block formats", hint);
+        }
+        let eps = spec.eps.unwrap_or(0.0);
+        if !(eps.is_finite() && (eps == 0.0 || (eps as f32).is_normal() && eps > 0.0)) {
+            return self.wrong(Field::Eps, format!("{eps} is no least scale"), "give a positive number such as 1e-6");
+        }
+        quantizer.eps = eps as f32;
+        quantizer.round = spec.round.unwrap_or_default();
+        if float && quantizer.round != Round::HalfEven {
+            if self.asked(Field::Round, Field::Dtype) {
+                return self.wrong(Field::Round, format!("{format} is rounded half to even"), "leave it out");
+            }
+            quantizer.round = Round::HalfEven;
+        }
+        Ok(quantizer)
+    }
+
+    /// A number that belongs to one observer.
+    fn number_of(
+        &self,
+        field: Field,
+        number: Option<f64>,
+        observer: ObserverKind,
+        default: f64,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Outcome<Option<f64>> {
+        let applies = self.spec().observer == Some(observer);
+        match number {
+            Some(number) if !range.contains(&number) => {
+                let message = format!("{number} is not in {}..={}", range.start(), range.end());
+                self.wrong(field, message, &format!("the default is {default}"))
+            }
+            Some(_) if !applies && self.asked(field, Field::Observer) => {
+                let name = if observer == ObserverKind::Mse { "mse" } else { "percentile" };
+                let message = format!("only observer = \"{name}\" has a {}", field.name());
+                self.wrong(field, message, &format!("add observer = \"{name}\""))
+            }
+            _ if !applies => Ok(None),
+            number => Ok(Some(number.unwrap_or(default))),
+        }
+    }
+
+    /// How an activation is quantized, and whether at run time.
+    pub(super) fn activation(&self, given: Option<&Given>) -> Outcome<(Quantizer, bool)> {
+        let spec = self.spec();
+        let dynamic = spec.dynamic == Some(true);
+        if dynamic && self.kind != SiteKind::Input {
+            return self.wrong(Field::Dynamic, "only inputs are quantized at run time", "set it for input");
+        }
+        let share = spec.granularity.unwrap_or(Share::PerTensor);
+        if share == Share::PerToken {
+            return if dynamic {
+                self.wrong(Field::Granularity, "scales per token are not implemented yet", "per-tensor is")
+            } else {
+                self.wrong(Field::Granularity, "scales per token are found at run time", "add dynamic = true")
+            };
+        }
+        if matches!(share, Share::PerChannel | Share::PerGroup) {
+            let hint = "per-tensor is what integer kernels take";
+            return self.wrong(Field::Granularity, "activations have one scale a tensor", hint);
+        }
+        for field in [Field::ChAxis, Field::GroupSize] {
+            if spec.written(field).is_some() && self.asked(field, Field::Granularity) {
+                return self.wrong(field, "one scale for a tensor has no axis and no groups", "leave it out");
+            }
+        }
+        let mut quantizer = self.common()?;
+        if quantizer.round != Round::HalfEven {
+            let hint = "another rounding exists for constants only";
+            return self.wrong(Field::Round, "QuantizeLinear rounds half to even", hint);
+        }
+        if dynamic {
+            self.at_run_time()?;
+            return Ok((Quantizer::new(Format::Uint8, false, Granularity::PerTensor), true));
+        }
+        quantizer.given = given.cloned();
+        Ok((quantizer, false))
+    }
+
+    /// `DynamicQuantizeLinear` makes uint8 with a zero point, from the smallest to the largest value, and nothing else.
+    fn at_run_time(&self) -> Outcome<()> {
+        let spec = self.spec();
+        let differs = [
+            (Field::Dtype, spec.dtype.is_some_and(|d| d != Dtype::Uint8)),
+            (Field::Symmetric, spec.symmetric == Some(true)),
+            (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
+            (Field::ScaleType, spec.scale_type.is_some_and(|s| s != crate::config::spec::ScaleType::Float)),
+            (Field::ScaleDtype, spec.scale_dtype.is_some_and(|s| s != ScaleDtype::Float32)),
+            (Field::NarrowRange, spec.narrow_range == Some(true)),
+            (Field::ReduceRange, spec.reduce_range == Some(true)),
+            (Field::Eps, spec.eps.is_some_and(|e| e > 0.0)),
+        ];
+        for (field, differs) in differs {
+            if differs && self.asked(field, Field::Dynamic) {
+                let message = "a range found at run time is quantized to uint8, asymmetric, from minimum to maximum";
+                return self.wrong(field, message, "leave it out, or dynamic = false");
+            }
+        }
+        Ok(())
+    }
+
+    /// How a constant weight is quantized.
+    pub(super) fn weight(&self, shape: &Shape<'_>, given: Option<&Given>) -> Outcome<Quantizer> {
+        let spec = self.spec();
+        if spec.dynamic == Some(true) {
+            return self.wrong(Field::Dynamic, "a weight is the same at every run", "set it for input");
+        }
+        let mut quantizer = self.common()?;
+        quantizer.granularity = self.granularity(shape)?;
+        if matches!(quantizer.observer, ObserverKind::Mean | ObserverKind::Entropy) {
+            let hint = "minmax, percentile and mse look at the values themselves";
+            return self.wrong(Field::Observer, "this observer is for activations", hint);
+        }
+        quantizer.given = given.cloned();
+        Ok(quantizer)
+    }
+
+    fn granularity(&self, shape: &Shape<'_>) -> Outcome<Granularity> {
+        let Shape { dims, layout, kernel } = shape;
+        let spec = self.spec();
+        let share = spec.granularity.unwrap_or(Share::PerTensor);
+        if spec.ch_axis.is_some() && share == Share::PerTensor && self.asked(Field::ChAxis, Field::Granularity) {
+            return self.wrong(
+                Field::ChAxis,
+                "one scale for a tensor has no axis",
+                "add granularity = \"per-channel\"",
+            );
+        }
+        if spec.group_size.is_some() && share != Share::PerGroup && self.asked(Field::GroupSize, Field::Granularity) {
+            let hint = "add granularity = \"per-group\"";
+            return self.wrong(Field::GroupSize, "only per-group scales have a group size", hint);
+        }
+        // An axis given for another granularity says nothing about this one.
+        let asked_axis = spec.ch_axis.filter(|_| self.asked(Field::ChAxis, Field::Granularity));
+        let axis = match asked_axis {
+            None => None,
+            Some(axis) => {
+                let positive = if axis < 0 { axis + dims.len() as i64 } else { axis };
+                match usize::try_from(positive).ok().filter(|&a| a < dims.len()) {
+                    Some(axis) => Some(axis),
+                    None => {
+                        let message = format!("a weight of shape {dims:?} has no axis {axis}");
+                        return self.unfit(Field::ChAxis, message, "leave it out to take the operator's own axis");
+                    }
+                }
+            }
+        };
+        match share {
+            Share::PerToken => self.wrong(Field::Granularity, "a weight has no tokens", "per-channel is the nearest"),
+            Share::PerTensor => Ok(Granularity::PerTensor),
+            Share::PerChannel => match (axis, layout.channel_axis) {
+                (Some(axis), Some(own)) if axis != own && *kernel => {
+                    let message = format!(
+                        "{} takes one scale for each index of axis {own} and does not look at the axis that is given",
+                        self.target.name
+                    );
+                    self.unfit(Field::ChAxis, message, &format!("leave it out, or ch_axis = {own}"))
+                }
+                (Some(axis), Some(_)) => Ok(Granularity::PerChannel { axis }),
+                (None, Some(axis)) => Ok(Granularity::PerChannel { axis }),
+                // The operator has no axis of its own: one scale for all, unless an axis is asked for and nobody minds.
+                (Some(axis), None) if !kernel => Ok(Granularity::PerChannel { axis }),
+                (Some(_), None) => {
+                    let message = format!("{} takes one scale for this operand", self.target.name);
+                    self.unfit(Field::ChAxis, message, "granularity = \"per-tensor\"")
+                }
+                (None, None) => Ok(Granularity::PerTensor),
+            },
+            Share::PerGroup => {
+                let Some(size) = spec.group_size else {
+                    let hint = "32 is usual for 4 bits";
+                    return self.wrong(Field::Granularity, "per-group scales need a group_size", hint);
+                };
+                let Some(axis) = axis.or(layout.group_axis) else {
+                    let message = "groups along the sum make no sense for this operand".to_owned();
+                    return self.unfit(Field::Granularity, message, "per-channel is the nearest");
+                };
+                let (size, extent) = (size as usize, dims[axis]);
+                if size == 0 || !extent.is_multiple_of(size) {
+                    let message = format!("groups of {size} do not divide the {extent} values along axis {axis}");
+                    let hint = match (8..=256).rev().find(|s| extent.is_multiple_of(*s) && s.is_power_of_two()) {
+                        Some(fits) => format!("group_size = {fits} does"),
+                        None => "exclude the layer, or use per-channel scales".to_owned(),
+                    };
+                    return self.unfit(Field::GroupSize, message, &hint);
+                }
+                Ok(Granularity::PerGroup { axis, size })
+            }
+        }
+    }
+
+    /// Whether a bias is stored as int32.
+    pub(super) fn bias(&self) -> Outcome<bool> {
+        let spec = self.spec();
+        let others = Field::ALL.iter().filter(|f| !matches!(f, Field::Enable | Field::Dtype));
+        for &field in others {
+            if spec.written(field).is_some() {
+                let message = "a bias has the scale of the products that it is added to";
+                return self.wrong(field, message, "only enable can be set for a bias");
+            }
+        }
+        if spec.dtype.is_some_and(|d| d != Dtype::Int32) {
+            let message = "a bias is int32, as the products that it is added to";
+            return self.wrong(Field::Dtype, message, "leave it out, or enable = false for a float bias");
+        }
+        Ok(!self.resolved.is_off())
+    }
+}

@@ -1,0 +1,78 @@
+//! What stays float, and why.
+
+use std::collections::BTreeSet;
+
+use super::planner::Planner;
+use super::{BESIDE_KERNEL, Bias, Skip, Slot, Weight};
+use crate::ir::{Def, GraphId, NodeId};
+use crate::ops;
+
+impl Planner<'_> {
+    /// Every node and constant that stays as it is.
+    pub(super) fn skipped(&self, nodes: &[NodeId], weights: &[Weight], biases: &[Bias]) -> Vec<Skip> {
+        let done: BTreeSet<&Slot> = weights.iter().map(|w| &w.at).chain(biases.iter().map(|b| &b.at)).collect();
+        let mut skips = Vec::new();
+        for &node in nodes {
+            let at = self.model.node(node);
+            let bytes: u64 = at
+                .inputs()
+                .iter()
+                .enumerate()
+                .filter_map(|(i, v)| Some((i, self.model.constant((*v)?)?)))
+                .filter(|(i, t)| t.dtype().is_float() && !done.contains(&self.slot(node, *i)))
+                .map(|(_, t)| t.byte_len() as u64)
+                .sum();
+            let carried = self.quantized.contains_key(&node) || self.reads_or_makes_codes(node);
+            if carried && bytes == 0 {
+                continue;
+            }
+            let why = match self.reasons.get(&node) {
+                Some(why) => why.clone(),
+                None if self.notes.contains_key(&node) => self.notes[&node].clone(),
+                None if self.quantized.contains_key(&node) => BESIDE_KERNEL.to_owned(),
+                None if !at.domain().is_empty() => format!("operators of domain {} are not known", at.domain()),
+                None if ops::of(self.model, node).is_none() => "the operator is never quantized".to_owned(),
+                None if !self.knowledge.calibrated => "without samples only weights are quantized".to_owned(),
+                None if self.target.join.has(at.op_type()) || self.target.carry.has(at.op_type()) => {
+                    "not between quantized operators".to_owned()
+                }
+                None if self.target.absorb.has(at.op_type()) => "not followed by a quantizer".to_owned(),
+                None => format!("{} has no integer kernel for it", self.target.name),
+            };
+            skips.push(Skip { node: self.model.node_name(node).to_owned(), op: at.op_type().to_owned(), bytes, why });
+            for body in at.bodies() {
+                let inner = self.model.graph(body).nodes().len();
+                if inner > 0 {
+                    skips.push(Skip {
+                        node: self.model.node_name(node).to_owned(),
+                        op: format!("{} body", at.op_type()),
+                        bytes: self.body_bytes(body),
+                        why: format!("{inner} nodes inside a body, which is left as it is"),
+                    });
+                }
+            }
+        }
+        skips
+    }
+
+    fn body_bytes(&self, body: GraphId) -> u64 {
+        let graph = self.model.graph(body);
+        let own: usize = graph
+            .initializers()
+            .iter()
+            .filter_map(|&v| match self.model.value(v).def() {
+                Def::Constant(t) if t.dtype().is_float() => Some(t.byte_len()),
+                _ => None,
+            })
+            .sum();
+        let inner: u64 =
+            graph.nodes().iter().flat_map(|&n| self.model.node(n).bodies()).map(|b| self.body_bytes(b)).sum();
+        own as u64 + inner
+    }
+
+    /// Whether a node works on codes: a carrier between quantized values, or a Relu that vanishes.
+    fn reads_or_makes_codes(&self, node: NodeId) -> bool {
+        let outputs = self.outputs(node);
+        outputs.iter().any(|v| self.wants.get(v).is_some_and(|w| w.made.is_some()))
+    }
+}

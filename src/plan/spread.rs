@@ -1,0 +1,211 @@
+//! What runs quantized because its neighbours do: joins, carriers, and the shortcuts of residual sums.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Mode;
+use super::planner::{Kindness, Made, Planner, Read};
+use super::site::Refusal;
+use crate::config::SiteKind;
+use crate::config::rules::Resolved;
+use crate::ir::{NodeId, Tensor, ValueId};
+use crate::onnx::DataType;
+use crate::ops::{self, Role};
+use crate::targets::Placement;
+
+/// The inputs of a join that run in codes, with their index.
+struct Joinable {
+    data: Vec<(usize, ValueId)>,
+    output: (ValueId, Resolved),
+}
+
+impl Planner<'_> {
+    /// Joins and carriers, until nothing changes.
+    pub(super) fn spread(&mut self, nodes: &[NodeId]) {
+        loop {
+            let before = self.size();
+            // A value is wanted in integers if some chain of carriers and joins leads from it to a wanted one.
+            let mut ahead: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
+            for &node in nodes.iter().rev() {
+                if self.carries(node) {
+                    if self.outputs(node).iter().any(|v| ahead.contains(v)) {
+                        ahead.extend(self.model.node(node).input(0));
+                    }
+                } else if self.joins(node)
+                    && self.output_site(node).is_some_and(|(v, _)| ahead.contains(&v))
+                    && let Ok(join) = self.joinable(node)
+                {
+                    ahead.extend(join.data.iter().map(|&(_, v)| v));
+                }
+            }
+            // A value is at hand in integers if it is wanted, or carried from one that is.
+            let mut behind: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
+            let everywhere = self.target.placement == Placement::Everywhere;
+            for &node in nodes {
+                if self.carries(node) {
+                    let Some(input) = self.model.node(node).input(0) else { continue };
+                    let outputs = self.outputs(node);
+                    let useful = everywhere || outputs.iter().any(|v| ahead.contains(v));
+                    if useful && (behind.contains(&input) || everywhere) {
+                        self.carry(node, input, &outputs);
+                        behind.extend(outputs);
+                        behind.insert(input);
+                    }
+                } else if self.joins(node) {
+                    self.join(node, &ahead, &mut behind);
+                }
+            }
+            if before == self.size() {
+                return;
+            }
+        }
+    }
+
+    fn size(&self) -> (usize, usize) {
+        (self.quantized.len(), self.wants.values().map(|w| w.reads.len() + usize::from(w.made.is_some())).sum())
+    }
+
+    /// Whether a node moves codes: one scale on both sides, nothing computed.
+    fn carries(&self, node: NodeId) -> bool {
+        let at = self.model.node(node);
+        if !at.domain().is_empty() || !self.target.carry.has(at.op_type()) || self.untouchable(node).is_some() {
+            return false;
+        }
+        let Some(input) = at.input(0) else { return false };
+        ops::moves_codes(self.model, node)
+            && !self.ask(node, SiteKind::Input).is_off()
+            && !self.ask(node, SiteKind::Output).is_off()
+            && self.model.constant(input).is_none()
+            && self.unquantizable(input).is_none()
+            && self.outputs(node).iter().all(|&v| self.unquantizable(v).is_none())
+    }
+
+    fn carry(&mut self, node: NodeId, input: ValueId, outputs: &BTreeSet<ValueId>) {
+        let op = self.model.node(node).op_type().to_owned();
+        let name = self.model.node_name(node).to_owned();
+        let ask = self.ask(node, SiteKind::Input).clone();
+        let why = format!("input of the {op} \"{name}\"");
+        self.read(input, (node, 0), Read { ask, adopts: true, mode: Mode::Static, why });
+        for &output in outputs {
+            let ask = self.ask(node, SiteKind::Output).clone();
+            let why = format!("output of the {op} \"{name}\", which keeps its input's scale");
+            self.make(output, Made { ask, keeps: Some(input), why });
+        }
+    }
+
+    /// Whether a node runs in integers between quantized neighbours, and is not planned yet.
+    fn joins(&self, node: NodeId) -> bool {
+        let at = self.model.node(node);
+        at.domain().is_empty() && self.target.join.has(at.op_type()) && !self.quantized.contains_key(&node)
+    }
+
+    /// What a join reads and makes in codes; or why it cannot be one.
+    fn joinable(&self, node: NodeId) -> Result<Joinable, String> {
+        if let Some(why) = self.untouchable(node) {
+            return Err(why);
+        }
+        let (Some(output), Some(row)) = (self.output_site(node), ops::of(self.model, node)) else {
+            return Err("it has no output".to_owned());
+        };
+        let ask = self.ask(node, SiteKind::Input);
+        if ask.is_off() {
+            return Err(self.off_by(ask, "input"));
+        }
+        if output.1.is_off() {
+            return Err(self.off_by(&output.1, "output"));
+        }
+        match self.activation(node, SiteKind::Input, ask) {
+            Ok((_, true)) => return Err("only inputs of products are quantized at run time".to_owned()),
+            Err(Refusal::Unfit(why)) => return Err(why),
+            // Refused before, or fine.
+            Ok(_) | Err(Refusal::Wrong(_)) => {}
+        }
+        let inputs = self.model.node(node).inputs().iter().enumerate();
+        let (constants, data): (Vec<_>, Vec<_>) = inputs
+            .filter(|(i, _)| row.role(*i) == Role::Data)
+            .filter_map(|(i, v)| v.map(|v| (i, v)))
+            .partition(|&(_, v)| self.model.constant(v).is_some());
+        for value in data.iter().map(|&(_, v)| v).chain([output.0]) {
+            if let Some(why) = self.unquantizable(value) {
+                return Err(why);
+            }
+        }
+        for tensor in constants.iter().filter_map(|&(_, v)| self.model.constant(v)) {
+            if tensor.dtype() != DataType::Float {
+                return Err(format!("its constant operand is {}, not float", Tensor::dtype(tensor)));
+            }
+        }
+        match self.knowledge.vetoes.get(&self.site(node, SiteKind::Input)) {
+            Some(veto) => Err(veto.why.clone()),
+            None => Ok(Joinable { data, output }),
+        }
+    }
+
+    fn join(&mut self, node: NodeId, ahead: &BTreeSet<ValueId>, behind: &mut BTreeSet<ValueId>) {
+        let Joinable { data, output: (output, output_ask) } = match self.joinable(node) {
+            Ok(join) => join,
+            Err(why) => return self.refuse(node, why),
+        };
+        if data.is_empty() {
+            return;
+        }
+        let everywhere = self.target.placement == Placement::Everywhere;
+        if !(everywhere || ahead.contains(&output) && data.iter().any(|(_, v)| behind.contains(v))) {
+            return;
+        }
+        for value in data.iter().map(|&(_, v)| v).chain([output]) {
+            if everywhere && self.model.dtype(value).is_none() && !behind.contains(&value) {
+                return self.refuse(node, format!("the type of \"{}\" is not known", self.name(value)));
+            }
+        }
+        let op = self.model.node(node).op_type().to_owned();
+        let name = self.model.node_name(node).to_owned();
+        self.quantized.insert(node, Kindness::Integer);
+        for (index, value) in data {
+            let ask = self.ask(node, SiteKind::Input).clone();
+            let why = format!("input of the {op} \"{name}\"");
+            self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
+            behind.insert(value);
+        }
+        self.make(output, Made { ask: output_ask, keeps: None, why: format!("output of the {op} \"{name}\"") });
+        behind.insert(output);
+    }
+
+    /// Residual sums of a target that fuses the sum into the convolution: only the other input is quantized.
+    pub(super) fn shortcut(&mut self, node: NodeId, depths: &BTreeMap<NodeId, usize>) {
+        let at = self.model.node(node);
+        if !at.is("Add") || self.untouchable(node).is_some() || self.ask(node, SiteKind::Input).is_off() {
+            return;
+        }
+        let (Some(a), Some(b)) = (at.input(0), at.input(1)) else { return };
+        let fused = |value: ValueId| {
+            let conv = self.model.producer(value)?;
+            let single = self.model.value(value).users().len() == 1;
+            let integer = self.quantized.get(&conv) == Some(&Kindness::Integer);
+            (single && self.model.node(conv).is("Conv") && integer).then_some(conv)
+        };
+        // Of two convolutions the one with more behind it ends the main branch, wherever the file lists it.
+        let other = match (fused(a), fused(b)) {
+            (Some(x), Some(y)) if depths[&x] < depths[&y] => (0, a),
+            (Some(_), _) => (1, b),
+            (None, Some(_)) => (0, a),
+            (None, None) => return,
+        };
+        if self.model.constant(other.1).is_some() || self.unquantizable(other.1).is_some() {
+            return;
+        }
+        let ask = self.ask(node, SiteKind::Input).clone();
+        let why = format!("shortcut into the residual sum \"{}\"", self.model.node_name(node));
+        self.read(other.1, (node, other.0), Read { ask, adopts: false, mode: Mode::Static, why });
+    }
+
+    /// For each node of a sorted graph, the length of the longest path that leads to it.
+    pub(super) fn depths(&self, nodes: &[NodeId]) -> BTreeMap<NodeId, usize> {
+        let mut depths = BTreeMap::new();
+        for &node in nodes {
+            let producers = self.model.node(node).inputs().iter().flatten().filter_map(|&v| self.model.producer(v));
+            let depth = producers.filter_map(|p| depths.get(&p)).max().map_or(0, |d: &usize| d + 1);
+            depths.insert(node, depth);
+        }
+        depths
+    }
+}
