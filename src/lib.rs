@@ -16,6 +16,7 @@
 //! let request = rewrite::Request {
 //!     config: &Config::default(),
 //!     target: &Target::load("ort-cpu")?,
+//!     plan: None,
 //!     samples: Some(&samples),
 //!     threads: 2,
 //!     progress: &Silent,

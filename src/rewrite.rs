@@ -1,6 +1,6 @@
 //! The whole line: prepare, plan, calibrate, solve, rewrite, check, measure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -24,6 +24,8 @@ pub struct Request<'a> {
     pub config: &'a Config,
     /// Where the result runs.
     pub target: &'a Target,
+    /// A plan to carry out as it is, instead of making one.
+    pub plan: Option<&'a Plan>,
     /// Samples; without, activations stay float.
     pub samples: Option<&'a SampleSet>,
     /// Threads for samples.
@@ -81,7 +83,7 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     let prepared = model;
     let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
     let mut measured = None;
-    if request.measure && request.config.guard.enabled {
+    if request.measure && request.config.guard.enabled && request.plan.is_none() {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
@@ -109,6 +111,17 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         clock.lap(&mut report, "measure");
     }
     Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
+}
+
+/// The model that plans are made for: cleaned up, with its constants folded.
+///
+/// # Errors
+/// What a clean-up pass or the verifier after it finds wrong with the model.
+pub fn prepare(original: &Model, evaluate: &dyn Evaluate) -> Result<Model> {
+    let mut model = original.clone();
+    let context = Context { evaluate, quantization: None };
+    pipeline::run(&mut model, pipeline::PREPARE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    Ok(model)
 }
 
 /// Quality of each output on the held-out samples.
@@ -173,7 +186,13 @@ struct Decided<'a> {
 impl<'a> Decided<'a> {
     fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
         let knowledge = Knowledge { calibrated: request.samples.is_some(), vetoes: BTreeMap::new() };
-        let plan = plan(model, request.config, request.target, &knowledge)?;
+        let plan = match request.plan {
+            None => plan(model, request.config, request.target, &knowledge)?,
+            Some(given) => {
+                given.check(model, request.target)?;
+                given.clone()
+            }
+        };
         clock.lap(report, "plan");
         let (solution, statistics) = (Solution::default(), Statistics::default());
         let solved = Solved::default();
@@ -192,8 +211,7 @@ impl<'a> Decided<'a> {
         loop {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
-                let seen = self.request.samples.map(|_| &self.statistics);
-                self.solution = solve(self.model, &self.plan, seen, &mut self.solved)?;
+                self.solution = solve(self.model, &self.plan, Some(&self.statistics), &mut self.solved)?;
                 guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
             } else {
                 unobserved
@@ -201,6 +219,9 @@ impl<'a> Decided<'a> {
             clock.lap(report, "solve");
             if vetoes.is_empty() {
                 return Ok(());
+            }
+            if self.request.plan.is_some() {
+                return self.keep(vetoes, report);
             }
             self.forbid(vetoes, report)?;
         }
@@ -212,10 +233,21 @@ impl<'a> Decided<'a> {
             .plan
             .activations
             .iter()
-            .filter(|(name, a)| a.mode == Mode::Static && !self.statistics.sites.contains_key(*name))
-            .map(|(name, _)| name.clone())
+            .filter(|(_, a)| a.mode == Mode::Static && a.quantizer.given.is_none())
+            .map(|(name, a)| a.tensor.as_ref().unwrap_or(name))
+            .filter(|name| !self.statistics.sites.contains_key(*name))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .cloned()
             .collect();
-        let Some(samples) = self.request.samples.filter(|_| !missing.is_empty()) else { return Ok(BTreeMap::new()) };
+        if missing.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let Some(samples) = self.request.samples else {
+            return Err(Error::new(Kind::Samples, "the plan has ranges that only samples can tell")
+                .at_value(&missing[0])
+                .with_hint("give --calib PATH, or make the plan without samples"));
+        };
         let Request { threads, progress, .. } = *self.request;
         let indices = split(samples).0;
         let Calibrated { statistics: seen, unobserved, method: _ } =
@@ -225,6 +257,19 @@ impl<'a> Decided<'a> {
         warn_about_values(&self.statistics, report);
         clock.lap(report, "calibrate");
         Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
+    }
+
+    /// A plan that was handed in stays as it is: what the guard finds is said, what cannot be observed is an error.
+    fn keep(&self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {
+        for (site, veto) in vetoes {
+            if self.solution.activations.is_empty() && self.plan.activations.contains_key(&site) {
+                return Err(Error::new(Kind::Runtime, veto.why)
+                    .at_value(&site)
+                    .with_hint("take it out of the plan, or give its numbers there by hand"));
+            }
+            report.warnings.push(format!("as planned, although {}", veto.why));
+        }
+        Ok(())
     }
 
     fn forbid(&mut self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {

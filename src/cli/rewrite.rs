@@ -116,6 +116,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let request = Request {
         config: &config,
         target: &target,
+        plan: None,
         samples: samples.as_ref(),
         threads: threads(args.threads),
         progress: console,

@@ -1,11 +1,12 @@
 //! Constants: weights, constant operands, biases, and the sums behind products.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
 use super::planner::{Kindness, Planner};
 use super::{Bias, Mode, Split, Weight};
 use crate::config::SiteKind;
+use crate::config::spec::Dtype;
 use crate::error::Result;
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -44,10 +45,9 @@ impl Planner<'_> {
                     if let (true, Granularity::PerGroup { axis, size }) = (transpose, quantizer.granularity) {
                         quantizer.granularity = Granularity::PerGroup { axis: 1 - axis, size };
                     }
-                    let reads_codes = at.input(1 - index.min(1)).is_some_and(|v| self.wants.contains_key(&v));
                     let saturates = self.target.pair_safe
                         && kind == Kindness::Integer
-                        && reads_codes
+                        && self.reads_bytes(node, 1 - index.min(1))
                         && quantizer.dtype == Format::Int8
                         && !grouped
                         && !quantizer.reduce_range
@@ -181,13 +181,21 @@ impl Planner<'_> {
         sums.extend(at.output(0).map(|v| self.name(v)));
     }
 
+    /// Whether a node reads 8-bit codes there, which is what integer kernels take.
+    fn reads_bytes(&self, node: NodeId, index: usize) -> bool {
+        let Some(want) = self.model.node(node).input(index).and_then(|v| self.wants.get(&v)) else { return false };
+        let byte = |dtype| matches!(dtype, Some(Dtype::Uint8 | Dtype::Int8));
+        match want.reads.iter().find(|((n, i), _)| *n == node && *i == index) {
+            Some((_, read)) => read.mode == Mode::Dynamic || byte(read.ask.spec.dtype),
+            None => want.made.as_ref().is_some_and(|m| byte(m.ask.spec.dtype)),
+        }
+    }
+
     /// Whether a node reads the value at a fixed scale.
     fn is_fixed(&self, node: NodeId, value: ValueId) -> bool {
         let Some(want) = self.wants.get(&value) else { return false };
         let read = want.reads.iter().find(|((n, i), _)| *n == node && *i == 0).map(|(_, r)| r);
-        let integer = |dtype: Option<crate::config::spec::Dtype>| {
-            dtype.and_then(crate::config::spec::Dtype::format).is_some_and(Format::is_integer)
-        };
+        let integer = |dtype: Option<Dtype>| dtype.and_then(Dtype::format).is_some_and(Format::is_integer);
         match (read, &want.made) {
             (Some(read), _) => read.mode == Mode::Static && integer(read.ask.spec.dtype),
             (None, Some(made)) => integer(made.ask.spec.dtype),
@@ -217,25 +225,36 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
             }
         }
         if kinds.len() > 1 {
-            let asked: Vec<String> =
-                kinds.iter().map(|(w, sites)| format!("{} for {}", describe(w), sites[0])).collect();
+            let why = differences(&kinds);
             let sites = kinds.into_iter().map(|(_, sites)| sites).collect();
-            splits.push(Split { tensor: tensor.to_owned(), sites, why: asked.join("; ") });
+            splits.push(Split { tensor: tensor.to_owned(), sites, why });
         }
     }
     splits
 }
 
-fn describe(weight: &Weight) -> String {
-    let shared = match weight.quantizer.granularity {
-        Granularity::PerTensor => "one scale".to_owned(),
-        Granularity::PerChannel { axis } => format!("a scale for each index of axis {axis}"),
-        Granularity::PerGroup { axis, size } => format!("groups of {size} on axis {axis}"),
+/// In what the readers of a constant differ: `dtype int4 for a.weight, int8 for b.weight`.
+fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
+    let written = |weight: &Weight| {
+        let mut keys: BTreeMap<String, String> = BTreeMap::new();
+        if let Ok(serde_json::Value::Object(object)) = serde_json::to_value(&weight.quantizer) {
+            keys.extend(object.into_iter().map(|(key, value)| (key, value.to_string().replace('"', ""))));
+        }
+        keys.insert("transpose".to_owned(), weight.transpose.to_string());
+        keys.insert("pair_safe".to_owned(), weight.pair_safe.is_some().to_string());
+        keys
     };
-    let pairs = if weight.pair_safe.is_some() { ", safe pairs" } else { "" };
-    format!("{} with {shared}{pairs}", weight.quantizer.dtype.name())
+    let all: Vec<(BTreeMap<String, String>, &str)> =
+        kinds.iter().map(|(weight, sites)| (written(weight), sites.first().map_or("", String::as_str))).collect();
+    let keys: BTreeSet<&String> = all.iter().flat_map(|(keys, _)| keys.keys()).collect();
+    let differing = keys.into_iter().filter_map(|key| {
+        let values = all.iter().map(|(keys, site)| (keys.get(key).map_or("default", String::as_str), site));
+        let distinct: BTreeSet<&str> = values.clone().map(|(value, _)| value).collect();
+        let said: Vec<String> = values.map(|(value, site)| format!("{value} for {site}")).collect();
+        (distinct.len() > 1).then(|| format!("{key} {}", said.join(", ")))
+    });
+    differing.collect::<Vec<_>>().join("; ")
 }
-
 /// Whether a tensor of this shape is one value a channel, or one for all.
 pub(super) fn one_each(dims: &[usize], channels: usize) -> bool {
     let count: usize = dims.iter().product();

@@ -15,13 +15,15 @@
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
 mod constants;
+mod document;
+pub mod explain;
 mod finish;
 mod planner;
 mod site;
 mod skips;
 mod spread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +161,35 @@ impl Quantizer {
             eps: 0.0,
             given: None,
         }
+    }
+
+    /// In words: `int4, groups of 32 on axis 0`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let plain = Self::new(self.dtype, self.symmetric, self.granularity);
+        let mut words = vec![self.dtype.name().to_owned()];
+        if self.dtype.is_integer() {
+            words.push(if self.symmetric { "symmetric" } else { "asymmetric" }.to_owned());
+        }
+        match self.granularity {
+            Granularity::PerTensor => words.push("one scale".to_owned()),
+            Granularity::PerChannel { axis } => words.push(format!("a scale for each index of axis {axis}")),
+            Granularity::PerGroup { axis, size } => words.push(format!("groups of {size} on axis {axis}")),
+        }
+        // What is not as usual, under the names that the plan has for it.
+        if let (Ok(serde_json::Value::Object(own)), Ok(serde_json::Value::Object(usual))) =
+            (serde_json::to_value(self), serde_json::to_value(&plain))
+        {
+            let differing: BTreeSet<&String> =
+                own.keys().chain(usual.keys()).filter(|k| own.get(*k) != usual.get(*k)).collect();
+            for key in differing {
+                words.push(format!(
+                    "{key} {}",
+                    own.get(key).map_or("off".to_owned(), |v| v.to_string().replace('"', ""))
+                ));
+            }
+        }
+        words.join(", ")
     }
 }
 

@@ -68,7 +68,7 @@ fn slots(slots: &[Slot]) -> String {
 }
 
 /// A plan in few words: `name <scale of> format, readers`.
-fn print(plan: &Plan) -> String {
+pub fn print(plan: &Plan) -> String {
     let mut out = String::new();
     for (name, a) in &plan.activations {
         let shared = if a.scale_of == *name { String::new() } else { format!(" at the scale of {}", a.scale_of) };
@@ -76,17 +76,22 @@ fn print(plan: &Plan) -> String {
         let fence = if a.fence { " behind a fence" } else { "" };
         let range = a.range.map_or(String::new(), |(low, high)| format!(" in [{low}, {high}]"));
         let symmetric = if a.quantizer.symmetric { " symmetric" } else { "" };
+        let from = a.converts.as_ref().map_or(String::new(), |first| format!(" from {first}"));
         let readers = match &a.readers {
             Readers::All => "all".to_owned(),
             Readers::Listed(list) => slots(list),
         };
         let dtype = a.quantizer.dtype.name();
-        writeln!(out, "  {name}: {dtype}{symmetric}{mode}{shared}{range}{fence} -> {readers}").unwrap();
+        writeln!(out, "  {name}: {dtype}{symmetric}{from}{mode}{shared}{range}{fence} -> {readers}").unwrap();
     }
     for w in &plan.weights {
         let axis = match w.quantizer.granularity {
             amax::numerics::Granularity::PerChannel { axis } => format!(" axis {axis}"),
-            _ => String::new(),
+            amax::numerics::Granularity::PerGroup { axis, size } => {
+                let turned = if w.transpose { " transposed" } else { "" };
+                format!(" groups of {size} on axis {axis}{turned}")
+            }
+            amax::numerics::Granularity::PerTensor => String::new(),
         };
         let pairs = w.pair_safe.map_or(String::new(), |order| format!(" pairs {order:?}"));
         writeln!(
@@ -105,6 +110,9 @@ fn print(plan: &Plan) -> String {
     }
     if !plan.sums.is_empty() {
         writeln!(out, "  sums {}", plan.sums.join(" ")).unwrap();
+    }
+    for s in &plan.splits {
+        writeln!(out, "  {} twice: {}", s.tensor, s.why).unwrap();
     }
     for s in &plan.skipped {
         let bytes = if s.bytes > 0 { format!(" ({} bytes)", s.bytes) } else { String::new() };

@@ -1,0 +1,108 @@
+//! `amax plan`.
+
+use std::path::PathBuf;
+
+use amax::error::Result;
+use amax::ir::file;
+use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
+use amax::rewrite::prepare;
+
+use super::inspect::print;
+use super::{Console, bytes, configure, count, staged, table};
+
+/// Arguments of `amax plan`.
+#[derive(clap::Args)]
+#[command(after_help = "The plan is what `rewrite` begins with. The guard may take sites out of it once samples were seen;
+`rewrite --save-plan FILE` writes what it came to.
+
+Examples:
+  amax plan model.onnx
+  amax plan model.onnx --config amax.toml --no-samples
+  amax plan model.onnx -o plan.json
+  amax rewrite model.onnx out.onnx --plan plan.json")]
+pub(crate) struct Args {
+    /// Float model.
+    model: PathBuf,
+    #[command(flatten)]
+    configure: configure::Args,
+    /// Plan as `rewrite` does without samples.
+    #[arg(long)]
+    no_samples: bool,
+    /// Write the plan as JSON, to be edited and handed to `rewrite --plan`.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    let (config, target) = args.configure.load()?;
+    let model = file::load(&args.model)?;
+    if let Some(path) = &args.output {
+        file::check_output(&model, path)?;
+    }
+    let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
+    let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
+    let made = plan(&prepared, &config, &target, &knowledge)?;
+    if let Some(path) = &args.output {
+        super::persist(staged(path, &made.to_json()?)?, path)?;
+        console.say(&format!("wrote {}", path.display()));
+    }
+    if args.json {
+        return print(&made.to_json()?);
+    }
+    if args.output.is_some() { Ok(()) } else { print(&text(&made)) }
+}
+
+/// The plan as tables.
+fn text(plan: &Plan) -> String {
+    let mut out = format!("for {}, operator set {}\n", plan.target, plan.opset);
+    let cells = |row: &[&str]| row.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    if !plan.activations.is_empty() {
+        out += &format!("\nactivations ({})\n", plan.activations.len());
+        let rows = plan.activations.iter().map(|(name, a)| {
+            let range = match (&a.mode, a.scale_of == *name) {
+                (Mode::Dynamic, _) => "range at run time".to_owned(),
+                (Mode::Static, true) => String::new(),
+                (Mode::Static, false) => format!("scale of {}", a.scale_of),
+            };
+            let from = a.converts.as_ref().map_or(String::new(), |first| format!("converted from {first}; "));
+            let readers = match &a.readers {
+                Readers::All => String::new(),
+                Readers::Listed(slots) => format!("for {}; ", count(slots.len(), "reader")),
+            };
+            cells(&[name, &a.quantizer.describe(), &range, &format!("{from}{readers}{}", a.why)])
+        });
+        out += &table(&rows.collect::<Vec<_>>(), &[]);
+    }
+    if !plan.weights.is_empty() {
+        out += &format!("\nconstants ({})\n", plan.weights.len());
+        let rows = plan.weights.iter().map(|w| {
+            let pairs = if w.pair_safe.is_some() { "; pair-safe" } else { "" };
+            let turned = if w.transpose { "; stored transposed" } else { "" };
+            cells(&[&w.site, &w.tensor, &w.quantizer.describe(), &format!("{}{pairs}{turned}", w.why)])
+        });
+        out += &table(&rows.collect::<Vec<_>>(), &[]);
+    }
+    if !plan.biases.is_empty() {
+        out += &format!("\nint32 biases ({})\n", plan.biases.len());
+        let rows = plan.biases.iter().map(|b| {
+            let weight = plan.weights.get(b.weight).map_or("", |w| w.site.as_str());
+            cells(&[&b.site, &b.tensor, &format!("at the scales of {} and {weight}", b.activation)])
+        });
+        out += &table(&rows.collect::<Vec<_>>(), &[]);
+    }
+    for split in &plan.splits {
+        out += &format!("\n\"{}\" is stored {} times: {}\n", split.tensor, split.sites.len(), split.why);
+    }
+    if !plan.skipped.is_empty() {
+        out += &format!("\nfloat ({})\n", plan.skipped.len());
+        let rows = plan.skipped.iter().map(|s| {
+            let size = if s.bytes > 0 { bytes(s.bytes) } else { String::new() };
+            cells(&[&s.node, &s.op, &size, &s.why])
+        });
+        out += &table(&rows.collect::<Vec<_>>(), &[2]);
+    }
+    out
+}

@@ -1,0 +1,216 @@
+//! What a configuration makes of a plan.
+
+use std::fmt::Write;
+
+use amax::config::spec::{Field, SiteKind};
+use amax::config::{Config, Pattern};
+use amax::error::Error;
+use amax::plan::explain::{Outcome, explain};
+use amax::plan::{Knowledge, Plan, plan};
+use amax::targets::Target;
+
+use crate::plan::{prepared, print};
+
+/// A convolution with a Relu behind it, a shape change, two products with biases, a residual sum.
+const NET: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+net (float[1,2,4,4] x) => (float[1,32] out) <
+  float[2,2,3,3] cw = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9},
+  float[2] cb = {1, 2},
+  int64[2] shape = {1, 32},
+  float[32,32] w1 = {WEIGHTS},
+  float[32,32] w2 = {WEIGHTS},
+  float[32] b2 = {ROW}
+> {
+  [conv] c = Conv <pads = [1, 1, 1, 1]> (x, cw, cb)
+  [relu] r = Relu (c)
+  [flat] f = Reshape (r, shape)
+  [fc1] m = MatMul (f, w1)
+  [fc2] g = Gemm <transB = 1> (m, w2, b2)
+  [sum] s = Add (g, f)
+  [act] t = Sigmoid (s)
+  [fc3] out = MatMul (t, w1)
+}"#;
+
+fn net() -> String {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(",");
+    NET.replace("WEIGHTS", &row(1024)).replace("ROW", &row(32))
+}
+
+fn planned_for(target: &str, config: &Config, calibrated: bool) -> Result<Plan, Error> {
+    let model = prepared(&net());
+    let target = Target::load(target).unwrap();
+    plan(&model, config, &target, &Knowledge { calibrated, ..Knowledge::default() })
+}
+
+fn planned(text: &str) -> Result<Plan, Error> {
+    planned_for("ort-cpu", &Config::parse(text)?, true)
+}
+
+#[test]
+fn no_key_is_decoration() {
+    let values = |field: Field, kind: SiteKind| -> &'static [&'static str] {
+        let weight = kind == SiteKind::Weight;
+        match field {
+            Field::Enable => &["false"],
+            Field::Dtype if weight => &["\"int4\"", "\"uint8\"", "\"int16\"", "\"float8e4m3fn\"", "\"mxfp8\""],
+            Field::Dtype => &["\"int8\"", "\"uint16\"", "\"float8e5m2\"", "\"nvfp4\""],
+            Field::Granularity if weight => &["\"per-tensor\"", "\"per-group\"", "\"per-token\""],
+            Field::Granularity => &["\"per-channel\"", "\"per-token\""],
+            Field::ChAxis => &["1", "-9"],
+            Field::GroupSize => &["2"],
+            Field::Symmetric if weight => &["false"],
+            Field::Symmetric => &["true"],
+            Field::Dynamic => &["true"],
+            Field::Observer => &["\"mse\"", "\"percentile\"", "\"entropy\"", "\"mean\""],
+            Field::Percentile => &["99.9"],
+            Field::MseP => &["2.4"],
+            Field::ScaleType => &["\"power-of-two\""],
+            Field::ScaleDtype => &["\"float16\"", "\"bfloat16\"", "\"float8e8m0\""],
+            Field::Round => &["\"half-away\"", "\"floor\""],
+            Field::NarrowRange if weight => &["false"],
+            Field::NarrowRange => &["true"],
+            Field::ReduceRange => &["true"],
+            Field::Eps => &["1e-3", "-1.0"],
+        }
+    };
+    let plain = planned("").unwrap();
+    let mut tried = 0;
+    for &field in Field::ALL {
+        for kind in SiteKind::ALL {
+            for value in values(field, kind) {
+                let (kind, field) = (kind.name(), field.name());
+                let written = format!("{kind} = {{ {field} = {value} }}");
+                let documents = [
+                    format!("[default]\n{written}"),
+                    format!("[op_type.Conv]\n{written}"),
+                    format!("[[layer]]\nmatch = \"conv\"\n{written}"),
+                    format!("[[layer]]\nmatch = \"co*.{kind}\"\n{written}"),
+                ];
+                for text in &documents {
+                    let changed = planned(text).map_or(true, |plan| plan != plain);
+                    assert!(changed, "nothing follows from\n{text}");
+                    tried += 1;
+                }
+                for level in ["default", "op_type.Conv", "layer.conv"] {
+                    let mut config = Config::default();
+                    config.set(&format!("{level}.{kind}.{field}={}", value.trim_matches('"'))).unwrap();
+                    let changed = planned_for("ort-cpu", &config, true).map_or(true, |plan| plan != plain);
+                    assert!(changed, "nothing follows from --set {level}.{kind}.{field}={value}");
+                }
+            }
+        }
+    }
+    assert!(tried > 400, "{tried}");
+}
+
+#[test]
+fn configurations_give_their_plans() {
+    let cases = [
+        ("nothing", ""),
+        ("inputs switched off", "[default]\ninput.enable = false"),
+        (
+            "one layer in groups",
+            "[[layer]]\nmatch = \"fc1\"\nweight = { dtype = \"int4\", granularity = \"per-group\", group_size = 16 }",
+        ),
+        (
+            "a transposed Gemm in groups",
+            "[[layer]]\nmatch = \"fc2\"\nweight = { dtype = \"uint4\", symmetric = false, granularity = \"per-group\", group_size = 16 }",
+        ),
+        ("16-bit products", "[op_type.MatMul]\ninput.dtype = \"uint16\""),
+        ("16 bits everywhere", "preset = \"a16w8\""),
+        ("a 16-bit convolution", "[[layer]]\nmatch = \"conv\"\ninput.dtype = \"uint16\"\noutput.dtype = \"uint16\""),
+        ("a forced output", "[[layer]]\nmatch = \"fc3\"\noutput.enable = true"),
+        ("ranges at run time", "preset = \"int8-dynamic\""),
+        ("int4 weights", "preset = \"w4\"\n[op_type.Gemm]\nweight.group_size = 16"),
+        (
+            "a float8 model",
+            "[default]\ninput.dtype = \"float8e4m3fn\"\noutput.dtype = \"float8e4m3fn\"\nweight.dtype = \"float8e4m3fn\"",
+        ),
+        ("a range by hand", "[tensor.f]\nrange = [0.0, 6.0]"),
+        ("a scale by hand", "[tensor.x]\nscale = 0.5\nzero_point = 3\n[tensor.w2]\nenable = false"),
+        ("excluded sites", "exclude = [\"fc3\", \"*.bias\"]"),
+        ("tied weights that differ", "[[layer]]\nmatch = \"fc3\"\nweight.symmetric = false"),
+    ];
+    let mut out = String::new();
+    for (name, text) in cases {
+        let plan = planned(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        writeln!(out, "{name}\n{}", print(&plan)).unwrap();
+        let json = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan, "{name}: a plan survives being saved");
+    }
+    crate::snapshot::check("data/configured/plans.txt", &out);
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    let cases = [
+        "[default]\n\nweight.group_size = 32",
+        "[default.weight]\ngranularity = \"per-group\"",
+        "[[layer]]\nmatch = \"fc1\"\nweight = { granularity = \"per-group\", group_size = 24 }",
+        "[[layer]]\nmatch = \"fc4\"\nenable = false",
+        "[op_type.Cnv]\nenable = false",
+        "[op_type.Conv]\nweight.ch_axis = 1",
+        "[op_type.Conv]\ninput.dynamic = true",
+        "[op_type.MatMul]\noutput.dtype = \"uint16\"",
+        "[op_type.Reshape]\ninput.dtype = \"uint16\"",
+        "[default.input]\ngranularity = \"per-token\"\ndynamic = true",
+        "[default.input]\nround = \"floor\"",
+        "[default.weight]\ndtype = \"mxfp4\"",
+        "[default.weight]\ndtype = \"float4e2m1\"",
+        "[default.weight]\ndtype = \"float8e4m3fn\"\nsymmetric = false",
+        "[default.weight]\nobserver = \"entropy\"",
+        "[default.input]\npercentile = 99.9",
+        "[default.input]\nobserver = \"percentile\"\npercentile = 4",
+        "[default.bias]\nsymmetric = true",
+        "[tensor.nowhere]\nrange = [0, 1]",
+        "[tensor.x]\nzero_point = 3",
+        "[tensor.x]\nscale = 0.5\nzero_point = 300",
+        "[algorithm]\nmethod = \"gptq\"",
+        "[algorithm]\nmethod = \"max\"\nalpha = 0.5",
+        "preset = \"int9\"",
+    ];
+    let mut out = String::new();
+    for text in cases {
+        let error = planned(text).expect_err(text);
+        writeln!(out, "{text}\n  -> {}\n", error.to_string().replace('\n', "\n     ")).unwrap();
+    }
+    crate::snapshot::check("data/configured/mistakes.txt", &out);
+}
+
+#[test]
+fn every_site_has_a_story() {
+    let text = "preset = \"int8\"\nexclude = [\"fc3\"]\n\n[op_type.MatMul]\nweight.symmetric = false\n\n[[layer]]\nmatch = \"fc1\"\nweight = { dtype = \"int4\",\n  granularity = \"per-group\", group_size = 16 }\n";
+    let config = Config::parse(text).unwrap();
+    let target = Target::load("ort-cpu").unwrap();
+    let model = prepared(&net());
+    let plan = planned(text).unwrap();
+    let found = explain(&model, &config, &target, &plan, &Pattern::new("*").unwrap()).unwrap();
+    let mut out = String::new();
+    for site in &found {
+        writeln!(out, "{} ({}) {}", site.site, site.op, site.tensor).unwrap();
+        for said in &site.rules {
+            let keys: Vec<String> = said
+                .changes
+                .iter()
+                .map(|c| format!("{} {} -> {}", c.key, c.from.as_deref().unwrap_or("unset"), c.to))
+                .collect();
+            writeln!(out, "  {}: {}", said.rule, keys.join(", ")).unwrap();
+        }
+        let outcome = match &site.outcome {
+            Outcome::Float => "float".to_owned(),
+            Outcome::Quantized { quantizer, dynamic, scale_of } => {
+                format!(
+                    "{} {:?} dynamic {dynamic} scale of {scale_of:?}",
+                    quantizer.dtype.name(),
+                    quantizer.granularity
+                )
+            }
+            Outcome::Bias { activation, weight } => format!("int32 at {activation} x {weight}"),
+        };
+        writeln!(out, "  = {outcome}: {}\n", site.why).unwrap();
+    }
+    crate::snapshot::check("data/configured/stories.txt", &out);
+    // Nothing is quantized that no story tells of.
+    let quantized = found.iter().filter(|s| matches!(s.outcome, Outcome::Quantized { .. })).count();
+    assert!(quantized >= plan.activations.len() + plan.weights.len());
+}
