@@ -136,7 +136,8 @@ fn configurations_give_their_plans() {
         let plan = planned(text).unwrap_or_else(|e| panic!("{name}: {e}"));
         writeln!(out, "{name}\n{}", print(&plan)).unwrap();
         let json = serde_json::to_string(&plan).unwrap();
-        assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan, "{name}: a plan survives being saved");
+        assert_eq!(Plan::parse(&json).unwrap(), plan, "{name}: a plan survives being saved");
+        plan.check(&prepared(&net()), &Target::load("ort-cpu").unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     crate::snapshot::check("data/configured/plans.txt", &out);
 }
@@ -213,4 +214,65 @@ fn every_site_has_a_story() {
     // Nothing is quantized that no story tells of.
     let quantized = found.iter().filter(|s| matches!(s.outcome, Outcome::Quantized { .. })).count();
     assert!(quantized >= plan.activations.len() + plan.weights.len());
+}
+
+/// Levels with random keys: whatever is asked for is refused with a reason or becomes a plan that is sound.
+#[test]
+fn random_configurations_are_refused_or_planned() {
+    let mut random = crate::plan::Random(7);
+    let mut pick = |list: &[&str]| list[random.next() as usize % list.len()].to_owned();
+    let model = prepared(&net());
+    let (mut planned, mut refused) = (0, 0);
+    for trial in 0..500 {
+        let mut text = String::new();
+        for _ in 0..1 + trial % 4 {
+            text += &pick(&[
+                "[[layer]]\nmatch = \"*\"\n",
+                "[[layer]]\nmatch = \"fc*\"\n",
+                "[[layer]]\nmatch = \"conv\"\n",
+                "[[layer]]\nmatch = \"sum\"\n",
+                "[[layer]]\nmatch = \"re:act|flat|relu\"\n",
+                "[[layer]]\nmatch = \"*.weight\"\n",
+            ]);
+            let kind = pick(&["input", "output", "weight", "weight", "bias"]);
+            let dtype = pick(&["int4", "uint4", "int8", "uint8", "int16", "uint16", "float8e4m3fn", "int2"]);
+            let keys = [
+                format!("dtype = \"{dtype}\""),
+                pick(&["symmetric = true", "symmetric = false"]),
+                pick(&["enable = true", "enable = false"]),
+                pick(&[
+                    "granularity = \"per-tensor\"",
+                    "granularity = \"per-group\", group_size = 16",
+                    "granularity = \"per-channel\"",
+                ]),
+                pick(&[
+                    "dynamic = true",
+                    "narrow_range = true",
+                    "reduce_range = true",
+                    "round = \"floor\"",
+                    "eps = 1e-5",
+                ]),
+            ];
+            let wanted: Vec<String> = keys.into_iter().filter(|_| pick(&["", "x"]) == "x").collect();
+            text += &format!("{kind} = {{ {} }}\n", wanted.join(", "));
+        }
+        for (target, calibrated) in [("ort-cpu", true), ("generic", true), ("tensorrt", true), ("ort-cpu", false)] {
+            let profile = Target::load(target).unwrap();
+            let known = Knowledge { calibrated, ..Knowledge::default() };
+            match Config::parse(&text).and_then(|config| plan(&model, &config, &profile, &known)) {
+                Ok(plan) => {
+                    plan.check(&model, &profile).unwrap_or_else(|e| panic!("{target}\n{text}\n{e}"));
+                    planned += 1;
+                }
+                Err(error) => {
+                    assert!(
+                        !error.message().is_empty() && error.kind() != amax::error::Kind::Internal,
+                        "{text}{error}"
+                    );
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(planned > 300 && refused > 300, "{planned} planned, {refused} refused");
 }

@@ -164,6 +164,9 @@ fn without_pairs(plan: &Plan) -> String {
     for skip in &mut plan.skipped {
         skip.why = skip.why.replace("ort-cpu ", "ort-cpu-vnni ");
     }
+    for split in &mut plan.splits {
+        split.why.truncate(split.why.find("; pair_safe").unwrap_or(split.why.len()));
+    }
     print(&plan)
 }
 
