@@ -9,6 +9,7 @@ mod pattern;
 pub mod presets;
 pub mod rules;
 pub mod spec;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,9 +54,11 @@ pub struct Config {
     pub tensor: BTreeMap<String, Tensor>,
     /// How weights and scales are improved beyond rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<algorithm::Written>")]
     pub algorithm: Option<Algorithm>,
     /// What is done to the float model first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<algorithm::Written>")]
     pub pre_quant_opt: Vec<Algorithm>,
     /// When a tensor is too badly served by its range to be quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]
@@ -85,6 +88,9 @@ pub struct Layer {
     /// expression.
     #[serde(rename = "match")]
     pub pattern: String,
+    /// Only nodes of these operators; of all where left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub op_type: Vec<String>,
     /// Whether it may match nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
@@ -109,7 +115,7 @@ impl Layer {
     /// What it says, without whom it says it about.
     #[must_use]
     pub fn level(&self) -> Level {
-        let Self { pattern: _, optional: _, enable, input, output, weight, bias } = self.clone();
+        let Self { pattern: _, op_type: _, optional: _, enable, input, output, weight, bias } = self.clone();
         Level { enable, input, output, weight, bias }
     }
 }
@@ -233,6 +239,9 @@ impl Config {
         }
         for (index, algorithm) in self.pre_quant_opt.iter().enumerate() {
             algorithm.validate().map_err(|e| self.source.at(e, &format!("pre_quant_opt.{index}")))?;
+        }
+        if let Some(name) = &self.preset {
+            presets::text(name).map_err(|e| self.source.at(e, "preset"))?;
         }
         for (name, tensor) in &self.tensor {
             let fail =
