@@ -45,6 +45,10 @@ enum Command {
     Inspect(cli::inspect::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
+    /// List the named configurations, or print one as TOML to start from.
+    Presets(cli::presets::Args),
+    /// Print the configuration's JSON Schema, or convert another tool's configuration.
+    Config(cli::config::Args),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,8 @@ fn run() -> ExitCode {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Compare(args) => cli::compare::run(&args, &console),
+        Command::Presets(args) => cli::presets::run(&args),
+        Command::Config(args) => cli::config::run(&args, &console),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,23 +1,20 @@
 //! `amax rewrite`.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use amax::config::Config;
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::report::Report;
 use amax::rewrite::{Request, rewrite};
-use amax::targets::{self, Target};
 
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, samples, summary, thread_count, threads};
+use super::{Console, configure, samples, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -38,27 +35,17 @@ pub(crate) struct Args {
     pub(super) input: PathBuf,
     /// Where the quantized model goes.
     pub(super) output: PathBuf,
-    /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
-    #[arg(long, value_name = "NAME")]
-    target: Option<String>,
+    #[command(flatten)]
+    configure: configure::Args,
     /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
-    /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
-    #[arg(long, value_name = "GLOB")]
-    exclude: Vec<String>,
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Quantize every planned tensor, however badly its range serves it.
-    #[arg(long)]
-    no_guard: bool,
     /// Do not run the result on held-out samples.
     #[arg(long)]
     no_measure: bool,
@@ -79,17 +66,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         pipeline::parse_pipeline(name)?;
     }
     let passes = args.passes.as_deref().map(pipeline::parse_pipeline).transpose()?;
-    let mut config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
-    config.exclude.extend(args.exclude.iter().cloned());
-    config.guard.enabled &= !args.no_guard;
-    let target = match (&args.target, &config.target, &args.config) {
-        (None, Some(name), Some(path)) => Target::load(name).map_err(|e| e.in_file(path))?,
-        (Some(name), ..) | (None, Some(name), None) => Target::load(name)?,
-        (None, None, _) => Target::load(targets::DEFAULT)?,
-    };
+    let (config, target) = args.configure.load()?;
     let model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
@@ -159,8 +136,8 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         }
         written.push(("report", path));
     }
-    for read in [&args.config, &calib(args)].into_iter().flatten() {
-        if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
+    for read in args.configure.file().cloned().into_iter().chain(calib(args)) {
+        if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(&read)) {
             let message =
                 format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
             return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
@@ -200,16 +177,7 @@ fn place(path: &Path) -> PathBuf {
 
 /// A report in a temporary file beside its place.
 fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
-    let fail = |e| Error::io(Kind::Output, "write", path, e);
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".amax-report.").suffix(".tmp");
-    // The default of temporary files is private; the kernel takes the umask off this.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
-    file.write_all((json + "\n").as_bytes()).map_err(fail)?;
-    Ok(file)
+    super::staged(path, &(json + "\n"))
 }

@@ -110,7 +110,9 @@ impl Serialize for Algorithm {
 }
 
 impl Method {
-    fn name(self) -> String {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }

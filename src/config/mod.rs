@@ -5,6 +5,7 @@
 //! what the command line adds. [`rules`] puts them in that order and asks them about one site.
 
 pub mod algorithm;
+pub mod import;
 mod pattern;
 pub mod presets;
 pub mod rules;
@@ -263,6 +264,15 @@ impl Config {
         }
         rules::from_document(self, "").map(drop)
     }
+}
+
+/// The JSON Schema of a configuration, as text.
+///
+/// # Errors
+/// None in practice: the schema is plain JSON.
+pub fn schema() -> Result<String> {
+    serde_json::to_string_pretty(&schemars::schema_for!(Config))
+        .map_err(|e| Error::new(Kind::Internal, format!("cannot print the schema: {e}")))
 }
 
 impl Source {
