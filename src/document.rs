@@ -173,15 +173,23 @@ impl JsonLines<'_> {
 /// A syntax error, an unknown key or word (with the nearest valid one), a value of the wrong type; with its line.
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<(T, Lines)> {
     if text.trim_start().starts_with('{') {
-        let value = serde_json::from_str(text).map_err(|e| {
-            let message = e.to_string();
-            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(m, _)| m);
-            said(message).at_line(e.line())
-        })?;
-        return Ok((value, JsonLines::scan(text)));
+        return parse_json(text);
     }
     let value = toml::from_str(text).map_err(|e| syntax(text, &e))?;
     Ok((value, Lines::toml(text)))
+}
+
+/// Parses JSON.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_json<T: DeserializeOwned>(text: &str) -> Result<(T, Lines)> {
+    let value = serde_json::from_str(text).map_err(|e| {
+        let message = e.to_string();
+        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(m, _)| m);
+        said(message).at_line(e.line())
+    })?;
+    Ok((value, JsonLines::scan(text)))
 }
 
 /// What is wrong with a TOML document, and where.

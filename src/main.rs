@@ -43,8 +43,16 @@ enum Command {
     Rewrite(cli::rewrite::Args),
     /// Summarize a model, or print it as text.
     Inspect(cli::inspect::Args),
+    /// Show every decision about a model without running it, or write them as a plan to edit.
+    Plan(cli::plan::Args),
+    /// Tell for each site which rule asked for what, and what became of it.
+    Explain(cli::explain::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
+    /// List the named configurations, or print one as TOML to start from.
+    Presets(cli::presets::Args),
+    /// Print the configuration's JSON Schema, or convert another tool's configuration.
+    Config(cli::config::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,7 +67,11 @@ fn run() -> ExitCode {
     let result = match command {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Plan(args) => cli::plan::run(&args, &console),
+        Command::Explain(args) => cli::explain::run(&args),
         Command::Compare(args) => cli::compare::run(&args, &console),
+        Command::Presets(args) => cli::presets::run(&args),
+        Command::Config(args) => cli::config::run(&args, &console),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,12 @@
 //! What the commands share: the console, and how samples are found.
 
 pub(crate) mod compare;
+pub(crate) mod config;
+pub(crate) mod configure;
+pub(crate) mod explain;
 pub(crate) mod inspect;
+pub(crate) mod plan;
+pub(crate) mod presets;
 pub(crate) mod rewrite;
 mod summary;
 
@@ -15,11 +20,12 @@ use std::time::{Duration, Instant};
 use amax::Result;
 use amax::calibrate::Progress;
 use amax::error::{Error, Kind};
-use amax::ir::Model;
+use amax::ir::{Model, file};
 use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use tempfile::NamedTempFile;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
@@ -203,6 +209,20 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Text in a temporary file beside its place, to appear there whole or not at all.
+pub(crate) fn staged(path: &Path, text: &str) -> Result<NamedTempFile> {
+    let fail = |e| Error::io(Kind::Output, "write", path, e);
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".amax.").suffix(".tmp");
+    // The default of temporary files is private; the kernel takes the umask off this.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut staged = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
+    staged.write_all(text.as_bytes()).map_err(fail)?;
+    Ok(staged)
 }
 
 /// Bytes in a unit that fits.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use amax::error::Result;
+use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 use amax::rewrite::prepare;
@@ -12,14 +12,16 @@ use super::{Console, bytes, configure, count, staged, table};
 
 /// Arguments of `amax plan`.
 #[derive(clap::Args)]
-#[command(after_help = "The plan is what `rewrite` begins with. The guard may take sites out of it once samples were seen;
+#[command(
+    after_help = "The plan is what `rewrite` begins with. The guard may take sites out of it once samples were seen;
 `rewrite --save-plan FILE` writes what it came to.
 
 Examples:
   amax plan model.onnx
   amax plan model.onnx --config amax.toml --no-samples
   amax plan model.onnx -o plan.json
-  amax rewrite model.onnx out.onnx --plan plan.json")]
+  amax rewrite model.onnx out.onnx --plan plan.json"
+)]
 pub(crate) struct Args {
     /// Float model.
     model: PathBuf,
@@ -46,7 +48,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {
-        super::persist(staged(path, &made.to_json()?)?, path)?;
+        let staged = staged(path, &made.to_json()?)?;
+        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
         console.say(&format!("wrote {}", path.display()));
     }
     if args.json {

@@ -1,23 +1,21 @@
 //! `amax rewrite`.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use amax::config::Config;
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
+use amax::plan::Plan;
 use amax::report::Report;
 use amax::rewrite::{Request, rewrite};
-use amax::targets::{self, Target};
 
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, samples, summary, thread_count, threads};
+use super::{Console, configure, samples, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -38,27 +36,23 @@ pub(crate) struct Args {
     pub(super) input: PathBuf,
     /// Where the quantized model goes.
     pub(super) output: PathBuf,
-    /// Configuration file (TOML).
+    #[command(flatten)]
+    configure: configure::Args,
+    /// Carry out this plan as it is, instead of making one; `amax plan -o` writes it.
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
-    #[arg(long, value_name = "NAME")]
-    target: Option<String>,
+    plan: Option<PathBuf>,
+    /// Write the plan that was carried out, after what the guard took out of it.
+    #[arg(long, value_name = "FILE")]
+    save_plan: Option<PathBuf>,
     /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
-    /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
-    #[arg(long, value_name = "GLOB")]
-    exclude: Vec<String>,
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Quantize every planned tensor, however badly its range serves it.
-    #[arg(long)]
-    no_guard: bool,
     /// Do not run the result on held-out samples.
     #[arg(long)]
     no_measure: bool,
@@ -79,33 +73,12 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         pipeline::parse_pipeline(name)?;
     }
     let passes = args.passes.as_deref().map(pipeline::parse_pipeline).transpose()?;
-    let mut config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
-    config.exclude.extend(args.exclude.iter().cloned());
-    config.guard.enabled &= !args.no_guard;
-    let target = match (&args.target, &config.target, &args.config) {
-        (None, Some(name), Some(path)) => Target::load(name).map_err(|e| e.in_file(path))?,
-        (Some(name), ..) | (None, Some(name), None) => Target::load(name)?,
-        (None, None, _) => Target::load(targets::DEFAULT)?,
-    };
+    let (config, target) = args.configure.load()?;
+    let plan = args.plan.as_deref().map(Plan::load).transpose()?;
     let model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
     let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
-    if samples.is_none() {
-        let beside = args.input.with_extension("calib.npz");
-        console.say(&if args.calib.is_some() {
-            "note: no samples: weights are quantized, activations stay float".to_owned()
-        } else {
-            format!(
-                "note: no samples: weights are quantized, activations stay float\n      \
-                 pass --calib PATH, or put samples at {}",
-                beside.display()
-            )
-        });
-    }
     let after = |model: &Model, pass: &str, _: &Outcome| {
         if args.print_after.iter().any(|p| p == "all" || p == pass) {
             print(&format!("// after {pass}\n{}\n", text::print(model)))?;
@@ -116,7 +89,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let request = Request {
         config: &config,
         target: &target,
-        plan: None,
+        plan: plan.as_ref(),
         samples: samples.as_ref(),
         threads: threads(args.threads),
         progress: console,
@@ -132,15 +105,32 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
     // The report is complete before the model appears, so that either both are there or neither is.
     let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;
+    let saved_plan = match (&args.save_plan, &done.plan) {
+        (Some(path), Some(plan)) => Some((super::staged(path, &plan.to_json()?)?, path)),
+        _ => None,
+    };
     let writing = Instant::now();
     file::save(&done.model, &args.output)?;
-    if let (Some(report), Some(path)) = (report, &args.report) {
-        report.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+    for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
+        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
     }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
     if done.stopped {
         console.say(&format!("stopped; wrote {}", args.output.display()));
         return Ok(());
+    }
+    let waits = |w: &amax::plan::Weight| w.why.ends_with(amax::plan::WITHOUT_SAMPLES);
+    if samples.is_none() && done.plan.iter().flat_map(|p| &p.weights).any(waits) {
+        let beside = args.input.with_extension("calib.npz");
+        console.say(&if args.calib.is_some() {
+            "note: no samples: weights are quantized, activations stay float".to_owned()
+        } else {
+            format!(
+                "note: no samples: weights are quantized, activations stay float\n      \
+                 pass --calib PATH, or put samples at {}",
+                beside.display()
+            )
+        });
     }
     console.say(summary::text(args, &done.report, console.verbose, begun).trim_end());
     for warning in summary::warnings(&done.model, &done.report, console.verbose) {
@@ -152,16 +142,17 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
 /// Refuses to write over a file that is read, or one file twice, before any work is done.
 fn check_paths(args: &Args, model: &Model) -> Result<()> {
     let mut written = vec![("model", args.output.as_path())];
-    if let Some(path) = &args.report {
+    for (what, option, path) in [("report", "--report", &args.report), ("plan", "--save-plan", &args.save_plan)] {
+        let Some(path) = path else { continue };
         file::check_output(model, path)?;
-        if place(path) == place(&args.output) {
-            return Err(Error::new(Kind::Usage, format!("{} cannot be model and report", path.display()))
-                .with_hint("give --report another file"));
+        if let Some((other, _)) = written.iter().find(|(_, other)| place(path) == place(other)) {
+            return Err(Error::new(Kind::Usage, format!("{} cannot be {other} and {what}", path.display()))
+                .with_hint(format!("give {option} another file")));
         }
-        written.push(("report", path));
+        written.push((what, path));
     }
-    for read in [&args.config, &calib(args)].into_iter().flatten() {
-        if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
+    for read in args.configure.file().cloned().into_iter().chain(args.plan.clone()).chain(calib(args)) {
+        if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(&read)) {
             let message =
                 format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
             return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
@@ -201,16 +192,7 @@ fn place(path: &Path) -> PathBuf {
 
 /// A report in a temporary file beside its place.
 fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
-    let fail = |e| Error::io(Kind::Output, "write", path, e);
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".amax-report.").suffix(".tmp");
-    // The default of temporary files is private; the kernel takes the umask off this.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
-    file.write_all((json + "\n").as_bytes()).map_err(fail)?;
-    Ok(file)
+    super::staged(path, &(json + "\n"))
 }

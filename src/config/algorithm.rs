@@ -1,13 +1,17 @@
 //! How weights and scales are improved beyond rounding.
 
+use std::fmt;
+
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Kind, Result};
 
-/// A method, and its parameters.
+/// A method, and its parameters; where there are none, its name alone can stand for it.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Algorithm {
     /// What is done.
     pub method: Method,
@@ -64,8 +68,51 @@ pub enum Method {
     Hqq,
 }
 
+/// The two ways to write an [`Algorithm`], for the schema.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub(super) enum Written {
+    /// A method with its own defaults.
+    Name(Method),
+    /// A method, and its parameters.
+    Full(Algorithm),
+}
+
+impl<'de> Deserialize<'de> for Algorithm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameOrTable;
+
+        impl<'de> Visitor<'de> for NameOrTable {
+            type Value = Algorithm;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a method, by its name or as a table with the key \"method\"")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Algorithm, E> {
+                Method::deserialize(name.into_deserializer()).map(Algorithm::new)
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, table: M) -> Result<Algorithm, M::Error> {
+                Algorithm::deserialize(MapAccessDeserializer::new(table))
+            }
+        }
+
+        deserializer.deserialize_any(NameOrTable)
+    }
+}
+
+impl Serialize for Algorithm {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
 impl Method {
-    fn name(self) -> String {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }

@@ -5,10 +5,12 @@
 //! what the command line adds. [`rules`] puts them in that order and asks them about one site.
 
 pub mod algorithm;
+pub mod import;
 mod pattern;
 pub mod presets;
 pub mod rules;
 pub mod spec;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,9 +55,11 @@ pub struct Config {
     pub tensor: BTreeMap<String, Tensor>,
     /// How weights and scales are improved beyond rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<algorithm::Written>")]
     pub algorithm: Option<Algorithm>,
     /// What is done to the float model first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<algorithm::Written>")]
     pub pre_quant_opt: Vec<Algorithm>,
     /// When a tensor is too badly served by its range to be quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]
@@ -85,6 +89,9 @@ pub struct Layer {
     /// expression.
     #[serde(rename = "match")]
     pub pattern: String,
+    /// Only nodes of these operators; of all where left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub op_type: Vec<String>,
     /// Whether it may match nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
@@ -109,7 +116,7 @@ impl Layer {
     /// What it says, without whom it says it about.
     #[must_use]
     pub fn level(&self) -> Level {
-        let Self { pattern: _, optional: _, enable, input, output, weight, bias } = self.clone();
+        let Self { pattern: _, op_type: _, optional: _, enable, input, output, weight, bias } = self.clone();
         Level { enable, input, output, weight, bias }
     }
 }
@@ -234,6 +241,9 @@ impl Config {
         for (index, algorithm) in self.pre_quant_opt.iter().enumerate() {
             algorithm.validate().map_err(|e| self.source.at(e, &format!("pre_quant_opt.{index}")))?;
         }
+        if let Some(name) = &self.preset {
+            presets::text(name).map_err(|e| self.source.at(e, "preset"))?;
+        }
         for (name, tensor) in &self.tensor {
             let fail =
                 |key: &str, message: &str| Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name));
@@ -254,6 +264,15 @@ impl Config {
         }
         rules::from_document(self, "").map(drop)
     }
+}
+
+/// The JSON Schema of a configuration, as text.
+///
+/// # Errors
+/// None in practice: the schema is plain JSON.
+pub fn schema() -> Result<String> {
+    serde_json::to_string_pretty(&schemars::schema_for!(Config))
+        .map_err(|e| Error::new(Kind::Internal, format!("cannot print the schema: {e}")))
 }
 
 impl Source {

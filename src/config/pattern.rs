@@ -5,7 +5,7 @@ use regex::Regex;
 
 use crate::error::{Error, Kind, Result};
 
-/// A glob, or after `re:` a regular expression, on node names.
+/// A glob, or after `re:` a regular expression, on names of nodes and sites.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
@@ -56,6 +56,15 @@ impl Pattern {
                 before.is_some_and(|c| ".{,|(".contains(c)) || self.text[at + kind.len()..].starts_with("_quantizer")
             })
         })
+    }
+
+    /// The pattern without the kind of site at its end, and that end: `/head/fc` and `.weight`.
+    #[must_use]
+    pub fn parts(&self) -> (&str, &str) {
+        let ends = ["input", "output", "weight", "bias"].map(|kind| format!(".{kind}"));
+        let bare = self.text.strip_suffix("_quantizer").unwrap_or(&self.text);
+        let node = ends.iter().find_map(|end| bare.strip_suffix(end.as_str())).unwrap_or(&self.text);
+        self.text.split_at(node.len())
     }
 
     /// Whether it matches a name.

@@ -1,6 +1,6 @@
 //! Named configurations to start from.
 
-use super::Config;
+use super::{Config, Source};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
@@ -12,6 +12,13 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("a16w8", include_str!("presets/a16w8.toml")),
     ("w8", include_str!("presets/w8.toml")),
     ("w4", include_str!("presets/w4.toml")),
+    ("8da4w", include_str!("presets/8da4w.toml")),
+    ("int4-weight-only", include_str!("presets/int4-weight-only.toml")),
+    ("fp8", include_str!("presets/fp8.toml")),
+    ("INT8_DEFAULT_CFG", include_str!("presets/INT8_DEFAULT_CFG.toml")),
+    ("FP8_DEFAULT_CFG", include_str!("presets/FP8_DEFAULT_CFG.toml")),
+    ("W4A8_AWQ_BETA_CFG", include_str!("presets/W4A8_AWQ_BETA_CFG.toml")),
+    ("INT4_AWQ_CFG", include_str!("presets/INT4_AWQ_CFG.toml")),
 ];
 
 /// Names of the presets.
@@ -49,6 +56,6 @@ pub fn summary(name: &str) -> Result<&'static str> {
 /// As [`text`].
 pub fn load(name: &str) -> Result<Config> {
     let (mut config, lines): (Config, _) = document::parse(text(name)?)?;
-    config.source.lines = lines;
+    config.source = Source { file: Some(format!("preset {name}").into()), lines };
     Ok(config)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::algorithm::Algorithm;
 use super::{Config, Level, Pattern, SiteKind, Source, Spec, presets};
 use crate::document;
 use crate::error::{Error, Kind, Result};
@@ -21,6 +22,8 @@ pub struct Rule {
     pub origin: Origin,
     /// About whom.
     pub scope: Scope,
+    /// Among these, only about the nodes of these operators; about all where empty.
+    pub ops: Vec<String>,
     /// Whether it may match nothing.
     pub optional: bool,
     /// What.
@@ -71,8 +74,8 @@ impl Rule {
 
     /// Whether it is about a site.
     #[must_use]
-    pub fn applies(&self, node: &str, op: &str, kind: SiteKind) -> bool {
-        self.scope.applies(node, op, kind)
+    pub fn is_about(&self, node: &str, op: &str, kind: SiteKind) -> bool {
+        self.applies(&Names::new(node, kind), op)
     }
 }
 
@@ -98,25 +101,35 @@ impl PartialEq for Scope {
     }
 }
 
-impl Scope {
-    fn applies(&self, node: &str, op: &str, kind: SiteKind) -> bool {
-        match self {
-            Self::All => true,
-            Self::Op(name) => name == op,
-            Self::Name(pattern) => matches_site(pattern, node, kind),
-        }
+/// The names of a site: that of its node, and its own in two spellings, `<node>.weight` and, as ModelOpt has it,
+/// `<node>.weight_quantizer`.
+struct Names<'a> {
+    node: &'a str,
+    site: String,
+    quantizer: String,
+}
+
+impl<'a> Names<'a> {
+    fn new(node: &'a str, kind: SiteKind) -> Self {
+        let site = format!("{node}.{}", kind.name());
+        Self { node, quantizer: format!("{site}_quantizer"), site }
+    }
+
+    fn matched_by(&self, pattern: &Pattern) -> bool {
+        pattern.matches(self.node)
+            || pattern.names_sites() && (pattern.matches(&self.site) || pattern.matches(&self.quantizer))
     }
 }
 
-/// Whether a pattern means a site, by the name of its node or by its own: `<node>.weight` or, as ModelOpt has it,
-/// `<node>.weight_quantizer`.
-fn matches_site(pattern: &Pattern, node: &str, kind: SiteKind) -> bool {
-    if pattern.matches(node) {
-        return true;
+impl Rule {
+    fn applies(&self, names: &Names<'_>, op: &str) -> bool {
+        let meant = match &self.scope {
+            Scope::All => true,
+            Scope::Op(name) => name == op,
+            Scope::Name(pattern) => names.matched_by(pattern),
+        };
+        meant && (self.ops.is_empty() || self.ops.iter().any(|name| name == op))
     }
-    let kind = kind.name();
-    pattern.names_sites()
-        && (pattern.matches(&format!("{node}.{kind}")) || pattern.matches(&format!("{node}.{kind}_quantizer")))
 }
 
 /// What is asked for at one site, and which rule said so.
@@ -179,6 +192,8 @@ pub struct Rules {
     /// What [`Rules::site`] overlays: a rule's own spec with its `enable`.
     specs: Vec<[Option<Spec>; 4]>,
     left_weight: Spec,
+    algorithm: Option<Algorithm>,
+    pre_quant_opt: Vec<Algorithm>,
 }
 
 impl Rules {
@@ -188,17 +203,33 @@ impl Rules {
     /// An unknown preset or operator, or a pattern that cannot be parsed.
     pub fn new(target: &Target, config: &Config) -> Result<Self> {
         let mut rules = vec![defaults(target)];
+        let (mut algorithm, mut pre_quant_opt) = (config.algorithm.clone(), config.pre_quant_opt.clone());
         if let Some(name) = &config.preset {
             let preset = presets::load(name).map_err(|e| config.source.at(e, "preset"))?;
             rules.extend(from_document(&preset, &format!("preset {name}: "))?.into_iter().map(|mut rule| {
                 rule.optional = true;
                 rule
             }));
+            algorithm = algorithm.or(preset.algorithm);
+            pre_quant_opt = if pre_quant_opt.is_empty() { preset.pre_quant_opt } else { pre_quant_opt };
         }
         rules.extend(from_document(config, "")?);
         rules.extend(config.overrides.iter().cloned());
         let specs = rules.iter().map(|rule| SiteKind::ALL.map(|kind| effective(&rule.level, kind))).collect();
-        Ok(Self { rules, specs, left_weight: weight_spec(target.left_weight.unwrap_or(target.weight)) })
+        let left_weight = weight_spec(target.left_weight.unwrap_or(target.weight));
+        Ok(Self { rules, specs, left_weight, algorithm, pre_quant_opt })
+    }
+
+    /// How weights and scales are improved: what the configuration says, or its preset.
+    #[must_use]
+    pub fn algorithm(&self) -> Option<&Algorithm> {
+        self.algorithm.as_ref()
+    }
+
+    /// What is done to the float model first: what the configuration says, or its preset.
+    #[must_use]
+    pub fn pre_quant_opt(&self) -> &[Algorithm] {
+        &self.pre_quant_opt
     }
 
     /// The rules, weakest first.
@@ -239,37 +270,52 @@ impl Rules {
 
     fn each(&self, node: &str, op: &str, kind: SiteKind, left: bool, mut found: impl FnMut(usize, &Spec)) {
         let slot = SiteKind::ALL.iter().position(|&k| k == kind).unwrap_or(0);
+        let names = Names::new(node, kind);
         for (index, (rule, specs)) in self.rules.iter().zip(&self.specs).enumerate() {
             let spec = if index == 0 && left && kind == SiteKind::Weight {
                 Some(&self.left_weight)
             } else {
                 specs[slot].as_ref()
             };
-            if let Some(spec) = spec.filter(|_| rule.scope.applies(node, op, kind)) {
+            if let Some(spec) = spec.filter(|_| rule.applies(&names, op)) {
                 found(index, spec);
             }
         }
     }
 
-    /// Refuses patterns that match no node and no site of a model.
+    /// Refuses patterns that match no node and no site of a model, and what they say about kinds of sites that they do
+    /// not match.
     ///
     /// # Errors
     /// The first of them, with the nearest name.
     pub fn check(&self, model: &Model) -> Result<()> {
-        let names = || model.graph(model.main()).nodes().iter().map(|&n| model.node_name(n));
+        let nodes = || model.graph(model.main()).nodes().iter().map(|&n| (model.node_name(n), model.node(n).op_type()));
         for rule in self.rules.iter().filter(|r| !r.optional) {
             let Scope::Name(pattern) = &rule.scope else { continue };
-            if names().any(|node| SiteKind::ALL.iter().any(|&kind| matches_site(pattern, node, kind))) {
-                continue;
+            let matches = |kind: SiteKind| nodes().any(|(node, op)| rule.applies(&Names::new(node, kind), op));
+            if !SiteKind::ALL.into_iter().any(matches) {
+                return Err(unmatched(rule, pattern, nodes().map(|(node, _)| node)));
             }
-            let message = format!("{} matches no node and no site", rule.label);
-            let error = rule.origin.at(Error::new(Kind::Config, message), "match");
-            return Err(match nearest(pattern.text(), names()) {
-                Some(name) => error.with_hint(format!("did you mean \"{name}\"? `amax inspect --nodes` lists them")),
-                None => error.with_hint("`amax inspect --nodes` lists them"),
-            });
+            let said = SiteKind::ALL.into_iter().filter(|&kind| rule.level.spec(kind).is_some());
+            if let Some(kind) = said.into_iter().find(|&kind| !matches(kind)) {
+                let kind = kind.name();
+                let message = format!("{} says something about {kind}, and matches no {kind}", rule.label);
+                let hint = "a pattern that ends in .weight means weights only; one on names of nodes means all sites";
+                return Err(rule.origin.at(Error::new(Kind::Config, message), kind).with_hint(hint));
+            }
         }
         Ok(())
+    }
+}
+
+fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a str>) -> Error {
+    let among = if rule.ops.is_empty() { String::new() } else { format!(" of the operators {}", rule.ops.join(", ")) };
+    let message = format!("{} matches no node and no site{among}", rule.label);
+    let error = rule.origin.at(Error::new(Kind::Config, message), "match");
+    let (node, site) = pattern.parts();
+    match nearest(node, nodes) {
+        Some(name) => error.with_hint(format!("did you mean \"{name}{site}\"? `amax inspect --nodes` lists them")),
+        None => error.with_hint("`amax inspect --nodes` lists them"),
     }
 }
 
@@ -313,6 +359,7 @@ fn defaults(target: &Target) -> Rule {
         label: format!("target {}", target.name),
         origin: Origin::default(),
         scope: Scope::All,
+        ops: Vec::new(),
         optional: true,
         level: Level {
             enable: None,
@@ -327,36 +374,46 @@ fn defaults(target: &Target) -> Rule {
 /// The rules that a document contains, weakest first.
 ///
 /// # Errors
-/// An unknown operator, or a pattern that cannot be parsed.
+/// An unknown operator, a pattern that cannot be parsed, a level that says nothing or contradicts itself.
 pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> {
     let source = Arc::new(config.source.clone());
-    let rule = |path: String, label: String, scope: Scope, optional: bool, level: Level| Rule {
-        label: format!("{prefix}{label}"),
-        origin: Origin { source: source.clone(), path },
-        scope,
-        optional,
-        level,
+    let rule = |path: String, label: String, scope: Scope, level: Level| -> Result<Rule> {
+        let origin = Origin { source: source.clone(), path };
+        level.validate().map_err(|(key, error)| origin.at(error, &key))?;
+        let label = format!("{prefix}{label}");
+        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, level })
     };
     let mut rules = Vec::new();
     if let Some(level) = &config.default {
-        rules.push(rule("default".into(), "[default]".into(), Scope::All, true, level.clone()));
+        rules.push(rule("default".into(), "[default]".into(), Scope::All, level.clone())?);
     }
     for (op, level) in &config.op_type {
         let path = format!("op_type.{op}");
         known_op(op).map_err(|e| config.source.at(e, &path))?;
-        rules.push(rule(path, format!("[op_type.{op}]"), Scope::Op(op.clone()), false, level.clone()));
+        let rule = rule(path, format!("[op_type.{op}]"), Scope::Op(op.clone()), level.clone())?;
+        rules.push(Rule { optional: false, ..rule });
     }
     for (index, layer) in config.layer.iter().enumerate() {
         let path = format!("layer.{index}");
-        let pattern = Pattern::new(&layer.pattern).map_err(|e| config.source.at(e, &format!("{path}.match")))?;
+        let at = |error: Error, key: &str| config.source.at(error, &format!("{path}.{key}"));
+        let pattern = Pattern::new(&layer.pattern).map_err(|e| at(e, "match"))?;
+        for (index, op) in layer.op_type.iter().enumerate() {
+            known_op(op).map_err(|e| at(e, &format!("op_type.{index}")))?;
+        }
         let label = format!("[[layer]] \"{}\"", layer.pattern);
-        rules.push(rule(path, label, Scope::Name(pattern), layer.optional, layer.level()));
+        if layer.level() == Level::default() {
+            return Err(at(Error::new(Kind::Config, format!("{label} says nothing")), "match")
+                .with_hint("add enable = false, or weight.dtype = \"int4\", for example"));
+        }
+        let rule = rule(path.clone(), label, Scope::Name(pattern), layer.level())?;
+        rules.push(Rule { ops: layer.op_type.clone(), optional: layer.optional, ..rule });
     }
     for (index, text) in config.exclude.iter().enumerate() {
         let path = format!("exclude.{index}");
         let pattern = Pattern::new(text).map_err(|e| config.source.at(e, &path))?;
         let level = Level { enable: Some(false), ..Level::default() };
-        rules.push(rule(path, format!("exclude \"{text}\""), Scope::Name(pattern), false, level));
+        let rule = rule(path, format!("exclude \"{text}\""), Scope::Name(pattern), level)?;
+        rules.push(Rule { optional: false, ..rule });
     }
     Ok(rules)
 }
@@ -381,8 +438,14 @@ impl Config {
         let level = Level { enable: Some(enable), ..Level::default() };
         let scope = Scope::Name(Pattern::new(pattern)?);
         let label = format!("{option} \"{pattern}\"");
-        self.overrides.push(Rule { label, origin: Origin::default(), scope, optional: false, level });
+        self.push(label, scope, level);
         Ok(())
+    }
+
+    /// Adds a rule of the command line.
+    fn push(&mut self, label: String, scope: Scope, level: Level) {
+        let (origin, ops) = (Origin::default(), Vec::new());
+        self.overrides.push(Rule { label, origin, scope, ops, optional: false, level });
     }
 
     /// Sets one key, as `--set` does: `default.weight.dtype=int4`, `op_type.Conv.enable=false`,
@@ -420,8 +483,8 @@ impl Config {
                     "op_type" => known_op(name).map(|()| Scope::Op(name.to_owned()))?,
                     _ => Scope::Name(Pattern::new(name)?),
                 };
-                let label = format!("--set {text}");
-                self.overrides.push(Rule { label, origin: Origin::default(), scope, optional: false, level });
+                level.validate().map_err(|(_, error)| error)?;
+                self.push(format!("--set {text}"), scope, level);
                 Ok(())
             }
             _ => {

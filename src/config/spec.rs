@@ -192,6 +192,19 @@ pub enum Share {
     PerToken,
 }
 
+impl Share {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PerTensor => "per-tensor",
+            Self::PerChannel => "per-channel",
+            Self::PerGroup => "per-group",
+            Self::PerToken => "per-token",
+        }
+    }
+}
+
 /// How a range is chosen from what was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -346,7 +346,7 @@ impl Planner<'_> {
                 let matched = || {
                     nodes.iter().copied().filter(|&n| {
                         let op = self.model.node(n).op_type();
-                        rule.applies(self.model.node_name(n), op, kind) && !self.ask(n, kind).is_off()
+                        rule.is_about(self.model.node_name(n), op, kind) && !self.ask(n, kind).is_off()
                     })
                 };
                 if matched().any(|n| planned.contains(&(n, kind))) || matched().next().is_none() {

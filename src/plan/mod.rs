@@ -321,5 +321,7 @@ pub struct Skip {
 
 /// Why a constant of a node that runs in integers stays float.
 pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
+/// Why activations stay float where there are no samples.
+pub const WITHOUT_SAMPLES: &str = "without samples only weights are quantized";
 /// Why a node is left as the input model has it.
 pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";

@@ -332,7 +332,7 @@ impl Planner<'_> {
             return Some(why);
         }
         let known = self.given.get(&value).is_some_and(|g| g.range.is_some() || g.scale.is_some());
-        (!self.knowledge.calibrated && !known).then(|| "without samples only weights are quantized".to_owned())
+        (!self.knowledge.calibrated && !known).then(|| super::WITHOUT_SAMPLES.to_owned())
     }
 
     /// Why a value cannot carry a quantizer of any kind.
@@ -602,7 +602,7 @@ impl Planner<'_> {
                 None => modes.push(Mode::Static),
                 Some(_) if !self.knowledge.calibrated && self.veto(value).is_none() => {
                     return no(if weight.is_some() {
-                        "without samples only weights are quantized".to_owned()
+                        super::WITHOUT_SAMPLES.to_owned()
                     } else {
                         "it has no constant weight, and without samples activations stay float".to_owned()
                     });

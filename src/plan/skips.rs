@@ -32,7 +32,7 @@ impl Planner<'_> {
                 None if self.quantized.contains_key(&node) => BESIDE_KERNEL.to_owned(),
                 None if !at.domain().is_empty() => format!("operators of domain {} are not known", at.domain()),
                 None if ops::of(self.model, node).is_none() => "the operator is never quantized".to_owned(),
-                None if !self.knowledge.calibrated => "without samples only weights are quantized".to_owned(),
+                None if !self.knowledge.calibrated => super::WITHOUT_SAMPLES.to_owned(),
                 None if self.target.join.has(at.op_type()) || self.target.carry.has(at.op_type()) => {
                     "not between quantized operators".to_owned()
                 }

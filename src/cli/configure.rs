@@ -1,0 +1,126 @@
+//! What is asked for: the arguments that every command with a configuration has.
+
+use std::path::PathBuf;
+
+use amax::config::{Config, presets};
+use amax::error::Result;
+use amax::targets::{self, Target};
+use clap::{ArgMatches, Command, FromArgMatches};
+
+/// The arguments, flattened into those of a command.
+///
+/// Implemented over [`Given`] by hand, since the order among `--set`, `--enable`, `--disable` and `--exclude` counts, and
+/// clap's derived structs do not keep it.
+pub(crate) struct Args {
+    given: Given,
+    changes: Vec<Change>,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Configuration")]
+struct Given {
+    /// Configuration file, TOML or JSON.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+    /// A named configuration to start from, instead of the file's; `amax presets` lists them.
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Set one key: default.weight.dtype=int4, op_type.Conv.enable=false, layer.GLOB.input.symmetric=true;
+    /// may be repeated, and later ones have the last word, also among the next three.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Quantize nodes or sites whose name matches after all; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    enable: Vec<String>,
+    /// Leave nodes or sites whose name matches in float; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    disable: Vec<String>,
+    /// The same as --disable; `inspect --nodes` lists names.
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Quantize every planned tensor, however badly its range serves it.
+    #[arg(long)]
+    no_guard: bool,
+}
+
+/// One change to the configuration.
+#[derive(Clone, Debug)]
+struct Change {
+    option: &'static str,
+    value: String,
+}
+
+/// The options whose order counts.
+const ORDERED: [&str; 4] = ["set", "enable", "disable", "exclude"];
+
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        // The heading is for these arguments only.
+        Given::augment_args(command).next_help_heading(None)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Given::augment_args_for_update(command).next_help_heading(None)
+    }
+}
+
+impl FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = Given::from_arg_matches(matches)?;
+        let mut changes = Vec::new();
+        for (option, values) in ORDERED.into_iter().zip([&given.set, &given.enable, &given.disable, &given.exclude]) {
+            let places = matches.indices_of(option).into_iter().flatten();
+            changes.extend(places.zip(values).map(|(at, value)| (at, Change { option, value: value.clone() })));
+        }
+        changes.sort_by_key(|&(at, _)| at);
+        Ok(Self { given, changes: changes.into_iter().map(|(_, change)| change).collect() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args {
+    /// The configuration and the target that are asked for.
+    ///
+    /// # Errors
+    /// What is wrong with the file, the preset, the target, or one of the changes.
+    pub(crate) fn load(&self) -> Result<(Config, Target)> {
+        let Given { config: file, target, preset, set: _, enable: _, disable: _, exclude: _, no_guard } = &self.given;
+        let mut config = match file {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        if let Some(name) = preset {
+            presets::text(name)?;
+            config.preset = Some(name.clone());
+        }
+        let written = config.target.clone();
+        for Change { option, value } in &self.changes {
+            match *option {
+                "set" => config.set(value)?,
+                option => config.switch(&format!("--{option}"), value, option == "enable")?,
+            }
+        }
+        config.guard.enabled &= !no_guard;
+        if let Some(name) = target {
+            config.target = Some(name.clone());
+        }
+        let name = config.target.as_deref().unwrap_or(targets::DEFAULT);
+        let target = Target::load(name);
+        // A name from the file is wrong at its place in the file.
+        let from_file = self.given.target.is_none() && written == config.target;
+        let target = if from_file { target.map_err(|e| config.source.at(e, "target"))? } else { target? };
+        Ok((config, target))
+    }
+
+    /// The configuration file, where one is named.
+    pub(crate) fn file(&self) -> Option<&PathBuf> {
+        self.given.config.as_ref()
+    }
+}

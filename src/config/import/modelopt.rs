@@ -1,0 +1,526 @@
+//! ModelOpt's `quant_cfg`, as an ordered list or as a table, and the algorithm beside it.
+//!
+//! Entries apply in order. A `cfg` replaces every field of what an earlier entry said, so each one is written in full here;
+//! `enable` alone leaves the fields as they are.
+
+use super::json::{At, Json};
+use super::{Imported, names};
+use crate::config::algorithm::{Algorithm, Method};
+use crate::config::spec::{Dtype, ObserverKind, Share};
+use crate::config::{Config, Layer, Level, SiteKind, Spec};
+use crate::error::Result;
+
+/// Operators of the modules whose inputs ModelOpt quantizes where no class is named.
+const INPUTS: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"];
+/// The same for weights.
+const WEIGHTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
+/// The same for weights in groups along the summed axis.
+const GROUPED: &[&str] = &["Gemm", "MatMul"];
+
+/// Fields of a `cfg` that do not change what is computed.
+const NEUTRAL: &[&str] = &[
+    "fake_quant",
+    "effective_bits",
+    "learn_amax",
+    "pass_through_bwd",
+    "trt_high_precision_dtype",
+    "backend_extra_args",
+];
+
+/// Fields that have no counterpart, with the values that mean nothing.
+const REFUSED: &[(&str, &[Json])] = &[
+    ("unsigned", &[Json::Bool(false)]),
+    ("rotate", &[Json::Bool(false)]),
+    ("use_constant_amax", &[Json::Bool(false)]),
+    ("constant_amax", &[]),
+    ("bias", &[]),
+    ("backend", &[]),
+];
+
+/// One entry, in either form.
+struct Entry<'a> {
+    at: At<'a>,
+    pattern: &'a str,
+    class: Option<(&'a str, At<'a>)>,
+    cfg: Option<At<'a>>,
+    enable: Option<bool>,
+}
+
+/// Whether this is a `quant_cfg` without the document around it.
+pub(super) fn is_bare(root: &At<'_>) -> bool {
+    match root.json {
+        Json::List(items) => items.iter().all(|item| matches!(item, Json::Table(_))),
+        Json::Table(entries) => !entries.is_empty() && entries.iter().all(|(key, _)| is_key(key)),
+        _ => false,
+    }
+}
+
+/// Whether a key of the table form can be one.
+fn is_key(key: &str) -> bool {
+    key == "default" || key.starts_with("nn.") || key.contains(['*', '.']) || key.ends_with("quantizer")
+}
+
+pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
+    let mut out = Out::default();
+    let list = match root.get("quant_cfg") {
+        Some(list) => {
+            root.only(&["quant_cfg", "algorithm", "effective_bits"])?;
+            list
+        }
+        None => root.clone(),
+    };
+    out.note("Later layers have the last word, and each says everything that ModelOpt's own defaults would fill in.");
+    for entry in entries(&list)? {
+        out.entry(&entry)?;
+    }
+    if let Some(algorithm) = root.get("algorithm") {
+        out.config.algorithm = Some(out.algorithm(&algorithm)?);
+    } else if root.has("algorithm") {
+        out.config.algorithm = Some(Algorithm::new(Method::None));
+    }
+    Ok(Imported { config: out.config, from: "quant_cfg of ModelOpt", notes: out.notes })
+}
+
+/// The entries of both forms.
+fn entries<'a>(list: &At<'a>) -> Result<Vec<Entry<'a>>> {
+    let mut found = Vec::new();
+    match list.json {
+        Json::List(_) => {
+            for item in list.items()? {
+                if item.has("quantizer_name") {
+                    found.push(listed(item)?);
+                } else {
+                    for (key, value) in item.entries()? {
+                        keyed(key, value, &mut found)?;
+                    }
+                }
+            }
+        }
+        _ => {
+            for (key, value) in list.entries()? {
+                keyed(key, value, &mut found)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// An entry with a `quantizer_name`.
+fn listed(item: At<'_>) -> Result<Entry<'_>> {
+    item.only(&["quantizer_name", "parent_class", "cfg", "enable"])?;
+    let name = item.get("quantizer_name").ok_or_else(|| item.wrong("quantizer_name is a pattern"))?;
+    let class = item.get("parent_class").map(|at| at.text().map(|class| (class, at.clone()))).transpose()?;
+    let enable = item.get("enable").map(|at| at.bool()).transpose()?;
+    let cfg = item.get("cfg").filter(|cfg| !(is_empty(cfg.json) && enable == Some(false)));
+    if cfg.is_none() && enable.is_none() {
+        return Err(item.wrong("neither cfg nor enable is given").with_hint("ModelOpt refuses this, too"));
+    }
+    Ok(Entry { pattern: name.text()?, class, cfg, enable, at: item })
+}
+
+/// Entries under a key of the table form; those of a class are one deeper.
+fn keyed<'a>(key: &'a str, value: At<'a>, found: &mut Vec<Entry<'a>>) -> Result<()> {
+    if key.starts_with("nn.") {
+        for (pattern, inner) in value.entries()? {
+            found.push(Entry { class: Some((key, value.clone())), ..plain(pattern, inner)? });
+        }
+        return Ok(());
+    }
+    if !is_key(key) {
+        return Err(value.wrong("this is no pattern on quantizers"));
+    }
+    found.push(plain(if key == "default" { "*" } else { key }, value)?);
+    Ok(())
+}
+
+fn plain<'a>(pattern: &'a str, value: At<'a>) -> Result<Entry<'a>> {
+    let enable = value.get("enable").map(|at| at.bool()).transpose()?;
+    let alone = matches!(value.json, Json::Table(entries) if entries.iter().all(|(k, _)| k == "enable"));
+    if alone && enable.is_none() {
+        return Err(value.wrong("this says nothing").with_hint("give enable, or fields such as num_bits"));
+    }
+    Ok(Entry { pattern, class: None, cfg: (!alone).then(|| value.clone()), enable, at: value })
+}
+
+fn is_empty(json: &Json) -> bool {
+    match json {
+        Json::Table(entries) => entries.is_empty(),
+        Json::List(items) => items.iter().all(is_empty),
+        _ => false,
+    }
+}
+
+#[derive(Default)]
+struct Out {
+    config: Config,
+    notes: Vec<String>,
+}
+
+impl Out {
+    fn note(&mut self, note: impl Into<String>) {
+        let note = note.into();
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    fn entry(&mut self, entry: &Entry<'_>) -> Result<()> {
+        let Entry { at, pattern, class, cfg, enable } = entry;
+        if let Some(cfg) = cfg {
+            if matches!(cfg.json, Json::List(_)) {
+                return Err(cfg
+                    .wrong("several quantizers one after the other have no counterpart: a site has one format")
+                    .with_hint("keep the first of them; INT4 before FP8 is the preset W4A8_AWQ_BETA_CFG"));
+            }
+            if is_empty(cfg.json) {
+                return Err(cfg.wrong("cfg says nothing").with_hint("leave it out, and give enable"));
+            }
+        }
+        let enable = match cfg.as_ref().and_then(|cfg| cfg.get("enable")) {
+            Some(inner) => inner.bool()? && *enable != Some(false),
+            None => enable.unwrap_or(true),
+        };
+        let Some((kinds, kind)) = self.kinds(entry, enable)? else { return Ok(()) };
+        let mut ops: Vec<String> = Vec::new();
+        if let Some((name, at)) = class {
+            let Some(found) = names::operators(name) else {
+                return Err(at.wrong(format!("the class \"{name}\" is not known")).with_hint(names::CLASSES));
+            };
+            if found.is_empty() && enable {
+                return Err(at.wrong(format!("{name} leaves nothing to quantize in ONNX")));
+            }
+            if found.is_empty() {
+                self.note(format!("Left out: {} for {name}, which is fused or leaves nothing to quantize.", at.path()));
+                return Ok(());
+            }
+            if name.contains("Conv") || name.contains("Pool") {
+                self.note(format!("{name} became {}, in which ONNX does not tell 1, 2 or 3 dimensions.", found[0]));
+            }
+            ops = found.iter().map(|op| (*op).to_owned()).collect();
+        }
+        let pattern = names::quantizers(pattern, kind);
+        if cfg.is_none() && !enable {
+            self.push(&pattern, ops, off(&kinds), true);
+            return Ok(());
+        }
+        for kind in kinds {
+            let spec = match cfg {
+                Some(cfg) => self.spec(cfg, kind, class.as_ref().map(|(name, _)| *name), enable)?,
+                None => Spec { enable: Some(enable), ..Spec::default() },
+            };
+            let mut level = Level::default();
+            let ops = if class.is_some() { ops.clone() } else { self.default_ops(&spec, kind, at) };
+            *level.spec_mut(kind) = spec;
+            self.push(&pattern, ops, level, !enable);
+        }
+        Ok(())
+    }
+
+    /// The kinds of sites that a pattern means, and the one in which it ends; `None` where it means nothing here.
+    fn kinds<'a>(&mut self, entry: &Entry<'a>, enable: bool) -> Result<Option<(Vec<SiteKind>, Option<&'a str>)>> {
+        let pattern = entry.pattern;
+        let data = [SiteKind::Input, SiteKind::Output, SiteKind::Weight];
+        if pattern.ends_with('*') && !pattern.contains("quantizer") {
+            return Ok(Some((data.to_vec(), None)));
+        }
+        for kind in data {
+            if pattern.ends_with(&format!("{}_quantizer", kind.name())) {
+                return Ok(Some((vec![kind], Some(kind.name()))));
+            }
+        }
+        if !enable {
+            self.note(format!(
+                "Left out: {}, which switches off what amax does not have (\"{pattern}\").",
+                entry.at.path()
+            ));
+            return Ok(None);
+        }
+        Err(entry.at.wrong(format!("\"{pattern}\" means quantizers that amax does not have")).with_hint(
+            "patterns end in weight_quantizer, input_quantizer, output_quantizer, or in * behind the name of a module",
+        ))
+    }
+
+    /// Operators that have such quantizers in ModelOpt, where an entry names no class.
+    fn default_ops(&mut self, spec: &Spec, kind: SiteKind, at: &At<'_>) -> Vec<String> {
+        if spec.enable != Some(true) {
+            return Vec::new();
+        }
+        let ops = match kind {
+            SiteKind::Weight if spec.granularity == Some(Share::PerGroup) => {
+                self.note(format!("{}: groups are for Gemm and MatMul only.", at.path()));
+                GROUPED
+            }
+            SiteKind::Weight => WEIGHTS,
+            _ => INPUTS,
+        };
+        self.note(
+            "ModelOpt has quantizers in modules only, so layers that switch something on name the operators of modules. \
+             A product of two activations is a MatMul like any other here; in ModelOpt it has quantizers of its own.",
+        );
+        ops.iter().map(|op| (*op).to_owned()).collect()
+    }
+
+    fn push(&mut self, pattern: &str, op_type: Vec<String>, level: Level, optional: bool) {
+        let Level { enable, input, output, weight, bias } = level;
+        self.config.layer.push(Layer {
+            pattern: pattern.to_owned(),
+            op_type,
+            optional,
+            enable,
+            input,
+            output,
+            weight,
+            bias,
+        });
+    }
+
+    /// A `cfg` with every field that ModelOpt would fill in.
+    fn spec(&mut self, cfg: &At<'_>, kind: SiteKind, class: Option<&str>, enable: bool) -> Result<Spec> {
+        let mut known = vec!["enable", "num_bits", "axis", "block_sizes", "narrow_range", "type", "calibrator"];
+        known.extend(NEUTRAL);
+        known.extend(REFUSED.iter().map(|(key, _)| *key));
+        cfg.only(&known)?;
+        for (key, harmless) in REFUSED {
+            if let Some(at) = cfg.get(key).filter(|at| !harmless.contains(at.json)) {
+                return Err(at.wrong("this has no counterpart"));
+            }
+        }
+        for key in NEUTRAL.iter().filter(|key| cfg.get(key).is_some()) {
+            self.note(format!("Left out: {key}, on which the numbers do not depend."));
+        }
+        let mut spec = Spec { enable: Some(enable), ..Spec::default() };
+        let blocks = cfg.get("block_sizes");
+        spec.dtype = Some(dtype(cfg.get("num_bits").as_ref(), blocks.as_ref())?);
+        if let (Some(_), Some(at)) = (cfg.get("axis"), &blocks) {
+            return Err(at.wrong("axis is given, too; ModelOpt refuses this"));
+        }
+        self.share(&mut spec, cfg, blocks.as_ref(), kind, class)?;
+        let dynamic = match cfg.get("type") {
+            Some(at) => at.word(&[("static", false), ("dynamic", true)])?,
+            None => spec.dynamic == Some(true),
+        };
+        spec.dynamic = (kind != SiteKind::Weight).then_some(dynamic);
+        if spec.dtype.and_then(Dtype::format).is_some_and(|f| f.is_integer()) {
+            // amax / 127 whatever `narrow_range` says there; quantizers saturate at the lowest code either way.
+            spec.symmetric = Some(true);
+            spec.narrow_range = Some(true);
+            self.note(
+                "narrow_range = true: a scale of ModelOpt is amax / 127 (amax / 7 of 4 bits) whatever its own narrow_range is.",
+            );
+        }
+        let observer = match cfg.get("calibrator") {
+            Some(at) => at.word(&[("max", ObserverKind::Minmax), ("histogram", ObserverKind::Entropy)])?,
+            None => ObserverKind::Minmax,
+        };
+        if observer == ObserverKind::Entropy {
+            self.note(
+                "calibrator = \"histogram\" became the entropy observer, which ModelOpt loads from it by default.",
+            );
+        }
+        spec.observer = (spec.dynamic != Some(true) || observer != ObserverKind::Minmax).then_some(observer);
+        Ok(spec)
+    }
+
+    /// Which elements share a scale.
+    fn share(
+        &mut self,
+        spec: &mut Spec,
+        cfg: &At<'_>,
+        blocks: Option<&At<'_>>,
+        kind: SiteKind,
+        class: Option<&str>,
+    ) -> Result<()> {
+        if spec.dtype.is_some_and(|dtype| dtype.format().is_none()) {
+            return Ok(());
+        }
+        if let Some(at) = blocks {
+            let size = block_size(at)?;
+            match (kind, size) {
+                (SiteKind::Weight, Some(size)) => {
+                    spec.granularity = Some(Share::PerGroup);
+                    spec.group_size = Some(size);
+                }
+                (SiteKind::Weight, None) => spec.granularity = Some(Share::PerChannel),
+                (_, None) => {
+                    spec.granularity = Some(Share::PerToken);
+                    spec.dynamic = Some(true);
+                }
+                (_, Some(_)) => {
+                    return Err(at.wrong("activations have no groups").with_hint("per token is {\"-1\": null}"));
+                }
+            }
+            return Ok(());
+        }
+        let Some(at) = cfg.get("axis") else {
+            spec.granularity = Some(Share::PerTensor);
+            return Ok(());
+        };
+        if matches!(at.json, Json::List(_)) {
+            return Err(at.wrong("scales along several axes have no counterpart"));
+        }
+        let axis = at.integer()?;
+        spec.granularity = Some(Share::PerChannel);
+        if kind != SiteKind::Weight {
+            spec.ch_axis = Some(axis);
+            return Ok(());
+        }
+        let transposed = class.is_some_and(|class| class.contains("ConvTranspose"));
+        if axis != i64::from(transposed) {
+            return Err(at
+                .wrong(
+                    "this is not the axis of a weight's output channels in PyTorch, and others are elsewhere in ONNX",
+                )
+                .with_hint("write granularity = \"per-channel\" and ch_axis by hand"));
+        }
+        if !transposed {
+            self.note(
+                "axis = 0 of a weight became per-channel without ch_axis: output channels, wherever ONNX has them.",
+            );
+        }
+        Ok(())
+    }
+
+    fn algorithm(&mut self, at: &At<'_>) -> Result<Algorithm> {
+        let methods = [
+            ("max", Method::Max),
+            ("smoothquant", Method::SmoothQuant),
+            ("awq_lite", Method::AwqLite),
+            ("awq_clip", Method::AwqClip),
+            ("awq_full", Method::AwqFull),
+            ("awq", Method::AwqFull),
+            ("gptq", Method::Gptq),
+        ];
+        if matches!(at.json, Json::List(_)) {
+            return Err(at.wrong("several algorithms have no counterpart").with_hint("keep the one that matters"));
+        }
+        let method = match at.json {
+            Json::Text(_) => at.word(&methods)?,
+            _ => match at.get("method") {
+                Some(method) => method.word(&methods)?,
+                None if at.has("method") => Method::None,
+                None => return Err(at.wrong("method is missing")),
+            },
+        };
+        let lite = matches!(method, Method::AwqLite | Method::AwqFull);
+        let clip = matches!(method, Method::AwqClip | Method::AwqFull);
+        // ModelOpt's own defaults, which need not be ours.
+        let mut found = Algorithm {
+            alpha: (method == Method::SmoothQuant).then_some(1.0),
+            alpha_step: lite.then_some(0.1),
+            min_clip_ratio: clip.then_some(0.5),
+            shrink_step: clip.then_some(0.05),
+            damp: (method == Method::Gptq).then_some(0.01),
+            block_size: (method == Method::Gptq).then_some(128),
+            ..Algorithm::new(method)
+        };
+        let Json::Table(_) = at.json else { return Ok(found) };
+        for (key, value) in at.entries()? {
+            if *value.json == Json::Null {
+                continue;
+            }
+            let count = || value.integer().map(|n| u32::try_from(n).unwrap_or(0));
+            match key {
+                "method" => {}
+                "alpha" => found.alpha = Some(value.number()?),
+                "alpha_step" => found.alpha_step = Some(value.number()?),
+                "min_clip_ratio" => found.min_clip_ratio = Some(value.number()?),
+                "shrink_step" => found.shrink_step = Some(value.number()?),
+                "perc_damp" => found.damp = Some(value.number()?),
+                "max_co_batch_size" => found.max_co_batch_size = Some(count()?),
+                "block_size" => found.block_size = Some(count()?),
+                "debug" | "fused" | "distributed_sync" | "skip_forward_without_activation_calib" => {
+                    self.note(format!("Left out: {}, on which the numbers do not depend.", value.path()));
+                }
+                "layerwise" | "use_sequential" => {
+                    self.note(format!("Left out: {}, which says how PyTorch runs it.", value.path()));
+                }
+                _ => return Err(value.wrong(format!("this has no counterpart in \"{}\"", method.name()))),
+            }
+        }
+        found.validate().map_err(|e| at.wrong(e.message()))?;
+        Ok(found)
+    }
+}
+
+/// Switches data sites off; without a kind at the end of the pattern, nodes altogether.
+fn off(kinds: &[SiteKind]) -> Level {
+    let mut level = Level::default();
+    for &kind in kinds {
+        level.spec_mut(kind).enable = Some(false);
+    }
+    level
+}
+
+/// The number format of `num_bits`.
+fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
+    let Some(at) = bits else { return Ok(Dtype::Int8) };
+    let refused =
+        || at.wrong("there is no such format").with_hint("2, 4, 8, 16, [4, 3], [5, 2] and [2, 1] have counterparts");
+    let pair = match at.json {
+        Json::Number(_) => {
+            return match at.integer()? {
+                2 => Ok(Dtype::Int2),
+                4 => Ok(Dtype::Int4),
+                8 => Ok(Dtype::Int8),
+                16 => Ok(Dtype::Int16),
+                _ => Err(refused()),
+            };
+        }
+        Json::Text(_) => at.word(&[
+            ("e4m3", (4, 3)),
+            ("e5m2", (5, 2)),
+            ("e2m1", (2, 1)),
+            ("(4, 3)", (4, 3)),
+            ("(5, 2)", (5, 2)),
+            ("(2, 1)", (2, 1)),
+        ])?,
+        _ => pair(at)?,
+    };
+    let scale = blocks.and_then(|b| b.get("scale_bits"));
+    let Some(scale) = scale else {
+        return match pair {
+            (4, 3) => Ok(Dtype::Float8e4m3fn),
+            (5, 2) => Ok(Dtype::Float8e5m2),
+            (2, 1) => Ok(Dtype::Float4e2m1),
+            _ => Err(refused()),
+        };
+    };
+    let scale_pair = match scale.json {
+        Json::Text(_) => scale.word(&[("e4m3", (4, 3)), ("e8m0", (8, 0))])?,
+        _ => self::pair(&scale)?,
+    };
+    let size = match blocks {
+        Some(blocks) => block_size(blocks)?,
+        None => None,
+    };
+    match (pair, scale_pair, size) {
+        ((2, 1), (4, 3), Some(16)) => Ok(Dtype::Nvfp4),
+        ((2, 1), (8, 0), Some(32)) => Ok(Dtype::Mxfp4),
+        ((4, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp8),
+        _ => Err(scale.wrong("this block format has no counterpart").with_hint("nvfp4, mxfp4 and mxfp8 are there")),
+    }
+}
+
+fn pair(at: &At<'_>) -> Result<(i64, i64)> {
+    match at.items()?.as_slice() {
+        [a, b] => Ok((a.integer()?, b.integer()?)),
+        _ => Err(at.wrong("bits of exponent and mantissa are needed here")),
+    }
+}
+
+/// The size of the blocks along the last axis; `None` for the whole axis.
+fn block_size(at: &At<'_>) -> Result<Option<u32>> {
+    at.only(&["-1", "type", "scale_bits", "scale_block_sizes"])
+        .map_err(|e| e.with_hint("blocks along the last axis, \"-1\", have a counterpart"))?;
+    if let Some(twice) = at.get("scale_block_sizes") {
+        return Err(twice.wrong("blocks of scales have no counterpart"));
+    }
+    if !at.has("-1") {
+        return Err(at.wrong("the size of the blocks, \"-1\", is missing"));
+    }
+    let Some(size) = at.get("-1") else { return Ok(None) };
+    match u32::try_from(size.integer()?) {
+        Ok(n) if n > 0 => Ok(Some(n)),
+        _ => Err(size.wrong("a block has elements")),
+    }
+}

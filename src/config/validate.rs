@@ -1,0 +1,149 @@
+//! What is wrong within one spec, whatever the other levels, the model and the target.
+//!
+//! Only keys that stand in the same spec are held against each other: what is inherited may be replaced. Keys that do not
+//! fit what is inherited are found where a site is planned.
+
+use super::spec::{Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::{Level, SiteKind, Spec};
+use crate::error::{Error, Kind};
+use crate::numerics::Round;
+
+/// A key, what is wrong with it, and a way out.
+type Wrong = (Field, String, &'static str);
+
+impl Level {
+    /// Contradictions within one of its specs.
+    ///
+    /// # Errors
+    /// The first of them, with its key: `weight.group_size`.
+    pub fn validate(&self) -> Result<(), (String, Error)> {
+        for kind in SiteKind::ALL {
+            let Some(spec) = self.spec(kind) else { continue };
+            if let Some((field, message, hint)) = contradiction(spec, kind) {
+                let key = format!("{}.{}", kind.name(), field.name());
+                let error = Error::new(Kind::Config, format!("{key}: {message}"));
+                return Err((key, if hint.is_empty() { error } else { error.with_hint(hint) }));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn contradiction(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
+    numbers(spec).or_else(|| roles(spec, kind)).or_else(|| pairs(spec)).or_else(|| formats(spec))
+}
+
+/// Numbers out of range.
+fn numbers(spec: &Spec) -> Option<Wrong> {
+    let wrong = |field, message: String, hint| Some((field, message, hint));
+    match *spec {
+        Spec { group_size: Some(0), .. } => wrong(Field::GroupSize, "a group has elements".into(), "give 32 or 128"),
+        Spec { percentile: Some(p), .. } if !(p > 50.0 && p <= 100.0) => wrong(
+            Field::Percentile,
+            format!("{p} is no share of the values in percent, above 50 and up to 100"),
+            "99.99 keeps all but one value in ten thousand",
+        ),
+        Spec { mse_p: Some(p), .. } if !(p > 0.0 && p.is_finite()) => {
+            wrong(Field::MseP, format!("{p} is no positive power"), "2 is the squared error")
+        }
+        Spec { eps: Some(e), .. } if !(e >= 0.0 && e.is_finite()) => {
+            wrong(Field::Eps, format!("{e} is no least scale"), "give a small positive number, or 0 for none")
+        }
+        _ => None,
+    }
+}
+
+/// Keys that make no sense for a kind of site.
+fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
+    let constant = matches!(kind, SiteKind::Weight | SiteKind::Bias);
+    if spec.dtype == Some(Dtype::Int32) && kind != SiteKind::Bias {
+        return Some((Field::Dtype, "int32 is for biases".into(), "int16 is the widest that others can have"));
+    }
+    if constant && spec.dynamic == Some(true) {
+        return Some((Field::Dynamic, format!("a {} is the same at every run", kind.name()), "set it for input"));
+    }
+    if constant && spec.granularity == Some(Share::PerToken) {
+        let hint = "per-channel is the nearest";
+        return Some((Field::Granularity, format!("a {} has no tokens", kind.name()), hint));
+    }
+    if kind == SiteKind::Output && spec.dynamic == Some(true) {
+        return Some((Field::Dynamic, "only inputs are quantized at run time".into(), "set it for input"));
+    }
+    None
+}
+
+/// Keys that contradict each other.
+fn pairs(spec: &Spec) -> Option<Wrong> {
+    if let Some(share) = spec.granularity {
+        if spec.group_size.is_some() && share != Share::PerGroup {
+            let hint = "leave it out, or granularity = \"per-group\"";
+            return Some((Field::GroupSize, format!("{} scales have no group size", share.name()), hint));
+        }
+        if spec.ch_axis.is_some() && matches!(share, Share::PerTensor | Share::PerToken) {
+            let hint = "leave it out, or granularity = \"per-channel\"";
+            return Some((Field::ChAxis, format!("{} scales have no axis to choose", share.name()), hint));
+        }
+        if share == Share::PerToken && spec.dynamic == Some(false) {
+            let hint = "dynamic = true, or granularity = \"per-tensor\"";
+            return Some((Field::Dynamic, "scales per token are found each time the model runs".into(), hint));
+        }
+    }
+    if let Some(observer) = spec.observer {
+        if spec.percentile.is_some() && observer != ObserverKind::Percentile {
+            return Some((Field::Percentile, "another observer is chosen".into(), "observer = \"percentile\""));
+        }
+        if spec.mse_p.is_some() && observer != ObserverKind::Mse {
+            return Some((Field::MseP, "another observer is chosen".into(), "observer = \"mse\""));
+        }
+        if spec.dynamic == Some(true) && observer != ObserverKind::Minmax {
+            let message = "what is quantized at run time has the range of its own minimum and maximum";
+            return Some((Field::Observer, message.into(), "leave it out, or dynamic = false"));
+        }
+    }
+    None
+}
+
+/// Keys that the number format cannot use.
+fn formats(spec: &Spec) -> Option<Wrong> {
+    let dtype = spec.dtype?;
+    let block = dtype.format().is_none();
+    if block || dtype.format().is_some_and(|f| !f.is_integer()) {
+        if spec.symmetric == Some(false) {
+            return Some((Field::Symmetric, format!("{dtype} has no zero point"), "leave it out, or set it to true"));
+        }
+        for (field, on) in [(Field::NarrowRange, spec.narrow_range), (Field::ReduceRange, spec.reduce_range)] {
+            if on == Some(true) {
+                return Some((field, format!("{dtype} has no codes to leave unused"), "it is for integers"));
+            }
+        }
+        if spec.round.is_some_and(|round| round != Round::HalfEven) {
+            return Some((Field::Round, format!("{dtype} is rounded half to even"), "leave it out"));
+        }
+    } else if dtype == Dtype::Int32 && spec.symmetric == Some(false) {
+        return Some((Field::Symmetric, "an int32 bias has no zero point".into(), "leave it out"));
+    }
+    let block_scale = matches!(spec.scale_dtype, Some(ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0));
+    if !block {
+        let hint = "float32, float16 and bfloat16 are for others";
+        let message = "8-bit scales belong to block formats";
+        return block_scale.then(|| (Field::ScaleDtype, message.into(), hint));
+    }
+    let (size, scale, scale_type) = match dtype {
+        Dtype::Nvfp4 => (16, ScaleDtype::Float8e4m3fn, ScaleType::Float),
+        _ => (32, ScaleDtype::Float8e8m0, ScaleType::PowerOfTwo),
+    };
+    let fixed = "leave it out: the format says it";
+    if spec.granularity.is_some_and(|share| share != Share::PerGroup) {
+        return Some((Field::Granularity, format!("{dtype} has one scale for each block"), fixed));
+    }
+    if spec.group_size.is_some_and(|given| given != size) {
+        return Some((Field::GroupSize, format!("{dtype} has blocks of {size}"), fixed));
+    }
+    if spec.scale_dtype.is_some_and(|given| given != scale) {
+        return Some((Field::ScaleDtype, format!("{dtype} has other scales"), fixed));
+    }
+    if spec.scale_type.is_some_and(|given| given != scale_type) {
+        return Some((Field::ScaleType, format!("{dtype} has other scales"), fixed));
+    }
+    None
+}
