@@ -211,14 +211,23 @@ fn agrees_with_onnxruntime_quantizer() {
     }
 }
 
-/// Rows of min, max, scale, zero point. For symmetric formats only those where onnxruntime uses `amax / qmax`.
+/// onnxruntime leaves the lowest code of symmetric int8 and int16 unused, and of no other format.
+fn onnxruntime_spec(case: &Value, format: Format) -> RangeSpec {
+    let symmetric = case["symmetric"].as_bool().unwrap();
+    let narrow = symmetric && matches!(format, Format::Int8 | Format::Int16);
+    let reduce = case.get("reduce").is_some_and(|reduce| reduce.as_bool().unwrap());
+    let min_width = case.get("min_real_range").map_or(0.0, number);
+    let spec = RangeSpec { narrow, reduce, min_width, ..RangeSpec::new(format, symmetric) };
+    if let Some(codes) = case.get("codes") {
+        assert_eq!([spec.codes().0, spec.codes().1], *integers(codes), "{format} {reduce}");
+    }
+    spec
+}
+
+/// Rows of min, max, scale, zero point.
 fn check_ranges(case: &Value) {
     let format = format(&case["format"]);
-    let symmetric = case["symmetric"].as_bool().unwrap();
-    if symmetric && !matches!(format, Format::Int8 | Format::Int16) {
-        return;
-    }
-    let spec = RangeSpec { format, symmetric, narrow: false };
+    let spec = onnxruntime_spec(case, format);
     for row in case["rows"].as_array().unwrap() {
         let row = numbers(row);
         assert_eq!(qparams_from_range(row[0], row[1], &spec), (row[2], row[3] as i32), "{format} {row:?}");
@@ -236,18 +245,15 @@ fn check_codes(
     let qparams = QParams { scales, zero_points };
     let codes = quantize_codes(&x, &dims, &granularity, &qparams, format, Round::HalfEven).unwrap();
     assert_eq!(codes, integers(expected), "{case}");
-    let symmetric = case["symmetric"].as_bool().unwrap();
-    if !symmetric || matches!(format, Format::Int8 | Format::Int16) {
-        let spec = RangeSpec { format, symmetric, narrow: false };
-        let ranges = channel_ranges(&x, &dims, &granularity).unwrap();
-        let (scales, zero_points): (Vec<f32>, Vec<i32>) =
-            ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).unzip();
-        assert_eq!(zero_points, qparams.zero_points, "{case}");
-        // Its blocked form computes scales in f32.
-        let tolerance = u32::from(case["op"] == "blocked");
-        for (scale, expected) in scales.iter().zip(&qparams.scales) {
-            assert!(scale.to_bits().abs_diff(expected.to_bits()) <= tolerance, "{scale} {expected} {case}");
-        }
+    let spec = onnxruntime_spec(case, format);
+    let ranges = channel_ranges(&x, &dims, &granularity).unwrap();
+    let (scales, zero_points): (Vec<f32>, Vec<i32>) =
+        ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).unzip();
+    assert_eq!(zero_points, qparams.zero_points, "{case}");
+    // Its blocked form computes scales in f32.
+    let tolerance = u32::from(case["op"] == "blocked");
+    for (scale, expected) in scales.iter().zip(&qparams.scales) {
+        assert!(scale.to_bits().abs_diff(expected.to_bits()) <= tolerance, "{scale} {expected} {case}");
     }
     quantize(&x, &dims, &granularity, &qparams, format, Round::HalfEven).unwrap()
 }
@@ -373,7 +379,8 @@ fn formats_are_what_their_names_say() {
 
 #[test]
 fn ranges_become_parameters() {
-    let (sym, asym, narrow) = ((true, false), (false, false), (false, true));
+    // Symmetric, narrow.
+    let (sym, asym, narrow) = ((true, true), (false, false), (false, true));
     let rows = [
         (Format::Int8, sym, -1.0, 2.54, 2.54 / 127.0, 0),
         (Format::Int4, sym, -7.0, 3.0, 1.0, 0),
@@ -399,7 +406,7 @@ fn ranges_become_parameters() {
         (Format::Int2, sym, f32::MIN, f32::INFINITY, f32::MAX, 0),
     ];
     for (format, (symmetric, narrow), min, max, scale, zero_point) in rows {
-        let spec = RangeSpec { format, symmetric, narrow };
+        let spec = RangeSpec { narrow, ..RangeSpec::new(format, symmetric) };
         assert_eq!(qparams_from_range(min, max, &spec), (scale, zero_point), "{spec:?} {min} {max}");
     }
 }
@@ -597,7 +604,7 @@ proptest! {
         format in proptest::sample::select(vec![Format::Int4, Format::Uint4, Format::Int8, Format::Uint8, Format::Int16, Format::Uint16]),
     ) {
         let extremes = min_max(&x);
-        let (scale, zero_point) = qparams_from_range(extremes.min, extremes.max, &RangeSpec { format, symmetric, narrow: false });
+        let (scale, zero_point) = qparams_from_range(extremes.min, extremes.max, &RangeSpec::new(format, symmetric));
         let mut y = x.clone();
         fake_quantize(&mut y, scale, zero_point, format);
         // The zero point is rounded too, so that the ends of an asymmetric range may saturate by half a step.
