@@ -1,6 +1,6 @@
 //! The whole line: prepare, plan, calibrate, solve, rewrite, check, measure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -208,13 +208,13 @@ impl<'a> Decided<'a> {
 
     /// Calibrates planned tensors that were not seen yet; what cannot be seen is returned.
     fn observe(&mut self, report: &mut Report, clock: &mut Clock) -> Result<BTreeMap<String, Veto>> {
-        let missing: Vec<String> = self
-            .plan
-            .activations
-            .iter()
-            .filter(|(name, a)| a.mode == Mode::Static && !self.statistics.sites.contains_key(*name))
-            .map(|(name, _)| name.clone())
+        let static_pairs =
+            self.plan.activations.iter().filter(|(_, a)| a.mode == Mode::Static && a.quantizer.given.is_none());
+        let missing: BTreeSet<&String> = static_pairs
+            .map(|(name, a)| a.tensor.as_ref().unwrap_or(name))
+            .filter(|tensor| !self.statistics.sites.contains_key(*tensor))
             .collect();
+        let missing: Vec<String> = missing.into_iter().cloned().collect();
         let Some(samples) = self.request.samples.filter(|_| !missing.is_empty()) else { return Ok(BTreeMap::new()) };
         let Request { threads, progress, .. } = *self.request;
         let indices = split(samples).0;

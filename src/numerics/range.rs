@@ -25,7 +25,8 @@ pub struct RangeSpec {
     pub precision: Precision,
     /// In which precision scale and zero point are computed.
     pub arithmetic: Arithmetic,
-    /// The least scale. Where 0, a range whose scale would be below the smallest normal f32 gives scale 1 and zero point 0.
+    /// The least scale. Where 0, a range whose scale would be below the smallest normal f32 gives scale 1 and zero point 0,
+    /// or the code next to it that is used.
     pub eps: f32,
     /// The least width of the range, which grows upwards: `max = max(max, min + width)` in f32.
     pub min_width: f32,
@@ -176,7 +177,7 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
         }
     };
     if spec.eps <= 0.0 && scale < f64::from(f32::MIN_POSITIVE) {
-        return (1.0, 0);
+        return (1.0, if spec.format.is_integer() { 0.max(qmin) } else { 0 });
     }
     let scale = scale.max(f64::from(spec.eps));
     let rounded = spec.rounded(scale);

@@ -162,8 +162,12 @@ impl<'a> Solver<'a> {
         }
         let Self { weight: _, quantizer, spec, dims, values } = self;
         let (format, granularity) = (spec.format, &quantizer.granularity);
-        let mut codes =
-            numerics::quantize_within(values, dims, granularity, qparams, format, quantizer.round, spec.codes())?;
+        let mut used = spec.codes();
+        if quantizer.given.is_some() {
+            // Zero stays exact, also with a zero point by hand that is no code otherwise.
+            used = qparams.zero_points.iter().fold(used, |(low, high), &zero| (low.min(zero), high.max(zero)));
+        }
+        let mut codes = numerics::quantize_within(values, dims, granularity, qparams, format, quantizer.round, used)?;
         if let Some(order) = pairs {
             self.make_safe(&mut codes, qparams, order)?;
         }
