@@ -3,16 +3,22 @@
 //! Weights get a pair too, still float in front: [`fold_weights`](super::fold_weights) makes them integers. Scale and
 //! zero point initializers are shared by tensors that share a scale. Each consumer of a weight has a DequantizeLinear of
 //! its own, which is what runtimes fuse. Zero points are always written out.
+//!
+//! Every pair is made before any reader is moved, and readers that are listed are moved before those that are not, so that
+//! several pairs on one tensor give the same graph in whichever order they come.
+//!
+//! Where formats are used that the model's IR version does not have, it is raised to the one that has them; the operator
+//! set must be new enough already ([`raise_opset`](super::raise_opset)).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
-use crate::plan::{Activation, Mode, Plan, Readers, Slot};
-use crate::solve::Solution;
+use crate::plan::{Activation, Mode, Plan, Readers, Slot, Weight};
+use crate::solve::{Solution, transposed};
 
 /// See the module.
 #[derive(Debug)]
@@ -27,14 +33,18 @@ impl Pass for InsertQdq {
         let Some((plan, solution)) = context.quantization else {
             return Err(Error::new(Kind::Usage, "insert-qdq needs a plan").with_hint("run it through `amax rewrite`"));
         };
-        let mut insert =
-            Insert { plan, solution, names: Names::new(model), scales: BTreeMap::new(), outcome: Outcome::default() };
-        for (name, activation) in &plan.activations {
-            match activation.mode {
-                Mode::Static => insert.pair(model, name, activation)?,
-                Mode::Dynamic => insert.dynamic(model, name, activation)?,
-            }
-        }
+        let mut insert = Insert {
+            plan,
+            solution,
+            names: Names::new(model),
+            scales: BTreeMap::new(),
+            made: BTreeMap::new(),
+            quantizers: BTreeSet::new(),
+            outcome: Outcome::default(),
+        };
+        insert.versions(model)?;
+        insert.pairs(model)?;
+        insert.readers(model)?;
         insert.weights(model)?;
         insert.biases(model)?;
         insert.sums(model)?;
@@ -72,12 +82,130 @@ struct Insert<'a> {
     plan: &'a Plan,
     solution: &'a Solution,
     names: Names,
-    /// Scale and zero point initializers, by the tensor they belong to.
+    /// Scale and zero point initializers, by the pair they belong to.
     scales: BTreeMap<String, (ValueId, ValueId)>,
+    /// The dequantized result of each pair.
+    made: BTreeMap<String, ValueId>,
+    /// Nodes that read a float tensor in order to quantize it.
+    quantizers: BTreeSet<NodeId>,
     outcome: Outcome,
 }
 
-impl Insert<'_> {
+impl<'a> Insert<'a> {
+    /// Checks that the operator set has every format, and raises the IR version to one that does.
+    fn versions(&mut self, model: &mut Model) -> Result<()> {
+        let activations = self.plan.activations.iter().map(|(name, a)| (name, &a.quantizer));
+        let weights = self.plan.weights.iter().map(|w| (&w.tensor, &w.quantizer));
+        let mut ir = model.ir_version();
+        for (name, quantizer) in activations.chain(weights) {
+            let groups = matches!(quantizer.granularity, Granularity::PerGroup { .. }).then_some((21, 10));
+            let need = DataType::from(quantizer.dtype).quantizers_since().max(groups);
+            let Some((need_opset, need_ir)) = need else { continue };
+            let opset = model.opset().unwrap_or(0);
+            if opset < need_opset {
+                let what = if need == groups { "scales in groups" } else { quantizer.dtype.name() };
+                return Err(Error::new(
+                    Kind::Config,
+                    format!("the plan asks for {what}, which needs operator set {need_opset}; it says {opset}"),
+                )
+                .at_value(name)
+                .with_hint("raise \"opset\" in the plan"));
+            }
+            ir = ir.max(need_ir);
+        }
+        if ir > model.ir_version() {
+            self.outcome.changed("model", format!("IR version {} raised to {ir}", model.ir_version()));
+            model.set_ir_version(ir);
+        }
+        Ok(())
+    }
+
+    /// Makes every pair, each after the one it converts.
+    fn pairs(&mut self, model: &mut Model) -> Result<()> {
+        let mut waiting: Vec<(&'a String, &'a Activation)> = self.plan.activations.iter().collect();
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            let mut later = Vec::new();
+            for (name, activation) in waiting {
+                let source = match &activation.converts {
+                    None => self.names.value(activation.tensor.as_ref().unwrap_or(name))?,
+                    Some(first) => match self.made.get(first) {
+                        Some(&made) => made,
+                        None => {
+                            later.push((name, activation));
+                            continue;
+                        }
+                    },
+                };
+                let back = match activation.mode {
+                    Mode::Static => self.pair(model, name, activation, source)?,
+                    Mode::Dynamic => self.dynamic(model, name, source),
+                };
+                self.made.insert(name.clone(), back);
+            }
+            waiting = later;
+            if let Some((name, activation)) = waiting.first().filter(|_| waiting.len() == before) {
+                let first = activation.converts.as_deref().unwrap_or_default();
+                return Err(Error::new(
+                    Kind::Config,
+                    format!("the plan converts the pair \"{first}\", which it does not have or converts in a circle"),
+                )
+                .at_value(name.as_str()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the readers of float tensors to the pairs that they are to read.
+    fn readers(&mut self, model: &mut Model) -> Result<()> {
+        let mut all: BTreeMap<ValueId, &String> = BTreeMap::new();
+        for (name, activation) in &self.plan.activations {
+            let from = self.names.value(activation.tensor.as_ref().unwrap_or(name))?;
+            let to = self.made[name];
+            if let Some(ty) = model.value(from).ty().cloned() {
+                model.set_type(to, ty);
+            }
+            match &activation.readers {
+                Readers::Listed(slots) => self.listed(model, from, to, slots)?,
+                Readers::All => {
+                    if let Some(other) = all.insert(from, name) {
+                        return Err(Error::new(
+                            Kind::Config,
+                            format!("the plan lets every reader have the pair \"{other}\" and this one"),
+                        )
+                        .at_value(name));
+                    }
+                }
+            }
+        }
+        for (from, name) in all {
+            let to = self.made[name];
+            let outputs = model.value(from).users().iter().any(|u| matches!(u, User::Output { .. }));
+            let quantizers = &self.quantizers;
+            model.replace_uses(from, to, |u| !matches!(u, User::Node { node, .. } if quantizers.contains(&node)));
+            if outputs {
+                let fresh = format!("{}_float", model.value(from).name());
+                model.take_name(from, to, &fresh);
+            }
+        }
+        Ok(())
+    }
+
+    fn listed(&self, model: &mut Model, from: ValueId, to: ValueId, slots: &[Slot]) -> Result<()> {
+        for slot in slots {
+            let node = self.names.node(model, slot)?;
+            if model.node(node).input(slot.input) != Some(from) {
+                return Err(Error::new(Kind::Config, format!("input {} of the node is not this tensor", slot.input))
+                    .at_node(model.node_name(node), model.node(node).op_type())
+                    .at_value(model.value(from).name())
+                    .with_hint("the plan was made for another model; make it again"));
+            }
+            model.set_input(node, slot.input, Some(to));
+        }
+        Ok(())
+    }
+
+    /// The scale and zero point initializers of all pairs with the scale of `owner`.
     fn qparams(
         &mut self,
         model: &mut Model,
@@ -101,8 +229,8 @@ impl Insert<'_> {
         model.producer(value).map_or(Place::First(model.main()), Place::After)
     }
 
-    fn pair(&mut self, model: &mut Model, name: &str, activation: &Activation) -> Result<()> {
-        let value = self.names.value(name)?;
+    /// A Quantize/Dequantize pair that reads `value`; its result.
+    fn pair(&mut self, model: &mut Model, name: &str, activation: &Activation, value: ValueId) -> Result<ValueId> {
         let &(scale, zero_point) = self
             .solution
             .activations
@@ -112,6 +240,7 @@ impl Insert<'_> {
         let (source, place) = if activation.fence {
             let fence = NewNode::new("Sum", format!("{name}_Sum"), &[value], &[&format!("{name}_fenced")]);
             let fence = model.insert(Self::place(model, value), fence);
+            self.quantizers.insert(fence);
             let source = model.node(fence).output(0).expect("just made");
             if let Some(ty) = model.value(value).ty().cloned() {
                 model.set_type(source, ty);
@@ -127,11 +256,10 @@ impl Insert<'_> {
             &[&format!("{name}_quantized")],
         );
         let q = model.insert(place, quantize);
+        self.quantizers.insert(q);
         let codes = model.node(q).output(0).expect("just made");
-        let back = Self::dequantize(model, Place::After(q), name, codes, scale, zero, None);
-        self.readers(model, value, back, q, &activation.readers)?;
         self.outcome.changed(name, format!("{} pair", activation.quantizer.dtype.name()));
-        Ok(())
+        Ok(Self::dequantize(model, Place::After(q), name, codes, scale, zero, &Granularity::PerTensor))
     }
 
     fn dequantize(
@@ -141,62 +269,19 @@ impl Insert<'_> {
         codes: ValueId,
         scale: ValueId,
         zero: ValueId,
-        axis: Option<usize>,
+        granularity: &Granularity,
     ) -> ValueId {
-        let mut node = NewNode::new(
+        let node = NewNode::new(
             "DequantizeLinear",
             format!("{name}_DequantizeLinear"),
             &[codes, scale, zero],
             &[&format!("{name}_dequantized")],
         );
-        if let Some(axis) = axis {
-            node = node.with(Attr::int("axis", axis as i64));
-        }
-        let id = model.insert(place, node);
+        let id = model.insert(place, along(node, granularity));
         model.node(id).output(0).expect("just made")
     }
 
-    fn readers(
-        &mut self,
-        model: &mut Model,
-        from: ValueId,
-        to: ValueId,
-        quantizer: NodeId,
-        readers: &Readers,
-    ) -> Result<()> {
-        if let Some(ty) = model.value(from).ty().cloned() {
-            model.set_type(to, ty);
-        }
-        match readers {
-            Readers::All => {
-                let outputs = model.value(from).users().iter().any(|u| matches!(u, User::Output { .. }));
-                model.replace_uses(from, to, |u| !matches!(u, User::Node { node, .. } if node == quantizer));
-                if outputs {
-                    let fresh = format!("{}_float", model.value(from).name());
-                    model.take_name(from, to, &fresh);
-                }
-            }
-            Readers::Listed(slots) => {
-                for slot in slots {
-                    let node = self.names.node(model, slot)?;
-                    if model.node(node).input(slot.input) != Some(from) {
-                        return Err(Error::new(
-                            Kind::Config,
-                            format!("input {} of the node is not this tensor", slot.input),
-                        )
-                        .at_node(model.node_name(node), model.node(node).op_type())
-                        .at_value(model.value(from).name())
-                        .with_hint("the plan was made for another model; make it again"));
-                    }
-                    model.set_input(node, slot.input, Some(to));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn dynamic(&mut self, model: &mut Model, name: &str, activation: &Activation) -> Result<()> {
-        let value = self.names.value(name)?;
+    fn dynamic(&mut self, model: &mut Model, name: &str, value: ValueId) -> ValueId {
         let outputs = [format!("{name}_quantized"), format!("{name}_scale"), format!("{name}_zero_point")];
         let quantize = NewNode::new(
             "DynamicQuantizeLinear",
@@ -205,11 +290,10 @@ impl Insert<'_> {
             &outputs.each_ref().map(String::as_str),
         );
         let q = model.insert(Self::place(model, value), quantize);
+        self.quantizers.insert(q);
         let [codes, scale, zero] = [0, 1, 2].map(|i| model.node(q).output(i).expect("just made"));
-        let back = Self::dequantize(model, Place::After(q), name, codes, scale, zero, None);
-        self.readers(model, value, back, q, &activation.readers)?;
         self.outcome.changed(name, "quantized at run time");
-        Ok(())
+        Self::dequantize(model, Place::After(q), name, codes, scale, zero, &Granularity::PerTensor)
     }
 
     fn weights(&mut self, model: &mut Model) -> Result<()> {
@@ -220,7 +304,7 @@ impl Insert<'_> {
             let node = self.names.node(model, &weight.at)?;
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
-                let same = a.tensor == b.tensor && a.quantizer == b.quantizer;
+                let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
                 same && self.solution.weights[*other].qparams == solved.qparams
                     && self.solution.weights[*other].changed == solved.changed
             });
@@ -231,13 +315,41 @@ impl Insert<'_> {
                 made.push((index, found));
                 found
             };
-            let axis = axis(&weight.quantizer.granularity);
-            let back = Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, axis);
-            model.set_type(back, tensor_type(DataType::Float, model.shape(value).as_deref()));
+            let granularity = &weight.quantizer.granularity;
+            let back = Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, granularity);
+            let dims = Self::stored_dims(model, value, weight);
+            let shape: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
+            model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
             model.set_input(node, weight.at.input, Some(back));
+            if weight.transpose {
+                Self::untranspose(model, node, weight)?;
+            }
             self.outcome.changed(&weight.site, format!("{} weight", weight.quantizer.dtype.name()));
         }
         Ok(())
+    }
+
+    /// The shape in which a weight is stored.
+    fn stored_dims(model: &Model, value: ValueId, weight: &Weight) -> Vec<usize> {
+        let mut dims = model.constant(value).map(Tensor::dims).unwrap_or_default();
+        if weight.transpose {
+            dims.reverse();
+        }
+        dims
+    }
+
+    /// Makes a Gemm read its right operand as it is stored now.
+    fn untranspose(model: &mut Model, node: NodeId, weight: &Weight) -> Result<()> {
+        if model.node(node).is("Gemm") && weight.at.input == 1 && model.node(node).int("transB").unwrap_or(0) != 0 {
+            model.remove_attr(node, "transB");
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Config,
+            "the plan transposes a weight that is not the right operand of a Gemm with transB",
+        )
+        .at_node(model.node_name(node), model.node(node).op_type())
+        .at_value(&weight.tensor))
     }
 
     /// Codes, scale and zero point of a weight; the codes are still a QuantizeLinear of a float constant.
@@ -246,25 +358,32 @@ impl Insert<'_> {
         let solved = &self.solution.weights[index];
         let graph = model.main();
         let name = &weight.tensor;
+        let dims = Self::stored_dims(model, value, weight);
         let source = match &solved.changed {
             Some(tensor) => model.add_initializer(graph, &format!("{name}_rounded"), tensor.clone()),
+            None if weight.transpose => {
+                let values = model.constant(value).and_then(Tensor::to_f32).unwrap_or_default();
+                // `dims` is that of the transpose.
+                let values = match dims.as_slice() {
+                    &[columns, rows] => transposed(&values, rows, columns),
+                    _ => values,
+                };
+                model.add_initializer(graph, &format!("{name}_transposed"), Tensor::from_f32(&dims, &values))
+            }
             None => value,
         };
-        let dims = model.constant(value).map(Tensor::dims).unwrap_or_default();
         let dims = weight.quantizer.granularity.scale_dims(&dims);
         let QParams { scales, zero_points: zeros } = &solved.qparams;
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
         let zero = zero_points(weight.quantizer.dtype, &dims, zeros);
         let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);
-        let mut node = NewNode::new(
+        let node = NewNode::new(
             "QuantizeLinear",
             format!("{name}_QuantizeLinear"),
             &[source, scale, zero],
             &[&format!("{name}_quantized")],
         );
-        if let Some(axis) = axis(&weight.quantizer.granularity) {
-            node = node.with(Attr::int("axis", axis as i64));
-        }
+        let node = along(node, &weight.quantizer.granularity);
         let reader = self.names.node(model, &weight.at)?;
         let q = model.insert(Place::Before(reader), node);
         Ok([model.node(q).output(0).expect("just made"), scale, zero])
@@ -307,10 +426,14 @@ impl Insert<'_> {
     }
 }
 
-fn axis(granularity: &Granularity) -> Option<usize> {
+/// Says along which axis a quantizer has its scales.
+fn along(node: NewNode, granularity: &Granularity) -> NewNode {
     match *granularity {
-        Granularity::PerTensor => None,
-        Granularity::PerChannel { axis } | Granularity::PerGroup { axis, .. } => Some(axis),
+        Granularity::PerTensor => node,
+        Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),
+        Granularity::PerGroup { axis, size } => {
+            node.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64))
+        }
     }
 }
 

@@ -150,6 +150,21 @@ impl DataType {
         })
     }
 
+    /// The operator set from which on the default domain's quantizers take codes of this type, and its IR version; `None`
+    /// where they always did, or do not.
+    #[must_use]
+    pub fn quantizers_since(self) -> Option<(i64, i64)> {
+        match self {
+            Self::Float8e4m3fn | Self::Float8e4m3fnuz | Self::Float8e5m2 | Self::Float8e5m2fnuz => Some((19, 9)),
+            Self::Int4 | Self::Uint4 | Self::Int16 | Self::Uint16 => Some((21, 10)),
+            Self::Float4e2m1 => Some((23, 11)),
+            Self::Float8e8m0 => Some((24, 12)),
+            Self::Int2 | Self::Uint2 => Some((25, 13)),
+            Self::Float6e2m3 | Self::Float6e3m2 => Some((28, 14)),
+            _ => None,
+        }
+    }
+
     /// Whether graphs compute in this type (`float`, `float16`, `bfloat16`, `double`).
     #[must_use]
     pub fn is_float(self) -> bool {

@@ -60,7 +60,7 @@ pub struct ActivationRow {
     pub zero_point: Option<i32>,
     /// Smallest and largest value seen.
     pub range: Option<(f32, f32)>,
-    /// Its own signal to quantization noise over the samples.
+    /// Its own signal to quantization noise over the samples, in integers.
     pub sqnr_db: Option<f64>,
     /// Why it is quantized.
     pub why: String,
@@ -128,7 +128,8 @@ impl Report {
             .iter()
             .map(|(name, activation)| {
                 let solved = solution.activations.get(name).copied();
-                let seen = statistics.and_then(|s| s.sites.get(name));
+                let tensor = activation.tensor.as_ref().unwrap_or(name);
+                let seen = statistics.and_then(|s| s.sites.get(tensor));
                 let (low, high) = activation.quantizer.dtype.range();
                 ActivationRow {
                     tensor: name.clone(),
@@ -140,7 +141,9 @@ impl Report {
                     scale: solved.map(|s| s.0),
                     zero_point: solved.map(|s| s.1),
                     range: seen.and_then(SiteStatistics::range).map(|r| (r.min, r.max)),
-                    sqnr_db: solved.and_then(|(s, z)| seen.map(|site| site.sqnr_db(s, z, low, high))),
+                    sqnr_db: solved
+                        .filter(|_| activation.quantizer.dtype.is_integer())
+                        .and_then(|(s, z)| seen.map(|site| site.sqnr_db(s, z, low, high))),
                     why: activation.why.clone(),
                 }
             })

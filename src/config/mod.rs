@@ -162,7 +162,8 @@ impl<T: Copy> Numbers<T> {
 
 /// When a tensor is too badly served by its range to be quantized.
 ///
-/// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples.
+/// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples. Formats of fewer
+/// than 8 bits are not judged by it, nor are activations in small floats: they were asked for by name.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guard {

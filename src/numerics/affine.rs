@@ -36,11 +36,15 @@ const BLOCK: usize = 1 << 12;
 /// Total: ±∞ saturate, NaN becomes the smallest code of an integer format, as in onnxruntime. `scale` is positive and
 /// `zero_point` in the range of `format`.
 pub fn quantize_value(x: f32, scale: f32, zero_point: i32, format: Format, round: Round) -> i32 {
-    let quotient = x / scale;
-    if let Some(float) = format.float() {
-        return float.encode(quotient);
+    match format.float() {
+        Some(float) => float.encode(x / scale),
+        None => integer_value(x, scale, zero_point, format.range(), round),
     }
-    let (qmin, qmax) = format.range();
+}
+
+/// [`quantize_value`] of an integer format of which only the codes `qmin..=qmax` are used.
+fn integer_value(x: f32, scale: f32, zero_point: i32, (qmin, qmax): (i32, i32), round: Round) -> i32 {
+    let quotient = x / scale;
     // In f64 for int32, whose range f32 does not hold; the same numbers for all others.
     let (low, high) = (f64::from(qmin) - f64::from(zero_point), f64::from(qmax) - f64::from(zero_point));
     let clamped = if quotient.is_nan() { low } else { f64::from(quotient).clamp(low, high) };
@@ -92,7 +96,24 @@ pub fn quantize_codes(
     format: Format,
     round: Round,
 ) -> Result<Vec<i32>> {
-    let quantizer = Quantizer::new(x, dims, granularity, qparams, format, round)?;
+    quantize_within(x, dims, granularity, qparams, format, round, format.range())
+}
+
+/// [`quantize_codes`] with the codes of an integer format clamped to `codes.0..=codes.1`, which the format has. The zero
+/// point need not be one of them. Floats are not clamped.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_within(
+    x: &[f32],
+    dims: &[usize],
+    granularity: &Granularity,
+    qparams: &QParams,
+    format: Format,
+    round: Round,
+    codes: (i32, i32),
+) -> Result<Vec<i32>> {
+    let quantizer = Quantizer { codes, ..Quantizer::new(x, dims, granularity, qparams, format, round)? };
     let mut out = vec![0; x.len()];
     quantizer.for_each_chunk(x, &mut out, CHUNK, |start, x, out| quantizer.fill(start, x, out))?;
     Ok(out)
@@ -113,7 +134,7 @@ pub fn quantize_serial(
     let grid = Grid::new(dims, granularity)?;
     grid.check(x.len(), dims, format, qparams)?;
     let mut out = vec![0; x.len()];
-    Quantizer { grid, qparams, format, round: Round::HalfEven }.fill(0, x, &mut out);
+    Quantizer { grid, qparams, format, round: Round::HalfEven, codes: format.range() }.fill(0, x, &mut out);
     Ok(out)
 }
 
@@ -239,6 +260,8 @@ struct Quantizer<'a> {
     qparams: &'a QParams,
     format: Format,
     round: Round,
+    /// Smallest and largest code, for integers.
+    codes: (i32, i32),
 }
 
 impl<'a> Quantizer<'a> {
@@ -256,7 +279,7 @@ impl<'a> Quantizer<'a> {
         if !format.is_integer() && round != Round::HalfEven {
             return Err(Error::model(format!("{format} has no other rounding than half to even")));
         }
-        Ok(Self { grid, qparams, format, round })
+        Ok(Self { grid, qparams, format, round, codes: format.range() })
     }
 
     /// Runs `fill` over chunks of `x` and of `out`, in parallel; it says whether its chunk was finite.
@@ -309,7 +332,7 @@ impl<'a> Quantizer<'a> {
     }
 
     fn fill_int<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) {
-        let range = self.format.range();
+        let range = self.codes;
         self.for_each_run(
             start,
             x,
@@ -330,7 +353,7 @@ impl<'a> Quantizer<'a> {
     }
 
     fn fill_scalar<T: Code>(&self, start: usize, x: &[f32], out: &mut [T]) {
-        let code = |x, scale, zero_point| T::from_code(quantize_value(x, scale, zero_point, self.format, self.round));
+        let code = |x, scale, zero_point| T::from_code(integer_value(x, scale, zero_point, self.codes, self.round));
         self.for_each_run(
             start,
             x,

@@ -44,6 +44,17 @@ impl Granularity {
         }
     }
 
+    /// The entry of the scale tensor, in row-major order, that element `at` of a tensor of shape `dims` uses.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), or a shape with more elements than can be addressed.
+    pub fn entry(&self, dims: &[usize], at: usize) -> Result<usize> {
+        Ok(match Grid::new(dims, self)?.run_at(at) {
+            Run::Same { len: _, entry } => entry,
+            Run::Each { len: _, first } => first,
+        })
+    }
+
     /// Checks that the axis exists in `dims` and that a group is not empty.
     ///
     /// # Errors

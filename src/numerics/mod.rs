@@ -9,7 +9,10 @@
 //! | quantize to floats | `q = cast_rne(clamp(x / s, −MAX, MAX))`, `z = 0` | [`quantize`], [`Format::encode`] |
 //! | dequantize | `y = f32(q − z) · s`, the subtraction exact | [`dequantize`] |
 //! | asymmetric parameters | `s = (max − min) / (qmax − qmin)` in f64, `z = clamp(rne(qmin − min / s))`, 0 in the range | [`qparams_from_range`] |
-//! | symmetric parameters | `s = amax / (qmax − z)`, `z = 0` signed, the middle code unsigned | [`qparams_from_range`] |
+//! | symmetric parameters | `s = amax / ((qmax − qmin) / 2)`, `z = 0` signed, the middle code unsigned | [`qparams_from_range`] |
+//! | codes used | all, or without the lowest (`narrow`), or half of them (`reduce`) | [`RangeSpec::codes`] |
+//! | scales used | all, or powers of two, or those of float16 or bfloat16 | [`RangeSpec`] |
+//! | searched ranges | of the least `Σ \|x − y\|^p`, or around a share of the values | [`mse_ranges`], [`percentile_ranges`] |
 //! | float parameters | `s = amax / MAX` | [`qparams_from_range`] |
 //! | bias | `q = clamp(rne(f64(b) / f64(s)))`, `s = s_x · s_w` | [`quantize_bias`] |
 //! | pair-safe weights | `\|q[2p] + q[2p+1]\| ≤ 128`, so that `255 · (q[2p] + q[2p+1])` fits 16 bits | [`pair_safe`] |
@@ -42,11 +45,15 @@ mod minifloat;
 pub mod pack;
 pub mod pair_safe;
 mod range;
+mod search;
 
-pub use affine::{Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value};
+pub use affine::{
+    Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value, quantize_within,
+};
 pub use bias::{bias_scale, quantize_bias, weight_scale_floor};
 pub use fake::{fake_quantize, fake_quantize_nd, fake_quantize_serial};
 pub use format::Format;
 pub use grid::{Granularity, QParams};
 pub use minifloat::{Minifloat, decode_float8e8m0};
-pub use range::{MinMax, RangeSpec, channel_ranges, min_max, qparams_from_range};
+pub use range::{Arithmetic, MinMax, Precision, RangeSpec, Symmetry, channel_ranges, min_max, qparams_from_range};
+pub use search::{mse_ranges, percentile_ranges};

@@ -234,7 +234,7 @@ impl Candidate {
 }
 
 /// The codes nearest to a pair of equal sign among those with `|q₀ + q₁| = 128`.
-fn project([first, second]: [f64; 2]) -> [i8; 2] {
+pub(crate) fn project([first, second]: [f64; 2]) -> [i8; 2] {
     let sign = if first < 0.0 { -1 } else { 1 };
     let difference = f64::from(sign) * (first - second);
     // Half the sum plus a half: the cast, towards zero, then rounds a positive number to the nearest.

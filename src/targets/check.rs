@@ -35,21 +35,6 @@ pub fn violations(model: &Model, target: &Target) -> Vec<String> {
     check.found
 }
 
-/// The operator set from which on initializers of a type may feed the default domain's quantizers, and its IR version.
-fn since(dtype: DataType) -> Option<(i64, i64)> {
-    match dtype {
-        DataType::Float8e4m3fn | DataType::Float8e4m3fnuz | DataType::Float8e5m2 | DataType::Float8e5m2fnuz => {
-            Some((19, 9))
-        }
-        DataType::Int4 | DataType::Uint4 => Some((21, 10)),
-        DataType::Float4e2m1 => Some((23, 11)),
-        DataType::Float8e8m0 => Some((24, 12)),
-        DataType::Int2 | DataType::Uint2 => Some((25, 13)),
-        DataType::Float6e2m3 | DataType::Float6e3m2 => Some((28, 14)),
-        _ => None,
-    }
-}
-
 /// A DequantizeLinear over an initializer.
 struct Dequantized<'a> {
     node: NodeId,
@@ -78,9 +63,13 @@ impl<'a> Check<'a> {
         for graph in self.model.all_graphs() {
             for &value in self.model.graph(graph).initializers() {
                 let Def::Constant(tensor) = self.model.value(value).def() else { continue };
-                let Some((need_opset, need_ir)) = since(tensor.dtype()) else { continue };
-                if (opset < need_opset || ir < need_ir) && seen.insert(tensor.dtype()) {
-                    let dtype = tensor.dtype();
+                let dtype = tensor.dtype();
+                // Of these only quantizers came late; every other operator may read them.
+                if matches!(dtype, DataType::Int16 | DataType::Uint16) {
+                    continue;
+                }
+                let Some((need_opset, need_ir)) = dtype.quantizers_since() else { continue };
+                if (opset < need_opset || ir < need_ir) && seen.insert(dtype) {
                     let name = self.model.value(value).name();
                     self.found.push(format!(
                         "\"{name}\" is {dtype}, which needs operator set {need_opset} and IR version {need_ir}"
@@ -94,7 +83,23 @@ impl<'a> Check<'a> {
         format!("\"{}\" ({})", self.model.node_name(node), self.model.node(node).op_type())
     }
 
+    /// Codes of 16 bits, and scales in groups, are younger than the operators.
+    fn quantizer_versions(&mut self, node: NodeId) {
+        let (opset, ir) = (self.model.opset().unwrap_or(0), self.model.ir_version());
+        let wide = [0, 2].into_iter().filter_map(|i| self.model.constant_input(node, i)).map(Tensor::dtype);
+        let wide =
+            wide.filter(|d| matches!(d, DataType::Int16 | DataType::Uint16)).filter_map(DataType::quantizers_since);
+        let groups = self.model.node(node).int("block_size").unwrap_or(0) > 0;
+        if let Some((need_opset, need_ir)) = wide.chain(groups.then_some((21, 10))).max()
+            && (opset < need_opset || ir < need_ir)
+        {
+            let label = self.label(node);
+            self.found.push(format!("{label} needs operator set {need_opset} and IR version {need_ir}"));
+        }
+    }
+
     fn quantizer(&mut self, node: NodeId) {
+        self.quantizer_versions(node);
         if let Some(scale) = self.model.constant_input(node, 1).and_then(Tensor::to_f32) {
             if let Some(bad) = scale.iter().find(|s| !s.is_normal() || **s <= 0.0) {
                 self.found.push(format!("{} has the scale {bad}", self.label(node)));
@@ -154,8 +159,11 @@ impl<'a> Check<'a> {
         }
         let data = usize::from(input == 0);
         let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));
-        let hazardous =
-            self.target.pair_safe && weight.codes.dtype() == DataType::Int8 && !layout.depthwise && unsigned;
+        let hazardous = self.target.pair_safe
+            && !blocked
+            && weight.codes.dtype() == DataType::Int8
+            && !layout.depthwise
+            && unsigned;
         if hazardous {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
             let rows = reduction_rows(&dims, layout.reduction);

@@ -16,5 +16,6 @@ mod roundtrip;
 mod runtime;
 mod samples;
 mod snapshot;
+mod solve;
 mod text;
 mod tidy;

@@ -8,9 +8,10 @@
 
 use amax::numerics::pair_safe::{self, Layout};
 use amax::numerics::{
-    Format, Granularity, QParams, RangeSpec, Round, bias_scale, channel_ranges, dequantize, dequantize_serial,
-    fake_quantize, fake_quantize_nd, fake_quantize_serial, metrics, min_max, pack, qparams_from_range, quantize,
-    quantize_bias, quantize_codes, quantize_serial, quantize_value, weight_scale_floor,
+    Arithmetic, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, bias_scale, channel_ranges,
+    dequantize, dequantize_serial, fake_quantize, fake_quantize_nd, fake_quantize_serial, metrics, min_max, mse_ranges,
+    pack, percentile_ranges, qparams_from_range, quantize, quantize_bias, quantize_codes, quantize_serial,
+    quantize_value, weight_scale_floor,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -211,14 +212,23 @@ fn agrees_with_onnxruntime_quantizer() {
     }
 }
 
-/// Rows of min, max, scale, zero point. For symmetric formats only those where onnxruntime uses `amax / qmax`.
+/// onnxruntime leaves the lowest code of symmetric int8 and int16 unused, and of no other format.
+fn onnxruntime_spec(case: &Value, format: Format) -> RangeSpec {
+    let symmetric = case["symmetric"].as_bool().unwrap();
+    let narrow = symmetric && matches!(format, Format::Int8 | Format::Int16);
+    let reduce = case.get("reduce").is_some_and(|reduce| reduce.as_bool().unwrap());
+    let min_width = case.get("min_real_range").map_or(0.0, number);
+    let spec = RangeSpec { narrow, reduce, min_width, ..RangeSpec::new(format, symmetric) };
+    if let Some(codes) = case.get("codes") {
+        assert_eq!([spec.codes().0, spec.codes().1], *integers(codes), "{format} {reduce}");
+    }
+    spec
+}
+
+/// Rows of min, max, scale, zero point.
 fn check_ranges(case: &Value) {
     let format = format(&case["format"]);
-    let symmetric = case["symmetric"].as_bool().unwrap();
-    if symmetric && !matches!(format, Format::Int8 | Format::Int16) {
-        return;
-    }
-    let spec = RangeSpec { format, symmetric, narrow: false };
+    let spec = onnxruntime_spec(case, format);
     for row in case["rows"].as_array().unwrap() {
         let row = numbers(row);
         assert_eq!(qparams_from_range(row[0], row[1], &spec), (row[2], row[3] as i32), "{format} {row:?}");
@@ -236,18 +246,15 @@ fn check_codes(
     let qparams = QParams { scales, zero_points };
     let codes = quantize_codes(&x, &dims, &granularity, &qparams, format, Round::HalfEven).unwrap();
     assert_eq!(codes, integers(expected), "{case}");
-    let symmetric = case["symmetric"].as_bool().unwrap();
-    if !symmetric || matches!(format, Format::Int8 | Format::Int16) {
-        let spec = RangeSpec { format, symmetric, narrow: false };
-        let ranges = channel_ranges(&x, &dims, &granularity).unwrap();
-        let (scales, zero_points): (Vec<f32>, Vec<i32>) =
-            ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).unzip();
-        assert_eq!(zero_points, qparams.zero_points, "{case}");
-        // Its blocked form computes scales in f32.
-        let tolerance = u32::from(case["op"] == "blocked");
-        for (scale, expected) in scales.iter().zip(&qparams.scales) {
-            assert!(scale.to_bits().abs_diff(expected.to_bits()) <= tolerance, "{scale} {expected} {case}");
-        }
+    let spec = onnxruntime_spec(case, format);
+    let ranges = channel_ranges(&x, &dims, &granularity).unwrap();
+    let (scales, zero_points): (Vec<f32>, Vec<i32>) =
+        ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).unzip();
+    assert_eq!(zero_points, qparams.zero_points, "{case}");
+    // Its blocked form computes scales in f32.
+    let tolerance = u32::from(case["op"] == "blocked");
+    for (scale, expected) in scales.iter().zip(&qparams.scales) {
+        assert!(scale.to_bits().abs_diff(expected.to_bits()) <= tolerance, "{scale} {expected} {case}");
     }
     quantize(&x, &dims, &granularity, &qparams, format, Round::HalfEven).unwrap()
 }
@@ -373,7 +380,8 @@ fn formats_are_what_their_names_say() {
 
 #[test]
 fn ranges_become_parameters() {
-    let (sym, asym, narrow) = ((true, false), (false, false), (false, true));
+    // Symmetric, narrow.
+    let (sym, asym, narrow) = ((true, true), (false, false), (false, true));
     let rows = [
         (Format::Int8, sym, -1.0, 2.54, 2.54 / 127.0, 0),
         (Format::Int4, sym, -7.0, 3.0, 1.0, 0),
@@ -392,16 +400,153 @@ fn ranges_become_parameters() {
         (Format::Float8e4m3fn, asym, -448.0, 3.0, 1.0, 0),
         (Format::Float4e2m1, sym, -1.0, 3.0, 0.5, 0),
         (Format::Int8, sym, 0.0, 0.0, 1.0, 0),
-        (Format::Uint8, sym, 0.0, 0.0, 1.0, 0),
+        (Format::Uint8, sym, 0.0, 0.0, 1.0, 1),
+        (Format::Uint8, (true, false), 0.0, 0.0, 1.0, 0),
         (Format::Uint8, asym, 0.0, 1e-40, 1.0, 0),
         (Format::Float8e5m2, sym, 0.0, 1e-38, 1.0, 0),
         (Format::Int8, asym, f32::NAN, f32::NAN, 1.0, 0),
         (Format::Int2, sym, f32::MIN, f32::INFINITY, f32::MAX, 0),
     ];
     for (format, (symmetric, narrow), min, max, scale, zero_point) in rows {
-        let spec = RangeSpec { format, symmetric, narrow };
+        let spec = RangeSpec { narrow, ..RangeSpec::new(format, symmetric) };
         assert_eq!(qparams_from_range(min, max, &spec), (scale, zero_point), "{spec:?} {min} {max}");
     }
+}
+
+#[test]
+fn scales_are_rounded_as_asked() {
+    let sym = |format| RangeSpec::new(format, true);
+    let full = |format| RangeSpec { narrow: false, ..sym(format) };
+    let asym = |format| RangeSpec::new(format, false);
+    let pot = |spec| RangeSpec { power_of_two: true, ..spec };
+    let half = |spec| RangeSpec { precision: Precision::Float16, ..spec };
+    let brain = |spec| RangeSpec { precision: Precision::Bfloat16, ..spec };
+    let least = |spec, eps| RangeSpec { eps, ..spec };
+    let free = |spec| RangeSpec { symmetry: Symmetry::NoClipping, ..spec };
+    let single = |spec| RangeSpec { arithmetic: Arithmetic::Single, ..spec };
+    let wide = |spec, min_width| RangeSpec { min_width, ..spec };
+    let power = |exponent: i32| 2.0_f32.powi(exponent);
+    let rows = [
+        // onnxruntime's own tests of compute_scale_zp.
+        (sym(Format::Int8), -1.0, 2.0, 2.0 / 127.0, 0),
+        (RangeSpec { narrow: true, ..asym(Format::Int8) }, -1.0, 2.0, 3.0 / 254.0, -42),
+        (full(Format::Uint8), -1.0, 2.0, 4.0 / 255.0, 128),
+        (asym(Format::Uint8), -1.0, 2.0, 3.0 / 255.0, 85),
+        (wide(asym(Format::Uint8), 1e-4), 0.0, 0.0, 1e-4 / 255.0, 0),
+        (wide(full(Format::Int8), 1e-4), 0.0, 0.0, 2e-4 / 255.0, 0),
+        (sym(Format::Int8), -1e-39, 1e-39, 1.0, 0),
+        // Powers of two: up, exact ones kept, to both ends.
+        (pot(sym(Format::Int8)), 0.0, 127.0, 1.0, 0),
+        (pot(sym(Format::Int8)), 0.0, 127.1, 2.0, 0),
+        (pot(sym(Format::Int8)), 0.0, 126.9, 1.0, 0),
+        (pot(asym(Format::Uint8)), -1.0, 254.1, 2.0, 0),
+        (pot(asym(Format::Uint8)), -4.0, 252.0, 2.0, 2),
+        (pot(sym(Format::Int2)), f32::MIN, 0.0, power(127), 0),
+        (pot(sym(Format::Int8)), 0.0, 1e-40, 1.0, 0),
+        (pot(least(sym(Format::Int8), 0.3)), 0.0, 0.0, 0.5, 0),
+        (pot(sym(Format::Float8e4m3fn)), 0.0, 449.0, 2.0, 0),
+        // Halves: nearest even, never zero nor infinite.
+        (half(sym(Format::Int8)), 0.0, 127.0 * (1.0 + power(-11)), 1.0, 0),
+        (half(sym(Format::Int8)), 0.0, 127.0 * (1.0 + 3.0 * power(-11)), 1.0 + power(-9), 0),
+        (half(sym(Format::Int8)), 0.0, 1e30, 65504.0, 0),
+        (half(pot(sym(Format::Int8))), 0.0, 1e30, 32768.0, 0),
+        (half(sym(Format::Int8)), 0.0, 1e-20, power(-24), 0),
+        (half(asym(Format::Uint8)), -1e-20, 1e-20, power(-24), 0),
+        (half(least(sym(Format::Int8), 1.0 + power(-12))), 0.0, 0.0, 1.0 + power(-10), 0),
+        (brain(sym(Format::Int8)), 0.0, 127.0 * (1.0 + power(-8)), 1.0, 0),
+        (brain(sym(Format::Int8)), 0.0, 127.0 * (1.0 + 3.0 * power(-8)), 1.0 + power(-6), 0),
+        (brain(sym(Format::Int2)), f32::MIN, 0.0, half::bf16::MAX.to_f32(), 0),
+        // The zero point is that of the rounded scale.
+        (brain(asym(Format::Uint16)), -3.0, 6.0, half::bf16::from_f32(9.0 / 65535.0).to_f32(), 21835),
+        // The least scale.
+        (least(asym(Format::Int8), f32::MIN_POSITIVE), 0.0, 0.0, f32::MIN_POSITIVE, -128),
+        (least(sym(Format::Int8), 1e-3), 0.0, 0.127, 1e-3, 0),
+        (least(sym(Format::Int8), 1e-3), 0.0, 1.27, 1.27 / 127.0, 0),
+        (least(sym(Format::Int8), 1e-40), 0.0, 0.0, f32::MIN_POSITIVE, 0),
+        // No clipping at either end.
+        (free(full(Format::Int4)), -8.0, 3.0, 1.0, 0),
+        (free(full(Format::Int4)), -1.0, 7.0, 1.0, 0),
+        (free(full(Format::Uint8)), -1.28, 1.0, 0.01, 128),
+        // torch rounds the width to f32 first.
+        (asym(Format::Int8), -0.123_456_79, 1.987_654_3, 0.008_278_867, -113),
+        (single(asym(Format::Int8)), -16_777_216.0, 1.0, 16_777_216.0 / 255.0, 127),
+        (asym(Format::Int8), -16_777_216.0, 1.0, 16_777_217.0 / 255.0, 127),
+        (asym(Format::Uint8), f32::MIN, f32::MAX, f32::MAX / 127.5, 128),
+        (RangeSpec { reduce: true, ..asym(Format::Uint2) }, f32::MIN, f32::MAX, f32::MAX, 0),
+    ];
+    for (spec, min, max, scale, zero_point) in rows {
+        assert_eq!(qparams_from_range(min, max, &spec), (scale, zero_point), "{spec:?} {min} {max}");
+    }
+}
+
+#[test]
+fn codes_in_use_are_those_of_their_formats() {
+    let rows = [
+        ("int2", (-1, 1), (-1, 0), (0, 0)),
+        ("uint2", (1, 3), (0, 1), (1, 1)),
+        ("int4", (-7, 7), (-4, 3), (-3, 3)),
+        ("uint4", (1, 15), (0, 7), (1, 7)),
+        ("int8", (-127, 127), (-64, 64), (-64, 64)),
+        ("uint8", (1, 255), (0, 127), (1, 127)),
+        ("int16", (-32767, 32767), (-16384, 16384), (-16384, 16384)),
+        ("uint16", (1, 65535), (0, 32767), (1, 32767)),
+        ("float8e4m3fn", (0, 255), (0, 255), (0, 255)),
+    ];
+    for (name, narrow_codes, reduced, both) in rows {
+        let format = Format::parse(name).unwrap();
+        let codes = |narrow, reduce| RangeSpec { narrow, reduce, ..RangeSpec::new(format, false) }.codes();
+        assert_eq!(codes(false, false), format.range(), "{name}");
+        assert_eq!(
+            [codes(true, false), codes(false, true), codes(true, true)],
+            [narrow_codes, reduced, both],
+            "{name}"
+        );
+    }
+}
+
+/// torch's third convention, which no quantizer of a plan has.
+#[test]
+fn torchao_chooses_the_same_without_clipping() {
+    let file = vectors("torchao.json");
+    let mut cases = 0;
+    for case in file["cases"].as_array().unwrap() {
+        if case["mapping"] != "SYMMETRIC_NO_CLIPPING_ERR" {
+            continue;
+        }
+        let (dims, x) = (extents(&case["dims"]), numbers(&file["inputs"][case["x"].as_str().unwrap()]));
+        let granularity = serde_json::from_value(case["granularity"].clone()).unwrap();
+        let spec = RangeSpec {
+            symmetry: Symmetry::NoClipping,
+            arithmetic: Arithmetic::Single,
+            eps: f32::MIN_POSITIVE,
+            ..RangeSpec::new(format(&case["format"]), false)
+        };
+        let ranges = channel_ranges(&x, &dims, &granularity).unwrap();
+        let (scales, zero_points): (Vec<f32>, Vec<i32>) =
+            ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).unzip();
+        assert_eq!(scales, numbers(&case["scales"]), "{case}");
+        assert_eq!(zero_points, integers(&case["zero_points"]), "{case}");
+        cases += 1;
+    }
+    assert_eq!(cases, 12);
+}
+
+#[test]
+fn searches_refuse_what_has_no_range() {
+    let spec = RangeSpec::new(Format::Int8, true);
+    let search = |x: &[f32]| {
+        let errors = [
+            mse_ranges(x, &[2], &Granularity::PerTensor, &spec, Round::HalfEven, 2.0).err(),
+            percentile_ranges(x, &[2], &Granularity::PerTensor, 99.0, true).err(),
+        ];
+        errors.map(|error| error.map(|error| error.message().to_owned()).unwrap_or_default())
+    };
+    assert!(search(&[0.0]).iter().all(|message| message.contains("do not fill")));
+    assert!(search(&[0.0, f32::NAN]).iter().all(|message| message.contains("element 1 is NaN")));
+    assert!(search(&[0.0, 0.0]).iter().all(String::is_empty));
+    let empty = Granularity::PerChannel { axis: 1 };
+    assert_eq!(mse_ranges(&[], &[0, 2], &empty, &spec, Round::HalfEven, 2.0).unwrap(), [(0.0, 0.0); 2]);
+    assert_eq!(percentile_ranges(&[], &[0, 2], &empty, 50.0, false).unwrap(), [(0.0, 0.0); 2]);
 }
 
 #[test]
@@ -597,7 +742,7 @@ proptest! {
         format in proptest::sample::select(vec![Format::Int4, Format::Uint4, Format::Int8, Format::Uint8, Format::Int16, Format::Uint16]),
     ) {
         let extremes = min_max(&x);
-        let (scale, zero_point) = qparams_from_range(extremes.min, extremes.max, &RangeSpec { format, symmetric, narrow: false });
+        let (scale, zero_point) = qparams_from_range(extremes.min, extremes.max, &RangeSpec::new(format, symmetric));
         let mut y = x.clone();
         fake_quantize(&mut y, scale, zero_point, format);
         // The zero point is rounded too, so that the ends of an asymmetric range may saturate by half a step.

@@ -1,0 +1,126 @@
+//! Scales of activations: one for all that share it.
+
+use std::collections::BTreeMap;
+
+use super::{check_range, given_qparams, range_spec};
+use crate::config::spec::ObserverKind;
+use crate::error::{Error, Kind, Result};
+use crate::numerics::{self, Granularity};
+use crate::plan::{Activation, Given, Mode, Plan, Quantizer};
+use crate::statistics::{SiteStatistics, Statistics};
+
+/// Pairs that share a scale.
+struct Group<'a> {
+    /// The first of them.
+    name: &'a str,
+    quantizer: &'a Quantizer,
+    given: Option<(&'a str, &'a Given)>,
+}
+
+/// Scale and zero point of each static pair, by its name.
+pub(super) fn solve(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<String, (f32, i32)>> {
+    let fixed = || plan.activations.iter().filter(|(_, a)| a.mode == Mode::Static);
+    let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
+    for (name, activation) in fixed() {
+        join(&mut groups, name, activation)?;
+    }
+    let mut ranges: BTreeMap<&str, (f32, f32)> = BTreeMap::new();
+    for (name, activation) in fixed() {
+        let leader = activation.scale_of.as_str();
+        if groups[leader].given.is_none() {
+            let (low, high) = range(name, activation, statistics)?;
+            let slot = ranges.entry(leader).or_insert((low, high));
+            *slot = (slot.0.min(low), slot.1.max(high));
+        }
+    }
+    let mut found: BTreeMap<&str, (f32, i32)> = BTreeMap::new();
+    for (leader, group) in &groups {
+        let seen = ranges.get(leader).copied().unwrap_or_default();
+        found.insert(leader, numbers(group, seen).map_err(|e| e.at_value(group.name))?);
+    }
+    Ok(fixed().map(|(name, activation)| (name.clone(), found[activation.scale_of.as_str()])).collect())
+}
+
+/// Adds a pair to the group whose scale it has.
+fn join<'a>(groups: &mut BTreeMap<&'a str, Group<'a>>, name: &'a str, activation: &'a Activation) -> Result<()> {
+    let quantizer = &activation.quantizer;
+    let group = groups.entry(&activation.scale_of).or_insert_with(|| Group { name, quantizer, given: None });
+    let fail = |other: &str, what: &str| {
+        Error::new(Kind::Config, format!("it shares its scale with \"{other}\", but {what}")).at_value(name)
+    };
+    let shape = |quantizer: &Quantizer| Quantizer {
+        observer: ObserverKind::Minmax,
+        percentile: None,
+        mse_p: None,
+        given: None,
+        ..quantizer.clone()
+    };
+    if shape(group.quantizer) != shape(quantizer) {
+        return Err(fail(group.name, "not how it is quantized"));
+    }
+    match (&quantizer.given, group.given) {
+        (Some(ours), Some((other, theirs))) if ours != theirs => Err(fail(other, "other numbers are given for it")
+            .with_hint("give both tensors the same numbers, or only one of them")),
+        (Some(ours), None) => {
+            group.given = Some((name, ours));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
+    let quantizer = group.quantizer;
+    if quantizer.granularity != Granularity::PerTensor {
+        return Err(Error::new(Kind::Config, "a static activation has one scale for the whole tensor"));
+    }
+    let spec = range_spec(quantizer)?;
+    let (low, high) = match group.given {
+        Some((_, Given::Scales { scales, zero_points })) => {
+            let found = given_qparams(quantizer, scales, zero_points, 1)?;
+            return Ok((found.scales[0], found.zero_points[0]));
+        }
+        Some((_, &Given::Range(low, high))) => {
+            check_range(low, high)?;
+            (low, high)
+        }
+        None => seen,
+    };
+    Ok(numerics::qparams_from_range(low, high, &spec))
+}
+
+/// The range of one tensor.
+fn range(name: &str, activation: &Activation, statistics: &Statistics) -> Result<(f32, f32)> {
+    if let Some(range) = activation.range {
+        return Ok(range);
+    }
+    let tensor = tensor(name, activation);
+    let site = statistics.sites.get(tensor).ok_or_else(|| {
+        Error::new(Kind::Samples, "the statistics do not cover this tensor")
+            .at_value(tensor)
+            .with_hint("calibrate again with this configuration")
+    })?;
+    observed(site, &activation.quantizer).map_err(|e| e.at_value(tensor))
+}
+
+/// The float tensor of a pair.
+pub(super) fn tensor<'a>(name: &'a str, activation: &'a Activation) -> &'a str {
+    activation.tensor.as_deref().unwrap_or(name)
+}
+
+/// The range that an observer makes of what was seen; empty, all-NaN and never reached tensors count as zero.
+fn observed(site: &SiteStatistics, quantizer: &Quantizer) -> Result<(f32, f32)> {
+    match quantizer.observer {
+        ObserverKind::Minmax => Ok(seen(site)),
+        other => {
+            let name = serde_json::to_string(&other).unwrap_or_default();
+            Err(Error::new(Kind::Config, format!("the observer {name} is not implemented for activations yet"))
+                .with_hint("use observer = \"minmax\""))
+        }
+    }
+}
+
+/// The finite range seen.
+pub(super) fn seen(site: &SiteStatistics) -> (f32, f32) {
+    site.range().map_or((0.0, 0.0), |r| (r.min, r.max))
+}

@@ -1,0 +1,675 @@
+//! Numbers for plans: scales, zero points and codes of constants, and of the pairs on activations, from the plan document to
+//! the tensors of the finished model.
+
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test that cannot go on has failed, and bits are compared")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use amax::config::Guard;
+use amax::error::{Kind, Result};
+use amax::ir::text::parse;
+use amax::ir::{Model, NodeId, Tensor};
+use amax::numerics::{Format, Granularity, QParams, dequantize, pack};
+use amax::onnx::DataType;
+use amax::passes::{Context, Evaluate, pipeline};
+use amax::plan::Plan;
+use amax::solve::{Solution, Solved, guard, solve};
+use amax::statistics::{SiteStatistics, Statistics};
+use amax::targets::{Target, check};
+use serde_json::{Value, json};
+
+struct NoRuntime;
+
+impl Evaluate for NoRuntime {
+    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
+        None
+    }
+}
+
+/// The model that a plan makes.
+fn applied(model: &Model, plan: &Plan, solution: &Solution) -> Result<Model> {
+    let mut model = model.clone();
+    let context = Context { evaluate: &NoRuntime, quantization: Some((plan, solution)) };
+    pipeline::run(&mut model, pipeline::QUANTIZE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    Ok(model)
+}
+
+fn vectors(name: &str) -> Value {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+fn integers(value: &Value) -> Vec<i32> {
+    value.as_array().unwrap().iter().map(|v| i32::try_from(v.as_i64().unwrap()).unwrap()).collect()
+}
+
+fn extents(value: &Value) -> Vec<usize> {
+    value.as_array().unwrap().iter().map(|v| usize::try_from(v.as_u64().unwrap()).unwrap()).collect()
+}
+
+fn list<T: std::fmt::Display>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A plan of some activations, weights and biases.
+fn planned(opset: i64, activations: &Value, weights: &Value, biases: &Value) -> Plan {
+    let plan = json!({
+        "schema": amax::plan::SCHEMA, "target": "ort-cpu", "opset": opset, "activations": activations,
+        "weights": weights, "biases": biases, "skipped": [],
+    });
+    serde_json::from_value(plan).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The operator set and IR version that a format and granularity need.
+fn need(format: Format, granularity: Granularity) -> (i64, i64) {
+    let types = match format {
+        Format::Int2 | Format::Uint2 => (25, 13),
+        Format::Float4e2m1 => (23, 11),
+        Format::Int4 | Format::Uint4 | Format::Int16 | Format::Uint16 => (21, 10),
+        Format::Float8e4m3fn | Format::Float8e5m2 => (19, 9),
+        _ => (13, 7),
+    };
+    if matches!(granularity, Granularity::PerGroup { .. }) { types.max((21, 10)) } else { types }
+}
+
+/// A weight through the whole line.
+struct Stored {
+    solution: Solution,
+    codes: Vec<i32>,
+}
+
+/// Solves and stores one constant, and checks everything about how it is stored.
+fn stored(dims: &[usize], values: &[f32], weight: &Value) -> Result<Stored> {
+    let transpose = weight["transpose"] == true;
+    let op = if transpose { "Gemm <transB = 1> (x, w)" } else { "Add (x, w)" };
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[n,m] x) => (float[n,m] y) <float[{}] w = {{{}}}> {{\n  y = {op}\n}}",
+        list(dims),
+        list(values)
+    );
+    let model = parse(&text).unwrap_or_else(|e| panic!("{e}:\n{text}"));
+    let mut weight = weight.clone();
+    let fields = weight.as_object_mut().unwrap();
+    for (key, value) in [("site", json!("y.weight")), ("tensor", json!("w")), ("why", json!(""))] {
+        fields.insert(key.to_owned(), value);
+    }
+    fields.insert("at".to_owned(), json!({"node": "y", "input": 1}));
+    let mut plan = planned(17, &json!({}), &json!([weight]), &json!([]));
+    let quantizer = plan.weights[0].quantizer.clone();
+    let (format, granularity) = (quantizer.dtype, quantizer.granularity);
+    let (opset, ir) = need(format, granularity);
+    plan.opset = opset.max(17);
+    let solution = solve(&model, &plan, None, &mut Solved::default())?;
+    let made = applied(&model, &plan, &solution)?;
+    assert!(made.ir_version() >= ir);
+    assert_eq!(check::violations(&made, &Target::load("ort-cpu").unwrap()), Vec::<String>::new());
+
+    let reader = made.producer(made.value_named("y").unwrap()).unwrap();
+    assert_eq!(made.node(reader).int("transB"), None);
+    let dequantize_node = made.producer(made.node(reader).input(1).unwrap()).unwrap();
+    let [codes, scale, zero] = [0, 1, 2].map(|i| made.constant_input(dequantize_node, i).unwrap());
+    let dims: Vec<usize> = if transpose { dims.iter().rev().copied().collect() } else { dims.to_vec() };
+    let attributes = ["axis", "block_size"].map(|name| made.node(dequantize_node).int(name));
+    let expected = match granularity {
+        Granularity::PerTensor => [None, None],
+        Granularity::PerChannel { axis } => [Some(axis as i64), None],
+        Granularity::PerGroup { axis, size } => [Some(axis as i64), Some(size as i64)],
+    };
+    assert_eq!(attributes, expected);
+    assert_eq!((codes.dims(), codes.dtype()), (dims.clone(), DataType::from(format)));
+    assert_eq!((scale.dims(), scale.dtype()), (granularity.scale_dims(&dims), DataType::Float));
+    assert_eq!((zero.dims(), zero.dtype()), (scale.dims(), DataType::from(format)));
+    let QParams { scales, zero_points } = &solution.weights[0].qparams;
+    assert_eq!(scale.to_f32().as_ref(), Some(scales));
+    assert_eq!(&pack::unpack(&zero.raw(), &format, zero.len()), zero_points);
+    let found = pack::unpack(&codes.raw(), &format, codes.len());
+
+    // The reported quality is that of what is stored.
+    let back = dequantize(&codes.raw(), format, &dims, &granularity, &solution.weights[0].qparams).unwrap();
+    let source: Vec<f32> = if transpose {
+        let columns = dims[0];
+        (0..values.len()).map(|at| values[at % dims[1] * columns + at / dims[1]]).collect()
+    } else {
+        values.to_vec()
+    };
+    let db = amax::numerics::metrics::sqnr_db(&source, &back);
+    assert!(db == solution.weights[0].sqnr_db || (db - solution.weights[0].sqnr_db).abs() < 1e-9);
+    Ok(Stored { solution, codes: found })
+}
+
+#[test]
+fn constants_become_what_numpy_makes_of_them() {
+    let file = vectors("solve.json");
+    for case in file["cases"].as_array().unwrap() {
+        let input = &file["inputs"][case["x"].as_str().unwrap()];
+        let (dims, values) = (extents(&input["dims"]), numbers(&input["values"]));
+        let weight = json!({"quantizer": case["quantizer"], "transpose": case["transpose"] == true});
+        let stored = stored(&dims, &values, &weight).unwrap_or_else(|e| panic!("{e}: {case}"));
+        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams;
+        assert_eq!(scales, &numbers(&case["scales"]), "{case}");
+        assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
+        assert_eq!(stored.codes, integers(&case["q"]), "{case}");
+    }
+}
+
+/// Counts the codes that differ; each must come from a quotient on the edge between the two.
+fn near_ties(found: &[i32], expected: &[i32], quotient: impl Fn(usize) -> f32, case: &Value) -> usize {
+    let differs = (0..found.len()).filter(|&at| found[at] != expected[at]);
+    differs
+        .inspect(|&at| {
+            let exact = f64::from(quotient(at));
+            let edge = (exact - exact.floor() - 0.5).abs();
+            assert!((found[at] - expected[at]).abs() == 1 && edge < 1e-5, "{at}: {exact} {case}");
+        })
+        .count()
+}
+
+fn entry(dims: &[usize], case: &Value, at: usize) -> usize {
+    let granularity: Granularity = serde_json::from_value(case["granularity"].clone()).unwrap();
+    granularity.entry(dims, at).unwrap()
+}
+
+#[test]
+fn torchao_chooses_the_same() {
+    let file = vectors("torchao.json");
+    let (mut cases, mut ties) = (0, 0);
+    for case in file["cases"].as_array().unwrap() {
+        let symmetric = match case["mapping"].as_str().unwrap() {
+            "SYMMETRIC" => true,
+            "ASYMMETRIC" => false,
+            // No quantizer asks for it; numerics.rs has it.
+            _ => continue,
+        };
+        let (dims, values) = (extents(&case["dims"]), numbers(&file["inputs"][case["x"].as_str().unwrap()]));
+        let quantizer = json!({
+            "dtype": case["format"], "symmetric": symmetric, "granularity": case["granularity"],
+            "eps": f32::MIN_POSITIVE,
+        });
+        let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
+        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams;
+        assert_eq!(scales, &numbers(&case["scales"]), "{case}");
+        assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
+        // It multiplies by the reciprocal.
+        let quotient = |at: usize| values[at] / scales[entry(&dims, case, at)];
+        ties += near_ties(&stored.codes, &integers(&case["q"]), quotient, case);
+        cases += 1;
+    }
+    assert_eq!((cases, ties), (25, 10));
+}
+
+#[test]
+fn modelopt_chooses_the_same() {
+    let file = vectors("modelopt.json");
+    let (mut cases, mut ties) = (0, 0);
+    for case in file["cases"].as_array().unwrap() {
+        let (dims, values) = (extents(&case["dims"]), numbers(&file["inputs"][case["x"].as_str().unwrap()]));
+        let of_onnx = case["source"] == "onnx rtn";
+        let mut quantizer = json!({
+            "dtype": case["format"], "symmetric": true, "granularity": case["granularity"], "narrow_range": true,
+        });
+        if of_onnx {
+            quantizer["eps"] = json!(1e-5);
+        }
+        let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
+        let scales = &stored.solution.weights[0].qparams.scales;
+        assert!(stored.solution.weights[0].qparams.zero_points.iter().all(|&z| z == 0));
+        let quotient = |at: usize| values[at] / scales[entry(&dims, case, at)];
+        if of_onnx {
+            assert_eq!(scales, &numbers(&case["scales"]), "{case}");
+            ties += near_ties(&stored.codes, &integers(&case["q"]), quotient, case);
+        } else {
+            // It multiplies by bound / amax and divides by that again; with amax / bound no code is below -bound anyway.
+            let bound = Format::parse(case["format"].as_str().unwrap()).unwrap().range().1 as f32;
+            let amax = numbers(&case["amax"]);
+            for (scale, amax) in scales.iter().zip(&amax) {
+                assert_eq!(*scale, if *amax == 0.0 { 1.0 } else { amax / bound }, "{case}");
+            }
+            let fake = numbers(&case["fq"]).into_iter().enumerate();
+            let codes: Vec<i32> = fake.map(|(at, y)| (y / scales[entry(&dims, case, at)]).round() as i32).collect();
+            ties += near_ties(&stored.codes, &codes, quotient, case);
+        }
+        cases += 1;
+    }
+    assert_eq!((cases, ties), (13, 0));
+}
+
+/// The way from `output` back to a node that is no quantizer.
+fn chain(model: &Model, output: &str) -> String {
+    let mut node = model.producer(model.value_named(output).unwrap()).unwrap();
+    let mut out = model.node(node).op_type().to_owned();
+    loop {
+        let Some(before) = model.node(node).input(0).and_then(|v| model.producer(v)) else { return out + " < input" };
+        node = before;
+        let op = model.node(node).op_type();
+        let zero = model.constant_input(node, 2).map_or(String::new(), |z| format!(" {}", z.dtype()));
+        out += &match op {
+            "QuantizeLinear" => format!(" < Q{zero}"),
+            "DequantizeLinear" => format!(" < DQ{zero}"),
+            op => return format!("{out} < {op}"),
+        };
+    }
+}
+
+const THREE: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,4] x) => (float[2,4] y, float[2,4] z, float[2,4] t) {
+  a = Abs (x)
+  y = Relu (a)
+  z = Neg (a)
+  t = Exp (a)
+}"#;
+
+/// A pair; `fields` come on top.
+fn pair(name: &str, dtype: &str, readers: Value, fields: Value) -> Value {
+    let mut pair = json!({
+        "quantizer": {"dtype": dtype, "symmetric": false}, "mode": "static", "scale_of": name, "readers": readers, "why": "",
+    });
+    let Value::Object(fields) = fields else { panic!("fields are an object") };
+    for (key, value) in fields {
+        match (&mut pair[&key], value) {
+            (Value::Object(old), Value::Object(new)) => old.extend(new),
+            (slot, value) => *slot = value,
+        }
+    }
+    pair
+}
+
+fn listed(nodes: &[&str]) -> Value {
+    json!({"listed": nodes.iter().map(|node| json!({"node": node, "input": 0})).collect::<Vec<_>>()})
+}
+
+/// What was seen of `a`: -1 to 3.
+fn seen() -> Statistics {
+    let mut site = SiteStatistics::new();
+    site.observe(0, &[-1.0, 3.0, 0.5]);
+    Statistics { sites: BTreeMap::from([("a".to_owned(), site)]), ..Statistics::default() }
+}
+
+#[test]
+fn several_pairs_on_one_tensor_give_one_graph_in_any_order() {
+    let model = parse(THREE).unwrap();
+    let u8s = || pair("a", "uint8", json!("all"), json!({}));
+    let u16s = |fields: Value| pair("a16", "uint16", listed(&["z"]), fields);
+    let narrow = "Relu < DQ uint8 < Q uint8 < Abs";
+    let check = |activations: Value, expected: [&str; 3]| {
+        let plan = planned(21, &activations, &json!([]), &json!([]));
+        let solution = solve(&model, &plan, Some(&seen()), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
+        let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(["y", "z", "t"].map(|output| chain(&made, output)), expected, "{activations}");
+        assert_eq!(check::violations(&made, &Target::load("ort-cpu").unwrap()), Vec::<String>::new());
+        solution
+    };
+    let wide = |before: &str| format!("Neg < DQ uint16 < Q uint16 < {before}Abs");
+    let converted = wide("DQ uint8 < Q uint8 < ");
+    let exp = "Exp < DQ uint8 < Q uint8 < Abs";
+    let both = json!({"tensor": "a", "converts": "a"});
+    let solution = check(json!({"a": u8s(), "a16": u16s(both.clone())}), [narrow, &converted, exp]);
+    assert_eq!(solution.activations["a"], (4.0 / 255.0, 64));
+    assert_eq!(solution.activations["a16"], ((4.0 / 65535.0_f64) as f32, 16384));
+    // The same where the names sort the other way round.
+    let first = pair("z8", "uint8", json!("all"), json!({"tensor": "a"}));
+    let second = pair("a16", "uint16", listed(&["z"]), json!({"tensor": "a", "converts": "z8"}));
+    check(json!({"z8": first, "a16": second}), [narrow, &converted, exp]);
+    // Both read the float tensor.
+    let float = wide("");
+    check(json!({"a": u8s(), "a16": u16s(json!({"tensor": "a"}))}), [narrow, &float, exp]);
+    let some = pair("a", "uint8", listed(&["y"]), json!({}));
+    check(json!({"a": some, "a16": u16s(both)}), [narrow, &converted, "Exp < Abs"]);
+    let last = json!({"tensor": "a", "converts": "a16"});
+    let third = pair("a4", "uint4", listed(&["t"]), last);
+    let exp = "Exp < DQ uint4 < Q uint4 < DQ uint16 < Q uint16 < DQ uint8 < Q uint8 < Abs";
+    let both = json!({"tensor": "a", "converts": "a"});
+    check(json!({"a": u8s(), "a16": u16s(both), "a4": third}), [narrow, &converted, exp]);
+    let relu = json!({"quantizer": {"observer": "minmax", "given": {"range": [0, 6]}}});
+    let solution = check(
+        json!({"a": pair("a", "uint8", json!("all"), relu)}),
+        [narrow, "Neg < DQ uint8 < Q uint8 < Abs", "Exp < DQ uint8 < Q uint8 < Abs"],
+    );
+    assert_eq!(solution.activations["a"], (6.0 / 255.0, 0));
+}
+
+#[test]
+fn activations_take_every_field() {
+    let model = parse(THREE).unwrap();
+    let check = |quantizer: Value, expected: (f32, i32)| {
+        let activations = json!({"a": pair("a", "uint8", json!("all"), json!({"quantizer": quantizer}))});
+        let plan = planned(25, &activations, &json!([]), &json!([]));
+        let solution = solve(&model, &plan, Some(&seen()), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(solution.activations["a"], expected, "{quantizer}");
+        let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
+        let format = plan.activations["a"].quantizer.dtype;
+        let zero = made.constant(made.value_named("a_zero_point").unwrap()).unwrap();
+        assert_eq!(zero.dtype(), DataType::from(format));
+        assert_eq!(pack::unpack(&zero.raw(), &format, 1), [expected.1]);
+    };
+    check(json!({}), (4.0 / 255.0, 64));
+    check(json!({"symmetric": true}), (3.0 / 127.5, 128));
+    check(json!({"symmetric": true, "narrow_range": true}), (3.0 / 127.0, 128));
+    check(json!({"narrow_range": true}), (4.0 / 254.0, 64));
+    check(json!({"reduce_range": true}), (4.0 / 127.0, 32));
+    check(json!({"dtype": "int8", "reduce_range": true}), (4.0 / 128.0, -32));
+    check(json!({"dtype": "int16", "symmetric": true, "narrow_range": true}), (3.0 / 32767.0, 0));
+    check(json!({"dtype": "uint2"}), (4.0 / 3.0, 1));
+    check(json!({"dtype": "float8e4m3fn"}), (3.0 / 448.0, 0));
+    check(json!({"scale_type": "power-of-two"}), (1.0 / 32.0, 32));
+    check(json!({"scale_dtype": "float16"}), (half::f16::from_f32(4.0 / 255.0).to_f32(), 64));
+    check(json!({"scale_dtype": "bfloat16"}), (half::bf16::from_f32(4.0 / 255.0).to_f32(), 64));
+    check(json!({"eps": 0.5}), (0.5, 2));
+    check(json!({"given": {"range": [-2, 2]}}), (4.0 / 255.0, 128));
+    check(json!({"given": {"range": [1, 2]}, "scale_type": "power-of-two"}), (1.0 / 64.0, 0));
+    check(json!({"given": {"scales": {"scales": [0.3], "zero_points": [7]}}, "scale_type": "power-of-two"}), (0.3, 7));
+}
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    let model = parse(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5, 6}, float[2] b = {1, 2}> {
+  a = Abs (x)
+  y = Gemm (a, w, b)
+  z = Neg (a)
+}"#,
+    )
+    .unwrap();
+    let refuse = |activations: Value, weights: Value, biases: Value, kind: Kind, part: &str| {
+        let plan = planned(21, &activations, &weights, &biases);
+        let made = solve(&model, &plan, Some(&seen()), &mut Solved::default())
+            .and_then(|solution| applied(&model, &plan, &solution));
+        let error = made.map(drop).expect_err(part);
+        assert!(error.message().contains(part), "\"{error}\" does not say \"{part}\"");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains('a') || error.to_string().contains('w'), "{error}");
+    };
+    let activation = |quantizer: Value, part: &str| {
+        let pair = pair("a", "uint8", json!("all"), json!({"quantizer": quantizer}));
+        refuse(json!({"a": pair}), json!([]), json!([]), Kind::Config, part);
+    };
+    activation(json!({"observer": "percentile"}), "\"percentile\" is not implemented");
+    activation(json!({"observer": "mean"}), "\"mean\" is not implemented");
+    activation(json!({"granularity": {"per-channel": {"axis": 0}}}), "one scale for the whole tensor");
+    activation(json!({"given": {"range": [2, 1]}}), "2 to 1");
+    activation(
+        json!({"given": {"scales": {"scales": [1, 2], "zero_points": [0, 0]}}}),
+        "2 scales and 2 zero points are given where 1",
+    );
+    activation(json!({"given": {"scales": {"scales": [0], "zero_points": [0]}}}), "the scale 0");
+    activation(json!({"given": {"scales": {"scales": [1], "zero_points": [256]}}}), "zero point 256");
+    activation(json!({"scale_dtype": "float8e8m0"}), "8-bit floats");
+    activation(
+        json!({"dtype": "float8e5m2", "given": {"scales": {"scales": [1], "zero_points": [1]}}}),
+        "zero point 1",
+    );
+    activation(json!({"dtype": "uint2"}), "needs operator set 25");
+
+    let pairs = |activations: Value, part: &str| refuse(activations, json!([]), json!([]), Kind::Config, part);
+    let given = |range: Value| json!({"quantizer": {"given": {"range": range}}, "scale_of": "a"});
+    let shared = |first: Value, second: Value| {
+        let second = pair("z", "uint8", json!("all"), second);
+        json!({"a": pair("a", "uint8", json!("all"), first), "z": second})
+    };
+    pairs(shared(given(json!([0, 1])), given(json!([0, 2]))), "other numbers are given");
+    pairs(shared(json!({}), json!({"scale_of": "a", "quantizer": {"symmetric": true}})), "not how it is quantized");
+    pairs(json!({"a": pair("a", "uint8", json!("all"), json!({"converts": "b"}))}), "converts the pair \"b\"");
+    pairs(json!({"a": pair("a", "uint8", json!("all"), json!({"converts": "a"}))}), "in a circle");
+    let twice = json!({"a": pair("a", "uint8", json!("all"), json!({})), "b": pair("b", "uint8", json!("all"), json!({"tensor": "a"}))});
+    pairs(twice, "lets every reader have the pair");
+    let slot = json!({"a": pair("a", "uint8", listed(&["y", "y"]), json!({}))});
+    pairs(slot, "input 0 of the node is not this tensor");
+    refuse(
+        json!({"x": pair("x", "uint8", json!("all"), json!({}))}),
+        json!([]),
+        json!([]),
+        Kind::Samples,
+        "do not cover",
+    );
+
+    let weighed = |quantizer: &Value, fields: Value| {
+        let mut weight = json!({
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": "",
+            "quantizer": {"dtype": "int8", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}},
+        });
+        weight["quantizer"].as_object_mut().unwrap().extend(quantizer.as_object().unwrap().clone());
+        weight.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!([weight])
+    };
+    let weight = |quantizer: Value, fields: Value, part: &str| {
+        refuse(json!({}), weighed(&quantizer, fields), json!([]), Kind::Config, part);
+    };
+    weight(json!({"observer": "entropy"}), json!({}), "\"entropy\" has no meaning for a constant");
+    weight(json!({"observer": "mean"}), json!({}), "\"mean\" has no meaning for a constant");
+    weight(json!({"observer": "percentile", "percentile": 0}), json!({}), "not in (0, 100]");
+    weight(json!({"observer": "mse", "mse_p": 0}), json!({}), "mse_p is 0");
+    weight(json!({"eps": -1}), json!({}), "the least scale is -1");
+    weight(json!({"dtype": "int2", "reduce_range": true}), json!({}), "a single bit");
+    weight(json!({"dtype": "float8e4m3fn", "round": "floor"}), json!({}), "no other rounding");
+    weight(json!({"dtype": "int32"}), json!({}), "format of biases");
+    weight(json!({"dtype": "int16"}), json!({"pair_safe": {"along": 0}}), "only those of int8");
+    weight(json!({}), json!({"transpose": true}), "not the right operand of a Gemm with transB");
+    let three = |count: usize| json!({"given": {"scales": {"scales": vec![1; count], "zero_points": vec![0; count]}}});
+    weight(three(3), json!({}), "3 scales and 3 zero points are given where 1 or 2");
+    let uneven = json!({"given": {"scales": {"scales": [1, 1], "zero_points": [0]}}});
+    weight(uneven, json!({}), "2 scales and 1 zero points");
+    let group = json!({"granularity": {"per-group": {"axis": 0, "size": 2}}});
+    weight(
+        json!({"granularity": {"per-group": {"axis": 0, "size": 2}}, "given": {"range": [1, 0]}}),
+        json!({}),
+        "1 to 0",
+    );
+
+    let bias = json!([{
+        "site": "y.bias", "at": {"node": "y", "input": 2}, "tensor": "b", "channels": 2, "activation": "a", "weight": 0,
+    }]);
+    let a = json!({"a": pair("a", "uint8", json!("all"), json!({}))});
+    refuse(a.clone(), weighed(&group, json!({})), bias.clone(), Kind::Config, "which have no accumulator");
+    let fp8 = json!({"dtype": "float8e4m3fn"});
+    refuse(a.clone(), weighed(&fp8, json!({})), bias.clone(), Kind::Config, "which have no accumulator");
+    let small = json!({"given": {"scales": {"scales": [1e-9], "zero_points": [0]}}});
+    refuse(
+        a.clone(),
+        weighed(&small, json!({})),
+        bias.clone(),
+        Kind::Config,
+        "the bias of the layer does not fit int32",
+    );
+    refuse(json!({}), weighed(&json!({}), json!({})), bias.clone(), Kind::Config, "without a fixed scale");
+    refuse(a, json!([]), bias, Kind::Config, "not in the plan");
+}
+
+#[test]
+fn biases_are_at_the_product_of_scales_of_any_integers() {
+    let model = parse(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}, float[2] b = {0.5, -20}, float[2] huge = {3e9, 1}> {
+  a = Abs (x)
+  y = Gemm (a, w, b)
+}"#,
+    )
+    .unwrap();
+    let check = |activation: Value, weight: Value, bias: &str| {
+        let mut weight =
+            json!({"quantizer": weight, "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": ""});
+        weight["pair_safe"] = Value::Null;
+        let biases = json!([{
+            "site": "y.bias", "at": {"node": "y", "input": 2}, "tensor": bias, "channels": 2, "activation": "a", "weight": 0,
+        }]);
+        let activations = json!({"a": pair("a", "uint8", json!("all"), json!({"quantizer": activation}))});
+        let plan = planned(25, &activations, &json!([weight]), &biases);
+        let solution = solve(&model, &plan, Some(&seen()), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
+        let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(check::violations(&made, &Target::load("generic").unwrap()), Vec::<String>::new());
+        let weights = &solution.weights[0].qparams.scales;
+        let input = solution.activations["a"].0;
+        let products: Vec<f32> = weights.iter().map(|s| s * input).collect();
+        assert_eq!(solution.biases[0].scales, products);
+        let values = if bias == "b" { [0.5_f32, -20.0] } else { [3e9, 1.0] };
+        for (at, value) in values.into_iter().enumerate() {
+            let exact = f64::from(value) / f64::from(products[at % products.len()]);
+            assert_eq!(f64::from(solution.biases[0].codes[at]), exact.round_ties_even());
+        }
+        (weights.clone(), solution.weights[0].qparams.zero_points.clone())
+    };
+    let channel = json!({"per-channel": {"axis": 1}});
+    for activation in ["uint8", "int8", "uint16", "int16", "uint4"] {
+        for weight in ["int8", "uint8", "int16", "int4", "uint2"] {
+            for granularity in [json!("per-tensor"), channel.clone()] {
+                for symmetric in [true, false] {
+                    let weight = json!({"dtype": weight, "symmetric": symmetric, "granularity": granularity});
+                    check(json!({"dtype": activation}), weight, "b");
+                }
+            }
+        }
+    }
+    // A bias too large for 32 bits raises the scale of its weight, and moves the zero point with it.
+    let power = json!({"dtype": "int8", "symmetric": true, "granularity": channel, "scale_type": "power-of-two"});
+    let (scales, _) = check(json!({}), power, "huge");
+    assert!(scales.iter().all(|s| s.log2().fract() == 0.0 && *s > 80.0), "{scales:?}");
+    let half = json!({"dtype": "int8", "symmetric": true, "granularity": "per-tensor", "scale_dtype": "float16"});
+    let (scales, _) = check(json!({}), half, "huge");
+    assert!(half::f16::from_f32(scales[0]).to_f32() == scales[0] && scales[0] > 80.0, "{scales:?}");
+    let uneven = json!({"dtype": "uint8", "symmetric": false, "granularity": "per-tensor"});
+    assert_eq!(check(json!({}), uneven, "huge").1, [0]);
+}
+
+#[test]
+fn pairs_stay_safe_whatever_else_is_asked() {
+    let values: Vec<f32> = (0..64).map(|at| ((at * 37 % 29) as f32 - 9.0) / 4.0).collect();
+    let check = |fields: Value| {
+        let mut quantizer = json!({"dtype": "int8", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}});
+        quantizer.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let weight = json!({"quantizer": quantizer, "pair_safe": {"along": 0}});
+        let stored = stored(&[16, 4], &values, &weight).unwrap_or_else(|e| panic!("{e}"));
+        for column in 0..4 {
+            for pair in 0..8 {
+                let [a, b] = [0, 1].map(|k| stored.codes[(2 * pair + k) * 4 + column]);
+                assert!((a + b).abs() <= 128, "{a} {b} {fields}");
+            }
+        }
+        assert!(stored.solution.weights[0].sqnr_db > 30.0, "{} {fields}", stored.solution.weights[0].sqnr_db);
+    };
+    check(json!({"narrow_range": true}));
+    check(json!({}));
+    check(json!({"symmetric": false}));
+    check(json!({"reduce_range": true, "narrow_range": true}));
+    check(json!({"round": "half-away"}));
+    check(json!({"scale_dtype": "float16"}));
+    check(json!({"observer": "mse"}));
+    check(json!({"granularity": "per-tensor"}));
+    check(json!({"granularity": {"per-channel": {"axis": 0}}, "narrow_range": true}));
+    check(json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
+    check(json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
+}
+
+#[test]
+fn readers_share_what_is_stored_only_where_they_agree() {
+    let model = parse(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,2] x) => (float[2,2] y, float[2,2] z, float[2,2] t) <float[2,2] w = {1, 2, 3, 4}> {
+  y = Gemm <transB = 1> (x, w)
+  z = Gemm <transB = 1> (x, w)
+  t = MatMul (x, w)
+}"#,
+    )
+    .unwrap();
+    let codes = |transposes: [bool; 3], sizes: [usize; 3]| {
+        let weights: Vec<Value> = ["y", "z", "t"]
+            .iter()
+            .zip(transposes)
+            .zip(sizes)
+            .map(|((node, transpose), size)| {
+                let granularity = json!({"per-group": {"axis": 0, "size": size}});
+                json!({
+                    "site": format!("{node}.weight"), "at": {"node": node, "input": 1}, "tensor": "w", "why": "",
+                    "quantizer": {"dtype": "int4", "symmetric": true, "granularity": granularity}, "transpose": transpose,
+                })
+            })
+            .collect();
+        let plan = planned(21, &json!({}), &json!(weights), &json!([]));
+        let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
+        let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
+        let transposed =
+            ["y", "z"].map(|node| made.node(made.producer(made.value_named(node).unwrap()).unwrap()).int("transB"));
+        assert_eq!(transposed, [0, 1].map(|at| (!transposes[at]).then_some(1)));
+        let stored = made.graph(made.main()).initializers().iter().filter_map(|&v| made.constant(v));
+        stored.filter(|tensor| tensor.dtype() == DataType::Int4 && tensor.dims() == [2, 2]).count() / 2
+    };
+    // The zero points are int4 as well, of the same shape where a group is one element.
+    assert_eq!(codes([true, true, false], [1, 1, 1]), 2);
+    assert_eq!(codes([false, false, false], [1, 1, 1]), 1);
+    assert_eq!(codes([true, true, true], [1, 1, 1].map(|_| 1)).min(9), 1);
+}
+
+#[test]
+fn the_guard_judges_eight_bits_and_more() {
+    let model = parse(THREE).unwrap();
+    let mut site = SiteStatistics::new();
+    site.observe(0, &[vec![0.01; 5000], vec![100.0, -1.0]].concat());
+    let statistics = Statistics { sites: BTreeMap::from([("a".to_owned(), site)]), ..Statistics::default() };
+    let vetoed = |dtype: &str, fields: Value| {
+        let mut fields = fields;
+        fields["tensor"] = json!("a");
+        let activations = json!({"p": pair("p", dtype, json!("all"), fields)});
+        let plan = planned(25, &activations, &json!([]), &json!([]));
+        let solution =
+            solve(&model, &plan, Some(&statistics), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
+        let vetoes = guard(&plan, &solution, &statistics, &Guard { static_db: 60.0, ..Guard::default() });
+        vetoes.into_iter().map(|(name, veto)| format!("{name}: {}", veto.why)).collect::<Vec<_>>()
+    };
+    let found = vetoed("uint8", json!({}));
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].starts_with("a: \"a\" keeps only ") && found[0].contains(" dB in uint8 over [-1.0000, 100.0000]"),
+        "{found:?}"
+    );
+    assert!(vetoed("uint16", json!({})).is_empty());
+    assert!(vetoed("uint4", json!({})).is_empty());
+    assert!(vetoed("float8e4m3fn", json!({})).is_empty());
+
+    let values: Vec<f32> = (0..64).map(|at| if at == 0 { 1000.0 } else { (at as f32 * 0.7).sin() }).collect();
+    let weight = |dtype: &str| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[8,8] x) => (float[8,8] y) <float[8,8] w = {{{}}}> {{\n  y = Add (x, w)\n}}",
+            list(&values)
+        );
+        let model = parse(&text).unwrap();
+        let weights = json!([{
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": "",
+            "quantizer": {"dtype": dtype, "symmetric": true},
+        }]);
+        let plan = planned(25, &json!({}), &weights, &json!([]));
+        let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap();
+        let strict = Guard { weight_db: 60.0, ..Guard::default() };
+        guard(&plan, &solution, &Statistics::default(), &strict).into_values().map(|veto| veto.why).collect::<Vec<_>>()
+    };
+    assert!(weight("int8")[0].contains("dB in int8, below 60 dB"));
+    assert!(weight("float8e4m3fn")[0].contains("dB in float8e4m3fn, below 60 dB"));
+    assert!(weight("int4").is_empty() && weight("float4e2m1").is_empty());
+    assert!(weight("int16").is_empty());
+}
+
+#[test]
+fn versions_rise_by_need() {
+    let check = |opset: i64, ir: i64, dtype: &str, expected: i64| {
+        let text = format!(
+            "<ir_version: {ir}, opset_import: [\"\" : {opset}]>\ng (float[2] x) => (float[2] y) <float[2] w = {{1, 2}}> {{\n  y = Add (x, w)\n}}"
+        );
+        let model = parse(&text).unwrap();
+        let weights = json!([{
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": "",
+            "quantizer": {"dtype": dtype, "symmetric": true},
+        }]);
+        let plan = planned(opset, &json!({}), &weights, &json!([]));
+        let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap();
+        assert_eq!(applied(&model, &plan, &solution).unwrap().ir_version(), expected, "{opset} {ir} {dtype}");
+    };
+    check(25, 8, "int8", 8);
+    check(25, 8, "float8e5m2", 9);
+    check(25, 8, "uint16", 10);
+    check(25, 8, "int4", 10);
+    check(25, 8, "float4e2m1", 11);
+    check(25, 8, "uint2", 13);
+    check(25, 13, "int4", 13);
+}
