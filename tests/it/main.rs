@@ -5,6 +5,7 @@
 mod calibration;
 mod check;
 mod cli;
+mod config;
 mod file;
 mod numerics;
 mod opset;

@@ -23,6 +23,9 @@ const KINDS: [(&str, SiteKind); 4] = [
 /// Operators of the layers that the global configuration is for.
 const GLOBAL: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
 
+/// Operators of the modules that can be named.
+const LAYERS: [&str; 5] = ["Conv", "ConvTranspose", "Gather", "Gemm", "MatMul"];
+
 /// Keys of the document that say how it was made or stored, not what is computed.
 const NEUTRAL: &[&str] = &[
     "quant_method",
@@ -176,7 +179,7 @@ impl Out {
             let Level { enable, input, output, weight, bias } = level;
             self.config.layer.push(Layer {
                 pattern: names::nodes(name, false),
-                op_type: Vec::new(),
+                op_type: LAYERS.iter().map(|op| (*op).to_owned()).collect(),
                 optional: false,
                 enable,
                 input,
