@@ -203,8 +203,8 @@ pub fn syntax(text: &str, error: &toml::de::Error) -> Error {
 
 /// Types of Rust and serde, and what they are to people.
 const TYPES: &[(&str, &str)] = &[
-    ("invalid type: map,", "invalid type: a table,"),
-    ("invalid type: sequence,", "invalid type: a list,"),
+    ("invalid type: map", "invalid type: a table"),
+    ("invalid type: sequence", "invalid type: a list"),
     ("a sequence", "a list"),
     ("a map", "a table"),
     ("struct Guard", "a table"),
