@@ -201,15 +201,69 @@ pub fn syntax(text: &str, error: &toml::de::Error) -> Error {
     }
 }
 
+/// Types of Rust and serde, and what they are to people.
+const TYPES: &[(&str, &str)] = &[
+    ("invalid type: map", "invalid type: a table"),
+    ("invalid type: sequence", "invalid type: a list"),
+    ("a sequence", "a list"),
+    ("a map", "a table"),
+    ("struct Guard", "a table"),
+    ("struct Tensor", "a table"),
+    ("struct Level", "a table"),
+    ("struct Spec", "a table"),
+    ("struct Layer", "a table"),
+    ("struct Algorithm", "a table"),
+    ("a boolean", "true or false"),
+    ("u32", "a whole number from 0"),
+    ("i64", "a whole number"),
+    ("i32", "a whole number"),
+    ("f64", "a number"),
+    ("f32", "a number"),
+    ("missing field", "missing key"),
+];
+
+/// Words of other tools, and ours.
+const SYNONYMS: &[(&str, &str)] = &[
+    ("fp8", "float8e4m3fn"),
+    ("e4m3", "float8e4m3fn"),
+    ("fp8_e4m3", "float8e4m3fn"),
+    ("float8_e4m3fn", "float8e4m3fn"),
+    ("e5m2", "float8e5m2"),
+    ("fp8_e5m2", "float8e5m2"),
+    ("fp4", "float4e2m1"),
+    ("e2m1", "float4e2m1"),
+    ("fp32", "float32"),
+    ("fp16", "float16"),
+    ("bf16", "bfloat16"),
+    ("e8m0", "float8e8m0"),
+    ("pof2", "power-of-two"),
+    ("max", "minmax"),
+    ("histogram", "entropy"),
+    ("kl", "entropy"),
+    ("per-row", "per-channel"),
+    ("per-axis", "per-channel"),
+    ("per-block", "per-group"),
+    ("round", "half-away"),
+    ("smooth", "smoothquant"),
+];
+
 /// A parser's message in our words.
 fn said(message: &str) -> Error {
     let Some((key, valid)) = unknown_key(message) else {
-        return Error::new(Kind::Config, message.trim_end().replace('\n', ", ").replace('`', "\""));
+        let message = message.trim_end().replace('\n', ", ").replace('`', "\"");
+        // What the document says stands before the comma, and stays as it is.
+        let (found, expected) = message.rsplit_once(", expected ").unwrap_or((&message, ""));
+        let plain = |text: &str| TYPES.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
+        let found = if found.contains('"') && !found.starts_with("missing") { found.to_owned() } else { plain(found) };
+        let expected = if expected.is_empty() { String::new() } else { format!(", expected {}", plain(expected)) };
+        return Error::new(Kind::Config, found + &expected);
     };
     let what = if message.starts_with("unknown field") { "key" } else { "word" };
     let unknown =
         Error::new(Kind::Config, format!("unknown {what} \"{key}\": what can stand here is {}", valid.join(", ")));
-    match nearest(key, valid) {
+    let lower = key.to_lowercase();
+    let meant = SYNONYMS.iter().find(|(word, ours)| *word == lower && valid.contains(ours)).map(|(_, ours)| *ours);
+    match meant.or_else(|| nearest(key, valid)) {
         Some(word) => unknown.with_hint(format!("did you mean \"{word}\"?")),
         None => unknown,
     }

@@ -38,7 +38,7 @@ struct Given {
     /// Leave nodes or sites whose name matches in float; may be repeated.
     #[arg(long, value_name = "GLOB")]
     disable: Vec<String>,
-    /// The same as --disable; `inspect --nodes` lists names.
+    /// Do the same as --disable does; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
     /// Quantize every planned tensor, however badly its range serves it.

@@ -61,6 +61,7 @@ pub enum Method {
     /// Ranges of weights are clipped, searched.
     AwqClip,
     /// `awq_lite`, then `awq_clip`.
+    #[serde(alias = "awq")]
     AwqFull,
     /// Rounding errors are made up for by later columns.
     Gptq,

@@ -25,10 +25,12 @@ impl Pattern {
     /// An unbalanced bracket or brace, or what the `regex` crate does not accept.
     pub fn new(text: &str) -> Result<Self> {
         let matcher = if let Some(expression) = text.strip_prefix("re:") {
-            Matcher::Regex(
-                Regex::new(expression)
-                    .map_err(|e| Error::new(Kind::Config, format!("\"{text}\" is not a regular expression: {e}")))?,
-            )
+            Matcher::Regex(Regex::new(expression).map_err(|e| {
+                let message = e.to_string();
+                // The lines before draw the expression and a mark below it.
+                let why = message.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                Error::new(Kind::Config, format!("\"{text}\" is not a regular expression: {why}"))
+            })?)
         } else {
             let glob = Glob::new(text).map_err(|e| {
                 Error::new(Kind::Config, format!("\"{text}\" is not a glob: {}", e.kind()))

@@ -308,10 +308,15 @@ impl Rules {
     }
 }
 
-fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a str>) -> Error {
-    let among = if rule.ops.is_empty() { String::new() } else { format!(" of the operators {}", rule.ops.join(", ")) };
-    let message = format!("{} matches no node and no site{among}", rule.label);
-    let error = rule.origin.at(Error::new(Kind::Config, message), "match");
+fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a str> + Clone) -> Error {
+    let error = |message: String| rule.origin.at(Error::new(Kind::Config, message), "match");
+    let sites = |node: &'a str| SiteKind::ALL.map(|kind| Names::new(node, kind));
+    if !rule.ops.is_empty() && nodes.clone().any(|node| sites(node).iter().any(|names| names.matched_by(pattern))) {
+        let ops = rule.ops.join(" or ");
+        return error(format!("{} matches no {ops}", rule.label))
+            .with_hint("it matches nodes of other operators: leave op_type out, or name theirs");
+    }
+    let error = error(format!("{} matches no node and no site", rule.label));
     let (node, site) = pattern.parts();
     match nearest(node, nodes) {
         Some(name) => error.with_hint(format!("did you mean \"{name}{site}\"? `amax inspect --nodes` lists them")),
@@ -473,6 +478,11 @@ impl Config {
         let (key, value) = (key.trim(), toml_value(value.trim()));
         let (section, rest) = key.split_once('.').unwrap_or((key, ""));
         match section {
+            "enable" | "input" | "output" | "weight" | "bias" => {
+                Err(Error::new(Kind::Config, "it is not said of which nodes").with_hint(format!(
+                    "default.{key} is for all, op_type.OPERATOR.{key} and layer.PATTERN.{key} for some"
+                )))
+            }
             "default" | "op_type" | "layer" => {
                 let (name, key) = level_key(section, rest).ok_or_else(|| {
                     Error::new(Kind::Config, format!("\"{key}\" names no key of a level")).with_hint(form)

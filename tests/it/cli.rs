@@ -98,6 +98,10 @@ fn folder() -> tempfile::TempDir {
     put("glob.toml", b"exclude = [\"[a\"]\n");
     put("target.toml", b"target = \"ortcpu\"\n");
     put("nan.toml", b"[guard]\nstatic_db = nan\n");
+    put("dead.toml", b"[[layer]]\nmatch = \"wide2\"\nenable = false\n");
+    put("spec.json", b"{\"default\": {\n\"weight\": {\"dtype\": \"int8\", \"group_sizes\": 32}}}\n");
+    put("quant_cfg.json", &std::fs::read(root("tests/data/config/import/modelopt_int4_awq_dict.json")).unwrap());
+    put("list.json", b"{\"quant_cfg\": [\n{\"quantizer_name\": \"*weight_quantizer\",\n\"cfg\": [{\"num_bits\": 4}, {\"num_bits\": [4, 3]}]}]}\n");
     put("good.toml", b"target = \"tensorrt\"\nexclude = [\"stem\"]\n");
     folder
 }
@@ -182,6 +186,11 @@ fn help() {
 #[test]
 fn mistakes_on_the_command_line_and_in_documents() {
     session("usage.txt");
+}
+
+#[test]
+fn configurations() {
+    session("config.txt");
 }
 
 #[test]

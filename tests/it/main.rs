@@ -6,6 +6,7 @@ mod calibration;
 mod check;
 mod cli;
 mod configured;
+mod config;
 mod file;
 mod numerics;
 mod opset;

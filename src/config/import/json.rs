@@ -92,9 +92,10 @@ impl<'a> At<'a> {
         Self { json, path: String::new(), lines }
     }
 
-    /// The path of keys, for people.
-    pub(super) fn path(&self) -> &str {
-        &self.path
+    /// The path of keys, for people; items of a list at the root are entries.
+    pub(super) fn path(&self) -> String {
+        let entry = if self.path.starts_with(|c: char| c.is_ascii_digit()) { "entry " } else { "" };
+        format!("{entry}{}", self.path)
     }
 
     fn below(&self, key: &str, json: &'a Json) -> Self {
@@ -104,7 +105,7 @@ impl<'a> At<'a> {
 
     /// What is wrong with this value.
     pub(super) fn wrong(&self, message: impl AsRef<str>) -> Error {
-        let message = match self.path.as_str() {
+        let message = match self.path().as_str() {
             "" => message.as_ref().to_owned(),
             path => format!("{path}: {}", message.as_ref()),
         };

@@ -65,7 +65,11 @@ pub fn load(path: &Path) -> Result<Imported> {
 /// # Errors
 /// As [`load`].
 pub fn convert(text: &str) -> Result<Imported> {
-    let (json, lines): (Json, _) = document::parse_json(text)?;
+    let (json, lines): (Json, _) =
+        document::parse_json(text).map_err(|e| match text.trim_start().starts_with('{') {
+            true => e,
+            false => e.with_hint("configurations of ModelOpt and Quark are converted from JSON"),
+        })?;
     let root = At::root(&json, &lines);
     // Checkpoints have it inside their own config.json.
     let root = root.get("quantization_config").unwrap_or(root);

@@ -70,8 +70,19 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
         None => root.clone(),
     };
     out.note("Later layers have the last word, and each says everything that ModelOpt's own defaults would fill in.");
-    for entry in entries(&list)? {
-        out.entry(&entry)?;
+    let entries = entries(&list)?;
+    if list.get("default").is_some() {
+        out.note(
+            "default is applied first, as ModelOpt did while this form was current; later versions apply it where it stands.",
+        );
+    }
+    let all_off = entries.first().is_some_and(|e| e.pattern == "*" && e.class.is_none() && e.enable == Some(false));
+    let bare = |entry: &Entry<'_>| entry.cfg.is_none() && entry.enable == Some(true);
+    if !all_off || entries.iter().any(bare) {
+        out.modules();
+    }
+    for entry in &entries {
+        out.entry(entry)?;
     }
     if let Some(algorithm) = root.get("algorithm") {
         out.config.algorithm = Some(out.algorithm(&algorithm)?);
@@ -97,7 +108,10 @@ fn entries<'a>(list: &At<'a>) -> Result<Vec<Entry<'a>>> {
             }
         }
         _ => {
-            for (key, value) in list.entries()? {
+            // While the table form was current, ModelOpt applied `default` first, wherever it stands.
+            let mut entries = list.entries()?;
+            entries.sort_by_key(|(key, _)| *key != "default");
+            for (key, value) in entries {
                 keyed(key, value, &mut found)?;
             }
         }
@@ -162,6 +176,31 @@ impl Out {
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }
+    }
+
+    /// What quantizers are before any entry: 8 bits, those of results off.
+    fn modules(&mut self) {
+        let off = Some(Spec { enable: Some(false), ..Spec::default() });
+        self.config.default = Some(Level { input: off.clone(), output: off.clone(), weight: off, ..Level::default() });
+        for (kind, share, ops) in [
+            (SiteKind::Weight, Share::PerChannel, WEIGHTS),
+            (SiteKind::Input, Share::PerTensor, INPUTS),
+            (SiteKind::Output, Share::PerTensor, INPUTS),
+        ] {
+            let mut level = Level::default();
+            *level.spec_mut(kind) = Spec {
+                enable: Some(kind != SiteKind::Output),
+                dtype: Some(Dtype::Int8),
+                granularity: Some(share),
+                symmetric: Some(true),
+                narrow_range: Some(true),
+                dynamic: (kind != SiteKind::Weight).then_some(false),
+                ..Spec::default()
+            };
+            let ops = ops.iter().map(|op| (*op).to_owned()).collect();
+            self.push(&format!("*{}_quantizer", kind.name()), ops, level, true);
+        }
+        self.note("The first layers are what quantizers of ModelOpt are before any entry.");
     }
 
     fn entry(&mut self, entry: &Entry<'_>) -> Result<()> {
@@ -510,8 +549,12 @@ fn pair(at: &At<'_>) -> Result<(i64, i64)> {
 
 /// The size of the blocks along the last axis; `None` for the whole axis.
 fn block_size(at: &At<'_>) -> Result<Option<u32>> {
-    at.only(&["-1", "type", "scale_bits", "scale_block_sizes"])
-        .map_err(|e| e.with_hint("blocks along the last axis, \"-1\", have a counterpart"))?;
+    if let Some((_, other)) = at.entries()?.into_iter().find(|(key, _)| *key != "-1" && key.parse::<i64>().is_ok()) {
+        return Err(other
+            .wrong("blocks along other axes than the last have no counterpart")
+            .with_hint("the last is \"-1\""));
+    }
+    at.only(&["-1", "type", "scale_bits", "scale_block_sizes"])?;
     if let Some(twice) = at.get("scale_block_sizes") {
         return Err(twice.wrong("blocks of scales have no counterpart"));
     }

@@ -23,6 +23,9 @@ const KINDS: [(&str, SiteKind); 4] = [
 /// Operators of the layers that the global configuration is for.
 const GLOBAL: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
 
+/// Operators of the modules that can be named.
+const LAYERS: [&str; 5] = ["Conv", "ConvTranspose", "Gather", "Gemm", "MatMul"];
+
 /// Keys of the document that say how it was made or stored, not what is computed.
 const NEUTRAL: &[&str] = &[
     "quant_method",
@@ -163,8 +166,8 @@ impl Out {
         entries.sort_by_key(|(name, _)| !is_pattern(name));
         if entries.iter().filter(|(name, _)| is_pattern(name)).count() > 1 {
             self.note(
-                "Quark takes the first layer pattern that matches, here the last one counts: their order is reversed. Where two \
-                 match one layer, what the first leaves out comes from the second here.",
+                "Quark takes the first layer pattern that matches, here the last one counts: their order is reversed. What a \
+                 layer leaves out is said again in layers of its own where a weaker one would say something else.",
             );
         }
         for (name, at) in entries {
@@ -173,19 +176,48 @@ impl Out {
                 self.note(format!("Left out: {}, which says nothing.", at.path()));
                 continue;
             }
-            let Level { enable, input, output, weight, bias } = level;
-            self.config.layer.push(Layer {
-                pattern: names::nodes(name, false),
-                op_type: Vec::new(),
-                optional: false,
-                enable,
-                input,
-                output,
-                weight,
-                bias,
-            });
+            let pattern = names::nodes(name, false);
+            self.inherit(&pattern, &level);
+            self.layer(&pattern, &LAYERS, level);
         }
         Ok(())
+    }
+
+    /// Says again what the types say, where a layer inherits it and a weaker layer, which may match the same nodes, does not.
+    fn inherit(&mut self, pattern: &str, level: &Level) {
+        for (_, kind) in KINDS {
+            if level.spec(kind).is_some() || !self.config.layer.iter().any(|weaker| weaker.level().spec(kind).is_some())
+            {
+                continue;
+            }
+            let mut rest: Vec<&str> = LAYERS.to_vec();
+            while let Some(&op) = rest.first() {
+                let said = |op: &str| self.config.op_type.get(op).and_then(|level| level.spec(kind)).cloned();
+                let spec = said(op);
+                let (same, others): (Vec<&str>, Vec<&str>) = rest.iter().partition(|other| said(other) == spec);
+                rest = others;
+                let mut level = Level::default();
+                *level.spec_mut(kind) = spec.unwrap_or(Spec { enable: Some(false), ..Spec::default() });
+                self.layer(pattern, &same, level);
+                if let Some(layer) = self.config.layer.last_mut() {
+                    layer.optional = true;
+                }
+            }
+        }
+    }
+
+    fn layer(&mut self, pattern: &str, ops: &[&str], level: Level) {
+        let Level { enable, input, output, weight, bias } = level;
+        self.config.layer.push(Layer {
+            pattern: pattern.to_owned(),
+            op_type: ops.iter().map(|op| (*op).to_owned()).collect(),
+            optional: false,
+            enable,
+            input,
+            output,
+            weight,
+            bias,
+        });
     }
 
     fn level(&mut self, at: &At<'_>) -> Result<Level> {
@@ -245,7 +277,10 @@ impl Out {
         let dtype = dtype(at)?;
         let mut spec = Spec { enable: Some(true), dtype: Some(dtype), ..Spec::default() };
         let dynamic = at.get("is_dynamic").or_else(|| at.get("dynamic")).map(|at| at.bool()).transpose()?;
-        spec.dynamic = dynamic.filter(|_| matches!(kind, SiteKind::Input | SiteKind::Output));
+        if kind == SiteKind::Output && dynamic == Some(true) {
+            return Err(at.wrong("only inputs are quantized at run time").with_hint("is_dynamic = false"));
+        }
+        spec.dynamic = (kind == SiteKind::Input).then_some(dynamic == Some(true));
         if dtype.format().is_none() {
             if at.get("scale_calculation_mode").is_some() {
                 self.note(format!("Left out: {}.scale_calculation_mode; scales are rounded up.", at.path()));
@@ -257,6 +292,8 @@ impl Out {
         if dtype.format().is_some_and(|f| !f.is_integer()) {
             spec.symmetric = None;
         }
+        // Everything is said, as a specification replaces that of another level whole.
+        spec.round = Some(Round::HalfEven);
         if let Some(at) = at.get("round_method") {
             spec.round = Some(at.word(&[
                 ("half_even", Round::HalfEven),
@@ -268,16 +305,18 @@ impl Out {
             }
         }
         let scales = [
-            ("float", (ScaleType::Float, None)),
-            ("pof2", (ScaleType::PowerOfTwo, None)),
-            ("float32", (ScaleType::Float, Some(ScaleDtype::Float32))),
-            ("float16", (ScaleType::Float, Some(ScaleDtype::Float16))),
-            ("bfloat16", (ScaleType::Float, Some(ScaleDtype::Bfloat16))),
+            ("float", (ScaleType::Float, ScaleDtype::Float32)),
+            ("pof2", (ScaleType::PowerOfTwo, ScaleDtype::Float32)),
+            ("float32", (ScaleType::Float, ScaleDtype::Float32)),
+            ("float16", (ScaleType::Float, ScaleDtype::Float16)),
+            ("bfloat16", (ScaleType::Float, ScaleDtype::Bfloat16)),
         ];
+        spec.scale_type = Some(ScaleType::Float);
+        spec.scale_dtype = Some(ScaleDtype::Float32);
         if let Some(at) = at.get("scale_type") {
             let (scale_type, scale_dtype) = at.word(&scales)?;
             spec.scale_type = Some(scale_type);
-            spec.scale_dtype = scale_dtype;
+            spec.scale_dtype = Some(scale_dtype);
         }
         if let Some(at) = at.get("scale_format") {
             spec.scale_dtype = Some(at.word(&[
@@ -289,6 +328,7 @@ impl Out {
                 ("bf16", ScaleDtype::Bfloat16),
             ])?);
         }
+        spec.observer = (spec.dynamic != Some(true)).then_some(ObserverKind::Minmax);
         if let Some(at) = at.get("observer_cls") {
             self.observer(&mut spec, &at)?;
         }
@@ -363,8 +403,10 @@ impl Out {
         if pof2 {
             spec.scale_type = Some(ScaleType::PowerOfTwo);
         }
-        // At run time a tensor has the range of its own minimum and maximum.
-        spec.observer = observer.filter(|&o| spec.dynamic != Some(true) || o != minmax);
+        // At run time a tensor has the range of its own minimum and maximum, and nothing is to be said about it.
+        if let Some(observer) = observer.filter(|&o| spec.dynamic != Some(true) || o != minmax) {
+            spec.observer = Some(observer);
+        }
         Ok(())
     }
 
