@@ -537,7 +537,7 @@ g (float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}, float[2
 #[test]
 fn pairs_stay_safe_whatever_else_is_asked() {
     let values: Vec<f32> = (0..64).map(|at| ((at * 37 % 29) as f32 - 9.0) / 4.0).collect();
-    let check = |fields: Value| {
+    let check = |least: f64, fields: Value| {
         let mut quantizer = json!({"dtype": "int8", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}});
         quantizer.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let weight = json!({"quantizer": quantizer, "pair_safe": {"along": 0}});
@@ -548,19 +548,20 @@ fn pairs_stay_safe_whatever_else_is_asked() {
                 assert!((a + b).abs() <= 128, "{a} {b} {fields}");
             }
         }
-        assert!(stored.solution.weights[0].sqnr_db > 30.0, "{} {fields}", stored.solution.weights[0].sqnr_db);
+        assert!(stored.solution.weights[0].sqnr_db > least, "{} {fields}", stored.solution.weights[0].sqnr_db);
     };
-    check(json!({"narrow_range": true}));
-    check(json!({}));
-    check(json!({"symmetric": false}));
-    check(json!({"reduce_range": true, "narrow_range": true}));
-    check(json!({"round": "half-away"}));
-    check(json!({"scale_dtype": "float16"}));
-    check(json!({"observer": "mse"}));
-    check(json!({"granularity": "per-tensor"}));
-    check(json!({"granularity": {"per-channel": {"axis": 0}}, "narrow_range": true}));
-    check(json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
-    check(json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
+    check(35.0, json!({"narrow_range": true}));
+    check(35.0, json!({}));
+    // Codes around a zero point of their own have little room.
+    check(15.0, json!({"symmetric": false}));
+    check(35.0, json!({"reduce_range": true, "narrow_range": true}));
+    check(35.0, json!({"round": "half-away"}));
+    check(35.0, json!({"scale_dtype": "float16"}));
+    check(35.0, json!({"observer": "mse"}));
+    check(35.0, json!({"granularity": "per-tensor"}));
+    check(35.0, json!({"granularity": {"per-channel": {"axis": 0}}, "narrow_range": true}));
+    check(35.0, json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
+    check(35.0, json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
 }
 
 #[test]
@@ -593,13 +594,13 @@ g (float[2,2] x) => (float[2,2] y, float[2,2] z, float[2,2] t) <float[2,2] w = {
         let transposed =
             ["y", "z"].map(|node| made.node(made.producer(made.value_named(node).unwrap()).unwrap()).int("transB"));
         assert_eq!(transposed, [0, 1].map(|at| (!transposes[at]).then_some(1)));
-        let stored = made.graph(made.main()).initializers().iter().filter_map(|&v| made.constant(v));
-        stored.filter(|tensor| tensor.dtype() == DataType::Int4 && tensor.dims() == [2, 2]).count() / 2
+        let initializers = made.graph(made.main()).initializers();
+        initializers.iter().filter(|&&v| made.value(v).name().contains("quantized")).count()
     };
-    // The zero points are int4 as well, of the same shape where a group is one element.
     assert_eq!(codes([true, true, false], [1, 1, 1]), 2);
     assert_eq!(codes([false, false, false], [1, 1, 1]), 1);
-    assert_eq!(codes([true, true, true], [1, 1, 1].map(|_| 1)).min(9), 1);
+    assert_eq!(codes([true, false, false], [1, 1, 1]), 2);
+    assert_eq!(codes([true, true, false], [1, 2, 1]), 3);
 }
 
 #[test]
@@ -641,13 +642,15 @@ fn the_guard_judges_eight_bits_and_more() {
         }]);
         let plan = planned(25, &json!({}), &weights, &json!([]));
         let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap();
-        let strict = Guard { weight_db: 60.0, ..Guard::default() };
+        let strict = Guard { weight_db: 500.0, ..Guard::default() };
         guard(&plan, &solution, &Statistics::default(), &strict).into_values().map(|veto| veto.why).collect::<Vec<_>>()
     };
-    assert!(weight("int8")[0].contains("dB in int8, below 60 dB"));
-    assert!(weight("float8e4m3fn")[0].contains("dB in float8e4m3fn, below 60 dB"));
-    assert!(weight("int4").is_empty() && weight("float4e2m1").is_empty());
-    assert!(weight("int16").is_empty());
+    for dtype in ["int8", "uint16", "float8e4m3fn"] {
+        assert!(weight(dtype)[0].contains(&format!("dB in {dtype}, below 500 dB")), "{dtype}");
+    }
+    for dtype in ["int4", "uint2", "float4e2m1"] {
+        assert!(weight(dtype).is_empty(), "{dtype}");
+    }
 }
 
 #[test]
