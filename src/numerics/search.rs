@@ -125,7 +125,9 @@ pub fn percentile_ranges(
             return (0.0, 0.0);
         }
         if symmetric {
-            values.iter_mut().for_each(|value| *value = value.abs());
+            for value in values.iter_mut() {
+                *value = value.abs();
+            }
             let end = *values.select_nth_unstable_by(kept(values.len(), percent) - 1, f32::total_cmp).1;
             return (-end, end);
         }

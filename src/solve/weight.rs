@@ -185,7 +185,9 @@ impl<'a> Solver<'a> {
             return Ok(None);
         }
         let mut changed = numerics::dequantize(&wanted, format, dims, granularity, qparams)?;
-        changed.iter_mut().for_each(|value| *value = value.clamp(f32::MIN, f32::MAX));
+        for value in &mut changed {
+            *value = value.clamp(f32::MIN, f32::MAX);
+        }
         // `(q − z) · s` has an error of half a unit in the last place, and so has its quotient by `s`: together less than a
         // hundredth of a step. Only near the end of f32 is there another error.
         if round(&changed)? == wanted {
@@ -313,9 +315,9 @@ impl<'a> Solver<'a> {
 /// The transpose of a row-major matrix.
 #[must_use]
 pub fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
     // Squares of a few cache lines, so that neither side is walked in long strides.
     const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {
             for row in top..rows.min(top + TILE) {
