@@ -128,14 +128,12 @@ impl<'a> Insert<'a> {
             let mut later = Vec::new();
             for (name, activation) in waiting {
                 let source = match &activation.converts {
-                    None => self.names.value(activation.tensor.as_ref().unwrap_or(name))?,
-                    Some(first) => match self.made.get(first) {
-                        Some(&made) => made,
-                        None => {
-                            later.push((name, activation));
-                            continue;
-                        }
-                    },
+                    None => Some(self.names.value(activation.tensor.as_ref().unwrap_or(name))?),
+                    Some(first) => self.made.get(first).copied(),
+                };
+                let Some(source) = source else {
+                    later.push((name, activation));
+                    continue;
                 };
                 let back = match activation.mode {
                     Mode::Static => self.pair(model, name, activation, source)?,

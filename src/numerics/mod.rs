@@ -56,4 +56,4 @@ pub use format::Format;
 pub use grid::{Granularity, QParams};
 pub use minifloat::{Minifloat, decode_float8e8m0};
 pub use range::{Arithmetic, MinMax, Precision, RangeSpec, Symmetry, channel_ranges, min_max, qparams_from_range};
-pub use search::{mse_ranges, percentile_ranges};
+pub use search::{mse_ranges, percentile_ranges, squared_errors};

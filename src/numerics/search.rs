@@ -80,6 +80,31 @@ fn fake(values: &mut [f32], scale: f32, zero_point: i32, spec: &RangeSpec, round
     }
 }
 
+/// For each entry of the scale tensor, in row-major order, `Σ (x − y)²`.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if `x` and `y` do not fill `dims`, or the granularity does not fit.
+pub fn squared_errors(x: &[f32], y: &[f32], dims: &[usize], granularity: &Granularity) -> Result<Vec<f64>> {
+    let grid = Grid::new(dims, granularity)?;
+    if x.len() != grid.len || y.len() != grid.len {
+        return Err(Error::model(format!("{} and {} elements do not fill {dims:?}", x.len(), y.len())));
+    }
+    let mut errors = vec![0.0; grid.entries];
+    let mut at = 0;
+    for run in grid.runs(0, x.len()) {
+        let now = at..at + run.len();
+        at = now.end;
+        let squares = x[now.clone()].iter().zip(&y[now]).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2));
+        match run {
+            Run::Same { len: _, entry } => errors[entry] += squares.sum::<f64>(),
+            Run::Each { len, first } => {
+                errors[first..first + len].iter_mut().zip(squares).for_each(|(error, square)| *error += square);
+            }
+        }
+    }
+    Ok(errors)
+}
+
 /// For each entry of the scale tensor, in row-major order, the range that keeps `percent` of the values: `−v..=v` with `v` the
 /// least magnitude that at least so many do not exceed, or, where not `symmetric`, without half of the rest at each end.
 ///
@@ -100,7 +125,9 @@ pub fn percentile_ranges(
             return (0.0, 0.0);
         }
         if symmetric {
-            values.iter_mut().for_each(|value| *value = value.abs());
+            for value in values.iter_mut() {
+                *value = value.abs();
+            }
             let end = *values.select_nth_unstable_by(kept(values.len(), percent) - 1, f32::total_cmp).1;
             return (-end, end);
         }

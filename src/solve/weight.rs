@@ -15,6 +15,9 @@ use crate::plan::{Given, Quantizer, Weight};
 /// Percent of the values that the percentile observer keeps where it is not told.
 const PERCENTILE: f64 = 99.99;
 
+/// By how much ranges are made longer for the sake of pairs.
+const WIDER: [f32; 5] = [1.0, 1.125, 1.25, 1.5, 2.0];
+
 /// One weight, as it will be stored.
 pub(super) struct Solver<'a> {
     weight: &'a Weight,
@@ -61,6 +64,7 @@ impl<'a> Solver<'a> {
         let (format, granularity) = (self.spec.format, &self.quantizer.granularity);
         let (qparams, changed) = match self.weight.pair_safe {
             Some(order) if self.has_searched_pairs(order) => self.pair_safe(order, floor),
+            Some(order) if self.quantizer.given.is_none() => self.widened(order, floor)?,
             order => {
                 let qparams = self.qparams(floor)?;
                 let changed = self.changed(&qparams, order)?;
@@ -80,25 +84,28 @@ impl<'a> Solver<'a> {
         let granularity = &self.quantizer.granularity;
         granularity.check(&self.dims)?;
         let entries = granularity.scale_dims(&self.dims).iter().product();
-        let ranges = match &self.quantizer.given {
+        match &self.quantizer.given {
             Some(Given::Scales { scales, zero_points }) => {
                 let found = given_qparams(self.quantizer, scales, zero_points, entries)?;
-                return match found.scales.iter().find(|s| **s < floor) {
+                match found.scales.iter().find(|s| **s < floor) {
                     None => Ok(found),
                     Some(scale) => Err(Error::new(
                         Kind::Config,
                         format!("the scale {scale} is given, at which the bias of the layer does not fit int32"),
                     )
                     .with_hint(format!("give at least {floor:e}, or keep the bias in float"))),
-                };
+                }
             }
             Some(Given::Range(low, high)) => {
-                let (low, high) = (*low, *high);
-                check_range(low, high)?;
-                vec![(low, high); entries]
+                check_range(*low, *high)?;
+                Ok(self.scaled(vec![(*low, *high); entries], floor))
             }
-            None => self.ranges()?,
-        };
+            None => Ok(self.scaled(self.ranges()?, floor)),
+        }
+    }
+
+    /// Scales no smaller than `floor`, and zero points, of ranges.
+    fn scaled(&self, ranges: impl IntoIterator<Item = (f32, f32)>, floor: f32) -> QParams {
         let raised = RangeSpec { eps: self.spec.eps.max(floor), ..self.spec };
         let (scales, zero_points) = ranges
             .into_iter()
@@ -107,7 +114,7 @@ impl<'a> Solver<'a> {
                 if found.0 < floor { numerics::qparams_from_range(low, high, &raised) } else { found }
             })
             .unzip();
-        Ok(QParams { scales, zero_points })
+        QParams { scales, zero_points }
     }
 
     /// What the observer says of each entry of the scale tensor.
@@ -178,13 +185,54 @@ impl<'a> Solver<'a> {
             return Ok(None);
         }
         let mut changed = numerics::dequantize(&wanted, format, dims, granularity, qparams)?;
-        changed.iter_mut().for_each(|value| *value = value.clamp(f32::MIN, f32::MAX));
+        for value in &mut changed {
+            *value = value.clamp(f32::MIN, f32::MAX);
+        }
         // `(q − z) · s` has an error of half a unit in the last place, and so has its quotient by `s`: together less than a
         // hundredth of a step. Only near the end of f32 is there another error.
         if round(&changed)? == wanted {
             return Ok(Some(changed));
         }
         Err(Error::model("its values are too large to be quantized to these codes"))
+    }
+
+    /// Safe pairs at the scale of least error between the one that the range asks for, at which pairs have to give way, and
+    /// twice that, at which none does.
+    fn widened(&self, order: Reduction, floor: f32) -> Result<(QParams, Option<Vec<f32>>)> {
+        let (format, granularity) = (self.spec.format, &self.quantizer.granularity);
+        let ranges = self.ranges()?;
+        let longer = |(low, high): (f32, f32), factor: f32| (low * factor, high * factor);
+        let mut best = vec![(f64::INFINITY, 1.0); ranges.len()];
+        for factor in WIDER {
+            let qparams = self.scaled(ranges.iter().map(|&range| longer(range, factor)), floor);
+            let changed = self.changed(&qparams, Some(order))?;
+            let mut seen = changed.unwrap_or_else(|| self.values.clone());
+            numerics::fake_quantize_nd(&mut seen, &self.dims, granularity, &qparams, format)?;
+            let mut errors = numerics::squared_errors(&self.values, &seen, &self.dims, granularity)?;
+            if !self.has_rows(order) {
+                // The elements of a pair have different scales, or many pairs have one.
+                let total = errors.iter().sum();
+                errors.fill(total);
+            }
+            for (best, error) in best.iter_mut().zip(errors) {
+                if error < best.0 {
+                    *best = (error, factor);
+                }
+            }
+        }
+        let chosen = ranges.into_iter().zip(best).map(|(range, (_, factor))| longer(range, factor));
+        let qparams = self.scaled(chosen, floor);
+        let changed = self.changed(&qparams, Some(order))?;
+        Ok((qparams, changed))
+    }
+
+    /// Whether each scale is that of one row of pairs.
+    fn has_rows(&self, order: Reduction) -> bool {
+        match (self.quantizer.granularity, order) {
+            (Granularity::PerChannel { axis }, Reduction::Spatial) => axis == 0,
+            (Granularity::PerChannel { axis }, Reduction::Along(depth)) => self.dims.len() == 2 && axis + depth == 1,
+            _ => false,
+        }
     }
 
     /// Moves the codes of pairs that could saturate.
@@ -210,15 +258,9 @@ impl<'a> Solver<'a> {
 
     /// Whether the scale may be chosen together with the codes of pairs: nothing else is asked of it.
     fn has_searched_pairs(&self, order: Reduction) -> bool {
-        let one_each = match (self.quantizer.granularity, order) {
-            (Granularity::PerTensor, _) => true,
-            (Granularity::PerChannel { axis }, Reduction::Spatial) => axis == 0,
-            (Granularity::PerChannel { axis }, Reduction::Along(depth)) => self.dims.len() == 2 && axis + depth == 1,
-            _ => false,
-        };
         let Quantizer { dtype, symmetric, narrow_range, reduce_range, observer, .. } = self.quantizer;
         let Quantizer { scale_type, scale_dtype, round, eps, given, .. } = self.quantizer;
-        one_each
+        (self.has_rows(order) || self.quantizer.granularity == Granularity::PerTensor)
             && *dtype == Format::Int8
             && *symmetric
             && *narrow_range
@@ -273,9 +315,9 @@ impl<'a> Solver<'a> {
 /// The transpose of a row-major matrix.
 #[must_use]
 pub fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
     // Squares of a few cache lines, so that neither side is walked in long strides.
     const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {
             for row in top..rows.min(top + TILE) {

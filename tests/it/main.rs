@@ -5,8 +5,8 @@
 mod calibration;
 mod check;
 mod cli;
-mod configured;
 mod config;
+mod configured;
 mod file;
 mod numerics;
 mod opset;

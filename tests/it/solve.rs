@@ -537,7 +537,7 @@ g (float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}, float[2
 #[test]
 fn pairs_stay_safe_whatever_else_is_asked() {
     let values: Vec<f32> = (0..64).map(|at| ((at * 37 % 29) as f32 - 9.0) / 4.0).collect();
-    let check = |fields: Value| {
+    let check = |least: f64, fields: Value| {
         let mut quantizer = json!({"dtype": "int8", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}});
         quantizer.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let weight = json!({"quantizer": quantizer, "pair_safe": {"along": 0}});
@@ -548,19 +548,21 @@ fn pairs_stay_safe_whatever_else_is_asked() {
                 assert!((a + b).abs() <= 128, "{a} {b} {fields}");
             }
         }
-        assert!(stored.solution.weights[0].sqnr_db > 30.0, "{} {fields}", stored.solution.weights[0].sqnr_db);
+        assert!(stored.solution.weights[0].sqnr_db > least, "{} {fields}", stored.solution.weights[0].sqnr_db);
     };
-    check(json!({"narrow_range": true}));
-    check(json!({}));
-    check(json!({"symmetric": false}));
-    check(json!({"reduce_range": true, "narrow_range": true}));
-    check(json!({"round": "half-away"}));
-    check(json!({"scale_dtype": "float16"}));
-    check(json!({"observer": "mse"}));
-    check(json!({"granularity": "per-tensor"}));
-    check(json!({"granularity": {"per-channel": {"axis": 0}}, "narrow_range": true}));
-    check(json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
-    check(json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
+    check(35.0, json!({"narrow_range": true}));
+    check(35.0, json!({}));
+    // Codes around a zero point of their own have little room.
+    check(15.0, json!({"symmetric": false}));
+    check(35.0, json!({"reduce_range": true, "narrow_range": true}));
+    check(35.0, json!({"round": "half-away"}));
+    check(35.0, json!({"scale_dtype": "float16"}));
+    check(35.0, json!({"observer": "mse"}));
+    check(35.0, json!({"granularity": "per-tensor"}));
+    check(35.0, json!({"granularity": {"per-channel": {"axis": 0}}, "narrow_range": true}));
+    check(35.0, json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
+    // The scale of the largest value leaves the pairs no room, and is not to be changed.
+    check(10.0, json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
 }
 
 #[test]
@@ -593,13 +595,13 @@ g (float[2,2] x) => (float[2,2] y, float[2,2] z, float[2,2] t) <float[2,2] w = {
         let transposed =
             ["y", "z"].map(|node| made.node(made.producer(made.value_named(node).unwrap()).unwrap()).int("transB"));
         assert_eq!(transposed, [0, 1].map(|at| (!transposes[at]).then_some(1)));
-        let stored = made.graph(made.main()).initializers().iter().filter_map(|&v| made.constant(v));
-        stored.filter(|tensor| tensor.dtype() == DataType::Int4 && tensor.dims() == [2, 2]).count() / 2
+        let initializers = made.graph(made.main()).initializers();
+        initializers.iter().filter(|&&v| made.value(v).name().contains("quantized")).count()
     };
-    // The zero points are int4 as well, of the same shape where a group is one element.
     assert_eq!(codes([true, true, false], [1, 1, 1]), 2);
     assert_eq!(codes([false, false, false], [1, 1, 1]), 1);
-    assert_eq!(codes([true, true, true], [1, 1, 1].map(|_| 1)).min(9), 1);
+    assert_eq!(codes([true, false, false], [1, 1, 1]), 2);
+    assert_eq!(codes([true, true, false], [1, 2, 1]), 3);
 }
 
 #[test]
@@ -641,13 +643,15 @@ fn the_guard_judges_eight_bits_and_more() {
         }]);
         let plan = planned(25, &json!({}), &weights, &json!([]));
         let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap();
-        let strict = Guard { weight_db: 60.0, ..Guard::default() };
+        let strict = Guard { weight_db: 500.0, ..Guard::default() };
         guard(&plan, &solution, &Statistics::default(), &strict).into_values().map(|veto| veto.why).collect::<Vec<_>>()
     };
-    assert!(weight("int8")[0].contains("dB in int8, below 60 dB"));
-    assert!(weight("float8e4m3fn")[0].contains("dB in float8e4m3fn, below 60 dB"));
-    assert!(weight("int4").is_empty() && weight("float4e2m1").is_empty());
-    assert!(weight("int16").is_empty());
+    for dtype in ["int8", "uint16", "float8e4m3fn"] {
+        assert!(weight(dtype)[0].contains(&format!("dB in {dtype}, below 500 dB")), "{dtype}");
+    }
+    for dtype in ["int4", "uint2", "float4e2m1"] {
+        assert!(weight(dtype).is_empty(), "{dtype}");
+    }
 }
 
 #[test]
@@ -672,4 +676,148 @@ fn versions_rise_by_need() {
     check(25, 8, "float4e2m1", 11);
     check(25, 8, "uint2", 13);
     check(25, 13, "int4", 13);
+}
+
+/// Numbers that look random, the same each time.
+fn noise(count: usize, seed: usize) -> String {
+    let value = |at: usize| {
+        let bits = (at + seed * 7919).wrapping_mul(2_654_435_761) >> 7;
+        (bits % 2003) as f32 / 1001.0 - 1.0
+    };
+    list(&(0..count).map(value).collect::<Vec<_>>())
+}
+
+/// Models of `tests/solve`, made from plans; `tests/differential/solve.py` runs them in onnxruntime.
+#[test]
+fn models_for_onnxruntime_are_these() {
+    let weight = |quantizer: Value, fields: Value| {
+        let mut weight = json!({"quantizer": quantizer, "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": ""});
+        weight.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        weight
+    };
+    let group = |dtype: &str, symmetric: bool, size: usize| {
+        let narrow = symmetric && !dtype.starts_with("float");
+        json!({"dtype": dtype, "symmetric": symmetric, "narrow_range": narrow, "granularity": {"per-group": {"axis": 0, "size": size}}})
+    };
+    let matmul = |depth: usize| {
+        format!(
+            "g (float[3,{depth}] x) => (float[3,8] y) <float[{depth},8] w = {{{}}}> {{\n  y = MatMul (x, w)\n}}",
+            noise(depth * 8, 1)
+        )
+    };
+    let gemm = format!(
+        "g (float[3,64] x) => (float[3,8] y) <float[8,64] w = {{{}}}, float[8] b = {{{}}}> {{\n  y = Gemm <transB = 1> (x, w, b)\n}}",
+        noise(512, 1),
+        noise(8, 2)
+    );
+    let save = |name: &str, graph: &str, opset: i64, activations: Value, weights: Value, biases: Value| {
+        let text = format!("<ir_version: 8, opset_import: [\"\" : 17]>\n{graph}");
+        let model = parse(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let plan = planned(opset, &activations, &weights, &biases);
+        let mut statistics = Statistics::default();
+        for (name, pair) in &plan.activations {
+            let mut site = SiteStatistics::new();
+            site.observe(0, &[-1.0, 1.0]);
+            statistics.sites.insert(pair.tensor.clone().unwrap_or_else(|| name.clone()), site);
+        }
+        let solution =
+            solve(&model, &plan, Some(&statistics), &mut Solved::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(check::violations(&made, &Target::load("generic").unwrap()), Vec::<String>::new(), "{name}");
+        let bytes = amax::ir::file::to_bytes(&made).unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/solve").join(format!("{name}.onnx"));
+        if std::env::var_os("AMAX_BLESS").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(std::fs::read(&path).unwrap_or_default() == bytes, "{name} differs; AMAX_BLESS=1 accepts it");
+    };
+    let weights = |name: &str, graph: &str, opset: i64, quantizer: Value, fields: Value| {
+        save(name, graph, opset, json!({}), json!([weight(quantizer, fields)]), json!([]));
+    };
+    let none = || json!({});
+    weights("int4_groups", &matmul(64), 21, group("int4", true, 32), none());
+    weights("int4_groups_ragged", &matmul(70), 21, group("int4", true, 32), none());
+    weights("int4_group_of_all", &matmul(64), 21, group("int4", true, 128), none());
+    weights("uint4_groups", &matmul(64), 21, group("uint4", false, 16), none());
+    weights("int8_groups", &matmul(64), 21, group("int8", true, 32), none());
+    weights("uint8_groups", &matmul(64), 21, group("uint8", false, 64), none());
+    weights("int2_groups", &matmul(64), 25, group("int2", false, 32), none());
+    weights("uint2_groups", &matmul(64), 25, group("uint2", false, 32), none());
+    weights("gemm_int4_groups", &gemm, 21, group("int4", true, 32), json!({"transpose": true}));
+    weights(
+        "gemm_int4_channels",
+        &gemm,
+        21,
+        json!({"dtype": "int4", "symmetric": true, "granularity": {"per-channel": {"axis": 0}}}),
+        none(),
+    );
+    weights(
+        "float8_channels",
+        &matmul(64),
+        19,
+        json!({"dtype": "float8e4m3fn", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}}),
+        none(),
+    );
+    weights("float8_groups", &matmul(64), 21, group("float8e5m2", true, 32), none());
+    weights("float4_groups", &matmul(64), 23, group("float4e2m1", true, 16), none());
+    weights(
+        "int16_channels",
+        &matmul(64),
+        21,
+        json!({"dtype": "int16", "symmetric": true, "narrow_range": true, "granularity": {"per-channel": {"axis": 1}}}),
+        none(),
+    );
+
+    let int8 = |axis: usize| json!({"dtype": "int8", "symmetric": true, "narrow_range": true, "granularity": {"per-channel": {"axis": axis}}});
+    let bias = json!([{
+        "site": "y.bias", "at": {"node": "y", "input": 2}, "tensor": "b", "channels": 8, "activation": "x", "weight": 0,
+    }]);
+    let ends = |input: &str, output: &str| {
+        json!({
+            "x": pair("x", input, listed(&["y"]), json!({})),
+            "y": pair("y", output, json!("all"), json!({"quantizer": {"given": {"range": [-12, 12]}}})),
+        })
+    };
+    let conv = format!(
+        "g (float[1,3,6,6] x) => (float[1,8,4,4] y) <float[8,3,3,3] w = {{{}}}, float[8] b = {{{}}}> {{\n  y = Conv (x, w, b)\n}}",
+        noise(216, 1),
+        noise(8, 2)
+    );
+    for dtype in ["uint16", "int16"] {
+        save(
+            &format!("{dtype}_matmul"),
+            &matmul(64),
+            21,
+            ends(dtype, dtype),
+            json!([weight(int8(1), none())]),
+            json!([]),
+        );
+        save(&format!("{dtype}_gemm"), &gemm, 21, ends(dtype, dtype), json!([weight(int8(0), none())]), bias.clone());
+        save(&format!("{dtype}_conv"), &conv, 21, ends(dtype, dtype), json!([weight(int8(0), none())]), bias.clone());
+    }
+    let float8 = json!({"dtype": "float8e4m3fn", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}});
+    save(
+        "float8_matmul",
+        &matmul(64),
+        19,
+        ends("float8e4m3fn", "float8e4m3fn"),
+        json!([weight(float8, none())]),
+        json!([]),
+    );
+    // The product runs on 8 bits, what is added to it on 16.
+    let border = format!(
+        "g (float[3,64] x) => (float[3,8] s) <float[64,8] w = {{{}}}, float[3,8] c = {{{}}}> {{\n  y = MatMul (x, w)\n  s = Add (y, c)\n}}",
+        noise(512, 1),
+        noise(24, 2)
+    );
+    let converted = json!({
+        "x": pair("x", "uint8", listed(&["y"]), json!({})),
+        "y": pair("y", "uint8", json!("all"), json!({"quantizer": {"given": {"range": [-12, 12]}}})),
+        "y_uint16": pair("y_uint16", "uint16", listed(&["s"]), json!({
+            "tensor": "y", "converts": "y", "quantizer": {"given": {"range": [-12, 12]}},
+        })),
+        "s": pair("s", "uint16", json!("all"), json!({"quantizer": {"given": {"range": [-12, 12]}}})),
+    });
+    save("uint8_to_uint16", &border, 21, converted, json!([weight(int8(1), none())]), json!([]));
 }
