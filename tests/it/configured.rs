@@ -93,8 +93,9 @@ fn no_key_is_decoration() {
                 }
                 for level in ["default", "op_type.Conv", "layer.conv"] {
                     let mut config = Config::default();
-                    config.set(&format!("{level}.{kind}.{field}={}", value.trim_matches('"'))).unwrap();
-                    let changed = planned_for("ort-cpu", &config, true).map_or(true, |plan| plan != plain);
+                    let set = config.set(&format!("{level}.{kind}.{field}={}", value.trim_matches('"')));
+                    let planned = set.and_then(|()| planned_for("ort-cpu", &config, true));
+                    let changed = planned.map_or(true, |plan| plan != plain);
                     assert!(changed, "nothing follows from --set {level}.{kind}.{field}={value}");
                 }
             }
