@@ -40,7 +40,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
-    Rewrite(cli::rewrite::Args),
+    Rewrite(Box<cli::rewrite::Args>),
     /// Summarize a model, or print it as text.
     Inspect(cli::inspect::Args),
     /// Show every decision about a model without running it, or write them as a plan to edit.

@@ -28,7 +28,7 @@ struct Given {
     /// A named configuration to start from, instead of the file's; `amax presets` lists them.
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// Set one key: default.weight.dtype=int4, op_type.Conv.enable=false, layer.GLOB.input.symmetric=true;
+    /// Set one key, for example `default.weight.dtype=int4`, `op_type.Conv.enable=false`, `layer.GLOB.input.dynamic=true`;
     /// may be repeated, and later ones have the last word, also among the next three.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,

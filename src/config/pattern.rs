@@ -14,6 +14,8 @@ pub struct Pattern {
 
 #[derive(Clone, Debug)]
 enum Matcher {
+    /// What stands between the stars of a glob that has nothing else: most have not, and large models have many names.
+    Stars(Vec<String>),
     Glob(GlobMatcher),
     Regex(Regex),
 }
@@ -36,7 +38,11 @@ impl Pattern {
                 Error::new(Kind::Config, format!("\"{text}\" is not a glob: {}", e.kind()))
                     .with_hint("`*` matches anything, `?` one character, `[ab]` a choice, `{x,y}` alternatives")
             })?;
-            Matcher::Glob(glob.compile_matcher())
+            if text.contains(['?', '[', ']', '{', '}', '\\']) || text.contains("**") {
+                Matcher::Glob(glob.compile_matcher())
+            } else {
+                Matcher::Stars(text.split('*').map(str::to_owned).collect())
+            }
         };
         Ok(Self { text: text.to_owned(), matcher })
     }
@@ -73,14 +79,31 @@ impl Pattern {
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         match &self.matcher {
+            Matcher::Stars(parts) => matches_stars(parts, name),
             Matcher::Glob(glob) => self.text == name || glob.is_match(name),
             Matcher::Regex(expression) => expression.is_match(name),
         }
     }
 }
 
+/// Whether a name consists of these parts in order, with anything between them.
+fn matches_stars(parts: &[String], name: &str) -> bool {
+    let [first, middle @ .., last] = parts else { return parts.first().is_some_and(|only| only == name) };
+    let inner = name.strip_prefix(first.as_str()).and_then(|rest| rest.strip_suffix(last.as_str()));
+    let Some(mut rest) = inner else { return false };
+    middle.iter().all(|part| match rest.find(part.as_str()) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use globset::Glob;
+
     use super::Pattern;
 
     #[test]
@@ -100,5 +123,30 @@ mod tests {
         let nodes = ["*", "*output*", "/input_layer/*", "*weight"];
         assert!(nodes.iter().all(|p| !Pattern::new(p).expect("valid").names_sites()));
         assert!(Pattern::new("re:(").is_err() && Pattern::new("{a").is_err());
+    }
+
+    /// Every text of up to `length` of these signs.
+    fn texts(signs: &str, length: usize) -> Vec<String> {
+        let mut all = vec![String::new()];
+        let mut begin = 0;
+        for _ in 0..length {
+            let end = all.len();
+            for index in begin..end {
+                all.extend(signs.chars().map(|sign| format!("{}{sign}", all[index])).collect::<Vec<_>>());
+            }
+            begin = end;
+        }
+        all
+    }
+
+    #[test]
+    fn stars_match_as_in_globs() {
+        let names = texts("ab/", 5);
+        for text in texts("ab/*", 4).iter().filter(|text| !text.contains("**")) {
+            let (ours, glob) = (Pattern::new(text).expect("valid"), Glob::new(text).expect("valid").compile_matcher());
+            for name in &names {
+                assert_eq!(ours.matches(name), glob.is_match(name), "{text} on {name}");
+            }
+        }
     }
 }

@@ -188,7 +188,7 @@ pub struct Step {
 /// Every level, the first one weakest.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    rules: Vec<Rule>,
+    all: Vec<Rule>,
     /// What [`Rules::site`] overlays: a rule's own spec with its `enable`.
     specs: Vec<[Option<Spec>; 4]>,
     left_weight: Spec,
@@ -217,7 +217,7 @@ impl Rules {
         rules.extend(config.overrides.iter().cloned());
         let specs = rules.iter().map(|rule| SiteKind::ALL.map(|kind| effective(&rule.level, kind))).collect();
         let left_weight = weight_spec(target.left_weight.unwrap_or(target.weight));
-        Ok(Self { rules, specs, left_weight, algorithm, pre_quant_opt })
+        Ok(Self { all: rules, specs, left_weight, algorithm, pre_quant_opt })
     }
 
     /// How weights and scales are improved: what the configuration says, or its preset.
@@ -235,13 +235,13 @@ impl Rules {
     /// The rules, weakest first.
     #[must_use]
     pub fn all(&self) -> &[Rule] {
-        &self.rules
+        &self.all
     }
 
     /// The rule that had the last word on a key of a site.
     #[must_use]
     pub fn rule(&self, resolved: &Resolved, field: Field) -> Option<&Rule> {
-        resolved.from(field).and_then(|index| self.rules.get(index))
+        resolved.from(field).and_then(|index| self.all.get(index))
     }
 
     /// What is asked for at a site of a node. `left`: the weight is the left operand of a product.
@@ -271,7 +271,7 @@ impl Rules {
     fn each(&self, node: &str, op: &str, kind: SiteKind, left: bool, mut found: impl FnMut(usize, &Spec)) {
         let slot = SiteKind::ALL.iter().position(|&k| k == kind).unwrap_or(0);
         let names = Names::new(node, kind);
-        for (index, (rule, specs)) in self.rules.iter().zip(&self.specs).enumerate() {
+        for (index, (rule, specs)) in self.all.iter().zip(&self.specs).enumerate() {
             let spec = if index == 0 && left && kind == SiteKind::Weight {
                 Some(&self.left_weight)
             } else {
@@ -290,7 +290,7 @@ impl Rules {
     /// The first of them, with the nearest name.
     pub fn check(&self, model: &Model) -> Result<()> {
         let nodes = || model.graph(model.main()).nodes().iter().map(|&n| (model.node_name(n), model.node(n).op_type()));
-        for rule in self.rules.iter().filter(|r| !r.optional) {
+        for rule in self.all.iter().filter(|r| !r.optional) {
             let Scope::Name(pattern) = &rule.scope else { continue };
             let matches = |kind: SiteKind| nodes().any(|(node, op)| rule.applies(&Names::new(node, kind), op));
             if !SiteKind::ALL.into_iter().any(matches) {

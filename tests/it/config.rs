@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use amax::config::algorithm::Method;
 use amax::config::rules::{Resolved, Rules};
 use amax::config::spec::{Dtype, Field, ObserverKind, Share};
-use amax::config::{Config, Level, SiteKind, Spec, import, presets, schema};
+use amax::config::{Config, Level, SiteKind, Source, Spec, import, presets, schema};
 use amax::ir::text;
+use amax::numerics::Format;
 use amax::targets::Target;
 
 use crate::snapshot;
@@ -29,21 +30,18 @@ fn rules(config: &Config) -> Rules {
 /// Two values of each key that stand in no contradiction to any other key, as TOML.
 fn values(field: Field) -> [&'static str; 2] {
     match field {
-        Field::Enable => ["true", "false"],
+        Field::Enable | Field::Symmetric | Field::NarrowRange => ["true", "false"],
         Field::Dtype => ["\"int4\"", "\"uint16\""],
         Field::Granularity => ["\"per-tensor\"", "\"per-channel\""],
         Field::ChAxis => ["0", "-1"],
         Field::GroupSize => ["32", "64"],
-        Field::Symmetric => ["true", "false"],
-        Field::Dynamic => ["false", "true"],
+        Field::Dynamic | Field::ReduceRange => ["false", "true"],
         Field::Observer => ["\"mse\"", "\"entropy\""],
         Field::Percentile => ["99.9", "99.99"],
         Field::MseP => ["2.0", "2.4"],
         Field::ScaleType => ["\"power-of-two\"", "\"float\""],
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
-        Field::NarrowRange => ["true", "false"],
-        Field::ReduceRange => ["false", "true"],
         Field::Eps => ["0.001", "0.5"],
     }
 }
@@ -365,7 +363,7 @@ fn presets_print_as_what_they_are() {
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();
         let written = Config::load(&path).unwrap_or_else(|e| panic!("{e}"));
         let preset = presets::load(name).unwrap();
-        let bare = |config: &Config| Config { source: Default::default(), ..config.clone() };
+        let bare = |config: &Config| Config { source: Source::default(), ..config.clone() };
         assert_eq!(bare(&written), bare(&preset), "{name}");
         let again = config(&written.to_toml().unwrap());
         assert_eq!(bare(&again), bare(&preset), "{name} in our own words");
@@ -479,7 +477,7 @@ fn imports_mean_what_they_meant() {
                     assert_eq!(found.written(field), expected.written(field), "{name}, {site}, {}", field.name());
                 }
             }
-            if found.dtype.and_then(Dtype::format).is_some_and(|f| f.is_integer()) && name.starts_with("modelopt") {
+            if found.dtype.and_then(Dtype::format).is_some_and(Format::is_integer) && name.starts_with("modelopt") {
                 assert_eq!((found.symmetric, found.narrow_range), (Some(true), Some(true)), "{name}, {site}");
             }
             on += 1;
@@ -491,6 +489,46 @@ fn imports_mean_what_they_meant() {
         }
         snapshot::check(&format!("data/config/import/{name}.toml"), &text);
     }
+}
+
+/// Damaged documents are errors or other documents, whatever the damage.
+#[test]
+fn damage_is_survived() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config");
+    let names =
+        ["import/modelopt_replace.json", "import/quark_w8a8.json", "examples/quark.toml", "import/quark_w8a8.toml"];
+    let (mut accepted, mut refused) = (0, 0);
+    for name in names {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        let signs: Vec<char> = text.chars().collect();
+        for step in 0..400 {
+            let at = step * 7919 % signs.len();
+            let mut damaged = signs.clone();
+            match step % 4 {
+                0 => drop(damaged.remove(at)),
+                1 => damaged[at] = ['"', '[', '{', '*', '.', '0', '-', 'é'][step / 4 % 8],
+                2 => damaged.truncate(at),
+                _ => damaged.swap(at, (at + 1 + step) % signs.len()),
+            }
+            let damaged: String = damaged.into_iter().collect();
+            let found = if name.ends_with("json") {
+                import::convert(&damaged).and_then(|imported| imported.to_toml())
+            } else {
+                Config::parse(&damaged).and_then(|config| config.to_toml())
+            };
+            match found {
+                Ok(text) => {
+                    config(&text);
+                    accepted += 1;
+                }
+                Err(error) => {
+                    assert!(!error.message().is_empty(), "{damaged}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(accepted > 100 && refused > 400, "{accepted} {refused}");
 }
 
 /// The algorithm of a preset is used unless the configuration has its own.

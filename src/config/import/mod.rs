@@ -65,11 +65,10 @@ pub fn load(path: &Path) -> Result<Imported> {
 /// # Errors
 /// As [`load`].
 pub fn convert(text: &str) -> Result<Imported> {
-    let (json, lines): (Json, _) =
-        document::parse_json(text).map_err(|e| match text.trim_start().starts_with('{') {
-            true => e,
-            false => e.with_hint("configurations of ModelOpt and Quark are converted from JSON"),
-        })?;
+    let (json, lines): (Json, _) = document::parse_json(text).map_err(|e| {
+        let hint = "configurations of ModelOpt and Quark are converted from JSON";
+        if text.trim_start().starts_with('{') { e } else { e.with_hint(hint) }
+    })?;
     let root = At::root(&json, &lines);
     // Checkpoints have it inside their own config.json.
     let root = root.get("quantization_config").unwrap_or(root);

@@ -9,6 +9,7 @@ use crate::config::algorithm::{Algorithm, Method};
 use crate::config::spec::{Dtype, ObserverKind, Share};
 use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
+use crate::numerics::Format;
 
 /// Operators of the modules whose inputs ModelOpt quantizes where no class is named.
 const INPUTS: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"];
@@ -95,26 +96,23 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
 /// The entries of both forms.
 fn entries<'a>(list: &At<'a>) -> Result<Vec<Entry<'a>>> {
     let mut found = Vec::new();
-    match list.json {
-        Json::List(_) => {
-            for item in list.items()? {
-                if item.has("quantizer_name") {
-                    found.push(listed(item)?);
-                } else {
-                    for (key, value) in item.entries()? {
-                        keyed(key, value, &mut found)?;
-                    }
+    if let Json::List(_) = list.json {
+        for item in list.items()? {
+            if item.has("quantizer_name") {
+                found.push(listed(item)?);
+            } else {
+                for (key, value) in item.entries()? {
+                    keyed(key, value, &mut found)?;
                 }
             }
         }
-        _ => {
-            // While the table form was current, ModelOpt applied `default` first, wherever it stands.
-            let mut entries = list.entries()?;
-            entries.sort_by_key(|(key, _)| *key != "default");
-            for (key, value) in entries {
-                keyed(key, value, &mut found)?;
-            }
-        }
+        return Ok(found);
+    }
+    // While the table form was current, ModelOpt applied `default` first, wherever it stands.
+    let mut entries = list.entries()?;
+    entries.sort_by_key(|(key, _)| *key != "default");
+    for (key, value) in entries {
+        keyed(key, value, &mut found)?;
     }
     Ok(found)
 }
@@ -339,7 +337,7 @@ impl Out {
             None => spec.dynamic == Some(true),
         };
         spec.dynamic = (kind != SiteKind::Weight).then_some(dynamic);
-        if spec.dtype.and_then(Dtype::format).is_some_and(|f| f.is_integer()) {
+        if spec.dtype.and_then(Dtype::format).is_some_and(Format::is_integer) {
             // amax / 127 whatever `narrow_range` says there; quantizers saturate at the lowest code either way.
             spec.symmetric = Some(true);
             spec.narrow_range = Some(true);

@@ -70,16 +70,12 @@ pub(super) fn quantizers(pattern: &str, kind: Option<&str>) -> String {
     if head.ends_with('*') && head.chars().all(|c| c == '*' || plain(c)) && head.starts_with('*') {
         return pattern.to_owned();
     }
-    match head.strip_suffix('.') {
-        Some(module) => {
-            let (start, body) = expression(module);
-            format!("re:{start}{body}(/[^/]+)?[.]{tail}$")
-        }
-        None => {
-            let (start, body) = expression(head);
-            format!("re:{start}{body}{tail}$")
-        }
-    }
+    let (module, operator) = match head.strip_suffix('.') {
+        Some(module) => (module, "(/[^/]+)?[.]"),
+        None => (head, ""),
+    };
+    let (start, body) = expression(module);
+    format!("re:{start}{body}{operator}{tail}$")
 }
 
 /// Characters that mean themselves in globs and are the same in names of modules and nodes.
