@@ -31,6 +31,7 @@
 //! # }
 //! ```
 
+pub mod algorithms;
 pub mod calibrate;
 pub mod config;
 pub mod document;

@@ -1,10 +1,11 @@
 //! Counts of values in bins whose edges are floats of few mantissa bits.
 //!
 //! A bin is a sign, an exponent and the leading bits of the mantissa, so its width is a power of two and finding it
-//! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, half as
-//! many in each one below, and never fewer than 128: a bin is at most 1/1024 of the largest magnitude wide, and at
-//! most 1/128 of its own values (of the smallest normal number, for subnormal ones). One huge outlier, or the constant
-//! of an attention mask, therefore costs nothing.
+//! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, and 512 where
+//! it is a lower one: a bin is at most 1/1024 of the largest magnitude wide, and at most 1/512 of its own values (of the
+//! smallest normal number, for subnormal ones). So whatever range is chosen, there are four bins or more to a step of
+//! eight bits in it: one huge outlier, or the constant of an attention mask, costs nothing. Values that span twenty
+//! octaves on both sides of zero take 180 kB.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
 //! of the multiset of values alone, whatever their order, their grouping, or how parts were merged.
@@ -18,7 +19,7 @@ use super::scan::Scan;
 /// Mantissa bits that tell bins apart in the two highest octaves.
 const FINE: u32 = 10;
 /// Mantissa bits in every octave, at least.
-const COARSE: u32 = 7;
+const COARSE: u32 = 9;
 /// The sign bit of a prefix.
 const SIGN: u16 = 1 << 8;
 /// Bins that a thread counts in: a sign, eight bits of exponent, and [`FINE`], each of them twice. Neighbouring values

@@ -8,6 +8,7 @@
 
 mod histogram;
 mod noise;
+mod quantile;
 mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use histogram::{Bin, Histogram};
+pub use noise::{integer_error, nearest_error};
 
 use crate::error::{Error, Kind, Result};
 
@@ -69,15 +71,15 @@ pub struct SampleRecord {
 /// Ranges along one axis of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Channels {
-    axis: usize,
+    axis: isize,
     ragged: bool,
     ranges: Vec<Option<Range>>,
 }
 
 impl Channels {
-    /// The axis that tells channels apart.
+    /// The axis that tells channels apart; negative ones count from the last, which is -1.
     #[must_use]
-    pub fn axis(&self) -> usize {
+    pub fn axis(&self) -> isize {
         self.axis
     }
 
@@ -100,11 +102,13 @@ impl Channels {
     }
 
     fn observe(&mut self, dims: &[usize], values: &[f32]) {
-        let count = dims.get(self.axis).copied().unwrap_or(0);
-        let inner: usize = dims.iter().skip(self.axis + 1).product();
-        if values.is_empty() || !self.fit(count, self.axis < dims.len()) {
+        let axis = if self.axis < 0 { dims.len().checked_add_signed(self.axis) } else { Some(self.axis as usize) };
+        let axis = axis.filter(|&axis| axis < dims.len());
+        let count = axis.map_or(0, |axis| dims[axis]);
+        if values.is_empty() || !self.fit(count, axis.is_some()) {
             return;
         }
+        let inner: usize = axis.map_or(1, |axis| dims[axis + 1..].iter().product());
         if inner == 1 {
             let (mut min, mut max) = (vec![f32::INFINITY; count], vec![f32::NEG_INFINITY; count]);
             for row in values.chunks_exact(count) {
@@ -176,9 +180,9 @@ impl SiteStatistics {
         Self::default()
     }
 
-    /// A site that also keeps a range for each index along `axis`.
+    /// A site that also keeps a range for each index along `axis`; -1 is the last axis.
     #[must_use]
-    pub fn per_channel(axis: usize) -> Self {
+    pub fn per_channel(axis: isize) -> Self {
         let channels = Channels { axis, ragged: false, ranges: Vec::new() };
         Self { channels: Some(channels), ..Self::default() }
     }

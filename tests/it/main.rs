@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod file;
 mod numerics;
+mod observers;
 mod opset;
 mod passes;
 mod pipeline;

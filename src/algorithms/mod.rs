@@ -1,0 +1,3 @@
+//! Choices of numbers: functions of statistics and matrices that know no graph.
+
+pub mod observers;
