@@ -65,8 +65,9 @@ pub fn integer_error(
     let scale = f64::from(scale);
     let (first, last) = (f64::from(qmin) - f64::from(zero_point), f64::from(qmax) - f64::from(zero_point));
     let grid = Grid { first, last, power: Power::new(power) };
-    let in_steps =
-        |Bin { low, high, count }: Bin| if count == 0 { 0.0 } else { count as f64 * grid.mean(low / scale, high / scale) };
+    let in_steps = |Bin { low, high, count }: Bin| {
+        if count == 0 { 0.0 } else { count as f64 * grid.mean(low / scale, high / scale) }
+    };
     let sum: f64 = bins.into_iter().map(in_steps).sum();
     sum * grid.power.of(scale)
 }

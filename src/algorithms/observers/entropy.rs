@@ -6,8 +6,14 @@
 //! makes an outlier of any size harmless. Two things would otherwise decide more than the data:
 //!
 //! - exact zeros, which padding and rectifiers make in masses, are left out: every code keeps them;
-//! - a finite sample never fills bins evenly, and the divergence that this feigns grows with the bins in use. Its
-//!   expectation, (bins in use − codes in use) / 2n, is subtracted (Miller and Madow 1955).
+//! - a finite sample never fills bins evenly, which feigns a divergence that depends on how many bins are in use and would
+//!   pull the range of a small sample to either end. What it is on average for values that do fall evenly is subtracted:
+//!   for a code with `c` values in `k` bins, `(k - 1) · f(c / k)` nats, see [`feigned`]. For many values `f` is 1/2, which
+//!   is Miller's and Madow's correction of 1955.
+//!
+//! The divergence does not know how far a value is moved by clipping it, so no more than 1 % of the values may be clipped.
+
+use std::sync::LazyLock;
 
 use super::{cut, values};
 use crate::numerics::{RangeSpec, qparams_from_range};
@@ -19,10 +25,10 @@ const BINS: usize = 2048;
 const COARSE: i32 = 16;
 const FINE: i32 = 64;
 /// No candidate clips more than this share of the values that are not zero.
-const CLIPPED: f64 = 0.1;
+const CLIPPED: f64 = 0.01;
 
 /// Both ends are cut at one magnitude.
-pub(super) fn range(site: &SiteStatistics, spec: &RangeSpec) -> (f64, f64) {
+pub(super) fn range(site: &SiteStatistics, spec: RangeSpec) -> (f64, f64) {
     let amax = f64::from(site.amax());
     let bins: Vec<Bin> = site.bins().filter(|b| b.low < b.high || b.low.abs() > 0.0).collect();
     let count: u64 = bins.iter().map(|b| b.count).sum();
@@ -63,8 +69,8 @@ pub(super) fn range(site: &SiteStatistics, spec: &RangeSpec) -> (f64, f64) {
 }
 
 /// Nats a value that codes over a range lose of the distribution of `bins`, which hold `count` values and no zeros.
-fn divergence(bins: &[Bin], count: u64, range: (f64, f64), spec: &RangeSpec, levels: Option<&[f64]>) -> f64 {
-    let (scale, zero_point) = qparams_from_range(range.0 as f32, range.1 as f32, spec);
+fn divergence(bins: &[Bin], count: u64, range: (f64, f64), spec: RangeSpec, levels: Option<&[f64]>) -> f64 {
+    let (scale, zero_point) = qparams_from_range(range.0 as f32, range.1 as f32, &spec);
     let (scale, zero_point) = (f64::from(scale), f64::from(zero_point));
     let (low, high) = (range.0.min(0.0), range.1.max(0.0));
     let (low, high) = if spec.symmetric && low < 0.0 { (-high.max(-low), high.max(-low)) } else { (low, high) };
@@ -88,7 +94,7 @@ fn divergence(bins: &[Bin], count: u64, range: (f64, f64), spec: &RangeSpec, lev
             }
         }
     };
-    let (mut lost, mut used, mut codes) = (0.0, 0u64, 0u64);
+    let mut lost = 0.0;
     let mut at = 0;
     while at < BINS {
         let start = at;
@@ -102,9 +108,37 @@ fn divergence(bins: &[Bin], count: u64, range: (f64, f64), spec: &RangeSpec, lev
             continue;
         }
         let even = cell.iter().sum::<u64>() as f64 / in_use as f64;
+        lost -= (in_use - 1) as f64 * feigned(even);
         lost += cell.iter().filter(|&&c| c > 0).map(|&c| c as f64 * (c as f64 / even).ln()).sum::<f64>();
-        used += in_use;
-        codes += 1;
     }
-    (lost - (used - codes) as f64 / 2.0) / count as f64
+    lost / count as f64
+}
+
+/// Steps to one of the table of [`feigned`], and where it ends.
+const STEPS: usize = 16;
+const END: usize = 16;
+
+/// Nats that `even` values a bin on average, thrown at random, seem to lose for each bin when they are spread evenly over
+/// the bins that they hit: `E[k ln k] - m ln(m / (1 - e^-m))`, where `k` is Poisson with mean `m`. Interpolated linearly
+/// between sixteenths; above 16 the first two terms of its expansion.
+fn feigned(even: f64) -> f64 {
+    static TABLE: LazyLock<Vec<f64>> = LazyLock::new(|| {
+        let entry = |step: usize| {
+            let mean = step as f64 / STEPS as f64;
+            let (mut chance, mut sum) = ((-mean).exp(), 0.0);
+            for k in 1..=100u32 {
+                let k = f64::from(k);
+                chance *= mean / k;
+                sum += chance * k * k.ln();
+            }
+            if step == 0 { 0.0 } else { sum - mean * (mean / (1.0 - (-mean).exp())).ln() }
+        };
+        (0..=END * STEPS).map(entry).collect()
+    });
+    let place = even * STEPS as f64;
+    let below = place as usize;
+    match TABLE.get(below..below + 2) {
+        Some(&[a, b]) => a + (b - a) * place.fract(),
+        _ => 0.5 + 1.0 / (12.0 * even),
+    }
 }

@@ -101,9 +101,9 @@ impl Observer {
 /// Precision: percentiles are those of the values to within one bin of the histogram, which is at most 1/1024 of the
 /// largest magnitude and 1/512 of the percentile wide. Error and entropy have no sharp minimum; what is guaranteed is that
 /// the range found is as good as the best one: on the values themselves, its error is at most 1 % above the least, and its
-/// divergence at most 1e-3 nats (the tests compare with a search over the values themselves).
+/// divergence at most 0.01 nats a value (the tests compare with searches over 8192 values of real tensors).
 #[must_use]
-pub fn range(site: &SiteStatistics, observer: Observer, spec: &RangeSpec) -> (f32, f32) {
+pub fn range(site: &SiteStatistics, observer: Observer, spec: RangeSpec) -> (f32, f32) {
     let Some(seen) = site.range() else { return (0.0, 0.0) };
     let (low, high) = match observer {
         Observer::MinMax => (f64::from(seen.min), f64::from(seen.max)),
@@ -118,15 +118,15 @@ pub fn range(site: &SiteStatistics, observer: Observer, spec: &RangeSpec) -> (f3
 
 /// The mean error of quantizing over a range, `|x - y|^p`; zero where nothing was seen.
 #[must_use]
-pub fn error(site: &SiteStatistics, (low, high): (f32, f32), spec: &RangeSpec, p: f64) -> f64 {
+pub fn error(site: &SiteStatistics, (low, high): (f32, f32), spec: RangeSpec, p: f64) -> f64 {
     match site.finite() {
         0 => 0.0,
         count => total_error(site.bins(), (f64::from(low), f64::from(high)), spec, p) / count as f64,
     }
 }
 
-fn total_error(bins: impl IntoIterator<Item = Bin>, (low, high): (f64, f64), spec: &RangeSpec, p: f64) -> f64 {
-    let (scale, zero_point) = qparams_from_range(low as f32, high as f32, spec);
+fn total_error(bins: impl IntoIterator<Item = Bin>, (low, high): (f64, f64), spec: RangeSpec, p: f64) -> f64 {
+    let (scale, zero_point) = qparams_from_range(low as f32, high as f32, &spec);
     let (first, last) = spec.format.range();
     if spec.format.is_integer() {
         return integer_error(bins, scale, zero_point, first, last, p);
@@ -155,10 +155,10 @@ fn mean(site: &SiteStatistics) -> (f64, f64) {
     (low / count, high / count)
 }
 
-fn percentile(site: &SiteStatistics, percent: f64, tails: Tails, spec: &RangeSpec) -> (f64, f64) {
+fn percentile(site: &SiteStatistics, percent: f64, tails: Tails, spec: RangeSpec) -> (f64, f64) {
     let share = if percent > 0.0 { percent.min(100.0) / 100.0 } else { 0.0 };
     let each = match tails {
-        Tails::Auto => !(spec.symmetric || !spec.format.is_integer()),
+        Tails::Auto => !spec.symmetric && spec.format.is_integer(),
         Tails::Each => true,
         Tails::Magnitude => false,
     };

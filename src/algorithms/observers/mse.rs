@@ -13,7 +13,7 @@ const BELOW_RMS: f64 = 4.0;
 const ROUNDS: usize = 3;
 
 /// The range, its two ends searched for where they count one by one.
-pub(super) fn range(site: &SiteStatistics, p: f64, spec: &RangeSpec) -> (f64, f64) {
+pub(super) fn range(site: &SiteStatistics, p: f64, spec: RangeSpec) -> (f64, f64) {
     let amax = f64::from(site.amax());
     let floor = site.mean_square().sqrt() / BELOW_RMS;
     if amax <= 0.0 || floor <= 0.0 {
@@ -97,8 +97,10 @@ fn condensed(site: &SiteStatistics, width: f64) -> Vec<Bin> {
     for bin in site.bins() {
         match bins.last_mut() {
             Some(last)
-                if bin.high - last.low <= width && last.low.is_sign_negative() == bin.low.is_sign_negative()
-                    && last.high > last.low && bin.high > bin.low =>
+                if bin.high - last.low <= width
+                    && last.low.is_sign_negative() == bin.low.is_sign_negative()
+                    && last.high > last.low
+                    && bin.high > bin.low =>
             {
                 last.high = bin.high;
                 last.count += bin.count;
