@@ -85,6 +85,32 @@ impl Histogram {
         negative.chain(std::iter::once(zero)).chain(positive).filter(|bin| bin.count > 0)
     }
 
+    /// The prefixes of its octaves, and the counts of all of them one after the other.
+    pub(super) fn parts(&self) -> (Vec<u16>, Vec<u64>) {
+        let counts = self.octaves.iter().flat_map(|o| o.counts.iter().copied());
+        (self.octaves.iter().map(|o| o.prefix).collect(), counts.collect())
+    }
+
+    /// The inverse of [`Self::parts`]; says what is wrong with parts that no histogram has.
+    pub(super) fn from_parts(zeros: u64, prefixes: &[u16], mut counts: &[u64]) -> Result<Self, String> {
+        let top = prefixes.iter().map(|p| p & !SIGN).max().unwrap_or(0);
+        let mut octaves = Vec::with_capacity(prefixes.len());
+        for &prefix in prefixes {
+            let Some((own, rest)) = counts.split_at_checked(1 << resolution(prefix, top)) else {
+                return Err("its histogram lacks bins".to_owned());
+            };
+            if own.iter().all(|&c| c == 0) {
+                return Err(format!("histogram octave {prefix} is empty"));
+            }
+            octaves.push(Octave { prefix, counts: own.to_vec() });
+            counts = rest;
+        }
+        if !counts.is_empty() {
+            return Err("its histogram has bins of no octave".to_owned());
+        }
+        Self::try_from(Unchecked { zeros, octaves })
+    }
+
     /// Counts `values`, fewer than 2³¹, which `scan` describes and found finite.
     pub(super) fn add(&mut self, values: &[f32], scan: &Scan) {
         self.zeros += scan.zeros;
@@ -222,6 +248,11 @@ impl Octave {
             Bin { low, high: low + width, count }
         })
     }
+}
+
+/// The sum of counts, unless it is beyond what any run could count.
+pub(super) fn total(counts: &[u64], zeros: u64) -> Option<u64> {
+    counts.iter().try_fold(zeros, |sum, &c| sum.checked_add(c))
 }
 
 /// Mantissa bits that tell bins apart in the octave of `prefix`, when `top` is the highest exponent.

@@ -378,6 +378,8 @@ fn shards_of_a_run_merge_and_others_do_not() {
             Statistics { model_hash: model.to_owned(), samples_hash: set.to_owned(), ..Statistics::default() };
         for index in samples {
             statistics.sample_count += 1;
+            statistics.ran.push(index);
+            statistics.sites.entry("rare.output".to_owned()).or_default();
             let values = &values[index as usize * 1000..][..1000];
             for (site, size) in [("conv.input", 1000), ("conv.output", 10)] {
                 statistics.sites.entry(site.to_owned()).or_default().observe(index, &values[..size]);

@@ -247,7 +247,7 @@ fn ranges_are_sound_whatever_the_values() {
         ("positive", ramp.iter().map(|v| v + 3.0).collect()),
         ("negative", ramp.iter().map(|v| -v).collect()),
         ("two values", [[-1.0, 5.0]; 300].concat()),
-        ("masked", ramp.iter().map(|&v| if v as u16 % 3 == 0 { f32::MIN } else { v / 100.0 }).collect()),
+        ("masked", ramp.iter().map(|&v| if (v as u16).is_multiple_of(3) { f32::MIN } else { v / 100.0 }).collect()),
         ("with infinity", [ramp.clone(), vec![f32::INFINITY, f32::NAN]].concat()),
     ];
     for (name, mut values) in sets {
