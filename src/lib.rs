@@ -17,6 +17,7 @@
 //!     config: &Config::default(),
 //!     target: &Target::load("ort-cpu")?,
 //!     samples: Some(&samples),
+//!     statistics: None,
 //!     threads: 2,
 //!     progress: &Silent,
 //!     evaluate: &amax::runtime::TractEvaluate,

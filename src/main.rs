@@ -18,6 +18,8 @@ use clap::{Parser, Subcommand};
   amax rewrite model.onnx model.int8.onnx --exclude '/head/*' --report r.json
   amax inspect model.onnx
   amax compare model.onnx model.int8.onnx --calib samples.npz
+  amax calibrate model.onnx --calib samples.npz -o stats.safetensors --report
+  amax rewrite model.onnx model.int8.onnx --stats stats.safetensors
 
 Exit codes:
   0  done                               5  the runtime cannot run the model
@@ -43,6 +45,10 @@ enum Command {
     Rewrite(cli::rewrite::Args),
     /// Summarize a model, or print it as text.
     Inspect(cli::inspect::Args),
+    /// Run a model on samples and keep what its tensors held, for `rewrite --stats`.
+    Calibrate(cli::calibrate::Args),
+    /// Put the statistics of shards together.
+    Merge(cli::merge::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
 }
@@ -59,6 +65,8 @@ fn run() -> ExitCode {
     let result = match command {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Calibrate(args) => cli::calibrate::run(&args, &console),
+        Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
     };
     match result {

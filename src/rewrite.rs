@@ -26,6 +26,8 @@ pub struct Request<'a> {
     pub target: &'a Target,
     /// Samples; without, activations stay float.
     pub samples: Option<&'a SampleSet>,
+    /// What calibration saw, in place of running samples for it; they only measure the result then.
+    pub statistics: Option<&'a Statistics>,
     /// Threads for samples.
     pub threads: usize,
     /// Told how far things are.
@@ -85,7 +87,8 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
-    report.describe(&plan, &solution, request.samples.map(|_| &statistics));
+    let seen = request.samples.is_some() || request.statistics.is_some();
+    report.describe(&plan, &solution, seen.then_some(&statistics));
     if plan.weights.is_empty() && plan.activations.is_empty() {
         report.warnings.push("nothing was quantized; see what was left float and why".to_owned());
     }
@@ -172,7 +175,8 @@ struct Decided<'a> {
 
 impl<'a> Decided<'a> {
     fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
-        let knowledge = Knowledge { calibrated: request.samples.is_some(), vetoes: BTreeMap::new() };
+        let calibrated = request.samples.is_some() || request.statistics.is_some();
+        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
         let plan = plan(model, request.config, request.target, &knowledge)?;
         clock.lap(report, "plan");
         let (solution, statistics) = (Solution::default(), Statistics::default());
@@ -181,7 +185,8 @@ impl<'a> Decided<'a> {
         if let Some(samples) = request.samples {
             let (indices, held_out) = split(samples);
             report.samples = Some(samples.describe());
-            report.sample_counts = (indices.len(), held_out.len());
+            let calibrated = request.statistics.map_or(indices.len(), |given| given.sample_count as usize);
+            report.sample_counts = (calibrated, held_out.len());
         }
         decided.settle(report, clock)?;
         Ok(decided)
@@ -192,7 +197,7 @@ impl<'a> Decided<'a> {
         loop {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
-                let seen = self.request.samples.map(|_| &self.statistics);
+                let seen = self.knowledge.calibrated.then_some(&self.statistics);
                 self.solution = solve(self.model, &self.plan, seen, &mut self.solved)?;
                 guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
             } else {
@@ -215,16 +220,47 @@ impl<'a> Decided<'a> {
             .filter(|(name, a)| a.mode == Mode::Static && !self.statistics.sites.contains_key(*name))
             .map(|(name, _)| name.clone())
             .collect();
-        let Some(samples) = self.request.samples.filter(|_| !missing.is_empty()) else { return Ok(BTreeMap::new()) };
+        if missing.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        if let Some(given) = self.request.statistics {
+            return self.take(given, missing, report);
+        }
+        let Some(samples) = self.request.samples else { return Ok(BTreeMap::new()) };
         let Request { threads, progress, .. } = *self.request;
         let indices = split(samples).0;
-        let Calibrated { statistics: seen, unobserved, method: _ } =
+        let Calibrated { statistics: seen, unobserved } =
             calibrate::calibrate(self.model, &missing, samples, &indices, threads, progress)?;
         self.statistics.sample_count = seen.sample_count;
         self.statistics.sites.extend(seen.sites);
         warn_about_values(&self.statistics, report);
         clock.lap(report, "calibrate");
         Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
+    }
+
+    /// Takes planned tensors from statistics that were given; what was not observed is returned.
+    fn take(
+        &mut self,
+        given: &Statistics,
+        missing: Vec<String>,
+        report: &mut Report,
+    ) -> Result<BTreeMap<String, Veto>> {
+        let Calibrated { mut statistics, unobserved } = calibrate::usable(self.model, given.clone())?;
+        self.statistics.sample_count = statistics.sample_count;
+        let mut vetoes = BTreeMap::new();
+        for name in missing {
+            if let Some(site) = statistics.sites.remove(&name) {
+                self.statistics.sites.insert(name, site);
+            } else if let Some(why) = unobserved.get(&name) {
+                vetoes.insert(name, Veto { why: why.clone(), dynamic: false });
+            } else {
+                return Err(Error::new(Kind::Samples, "the statistics do not cover this tensor")
+                    .at_value(&name)
+                    .with_hint("calibrate again, without --planned or with this configuration and target"));
+            }
+        }
+        warn_about_values(&self.statistics, report);
+        Ok(vetoes)
     }
 
     fn forbid(&mut self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
-use amax::ir::{Model, file, text};
+use amax::ir::{Model, content_hash, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::report::Report;
-use amax::rewrite::{Request, rewrite};
+use amax::rewrite::{Request, rewrite, split};
+use amax::statistics::Statistics;
 use amax::targets::{self, Target};
 
 use tempfile::NamedTempFile;
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    /// Statistics of `calibrate` or `merge`: ranges come from them, and samples only measure the result.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
     /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
@@ -94,7 +98,20 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
     let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
-    if samples.is_none() {
+    let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
+    if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
+        statistics.check_model(&content_hash(&model)).map_err(|e| e.in_file(path))?;
+        if let Some(samples) = samples.as_ref().filter(|_| !args.no_measure)
+            && samples.content_hash()? == statistics.samples_hash
+            && split(samples).1.iter().any(|&i| statistics.ran.contains(&(i as u32)))
+        {
+            console.say(
+                "note: the result is measured on samples that its ranges come from\n      \
+                 `amax calibrate --hold-out` keeps them apart",
+            );
+        }
+    }
+    if samples.is_none() && statistics.is_none() {
         let beside = args.input.with_extension("calib.npz");
         console.say(&if args.calib.is_some() {
             "note: no samples: weights are quantized, activations stay float".to_owned()
@@ -117,6 +134,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         config: &config,
         target: &target,
         samples: samples.as_ref(),
+        statistics: statistics.as_ref(),
         threads: threads(args.threads),
         progress: console,
         evaluate: &amax::runtime::TractEvaluate,
@@ -159,10 +177,12 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         }
         written.push(("report", path));
     }
-    for read in [&args.config, &calib(args)].into_iter().flatten() {
+    for read in [&args.config, &args.stats, &calib(args)].into_iter().flatten() {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
-            let message =
-                format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
+            let message = format!(
+                "cannot write the {what} to {}: samples or configuration are read from it",
+                path.display()
+            );
             return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
         }
     }

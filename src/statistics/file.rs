@@ -234,8 +234,8 @@ fn header(metadata: Metadata, tensors: BTreeMap<String, Entry>) -> Vec<u8> {
     bytes
 }
 
-fn damaged(message: String) -> Error {
-    Error::new(Kind::Samples, format!("these statistics are damaged: {message}")).with_hint("calibrate again")
+fn damaged(message: impl AsRef<str>) -> Error {
+    Error::new(Kind::Samples, format!("these statistics are damaged: {}", message.as_ref())).with_hint("calibrate again")
 }
 
 fn cut_short() -> Error {

@@ -438,6 +438,25 @@ impl Statistics {
         Ok(())
     }
 
+    /// Samples of the set that were not run.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.sample_total.saturating_sub(self.ran.len() as u64)
+    }
+
+    /// Checks that these are statistics of a model, given its [`content_hash`](crate::ir::content_hash).
+    ///
+    /// # Errors
+    /// [`Kind::Samples`] if they are of another one.
+    pub fn check_model(&self, hash: &str) -> Result<()> {
+        if self.model_hash == hash {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Samples, "these statistics are of another model").with_hint(
+            "calibrate this one; a model that was exported again is another one where any weight or name differs",
+        ))
+    }
+
     /// The tensors that the run was asked for.
     fn tensors(&self) -> BTreeSet<&str> {
         self.sites.keys().chain(self.unobserved.keys()).map(String::as_str).collect()

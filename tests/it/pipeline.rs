@@ -34,6 +34,7 @@ fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str
         config,
         target: &target,
         samples,
+        statistics: None,
         threads,
         progress: &Silent,
         evaluate: &TractEvaluate,
