@@ -115,7 +115,9 @@ fn verdict(
         return "nothing was observed".to_owned();
     }
     if samples < FEW {
-        return format!("too few: {samples} sample{plural} cannot tell whether more would change the ranges; give 32 or more");
+        return format!(
+            "too few: {samples} sample{plural} cannot tell whether more would change the ranges; give 32 or more"
+        );
     }
     let [(worst, site), ..] = unsteady else {
         return format!("enough: without any one of the {samples} samples no range is more than {most:.1} % narrower");

@@ -179,10 +179,8 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
     }
     for read in [&args.config, &args.stats, &calib(args)].into_iter().flatten() {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
-            let message = format!(
-                "cannot write the {what} to {}: samples or configuration are read from it",
-                path.display()
-            );
+            let message =
+                format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
             return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
         }
     }

@@ -87,7 +87,7 @@ struct Header {
 
 /// A tensor to write.
 struct Blob {
-    name: String,
+    kind: &'static str,
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
@@ -97,26 +97,38 @@ impl Statistics {
     /// The bytes of the file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut blobs: Vec<Blob> = self.sites.iter().flat_map(|(name, site)| blobs(name, site)).collect();
+        let mut bytes = Vec::new();
+        let written = self.write(&mut bytes);
+        debug_assert!(written.is_ok(), "memory can be written to");
+        bytes
+    }
+
+    /// Writes tensor by tensor: the file is as large as the statistics themselves, which may be in memory once only.
+    fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let blobs = |name: &'_ str| -> Vec<Blob> {
+            KINDS
+                .iter()
+                .filter_map(|&kind| Some(Blob { bytes: Vec::new(), ..blob(kind, self.sites.get(name)?)? }))
+                .collect()
+        };
+        let mut places: Vec<(&str, Blob)> =
+            self.sites.keys().flat_map(|name| blobs(name).into_iter().map(move |blob| (name.as_str(), blob))).collect();
         // The widest first, so that each tensor is aligned.
-        blobs.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
+        let key = |blob: &Blob| (std::cmp::Reverse(blob.dtype.size()), format!("{}:", blob.kind));
+        places.sort_by(|(a, x), (b, y)| key(x).cmp(&key(y)).then_with(|| a.cmp(b)));
+        let contents = || places.iter().filter_map(|(name, place)| blob(place.kind, self.sites.get(*name)?));
         let mut tensors = BTreeMap::new();
         let (mut at, mut hash) = (0, Sha256::new());
-        for blob in &blobs {
-            let entry =
-                Entry { dtype: blob.dtype, shape: blob.shape.clone(), data_offsets: (at, at + blob.bytes.len()) };
-            at += blob.bytes.len();
-            hash.update(&blob.bytes);
-            tensors.insert(blob.name.clone(), entry);
+        for ((name, _), Blob { kind, dtype, shape, bytes }) in places.iter().zip(contents()) {
+            hash.update(&bytes);
+            let data_offsets = (at, at + bytes.len());
+            at = data_offsets.1;
+            tensors.insert(format!("{kind}:{name}"), Entry { dtype, shape, data_offsets });
         }
         let header = header(self.metadata(format!("{:x}", hash.finalize())), tensors);
-        let mut bytes = Vec::with_capacity(8 + header.len() + at);
-        bytes.extend((header.len() as u64).to_le_bytes());
-        bytes.extend(header);
-        for blob in blobs {
-            bytes.extend(blob.bytes);
-        }
-        bytes
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        contents().try_for_each(|blob| out.write_all(&blob.bytes))
     }
 
     /// Reads the bytes of a file.
@@ -198,7 +210,7 @@ impl Statistics {
         // The temporary file's name is not what the user should read about.
         let plain = |e: std::io::Error| e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error);
         let mut file = builder.tempfile_in(folder).map_err(|e| fail(plain(e)))?;
-        file.write_all(&self.to_bytes()).map_err(|e| fail(plain(e)))?;
+        self.write(&mut file).map_err(|e| fail(plain(e)))?;
         file.persist(path).map_err(|e| fail(plain(e.error)))?;
         Ok(())
     }
@@ -235,7 +247,8 @@ fn header(metadata: Metadata, tensors: BTreeMap<String, Entry>) -> Vec<u8> {
 }
 
 fn damaged(message: impl AsRef<str>) -> Error {
-    Error::new(Kind::Samples, format!("these statistics are damaged: {}", message.as_ref())).with_hint("calibrate again")
+    Error::new(Kind::Samples, format!("these statistics are damaged: {}", message.as_ref()))
+        .with_hint("calibrate again")
 }
 
 fn cut_short() -> Error {
@@ -277,37 +290,46 @@ fn parse(header: &[u8]) -> Result<Header> {
     serde_json::from_slice(header).map_err(|e| damaged(format!("its header cannot be read: {e}")))
 }
 
-fn blobs(name: &str, site: &SiteStatistics) -> Vec<Blob> {
+/// The kinds of tensors that a site can have.
+const KINDS: [&str; 6] = ["axis", "channels", "histogram", "octaves", "samples", "totals"];
+
+/// The tensor of a kind, if the site has one.
+fn blob(kind: &'static str, site: &SiteStatistics) -> Option<Blob> {
     let SiteStatistics { count, nan, inf, range: _, histogram, samples, channels } = site;
-    let blob =
-        |kind: &str, dtype, shape: Vec<usize>, bytes| Blob { name: format!("{kind}:{name}"), dtype, shape, bytes };
     let wide = |values: &[u64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    let totals = [*count, *nan, *inf, histogram.zeros()];
-    let rows = samples.iter().flat_map(|record| {
-        let SampleRecord { index, count, non_finite, range, sum, sum_squares } = *record;
-        let (min, max) = range.map_or((f64::NAN, f64::NAN), |r| (f64::from(r.min), f64::from(r.max)));
-        [f64::from(index), count as f64, non_finite as f64, min, max, sum, sum_squares]
-    });
-    let rows: Vec<u8> = rows.flat_map(f64::to_le_bytes).collect();
-    let (prefixes, counts) = histogram.parts();
-    let octaves = prefixes.iter().flat_map(|p| p.to_le_bytes()).collect();
-    let (dtype, bytes) = match counts.iter().map(|&c| u32::try_from(c)).collect::<Result<Vec<u32>, _>>() {
-        Ok(narrow) => (Dtype::U32, narrow.iter().flat_map(|c| c.to_le_bytes()).collect()),
-        Err(_) => (Dtype::U64, wide(&counts)),
+    let (dtype, shape, bytes) = match kind {
+        "totals" => (Dtype::U64, vec![4], wide(&[*count, *nan, *inf, histogram.zeros()])),
+        "samples" => {
+            let rows = samples.iter().flat_map(|record| {
+                let SampleRecord { index, count, non_finite, range, sum, sum_squares } = *record;
+                let (min, max) = range.map_or((f64::NAN, f64::NAN), |r| (f64::from(r.min), f64::from(r.max)));
+                [f64::from(index), count as f64, non_finite as f64, min, max, sum, sum_squares]
+            });
+            (Dtype::F64, vec![samples.len(), COLUMNS], rows.flat_map(f64::to_le_bytes).collect())
+        }
+        "octaves" => {
+            let prefixes = histogram.parts().0;
+            (Dtype::U16, vec![prefixes.len()], prefixes.iter().flat_map(|p| p.to_le_bytes()).collect())
+        }
+        "histogram" => {
+            let counts = histogram.parts().1;
+            match counts.iter().map(|&c| u32::try_from(c)).collect::<Result<Vec<u32>, _>>() {
+                Ok(narrow) => (Dtype::U32, vec![counts.len()], narrow.iter().flat_map(|c| c.to_le_bytes()).collect()),
+                Err(_) => (Dtype::U64, vec![counts.len()], wide(&counts)),
+            }
+        }
+        "axis" => {
+            let Channels { axis, ragged, ranges: _ } = channels.as_ref()?;
+            let axis = [*axis as i64, i64::from(*ragged)];
+            (Dtype::I64, vec![2], axis.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        _ => {
+            let Channels { axis: _, ragged: _, ranges } = channels.as_ref()?;
+            let ends = ranges.iter().flat_map(|r| r.map_or([f32::NAN; 2], |r| [r.min, r.max]));
+            (Dtype::F32, vec![ranges.len(), 2], ends.flat_map(f32::to_le_bytes).collect())
+        }
     };
-    let mut all = vec![
-        blob("totals", Dtype::U64, vec![totals.len()], wide(&totals)),
-        blob("samples", Dtype::F64, vec![samples.len(), COLUMNS], rows),
-        blob("octaves", Dtype::U16, vec![prefixes.len()], octaves),
-        blob("histogram", dtype, vec![counts.len()], bytes),
-    ];
-    if let Some(Channels { axis, ragged, ranges }) = channels {
-        let axis = [*axis as i64, i64::from(*ragged)];
-        all.push(blob("axis", Dtype::I64, vec![2], axis.iter().flat_map(|v| v.to_le_bytes()).collect()));
-        let ends = ranges.iter().flat_map(|r| r.map_or([f32::NAN; 2], |r| [r.min, r.max]));
-        all.push(blob("channels", Dtype::F32, vec![ranges.len(), 2], ends.flat_map(f32::to_le_bytes).collect()));
-    }
-    all
+    Some(Blob { kind, dtype, shape, bytes })
 }
 
 /// A tensor that was read.

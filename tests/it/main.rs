@@ -16,5 +16,6 @@ mod roundtrip;
 mod runtime;
 mod samples;
 mod snapshot;
+mod statistics_file;
 mod text;
 mod tidy;

@@ -291,3 +291,50 @@ fn numbers_out_of_range_are_refused_and_documents_read_back() {
         assert_eq!(serde_json::from_str::<Observer>(&text).unwrap(), observer);
     }
 }
+
+#[test]
+fn sufficiency_finds_the_sample_that_a_range_rests_on() {
+    use amax::algorithms::sufficiency::sufficiency;
+    let report = |samples: &[&[f32]], observer| {
+        let mut site = SiteStatistics::per_channel(-1);
+        for (index, values) in (0..).zip(samples) {
+            site.observe_tensor(index, &[values.len() / 2, 2], values);
+        }
+        let mut statistics = amax::statistics::Statistics {
+            ran: (0..samples.len() as u32).collect(),
+            sample_count: samples.len() as u64,
+            ..amax::statistics::Statistics::default()
+        };
+        statistics.sites.insert("t".to_owned(), site);
+        sufficiency(&statistics, observer, spec("uint8"))
+    };
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} is not {b}");
+    let even: Vec<&[f32]> = vec![&[-1.0, 3.0]; 9];
+    let found = report(&even, Observer::MinMax);
+    assert!(found.enough && found.verdict.starts_with("enough"), "{}", found.verdict);
+    let mut spiky = even.clone();
+    spiky[4] = &[-2.0, 10.0];
+    let found = report(&spiky, Observer::MinMax);
+    let site = &found.sites["t"];
+    assert!(!found.enough && found.verdict.contains("rest on one sample"), "{}", found.verdict);
+    // From 12 to 4 without sample 4, and not at all without another.
+    near(site.moves, 8.0 / 12.0);
+    near(site.growth, 8.0 / 12.0 / 9.0);
+    assert_eq!((site.moved_by, site.min.unwrap().sample, site.max.unwrap().sample), (Some(4), 4, 4));
+    assert_eq!((found.unsteady, found.decisive), (vec!["t".to_owned()], vec![(4, 1)]));
+    // The means are -10/9 and 34/9, without sample 4 -1 and 3; to a percentile that cuts the spike it is not there.
+    near(report(&spiky, Observer::Mean).sites["t"].moves, 1.0 - 4.0 / (44.0 / 9.0));
+    let cut = Observer::Percentile { percent: 50.0, tails: Tails::Each };
+    assert!(report(&spiky, cut).enough);
+    near(report(&spiky, cut).sites["t"].moves, 0.0);
+    let half: Vec<&[f32]> = vec![&[0.0, 3.0]; 9];
+    let found = report(&half, Observer::MinMax);
+    assert_eq!((found.sites["t"].channels, &found.sites["t"].dead_channels[..]), (Some(2), &[0][..]));
+    let found = report(&[&[0.0, 0.0][..]; 9], Observer::MinMax);
+    assert_eq!(found.dead, ["t"]);
+    let found = report(&even[..3], Observer::MinMax);
+    assert!(!found.enough && found.verdict.starts_with("too few: 3 samples"), "{}", found.verdict);
+    assert!(!report(&[], Observer::MinMax).enough);
+    let found = report(&[&[f32::NAN, f32::NAN][..]; 9], Observer::MSE);
+    assert_eq!((found.sites["t"].min, found.sites["t"].nan), (None, 18));
+}

@@ -204,7 +204,7 @@ fn no_snapshot_is_left_over() {
 #[test]
 fn the_readme_names_every_flag() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    for command in ["rewrite", "inspect", "compare"] {
+    for command in ["rewrite", "inspect", "compare", "calibrate", "merge"] {
         let help = Command::new(env!("CARGO_BIN_EXE_amax")).args([command, "--help"]).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();
         let options = help.split("Samples are").next().unwrap_or(&help);
