@@ -159,7 +159,7 @@ impl Statistics {
             return Err(damaged(format!("{} bytes follow its last tensor", data.len() - at)));
         }
         if format!("{:x}", Sha256::digest(data)) != metadata.data_sha256 {
-            return Err(damaged("its content does not have the hash that it says".to_owned()));
+            return Err(damaged("its content does not have the hash that it says"));
         }
         let ran = parse_ran(&metadata.samples_run)?;
         let names: BTreeSet<String> =
@@ -190,7 +190,7 @@ impl Statistics {
         };
         // Whatever is left of freedom in the header: the same statistics have one form only.
         if self::header(statistics.metadata(metadata.data_sha256.clone()), tensors) != header {
-            return Err(damaged("its header is not written as amax writes it".to_owned()));
+            return Err(damaged("its header is not written as amax writes it"));
         }
         Ok(statistics)
     }
@@ -252,7 +252,7 @@ fn damaged(message: impl AsRef<str>) -> Error {
 }
 
 fn cut_short() -> Error {
-    damaged("the file ends before its tensors do".to_owned())
+    damaged("the file ends before its tensors do")
 }
 
 /// Header and tensors.
@@ -362,31 +362,31 @@ fn site(name: &str, arrays: &mut BTreeMap<&str, Array<'_>>) -> Result<SiteStatis
     let counts: Vec<u64> = if counts.dtype == Dtype::U64 {
         let wide = counts.read(Dtype::U64, &[], u64::from_le_bytes)?;
         if wide.iter().all(|&c| u32::try_from(c).is_ok()) {
-            return Err(damaged("counts are written wider than needed".to_owned()));
+            return Err(damaged("counts are written wider than needed"));
         }
         wide
     } else {
         counts.read(Dtype::U32, &[], u32::from_le_bytes)?.into_iter().map(u64::from).collect()
     };
     let [count, nan, inf, zeros] = totals[..] else {
-        return Err(damaged("there are not four totals".to_owned()));
+        return Err(damaged("there are not four totals"));
     };
     let histogram = Histogram::from_parts(zeros, &octaves, &counts).map_err(damaged)?;
     let samples = rows.as_chunks::<COLUMNS>().0.iter().map(record).collect::<Result<Vec<_>>>()?;
     if !samples.is_sorted_by(|a, b| a.index < b.index) {
-        return Err(damaged("its samples are not in order".to_owned()));
+        return Err(damaged("its samples are not in order"));
     }
     let sum = |part: fn(&SampleRecord) -> u64| samples.iter().map(part).try_fold(0, u64::checked_add);
     let bad = nan.checked_add(inf);
     let whole = bad.and_then(|bad| bad.checked_add(histogram::total(&counts, zeros)?));
     if whole != Some(count) || sum(|r| r.count) != Some(count) || sum(|r| r.non_finite) != bad {
-        return Err(damaged("its counts do not add up".to_owned()));
+        return Err(damaged("its counts do not add up"));
     }
     let range = samples.iter().map(|r| r.range).fold(None, super::union);
     let channels = match (axis, channels) {
         (Some(axis), Some(channels)) => Some(read_channels(&axis, &channels)?),
         (None, None) => None,
-        _ => return Err(damaged("it has ranges of channels without an axis, or an axis without ranges".to_owned())),
+        _ => return Err(damaged("it has ranges of channels without an axis, or an axis without ranges")),
     };
     Ok(SiteStatistics { count, nan, inf, range, histogram, samples, channels })
 }
@@ -435,7 +435,7 @@ fn read_channels(axis: &Array<'_>, channels: &Array<'_>) -> Result<Channels> {
             let axis = isize::try_from(axis).map_err(|_| damaged(format!("{axis} is no axis")))?;
             Ok(Channels { axis, ragged: ragged == 1, ranges })
         }
-        _ => Err(damaged("an axis of channels cannot be read".to_owned())),
+        _ => Err(damaged("an axis of channels cannot be read")),
     }
 }
 
@@ -463,7 +463,7 @@ fn parse_ran(text: &str) -> Result<Vec<u32>> {
             return Err(damaged(format!("\"{part}\" does not name samples")));
         };
         if ran.last().is_some_and(|&before| before >= first) || ran.len() > MOST as usize {
-            return Err(damaged("its samples are not in order".to_owned()));
+            return Err(damaged("its samples are not in order"));
         }
         ran.extend(first..=last);
     }

@@ -326,7 +326,8 @@ fn sufficiency_finds_the_sample_that_a_range_rests_on() {
     near(report(&spiky, Observer::Mean).sites["t"].moves, 1.0 - 4.0 / (44.0 / 9.0));
     let cut = Observer::Percentile { percent: 50.0, tails: Tails::Each };
     assert!(report(&spiky, cut).enough);
-    near(report(&spiky, cut).sites["t"].moves, 0.0);
+    // But for where in its bin a value is taken to lie.
+    assert!(report(&spiky, cut).sites["t"].moves < 1.0 / 512.0);
     let half: Vec<&[f32]> = vec![&[0.0, 3.0]; 9];
     let found = report(&half, Observer::MinMax);
     assert_eq!((found.sites["t"].channels, &found.sites["t"].dead_channels[..]), (Some(2), &[0][..]));
