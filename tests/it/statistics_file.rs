@@ -289,10 +289,10 @@ mod commands {
             sample_total: 64,
             ..Statistics::default()
         };
-        assert!(observation(2).run(start).unwrap().to_bytes() == whole);
+        assert!(observation(1).run(start).unwrap().to_bytes() == whole);
         let states = std::mem::take(&mut *saved.lock().unwrap());
-        assert!(states.len() > 10, "{}", states.len());
-        for (number, state) in states.iter().enumerate().step_by(7) {
+        assert_eq!(states.len(), 64);
+        for (number, state) in states.iter().enumerate().step_by(21) {
             let state = Statistics::from_bytes(state).unwrap();
             assert!(observation(3).run(state).unwrap().to_bytes() == whole, "state {number}");
         }
