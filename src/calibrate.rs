@@ -1,12 +1,17 @@
 //! Runs samples and watches tensors: the only step that runs inference for its numbers.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, Tensor};
+use crate::ir::{Model, NodeId, Tensor, User, ValueId};
 use crate::numerics::metrics::Metrics;
+use crate::onnx::DataType;
+use crate::ops::{self, Role};
+use crate::passes::{Context, Evaluate, pipeline};
 use crate::runtime::{Observe, Options, Session};
 use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
@@ -43,14 +48,172 @@ pub struct Calibrated {
     pub statistics: Statistics,
     /// Tensors that could not be observed, with the reason.
     pub unobserved: BTreeMap<String, String>,
-    /// How the runtime runs the model.
-    pub method: &'static str,
 }
 
-/// Runs the samples at `indices` and observes the tensors named `sites`.
+/// The model as calibration and planning see it: after the passes that come before planning.
 ///
-/// Each sample runs on one thread; the result does not depend on how many there are. Memory is the runtime's copy of
-/// the model, one sample's tensors a thread, and one bounded state a site and thread.
+/// # Errors
+/// A pass that fails.
+pub fn prepare(model: &Model, evaluate: &dyn Evaluate) -> Result<Model> {
+    let mut model = model.clone();
+    let context = Context { evaluate, quantization: None };
+    pipeline::run(&mut model, pipeline::PREPARE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    Ok(model)
+}
+
+/// A tensor to observe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Its name in the main graph.
+    pub name: String,
+    /// The axis whose channels are told apart, if any; negative ones count from the last, which is -1.
+    pub channels: Option<isize>,
+}
+
+impl Site {
+    /// A tensor without channels.
+    #[must_use]
+    pub fn plain(name: &str) -> Self {
+        Self { name: name.to_owned(), channels: None }
+    }
+}
+
+/// Every float activation that a plan for this model could ask for: what goes in and out of the operators of the
+/// [table](crate::ops), in the order of the graph. `model` went through [`prepare`]. Channels are those that a convolution or a product with a constant sums over or makes.
+#[must_use]
+pub fn sites(model: &Model) -> Vec<Site> {
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    for &node in model.graph(model.main()).nodes() {
+        let Some(row) = ops::of(model, node) else { continue };
+        let node = model.node(node);
+        let data = |(index, value): (usize, &Option<ValueId>)| match row.role(index) {
+            Role::Data | Role::Weight(_) => *value,
+            Role::Bias | Role::Other => None,
+        };
+        let inputs = node.inputs().iter().enumerate().filter_map(data);
+        for value in inputs.chain(node.outputs().iter().flatten().copied()) {
+            let float = model.dtype(value).is_none_or(DataType::is_float);
+            if float && model.constant(value).is_none() && seen.insert(value) {
+                found.push(Site { name: model.value(value).name().to_owned(), channels: channel_axis(model, value) });
+            }
+        }
+    }
+    found
+}
+
+/// The axis of the channels of an activation, by who reads or makes it.
+fn channel_axis(model: &Model, value: ValueId) -> Option<isize> {
+    let heavy = |node: NodeId| {
+        let node = model.node(node);
+        let constant = |input: usize| node.input(input).is_some_and(|v| model.constant(v).is_some());
+        match node.op_type() {
+            _ if !node.domain().is_empty() => None,
+            "Conv" | "ConvTranspose" => Some(1),
+            "MatMul" if constant(1) => Some(-1),
+            "Gemm" if constant(1) && node.int("transA").unwrap_or(0) == 0 => Some(-1),
+            _ => None,
+        }
+    };
+    let readers = model.value(value).users().iter().filter_map(|user| match user {
+        User::Node { node, input: 0 } => heavy(*node),
+        _ => None,
+    });
+    let made_by = model.producer(value).and_then(heavy);
+    readers.into_iter().next().or(made_by)
+}
+
+/// A run over samples whose state can be saved on the way.
+#[derive(Clone, Copy)]
+pub struct Observation<'a> {
+    /// The prepared model.
+    pub model: &'a Model,
+    /// What to observe.
+    pub sites: &'a [Site],
+    /// The samples.
+    pub samples: &'a SampleSet,
+    /// Which of them to run.
+    pub indices: &'a [usize],
+    /// How many run at once.
+    pub threads: usize,
+    /// Told how far things are.
+    pub progress: &'a dyn Progress,
+    /// Called with the state every so often, and on an interruption.
+    pub checkpoint: Option<Checkpoint<'a>>,
+}
+
+/// When and how the state of a run is saved.
+#[derive(Clone, Copy)]
+pub struct Checkpoint<'a> {
+    /// Time between two savings.
+    pub every: Duration,
+    /// Saves it.
+    pub save: &'a (dyn Fn(&Statistics) -> Result<()> + Sync),
+}
+
+impl Observation<'_> {
+    /// Runs those samples that `start` does not have yet, and adds to it what they show. `start` is empty, or what a
+    /// checkpoint of the same observation saved; its hashes are kept as they are. Every site ends up in
+    /// [`Statistics::sites`], or in [`Statistics::unobserved`] with the reason.
+    ///
+    /// Each sample runs on one thread. The result depends neither on how many there are, nor on which samples `start` had
+    /// already. Memory is the runtime's copy of the model, one sample's tensors a thread, and one bounded state a site.
+    ///
+    /// # Errors
+    /// A model that the runtime cannot run, a sample that does not fit, a `start` that observed other tensors, a
+    /// checkpoint that fails, or an interruption.
+    pub fn run(&self, start: Statistics) -> Result<Statistics> {
+        let Self { model, sites, samples, indices, threads, progress, checkpoint } = *self;
+        let session = Session::new(model, &sites.iter().map(|s| s.name.clone()).collect::<Vec<_>>())?;
+        let shared = Arc::new(Shared::new(sites, start)?);
+        let left: Vec<usize> = {
+            let statistics = lock(&shared.rest);
+            indices.iter().copied().filter(|&i| statistics.ran.binary_search(&(i as u32)).is_err()).collect()
+        };
+        let order = by_shape(samples, &left);
+        let saved = Mutex::new(Instant::now());
+        progress.start("calibrate", order.len() as u64);
+        let ran = run(
+            &order,
+            threads,
+            progress,
+            |watch: &Arc<Watch>, index| {
+                let sample = samples.get(index)?;
+                {
+                    // While any sample is half seen, nothing is saved.
+                    let _open = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
+                    watch.sample.store(index, Ordering::Relaxed);
+                    let observe: Arc<dyn Observe> = watch.clone();
+                    session.run(&sample, &observe)?;
+                    let mut statistics = lock(&shared.rest);
+                    let at = statistics.ran.partition_point(|&i| i < index as u32);
+                    statistics.ran.insert(at, index as u32);
+                }
+                let Some(Checkpoint { every, save }) = checkpoint else { return Ok(()) };
+                // Where another thread is saving already, this one goes on.
+                let Ok(mut saved) = saved.try_lock() else { return Ok(()) };
+                if saved.elapsed() >= every {
+                    shared.with_all(&session, |all| save(all))?;
+                    *saved = Instant::now();
+                }
+                Ok(())
+            },
+            || Arc::new(Watch { shared: shared.clone(), sample: AtomicUsize::new(0) }),
+        );
+        match (ran, checkpoint) {
+            (Ok(_), _) => {}
+            (Err(error), Some(Checkpoint { save, .. })) if error.kind() == Kind::Interrupted => {
+                shared.with_all(&session, |all| save(all))?;
+                return Err(error);
+            }
+            (Err(error), _) => return Err(error),
+        }
+        progress.finish();
+        shared.with_all(&session, |all| Ok(std::mem::take(all)))
+    }
+}
+
+/// Runs the samples at `indices` and observes the tensors named `sites`; see [`Observation::run`] and [`usable`].
 ///
 /// # Errors
 /// A model that the runtime cannot run, a sample that does not fit, or an interruption.
@@ -62,35 +225,19 @@ pub fn calibrate(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Calibrated> {
-    let session = Session::new(model, sites)?;
-    let order = by_shape(samples, indices);
-    progress.start("calibrate", order.len() as u64);
-    let states = run(
-        &order,
-        threads,
-        progress,
-        |state: &Arc<Sites>, index| {
-            let sample = samples.get(index)?;
-            state.begin(index);
-            let observe: Arc<dyn Observe> = state.clone();
-            session.run(&sample, &observe).map(|_| ())
-        },
-        || Arc::new(Sites::new(sites.len())),
-    )?;
-    progress.finish();
-    let mut unobserved: BTreeMap<String, String> = session.unobserved().into_iter().collect();
-    if states.iter().all(|s| !s.seen.load(Ordering::Relaxed)) && sites.iter().any(|s| !unobserved.contains_key(s)) {
-        return Err(Error::new(Kind::Runtime, "the runtime ran the samples and showed none of the tensors to observe")
-            .with_hint("pass --calib none to quantize weights only, and please report this with the model"));
-    }
-    let mut merged: Vec<SiteStatistics> = vec![SiteStatistics::new(); sites.len()];
-    for state in states {
-        for (total, part) in merged.iter_mut().zip(state.take()) {
-            total.merge(&part);
-        }
-    }
-    for (name, site) in sites.iter().zip(&merged) {
-        if site.finite() > 0 || unobserved.contains_key(name) {
+    let sites: Vec<Site> = sites.iter().map(|name| Site::plain(name)).collect();
+    let observation = Observation { model, sites: &sites, samples, indices, threads, progress, checkpoint: None };
+    usable(model, observation.run(Statistics::default())?)
+}
+
+/// Statistics from which ranges can be taken: sites that never had a finite value count as not observed.
+///
+/// # Errors
+/// An input of the model that was NaN or infinite in every sample.
+pub fn usable(model: &Model, mut statistics: Statistics) -> Result<Calibrated> {
+    let mut unobserved = std::mem::take(&mut statistics.unobserved);
+    for (name, site) in &statistics.sites {
+        if site.finite() > 0 {
             continue;
         }
         if site.count() > 0 && is_input(model, name) {
@@ -101,13 +248,8 @@ pub fn calibrate(
         let what = if site.count() == 0 { "had no values" } else { "was NaN or infinite" };
         unobserved.insert(name.clone(), format!("\"{name}\" {what} in every sample"));
     }
-    let mut statistics = Statistics { sample_count: order.len() as u64, ..Statistics::default() };
-    for (name, site) in sites.iter().zip(merged) {
-        if !unobserved.contains_key(name) {
-            statistics.sites.insert(name.clone(), site);
-        }
-    }
-    Ok(Calibrated { statistics, unobserved, method: session.method() })
+    statistics.sites.retain(|name, _| !unobserved.contains_key(name));
+    Ok(Calibrated { statistics, unobserved })
 }
 
 /// Whether a tensor is an input of the main graph.
@@ -241,7 +383,9 @@ fn run<S: Send>(
             if let Err(error) = result {
                 next.store(order.len(), Ordering::Relaxed);
                 let mut slot = failed.lock().expect("no panic while held");
-                if slot.as_ref().is_none_or(|(first, _)| at < *first) {
+                // What is wrong says more than that the user stopped.
+                let stopped = |error: &Error| error.kind() == Kind::Interrupted;
+                if slot.as_ref().is_none_or(|(first, old)| (stopped(&error), at) < (stopped(old), *first)) {
                     *slot = Some((at, error));
                 }
                 return state;
@@ -259,35 +403,74 @@ fn run<S: Send>(
     states.into_iter().map(|s| s.map_err(|_| Error::new(Kind::Internal, "a calibration thread panicked"))).collect()
 }
 
-/// The sites of one thread.
-struct Sites {
-    /// Whether any tensor was shown.
-    seen: AtomicBool,
+/// What all threads add to: states do not depend on the order in which samples come.
+struct Shared {
+    states: Vec<(String, Mutex<SiteStatistics>)>,
+    /// Everything but the sites.
+    rest: Mutex<Statistics>,
+    /// Held for reading while a sample runs.
+    gate: RwLock<()>,
+}
+
+impl Shared {
+    fn new(sites: &[Site], mut start: Statistics) -> Result<Self> {
+        let known: BTreeSet<&str> = start.sites.keys().chain(start.unobserved.keys()).map(String::as_str).collect();
+        let asked: BTreeSet<&str> = sites.iter().map(|s| s.name.as_str()).collect();
+        if !start.ran.is_empty() && known != asked {
+            return Err(Error::new(Kind::Samples, "the state to continue from observed other tensors")
+                .with_hint("start from the beginning, or give the options of the run that was interrupted"));
+        }
+        let mut found = std::mem::take(&mut start.sites);
+        let mut state = |site: &Site| {
+            let fresh = || site.channels.map_or_else(SiteStatistics::new, SiteStatistics::per_channel);
+            (site.name.clone(), Mutex::new(found.remove(&site.name).unwrap_or_else(fresh)))
+        };
+        Ok(Self { states: sites.iter().map(&mut state).collect(), rest: Mutex::new(start), gate: RwLock::default() })
+    }
+
+    /// Calls `use_all` with everything seen so far, between two samples.
+    fn with_all<T>(&self, session: &Session, use_all: impl FnOnce(&mut Statistics) -> Result<T>) -> Result<T> {
+        let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut statistics = lock(&self.rest);
+        statistics.sample_count = statistics.ran.len() as u64;
+        let mut reasons: BTreeMap<String, String> = session.unobserved().into_iter().collect();
+        for (name, state) in &self.states {
+            let mut state = lock(state);
+            if !state.samples().is_empty() {
+                statistics.unobserved.remove(name);
+                statistics.sites.insert(name.clone(), std::mem::take(&mut *state));
+            } else if let Some(why) = reasons.remove(name) {
+                statistics.unobserved.insert(name.clone(), why);
+            } else if !statistics.unobserved.contains_key(name) {
+                let why = format!("\"{name}\" was not computed in any sample");
+                statistics.unobserved.insert(name.clone(), why);
+            }
+        }
+        let result = use_all(&mut statistics);
+        for (name, state) in &self.states {
+            if let Some(site) = statistics.sites.remove(name) {
+                *lock(state) = site;
+            }
+        }
+        result
+    }
+}
+
+/// One thread's view of the sites.
+struct Watch {
+    shared: Arc<Shared>,
     sample: AtomicUsize,
-    states: Vec<Mutex<SiteStatistics>>,
 }
 
-impl Sites {
-    fn new(count: usize) -> Self {
-        let states = (0..count).map(|_| Mutex::new(SiteStatistics::new())).collect();
-        Self { seen: AtomicBool::new(false), sample: AtomicUsize::new(0), states }
-    }
-
-    fn begin(&self, index: usize) {
-        self.sample.store(index, Ordering::Relaxed);
-    }
-
-    fn take(&self) -> Vec<SiteStatistics> {
-        self.states.iter().map(|s| std::mem::take(&mut *s.lock().expect("no panic while held"))).collect()
-    }
-}
-
-impl Observe for Sites {
-    fn see(&self, site: usize, values: &[f32], _shape: &[usize]) {
-        self.seen.store(true, Ordering::Relaxed);
+impl Observe for Watch {
+    fn see(&self, site: usize, values: &[f32], shape: &[usize]) {
         let index = self.sample.load(Ordering::Relaxed) as u32;
-        self.states[site].lock().expect("no panic while held").observe(index, values);
+        lock(&self.shared.states[site].1).observe_tensor(index, shape, values);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Observes nothing.

@@ -18,6 +18,7 @@
 //!     target: &Target::load("ort-cpu")?,
 //!     plan: None,
 //!     samples: Some(&samples),
+//!     statistics: None,
 //!     threads: 2,
 //!     progress: &Silent,
 //!     evaluate: &amax::runtime::TractEvaluate,
@@ -32,6 +33,7 @@
 //! # }
 //! ```
 
+pub mod algorithms;
 pub mod calibrate;
 pub mod config;
 pub mod document;

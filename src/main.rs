@@ -18,6 +18,8 @@ use clap::{Parser, Subcommand};
   amax rewrite model.onnx model.int8.onnx --exclude '/head/*' --report r.json
   amax inspect model.onnx
   amax compare model.onnx model.int8.onnx --calib samples.npz
+  amax calibrate model.onnx --calib samples.npz -o stats.safetensors --report
+  amax rewrite model.onnx model.int8.onnx --stats stats.safetensors
 
 Exit codes:
   0  done                               5  the runtime cannot run the model
@@ -47,6 +49,10 @@ enum Command {
     Plan(cli::plan::Args),
     /// Tell for each site which rule asked for what, and what became of it.
     Explain(cli::explain::Args),
+    /// Run a model on samples and keep what its tensors held, for `rewrite --stats`.
+    Calibrate(cli::calibrate::Args),
+    /// Put the statistics of shards together.
+    Merge(cli::merge::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
     /// List the named configurations, or print one as TOML to start from.
@@ -69,6 +75,8 @@ fn run() -> ExitCode {
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Plan(args) => cli::plan::run(&args, &console),
         Command::Explain(args) => cli::explain::run(&args),
+        Command::Calibrate(args) => cli::calibrate::run(&args, &console),
+        Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
         Command::Presets(args) => cli::presets::run(&args),
         Command::Config(args) => cli::config::run(&args, &console),

@@ -28,6 +28,8 @@ pub struct Request<'a> {
     pub plan: Option<&'a Plan>,
     /// Samples; without, activations stay float.
     pub samples: Option<&'a SampleSet>,
+    /// What calibration saw, in place of running samples for it; they only measure the result then.
+    pub statistics: Option<&'a Statistics>,
     /// Threads for samples.
     pub threads: usize,
     /// Told how far things are.
@@ -87,7 +89,8 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
-    report.describe(&plan, &solution, request.samples.map(|_| &statistics));
+    let seen = request.samples.is_some() || request.statistics.is_some();
+    report.describe(&plan, &solution, seen.then_some(&statistics));
     if plan.weights.is_empty() && plan.activations.is_empty() {
         report.warnings.push("nothing was quantized; see what was left float and why".to_owned());
     }
@@ -111,17 +114,6 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         clock.lap(&mut report, "measure");
     }
     Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
-}
-
-/// The model that plans are made for: cleaned up, with its constants folded.
-///
-/// # Errors
-/// What a clean-up pass or the verifier after it finds wrong with the model.
-pub fn prepare(original: &Model, evaluate: &dyn Evaluate) -> Result<Model> {
-    let mut model = original.clone();
-    let context = Context { evaluate, quantization: None };
-    pipeline::run(&mut model, pipeline::PREPARE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
-    Ok(model)
 }
 
 /// Quality of each output on the held-out samples.
@@ -185,7 +177,8 @@ struct Decided<'a> {
 
 impl<'a> Decided<'a> {
     fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
-        let knowledge = Knowledge { calibrated: request.samples.is_some(), vetoes: BTreeMap::new() };
+        let calibrated = request.samples.is_some() || request.statistics.is_some();
+        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
         let plan = match request.plan {
             None => plan(model, request.config, request.target, &knowledge)?,
             Some(given) => {
@@ -200,7 +193,8 @@ impl<'a> Decided<'a> {
         if let Some(samples) = request.samples {
             let (indices, held_out) = split(samples);
             report.samples = Some(samples.describe());
-            report.sample_counts = (indices.len(), held_out.len());
+            let calibrated = request.statistics.map_or(indices.len(), |given| given.sample_count as usize);
+            report.sample_counts = (calibrated, held_out.len());
         }
         decided.settle(report, clock)?;
         Ok(decided)
@@ -243,14 +237,17 @@ impl<'a> Decided<'a> {
         if missing.is_empty() {
             return Ok(BTreeMap::new());
         }
+        if let Some(given) = self.request.statistics {
+            return self.take(given, missing, report);
+        }
         let Some(samples) = self.request.samples else {
             return Err(Error::new(Kind::Samples, "the plan has ranges that only samples can tell")
                 .at_value(&missing[0])
-                .with_hint("give --calib PATH, or make the plan without samples"));
+                .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
         };
         let Request { threads, progress, .. } = *self.request;
         let indices = split(samples).0;
-        let Calibrated { statistics: seen, unobserved, method: _ } =
+        let Calibrated { statistics: seen, unobserved } =
             calibrate::calibrate(self.model, &missing, samples, &indices, threads, progress)?;
         self.statistics.sample_count = seen.sample_count;
         self.statistics.sites.extend(seen.sites);
@@ -270,6 +267,31 @@ impl<'a> Decided<'a> {
             report.warnings.push(format!("as planned, although {}", veto.why));
         }
         Ok(())
+    }
+
+    /// Takes planned tensors from statistics that were given; what was not observed is returned.
+    fn take(
+        &mut self,
+        given: &Statistics,
+        missing: Vec<String>,
+        report: &mut Report,
+    ) -> Result<BTreeMap<String, Veto>> {
+        let Calibrated { mut statistics, unobserved } = calibrate::usable(self.model, given.clone())?;
+        self.statistics.sample_count = statistics.sample_count;
+        let mut vetoes = BTreeMap::new();
+        for name in missing {
+            if let Some(site) = statistics.sites.remove(&name) {
+                self.statistics.sites.insert(name, site);
+            } else if let Some(why) = unobserved.get(&name) {
+                vetoes.insert(name, Veto { why: why.clone(), dynamic: false });
+            } else {
+                return Err(Error::new(Kind::Samples, "the statistics do not cover this tensor")
+                    .at_value(&name)
+                    .with_hint("calibrate again, without --planned or with this configuration and target"));
+            }
+        }
+        warn_about_values(&self.statistics, report);
+        Ok(vetoes)
     }
 
     fn forbid(&mut self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
+use amax::calibrate::prepare;
 use amax::config::Pattern;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::plan::explain::{Change, Explanation, Outcome, explain};
 use amax::plan::{Knowledge, plan};
-use amax::rewrite::prepare;
 
 use super::inspect::print;
 use super::{configure, wrap};

@@ -1,10 +1,12 @@
 //! What the commands share: the console, and how samples are found.
 
+pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod config;
 pub(crate) mod configure;
 pub(crate) mod explain;
 pub(crate) mod inspect;
+pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
@@ -29,6 +31,9 @@ use tempfile::NamedTempFile;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
+/// How often progress is told where no bar can be drawn.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// Messages on stderr; data goes to stdout elsewhere.
 pub(crate) struct Console {
     quiet: bool,
@@ -41,6 +46,7 @@ struct Step {
     total: u64,
     done: u64,
     since: Instant,
+    said: Instant,
     bar: Option<ProgressBar>,
 }
 
@@ -97,7 +103,8 @@ pub(crate) fn admit(panic: &PanicHookInfo<'_>) {
 
 impl Progress for Console {
     fn start(&self, step: &str, total: u64) {
-        let fresh = Step { name: step.to_owned(), total, done: 0, since: Instant::now(), bar: None };
+        let now = Instant::now();
+        let fresh = Step { name: step.to_owned(), total, done: 0, since: now, said: now, bar: None };
         *self.step.lock().expect("no panic while held") = Some(fresh);
     }
 
@@ -105,6 +112,13 @@ impl Progress for Console {
         let mut slot = self.step.lock().expect("no panic while held");
         let Some(step) = slot.as_mut() else { return };
         step.done += 1;
+        if step.said.elapsed() > SILENCE && !std::io::stderr().is_terminal() {
+            step.said = Instant::now();
+            let seconds = step.since.elapsed().as_secs_f64();
+            let left = seconds / step.done as f64 * step.total.saturating_sub(step.done) as f64;
+            let rate = step.done as f64 / seconds;
+            self.say(&format!("{} {}/{}, {rate:.1} a second, {left:.0} s to go", step.name, step.done, step.total));
+        }
         let long = step.since.elapsed() > Duration::from_secs(1);
         if step.bar.is_none() && long && !self.quiet && std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(step.total);

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use amax::calibrate::prepare;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
-use amax::rewrite::prepare;
 
 use super::inspect::print;
 use super::{Console, bytes, configure, count, staged, table};

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use amax::error::{Error, Kind, Result};
-use amax::ir::{Model, file, text};
+use amax::ir::{Model, content_hash, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
 use amax::report::Report;
-use amax::rewrite::{Request, rewrite};
+use amax::rewrite::{Request, rewrite, split};
+use amax::statistics::Statistics;
 
 use tempfile::NamedTempFile;
 
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    /// Statistics of `calibrate` or `merge`: ranges come from them, and samples only measure the result.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -79,6 +83,19 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
     let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
+    let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
+    if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
+        statistics.check_model(&content_hash(&model)).map_err(|e| e.in_file(path))?;
+        if let Some(samples) = samples.as_ref().filter(|_| !args.no_measure)
+            && samples.content_hash()? == statistics.samples_hash
+            && split(samples).1.iter().any(|&i| statistics.ran.contains(&(i as u32)))
+        {
+            console.say(
+                "note: the result is measured on samples that its ranges come from\n      \
+                 `amax calibrate --hold-out` keeps them apart",
+            );
+        }
+    }
     let after = |model: &Model, pass: &str, _: &Outcome| {
         if args.print_after.iter().any(|p| p == "all" || p == pass) {
             print(&format!("// after {pass}\n{}\n", text::print(model)))?;
@@ -91,6 +108,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         target: &target,
         plan: plan.as_ref(),
         samples: samples.as_ref(),
+        statistics: statistics.as_ref(),
         threads: threads(args.threads),
         progress: console,
         evaluate: &amax::runtime::TractEvaluate,
@@ -120,7 +138,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         return Ok(());
     }
     let waits = |w: &amax::plan::Weight| w.why.ends_with(amax::plan::WITHOUT_SAMPLES);
-    if samples.is_none() && done.plan.iter().flat_map(|p| &p.weights).any(waits) {
+    if samples.is_none() && statistics.is_none() && done.plan.iter().flat_map(|p| &p.weights).any(waits) {
         let beside = args.input.with_extension("calib.npz");
         console.say(&if args.calib.is_some() {
             "note: no samples: weights are quantized, activations stay float".to_owned()
@@ -151,7 +169,8 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         }
         written.push((what, path));
     }
-    for read in args.configure.file().cloned().into_iter().chain(args.plan.clone()).chain(calib(args)) {
+    let read = [args.configure.file().cloned(), args.plan.clone(), args.stats.clone(), calib(args)];
+    for read in read.into_iter().flatten() {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(&read)) {
             let message =
                 format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());

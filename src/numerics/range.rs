@@ -80,6 +80,11 @@ impl RangeSpec {
         }
     }
 
+    /// Whether the zero point is fixed.
+    pub fn is_symmetric(&self) -> bool {
+        self.symmetry != Symmetry::Asymmetric
+    }
+
     /// Smallest and largest code that stand for numbers of the range; those of a float are its bit patterns.
     ///
     /// Reduced ranges are onnxruntime's: half of the codes, as −4…3 and 0…7, but −64…64 of `int8` and −16384…16384 of

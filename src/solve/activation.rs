@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{check_range, given_qparams, range_spec};
+use crate::algorithms::observers::{self, Observer, Tails};
 use crate::config::spec::ObserverKind;
 use crate::error::{Error, Kind, Result};
 use crate::numerics::{self, Granularity};
@@ -110,14 +111,18 @@ pub(super) fn tensor<'a>(name: &'a str, activation: &'a Activation) -> &'a str {
 
 /// The range that an observer makes of what was seen; empty, all-NaN and never reached tensors count as zero.
 fn observed(site: &SiteStatistics, quantizer: &Quantizer) -> Result<(f32, f32)> {
-    match quantizer.observer {
-        ObserverKind::Minmax => Ok(seen(site)),
-        other => {
-            let name = serde_json::to_string(&other).unwrap_or_default();
-            Err(Error::new(Kind::Config, format!("the observer {name} is not implemented for activations yet"))
-                .with_hint("use observer = \"minmax\""))
-        }
-    }
+    let observer = match quantizer.observer {
+        ObserverKind::Minmax => Observer::MinMax,
+        ObserverKind::Mean => Observer::Mean,
+        ObserverKind::Percentile => match quantizer.percentile {
+            Some(percent) => Observer::Percentile { percent, tails: Tails::Auto },
+            None => Observer::PERCENTILE,
+        },
+        ObserverKind::Mse => quantizer.mse_p.map_or(Observer::MSE, |p| Observer::Mse { p }),
+        ObserverKind::Entropy => Observer::Entropy,
+    };
+    observer.check()?;
+    Ok(observers::range(site, observer, range_spec(quantizer)?))
 }
 
 /// The finite range seen.

@@ -1,10 +1,11 @@
 //! Counts of values in bins whose edges are floats of few mantissa bits.
 //!
 //! A bin is a sign, an exponent and the leading bits of the mantissa, so its width is a power of two and finding it
-//! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, half as
-//! many in each one below, and never fewer than 128: a bin is at most 1/1024 of the largest magnitude wide, and at
-//! most 1/128 of its own values (of the smallest normal number, for subnormal ones). One huge outlier, or the constant
-//! of an attention mask, therefore costs nothing.
+//! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, and 512 where
+//! it is a lower one: a bin is at most 1/1024 of the largest magnitude wide, and at most 1/512 of its own values (of the
+//! smallest normal number, for subnormal ones). So whatever range is chosen, there are four bins or more to a step of
+//! eight bits in it: one huge outlier, or the constant of an attention mask, costs nothing. Values that span twenty
+//! octaves on both sides of zero take 180 kB.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
 //! of the multiset of values alone, whatever their order, their grouping, or how parts were merged.
@@ -18,7 +19,7 @@ use super::scan::Scan;
 /// Mantissa bits that tell bins apart in the two highest octaves.
 const FINE: u32 = 10;
 /// Mantissa bits in every octave, at least.
-const COARSE: u32 = 7;
+const COARSE: u32 = 9;
 /// The sign bit of a prefix.
 const SIGN: u16 = 1 << 8;
 /// Bins that a thread counts in: a sign, eight bits of exponent, and [`FINE`], each of them twice. Neighbouring values
@@ -82,6 +83,32 @@ impl Histogram {
         let zero = Bin { low: 0.0, high: 0.0, count: self.zeros };
         let positive = positive.iter().flat_map(Octave::bins);
         negative.chain(std::iter::once(zero)).chain(positive).filter(|bin| bin.count > 0)
+    }
+
+    /// The prefixes of its octaves, and the counts of all of them one after the other.
+    pub(super) fn parts(&self) -> (Vec<u16>, Vec<u64>) {
+        let counts = self.octaves.iter().flat_map(|o| o.counts.iter().copied());
+        (self.octaves.iter().map(|o| o.prefix).collect(), counts.collect())
+    }
+
+    /// The inverse of [`Self::parts`]; says what is wrong with parts that no histogram has.
+    pub(super) fn from_parts(zeros: u64, prefixes: &[u16], mut counts: &[u64]) -> Result<Self, String> {
+        let top = prefixes.iter().map(|p| p & !SIGN).max().unwrap_or(0);
+        let mut octaves = Vec::with_capacity(prefixes.len());
+        for &prefix in prefixes {
+            let Some((own, rest)) = counts.split_at_checked(1 << resolution(prefix, top)) else {
+                return Err("its histogram lacks bins".to_owned());
+            };
+            if own.iter().all(|&c| c == 0) {
+                return Err(format!("histogram octave {prefix} is empty"));
+            }
+            octaves.push(Octave { prefix, counts: own.to_vec() });
+            counts = rest;
+        }
+        if !counts.is_empty() {
+            return Err("its histogram has bins of no octave".to_owned());
+        }
+        Self::try_from(Unchecked { zeros, octaves })
     }
 
     /// Counts `values`, fewer than 2³¹, which `scan` describes and found finite.
@@ -221,6 +248,11 @@ impl Octave {
             Bin { low, high: low + width, count }
         })
     }
+}
+
+/// The sum of counts, unless it is beyond what any run could count.
+pub(super) fn total(counts: &[u64], zeros: u64) -> Option<u64> {
+    counts.iter().try_fold(zeros, |sum, &c| sum.checked_add(c))
 }
 
 /// Mantissa bits that tell bins apart in the octave of `prefix`, when `top` is the highest exponent.

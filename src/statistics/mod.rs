@@ -6,8 +6,10 @@
 //!
 //! Statistics see slices of floats. Which tensor of which graph they came from is not their business.
 
+mod file;
 mod histogram;
 mod noise;
+mod quantile;
 mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use histogram::{Bin, Histogram};
+pub use noise::{integer_error, nearest_error};
 
 use crate::error::{Error, Kind, Result};
 
@@ -69,15 +72,15 @@ pub struct SampleRecord {
 /// Ranges along one axis of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Channels {
-    axis: usize,
+    axis: isize,
     ragged: bool,
     ranges: Vec<Option<Range>>,
 }
 
 impl Channels {
-    /// The axis that tells channels apart.
+    /// The axis that tells channels apart; negative ones count from the last, which is -1.
     #[must_use]
-    pub fn axis(&self) -> usize {
+    pub fn axis(&self) -> isize {
         self.axis
     }
 
@@ -100,11 +103,13 @@ impl Channels {
     }
 
     fn observe(&mut self, dims: &[usize], values: &[f32]) {
-        let count = dims.get(self.axis).copied().unwrap_or(0);
-        let inner: usize = dims.iter().skip(self.axis + 1).product();
-        if values.is_empty() || !self.fit(count, self.axis < dims.len()) {
+        let axis = if self.axis < 0 { dims.len().checked_add_signed(self.axis) } else { Some(self.axis as usize) };
+        let axis = axis.filter(|&axis| axis < dims.len());
+        let count = axis.map_or(0, |axis| dims[axis]);
+        if values.is_empty() || !self.fit(count, axis.is_some()) {
             return;
         }
+        let inner: usize = axis.map_or(1, |axis| dims[axis + 1..].iter().product());
         if inner == 1 {
             let (mut min, mut max) = (vec![f32::INFINITY; count], vec![f32::NEG_INFINITY; count]);
             for row in values.chunks_exact(count) {
@@ -176,9 +181,9 @@ impl SiteStatistics {
         Self::default()
     }
 
-    /// A site that also keeps a range for each index along `axis`.
+    /// A site that also keeps a range for each index along `axis`; -1 is the last axis.
     #[must_use]
-    pub fn per_channel(axis: usize) -> Self {
+    pub fn per_channel(axis: isize) -> Self {
         let channels = Channels { axis, ragged: false, ranges: Vec::new() };
         Self { channels: Some(channels), ..Self::default() }
     }
@@ -369,13 +374,21 @@ impl SiteStatistics {
 /// What a calibration run, or a part of one, saw.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// Hash of the model that ran.
+    /// Hash of the model that ran, as it was read: [`content_hash`](crate::ir::content_hash).
     pub model_hash: String,
     /// Hash of the whole set of samples, of which a shard runs a part.
     pub samples_hash: String,
+    /// Which tensors the run was asked to observe, in words.
+    pub asked: String,
     /// Samples that were run.
     pub sample_count: u64,
-    /// What was seen, by site.
+    /// Samples in the whole set.
+    pub sample_total: u64,
+    /// Which samples were run, ascending.
+    pub ran: Vec<u32>,
+    /// Tensors that cannot be observed, with the reason.
+    pub unobserved: BTreeMap<String, String>,
+    /// What was seen, by site. Of a site that showed no values in any sample, that.
     pub sites: BTreeMap<String, SiteStatistics>,
 }
 
@@ -383,31 +396,69 @@ impl Statistics {
     /// Adds another part of the same run. Parts may be merged in any order.
     ///
     /// # Errors
-    /// Parts of different models or sample sets, and parts that ran the same sample: it would count twice.
+    /// Parts of different models or sample sets, parts that observed different tensors, and parts that ran the same
+    /// sample: it would count twice. Nothing is changed then.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        let fail = |message: String| Err(Error::new(Kind::Samples, message));
-        let Self { model_hash, samples_hash, sample_count, sites } = other;
+        let fail = |message: String| Error::new(Kind::Samples, message);
+        let Self { model_hash, samples_hash, asked, sample_count, sample_total, ran, unobserved, sites } = other;
         if self.model_hash != *model_hash {
             return Err(Error::model("the statistics are of different models")
                 .with_hint("merge parts of one calibration run; every part must start from the same model file"));
         }
-        if self.samples_hash != *samples_hash {
-            return fail("the statistics are of different sample sets".to_owned())
-                .map_err(|e| e.with_hint("every part must be given the whole set and run its own share of it"));
+        if self.samples_hash != *samples_hash || self.sample_total != *sample_total {
+            return Err(fail("the statistics are of different sample sets".to_owned())
+                .with_hint("every part must be given the whole set and run its own share of it"));
         }
-        let ours: BTreeSet<u32> = self.sites.values().flat_map(|s| &s.samples).map(|r| r.index).collect();
-        if let Some(twice) = sites.values().flat_map(|s| &s.samples).find(|r| ours.contains(&r.index)) {
-            return fail(format!("both parts ran sample {}", twice.index));
+        if self.asked != *asked {
+            return Err(fail(format!("one part observed {}, the other {asked}", self.asked))
+                .with_hint("give every part the same options"));
+        }
+        if let Some(name) = self.tensors().symmetric_difference(&other.tensors()).next() {
+            return Err(fail("one of the parts did not observe this tensor".to_owned())
+                .at_value(name)
+                .with_hint("make every part with the same version of amax and the same options"));
+        }
+        if let Some(twice) = ran.iter().find(|index| self.ran.binary_search(index).is_ok()) {
+            return Err(fail(format!("both parts ran sample {twice}")).with_hint("give every part its own --shard"));
         }
         self.sample_count += sample_count;
+        self.ran.extend(ran);
+        self.ran.sort_unstable();
         for (name, site) in sites {
-            match self.sites.get_mut(name) {
-                Some(ours) => ours.merge(site),
-                None => {
-                    self.sites.insert(name.clone(), site.clone());
-                }
+            self.sites.entry(name.clone()).or_default().merge(site);
+        }
+        for (name, why) in unobserved {
+            let known = self.unobserved.entry(name.clone()).or_insert_with(|| why.clone());
+            if why < known {
+                known.clone_from(why);
             }
         }
+        // What one part could show was observed.
+        self.unobserved.retain(|name, _| !self.sites.contains_key(name));
         Ok(())
+    }
+
+    /// Samples of the set that were not run.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.sample_total.saturating_sub(self.ran.len() as u64)
+    }
+
+    /// Checks that these are statistics of a model, given its [`content_hash`](crate::ir::content_hash).
+    ///
+    /// # Errors
+    /// [`Kind::Samples`] if they are of another one.
+    pub fn check_model(&self, hash: &str) -> Result<()> {
+        if self.model_hash == hash {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Samples, "these statistics are of another model").with_hint(
+            "calibrate this one; a model that was exported again is another one where any weight or name differs",
+        ))
+    }
+
+    /// The tensors that the run was asked for.
+    fn tensors(&self) -> BTreeSet<&str> {
+        self.sites.keys().chain(self.unobserved.keys()).map(String::as_str).collect()
     }
 }

@@ -175,7 +175,7 @@ fn histogram_counts_what_lies_between_its_edges() {
             let width = bin.high - bin.low;
             assert!(width <= amax.max(f64::from(f32::MIN_POSITIVE)) / 1024.0, "{name}: {bin:?} is wide");
             let magnitude = bin.low.abs().min(bin.high.abs());
-            assert!(width <= (magnitude / 128.0).max(f64::from(f32::MIN_POSITIVE) / 128.0), "{name}: {bin:?} is wide");
+            assert!(width <= (magnitude / 512.0).max(f64::from(f32::MIN_POSITIVE) / 512.0), "{name}: {bin:?} is wide");
             at += count;
             end = bin.high;
         }
@@ -321,8 +321,8 @@ fn an_outlier_leaves_small_values_their_resolution() {
     let masked = observed([(0, masked.as_slice())]);
     assert_eq!(masked.min(), Some(f32::MIN));
     let near_one = |site: &SiteStatistics| site.bins().filter(|b| (0.5..2.0).contains(&b.low)).count();
-    assert_eq!(near_one(&masked), 256);
-    assert!(near_one(&bulk) > 512);
+    assert!(near_one(&masked) > 900);
+    assert!(near_one(&bulk) > 900);
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn channels_keep_their_own_ranges() {
     // Two images of three channels and 2x2 pixels.
     let values: Vec<f32> = (0..24).map(|i| i as f32 * if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
     let check = |axis: usize, dims: &[usize], values: &[f32]| {
-        let mut site = SiteStatistics::per_channel(axis);
+        let mut site = SiteStatistics::per_channel(axis as isize);
         site.observe_tensor(0, dims, values);
         let inner: usize = dims[axis + 1..].iter().product();
         let want: Vec<Option<Range>> = (0..dims[axis])
@@ -378,6 +378,8 @@ fn shards_of_a_run_merge_and_others_do_not() {
             Statistics { model_hash: model.to_owned(), samples_hash: set.to_owned(), ..Statistics::default() };
         for index in samples {
             statistics.sample_count += 1;
+            statistics.ran.push(index);
+            statistics.sites.entry("rare.output".to_owned()).or_default();
             let values = &values[index as usize * 1000..][..1000];
             for (site, size) in [("conv.input", 1000), ("conv.output", 10)] {
                 statistics.sites.entry(site.to_owned()).or_default().observe(index, &values[..size]);

@@ -35,6 +35,7 @@ fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str
         target: &target,
         plan: None,
         samples,
+        statistics: None,
         threads,
         progress: &Silent,
         evaluate: &TractEvaluate,

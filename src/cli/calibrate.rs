@@ -1,0 +1,351 @@
+//! `amax calibrate`.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use amax::algorithms::observers::{Observer, Tails};
+use amax::algorithms::sufficiency::{Sufficiency, sufficiency};
+use amax::calibrate::{Checkpoint, Observation, Site, prepare, sites};
+use amax::config::Config;
+use amax::error::{Error, Kind, Result};
+use amax::ir::{Model, content_hash, file};
+use amax::nearest::nearest;
+use amax::numerics::RangeSpec;
+use amax::plan::{Knowledge, Mode, plan};
+use amax::rewrite::split;
+use amax::samples::SampleSet;
+use amax::statistics::Statistics;
+use amax::targets::Target;
+
+use super::{Console, bytes, configure, count, inspect::print, samples, table, thread_count, threads};
+
+/// Arguments of `amax calibrate`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "The file serves every configuration and target: it has what each float activation held that any
+plan could ask for. `rewrite --stats` takes its ranges from it and does not run the model for them.
+
+Parts of a set can be run on several machines, each of them given the whole set:
+  amax calibrate model.onnx --calib samples/ -o a.safetensors --shard 1/2
+  amax calibrate model.onnx --calib samples/ -o b.safetensors --shard 2/2
+  amax merge a.safetensors b.safetensors -o stats.safetensors
+The merged file is the one that a single run writes, byte for byte."
+)]
+pub(crate) struct Args {
+    /// Float model.
+    model: PathBuf,
+    /// Where the statistics go.
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Samples: as for `rewrite`; without, the file beside the model.
+    #[arg(long, value_name = "PATH")]
+    calib: Option<String>,
+    /// Observe only what the plan for `--target` and `--config` asks for; the guard of `rewrite` may ask for more.
+    #[arg(long)]
+    planned: bool,
+    /// For `--planned` and `--report`.
+    #[command(flatten)]
+    configure: configure::Args,
+    /// Run the I-th of N parts of the samples: every N-th sample, from the I-th on.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    shard: Option<(usize, usize)>,
+    /// Leave out the samples that `rewrite` measures its result on.
+    #[arg(long)]
+    hold_out: bool,
+    /// Go on from where an interrupted run of the same command stopped, if one did.
+    #[arg(long)]
+    resume: bool,
+    /// Seconds between two savings of what is known so far, beside the output.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    save_every: u64,
+    /// Samples that run at once; results do not depend on it.
+    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
+    threads: Option<usize>,
+    #[command(flatten)]
+    judge: Judge,
+}
+
+/// How statistics are judged.
+#[derive(clap::Args)]
+pub(super) struct Judge {
+    /// Print whether the samples were enough: what each range rests on.
+    #[arg(long)]
+    pub(super) report: bool,
+    /// Print the report as JSON, with every tensor.
+    #[arg(long, requires = "report")]
+    json: bool,
+    /// The observer whose ranges are judged: minmax, mean, percentile[=99.999], mse[=2], entropy.
+    #[arg(long, value_name = "NAME", default_value = "minmax", value_parser = observer)]
+    observer: Observer,
+}
+
+pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    let begun = Instant::now();
+    let (config, target) = args.configure.load()?;
+    let model = file::load(&args.model)?;
+    file::check_output(&model, &args.output)?;
+    let samples = samples(args.calib.as_deref(), &model, &args.model, console)?.ok_or_else(|| {
+        Error::new(Kind::Usage, "there are no samples to run")
+            .with_hint(format!("pass --calib PATH, or put {} there", args.model.with_extension("calib.npz").display()))
+    })?;
+    let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
+    let (sites, asked) = asked(args, &prepared, &config, &target)?;
+    if sites.is_empty() {
+        return Err(Error::model("the model has no float activation that could be quantized").in_file(&args.model));
+    }
+    let indices = indices(args, &samples)?;
+    let fresh = Statistics {
+        model_hash: content_hash(&model),
+        samples_hash: samples.content_hash()?,
+        asked,
+        sample_total: samples.len() as u64,
+        ..Statistics::default()
+    };
+    let partial = partial(&args.output);
+    let start = start(args, &partial, fresh, &indices, console)?;
+    let already = start.ran.len();
+    let kept = AtomicUsize::new(already);
+    let save = |state: &Statistics| {
+        kept.store(state.ran.len(), Ordering::Relaxed);
+        if state.ran.is_empty() { Ok(()) } else { state.save(&partial) }
+    };
+    let observation = Observation {
+        model: &prepared,
+        sites: &sites,
+        samples: &samples,
+        indices: &indices,
+        threads: threads(args.threads),
+        progress: console,
+        checkpoint: Some(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save }),
+    };
+    let statistics = observation.run(start).map_err(|e| match e.kind() {
+        Kind::Interrupted => interrupted(kept.load(Ordering::Relaxed), indices.len(), &partial),
+        Kind::Model | Kind::Runtime => e.in_file(&args.model),
+        _ => e,
+    })?;
+    statistics.save(&args.output)?;
+    // Whether it was there or not, nothing is left to continue.
+    let _ = std::fs::remove_file(&partial);
+    let seconds = begun.elapsed().as_secs_f64();
+    let size = std::fs::metadata(&args.output).map_or(0, |m| m.len());
+    console.say(&format!(
+        "{} in {seconds:.1} s, {}, {} -> {}",
+        count(indices.len() - already, "sample"),
+        count(statistics.sites.len(), "tensor"),
+        bytes(size),
+        args.output.display()
+    ));
+    for warning in warnings(&statistics) {
+        console.say(&format!("warning: {warning}"));
+    }
+    args.judge.print(&statistics, &target, console.verbose)
+}
+
+/// What to observe, and the same in words.
+fn asked(args: &Args, prepared: &Model, config: &Config, target: &Target) -> Result<(Vec<Site>, String)> {
+    let all = sites(prepared);
+    if !args.planned {
+        return Ok((all, "every float activation".to_owned()));
+    }
+    let knowledge = Knowledge { calibrated: true, ..Knowledge::default() };
+    let plan = plan(prepared, config, target, &knowledge)?;
+    let wanted = |name: &str| plan.activations.get(name).is_some_and(|a| a.mode == Mode::Static);
+    let mut found: Vec<Site> = all.into_iter().filter(|site| wanted(&site.name)).collect();
+    for name in plan.activations.keys().filter(|name| wanted(name)) {
+        if found.iter().all(|site| site.name != *name) {
+            found.push(Site::plain(name));
+        }
+    }
+    Ok((found, format!("what a plan for {} asks for", target.name)))
+}
+
+/// The samples to run.
+fn indices(args: &Args, samples: &SampleSet) -> Result<Vec<usize>> {
+    let whole = if args.hold_out { split(samples).0 } else { (0..samples.len()).collect() };
+    let Some((part, parts)) = args.shard else { return Ok(whole) };
+    let own: Vec<usize> = whole.iter().copied().skip(part - 1).step_by(parts).collect();
+    if own.is_empty() {
+        let message = format!("shard {part}/{parts} of {} is empty", count(whole.len(), "sample"));
+        return Err(Error::new(Kind::Usage, message).with_hint("make fewer shards"));
+    }
+    Ok(own)
+}
+
+/// Where the state of an interrupted run is kept.
+fn partial(output: &Path) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    output.with_file_name(name)
+}
+
+/// What the run starts from.
+fn start(args: &Args, partial: &Path, fresh: Statistics, indices: &[usize], console: &Console) -> Result<Statistics> {
+    if !args.resume {
+        if partial.exists() {
+            console.say(&format!(
+                "note: {} of an interrupted run is not used; --resume would continue it",
+                partial.display()
+            ));
+        }
+        return Ok(fresh);
+    }
+    if !partial.exists() {
+        return Ok(fresh);
+    }
+    let state = Statistics::load(partial)?;
+    let differs = |what: &str| {
+        Error::new(Kind::Samples, format!("the interrupted run had {what}"))
+            .in_file(partial)
+            .with_hint("start again without --resume")
+    };
+    if state.model_hash != fresh.model_hash {
+        return Err(differs("another model"));
+    }
+    if state.samples_hash != fresh.samples_hash || state.sample_total != fresh.sample_total {
+        return Err(differs("other samples"));
+    }
+    if state.asked != fresh.asked {
+        return Err(differs(&format!("to observe {}, this one {}", state.asked, fresh.asked)));
+    }
+    if state.ran.iter().any(|&i| indices.binary_search(&(i as usize)).is_err()) {
+        return Err(differs("another --shard or --hold-out"));
+    }
+    console.say(&format!("continuing after {}", count(state.ran.len(), "sample")));
+    Ok(state)
+}
+
+fn interrupted(kept: usize, all: usize, partial: &Path) -> Error {
+    Error::new(
+        Kind::Interrupted,
+        match kept {
+            0 => "interrupted before the first sample was done; nothing was written".to_owned(),
+            _ => format!(
+                "interrupted after {kept} of {}, which {} keeps\nhint: the same command with --resume goes on",
+                count(all, "sample"),
+                partial.display()
+            ),
+        },
+    )
+}
+
+/// What users should know about values.
+pub(super) fn warnings(statistics: &Statistics) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, site) in &statistics.sites {
+        if site.nan() + site.inf() > 0 {
+            let samples = site.samples().iter().filter(|s| s.non_finite > 0);
+            let first = samples.clone().next().map_or(0, |s| s.index);
+            found.push(format!(
+                "\"{name}\" was NaN {} and infinite {}, in {} (first {first}); its range ignores them",
+                count(site.nan() as usize, "time"),
+                count(site.inf() as usize, "time"),
+                count(samples.count(), "sample"),
+            ));
+        }
+    }
+    found
+}
+
+impl Judge {
+    /// Prints the report, if it was asked for.
+    pub(super) fn print(&self, statistics: &Statistics, target: &Target, verbose: bool) -> Result<()> {
+        if !self.report {
+            return Ok(());
+        }
+        let spec = RangeSpec::new(target.activation.dtype, target.activation.symmetric);
+        let found = sufficiency(statistics, self.observer, spec);
+        if self.json {
+            let json = serde_json::to_string_pretty(&found)
+                .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
+            return print(&(json + "\n"));
+        }
+        print(&self.text(&found, verbose))
+    }
+
+    fn text(&self, found: &Sufficiency, verbose: bool) -> String {
+        const MOST: usize = 10;
+        let mut order: Vec<_> = found.sites.iter().collect();
+        order.sort_by(|a, b| b.1.moves.total_cmp(&a.1.moves).then_with(|| a.0.cmp(b.0)));
+        let heads = ["tensor", "min", "sample", "max", "sample", "narrower without one", "growth", "clipped"];
+        let mut lines = vec![heads.map(str::to_owned).to_vec()];
+        for (name, site) in order.iter().take(if verbose { usize::MAX } else { MOST }) {
+            let percent = |share: f64| format!("{:.2} %", share * 100.0);
+            let ends = [site.min, site.max].map(|end| {
+                end.map_or_else(|| ["-", "-"].map(str::to_owned), |e| [format!("{:.5}", e.value), e.sample.to_string()])
+            });
+            let mut line = vec![(*name).clone()];
+            line.extend(ends.into_iter().flatten());
+            line.extend([site.moves, site.growth, site.clipped].map(percent));
+            lines.push(line);
+        }
+        let mut out = table(&lines, &[1, 2, 3, 4, 5, 6, 7]);
+        if order.len() > MOST && !verbose {
+            out.push_str(&format!("  and {} steadier ones (--verbose lists them)\n", order.len() - MOST));
+        }
+        for name in &found.dead {
+            out.push_str(&format!("  \"{name}\" is always zero\n"));
+        }
+        let channels: Vec<_> = order.iter().filter(|(_, s)| !s.dead && !s.dead_channels.is_empty()).collect();
+        if !channels.is_empty() {
+            let dead: usize = channels.iter().map(|(_, s)| s.dead_channels.len()).sum();
+            let all: usize = channels.iter().filter_map(|(_, s)| s.channels).sum();
+            let tensors = count(channels.len(), "tensor");
+            out.push_str(&format!("  {dead} of {all} channels are always zero, in {tensors}\n"));
+            for (name, site) in channels.iter().take(if verbose { usize::MAX } else { 3 }) {
+                out.push_str(&format!(
+                    "    \"{name}\": {} of {}\n",
+                    site.dead_channels.len(),
+                    site.channels.unwrap_or(0)
+                ));
+            }
+        }
+        for (name, why) in &found.unobserved {
+            out.push_str(&format!("  \"{name}\" was not observed: {why}\n"));
+        }
+        let all =
+            if found.samples < found.samples_total { format!(" of {}", found.samples_total) } else { String::new() };
+        out.push_str(&format!(
+            "{}{all}, {}: {}\n",
+            count(found.samples as usize, "sample"),
+            self.observer.name(),
+            found.verdict
+        ));
+        out
+    }
+}
+
+/// Reads the value of `--shard`.
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parsed {
+        Some((part, parts)) if (1..=parts).contains(&part) => Ok((part, parts)),
+        _ => Err("two numbers I/N are needed, with I from 1 to N, as in 1/4".to_owned()),
+    }
+}
+
+/// Reads the value of `--observer`.
+fn observer(text: &str) -> Result<Observer, String> {
+    let (name, number) = text.split_once('=').map_or((text, None), |(name, number)| (name, Some(number)));
+    let number = |default: f64| match number {
+        None => Ok(default),
+        Some(text) => text.parse().map_err(|_| format!("\"{text}\" is not a number")),
+    };
+    let observer = match name {
+        "percentile" => Observer::Percentile { percent: number(99.999)?, tails: Tails::Auto },
+        "mse" => Observer::Mse { p: number(2.0)? },
+        "minmax" | "mean" | "entropy" if text != name => return Err(format!("{name} has no number")),
+        "minmax" => Observer::MinMax,
+        "mean" => Observer::Mean,
+        "entropy" => Observer::Entropy,
+        _ => {
+            let names = ["minmax", "mean", "percentile", "mse", "entropy"];
+            return Err(nearest(name, names).map_or_else(
+                || format!("observers are {}", names.join(", ")),
+                |near| format!("did you mean {near}?"),
+            ));
+        }
+    };
+    observer.check().map_err(|e| e.message().to_owned())?;
+    Ok(observer)
+}

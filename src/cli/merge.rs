@@ -1,0 +1,56 @@
+//! `amax merge`.
+
+use std::path::PathBuf;
+
+use amax::error::{Error, Kind, Result};
+use amax::statistics::Statistics;
+use amax::targets::{self, Target};
+
+use super::calibrate::{Judge, warnings};
+use super::{Console, count};
+
+/// Arguments of `amax merge`.
+#[derive(clap::Args)]
+#[command(after_help = "Parts may be given in any order: the result is the file that one run over all their samples
+writes, byte for byte.
+
+Examples:
+  amax merge a.safetensors b.safetensors -o stats.safetensors
+  amax merge stats.safetensors --report")]
+pub(crate) struct Args {
+    /// Statistics of parts of one set of samples.
+    #[arg(required = true)]
+    parts: Vec<PathBuf>,
+    /// Where the merged statistics go.
+    #[arg(long, short, value_name = "FILE", required_unless_present = "report")]
+    output: Option<PathBuf>,
+    /// Where the result will run, for `--report`.
+    #[arg(long, value_name = "NAME", default_value = targets::DEFAULT)]
+    target: String,
+    #[command(flatten)]
+    judge: Judge,
+}
+
+pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    let target = Target::load(&args.target)?;
+    let Some((first, others)) = args.parts.split_first() else {
+        return Err(Error::new(Kind::Usage, "there is nothing to merge"));
+    };
+    let mut all = Statistics::load(first)?;
+    for path in others {
+        all.merge(&Statistics::load(path)?).map_err(|e| e.in_file(path))?;
+    }
+    if let Some(output) = &args.output {
+        all.save(output)?;
+        console.say(&format!(
+            "{} of {} -> {}",
+            all.ran.len(),
+            count(all.sample_total as usize, "sample"),
+            output.display()
+        ));
+    }
+    for warning in warnings(&all) {
+        console.say(&format!("warning: {warning}"));
+    }
+    args.judge.print(&all, &target, console.verbose)
+}
