@@ -17,7 +17,7 @@ use amax::targets::{self, Target};
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, samples, summary, thread_count, threads};
+use super::{Console, set_inputs, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -32,6 +32,7 @@ Examples:
   amax rewrite model.onnx out.onnx --calib test_data/ --target tensorrt
   amax rewrite model.onnx out.onnx --exclude '/head/*' --exclude last_conv
   amax rewrite model.onnx out.onnx --calib none
+  amax rewrite silero_vad.onnx out.onnx --set-input sr=16000
   amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
 pub(crate) struct Args {
     /// Float model.
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    /// Make a constant of an input of the model; may be repeated. VALUE is a number, true, false, or lists: [1, 2].
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
     /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
@@ -90,10 +94,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         (Some(name), ..) | (None, Some(name), None) => Target::load(name)?,
         (None, None, _) => Target::load(targets::DEFAULT)?,
     };
-    let model = file::load(&args.input)?;
+    let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
-    let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
+    let samples = set_inputs(&mut model, &args.set_input, args.calib.as_deref(), &args.input, console)?;
     if samples.is_none() {
         let beside = args.input.with_extension("calib.npz");
         console.say(&if args.calib.is_some() {

@@ -51,7 +51,7 @@ def main(out, path, *dims):
         kind = NUMPY[tensor.elem_type]
         if info.name in given:
             value = given[info.name]
-            inputs[info.name] = value[0] if value.ndim > len(shape) else value
+            inputs[info.name] = np.asarray(value[0] if value.ndim > len(shape) else value, kind)
             continue
         if info.name in bound:
             value = np.full(shape, bound[info.name], kind)
