@@ -26,6 +26,8 @@ mod program;
 #[cfg(feature = "tract")]
 mod quantized;
 #[cfg(feature = "tract")]
+mod sequences;
+#[cfg(feature = "tract")]
 mod session;
 #[cfg(feature = "tract")]
 mod support;

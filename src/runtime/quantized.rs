@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::{Blocks, Constant, Dequantized};
-use super::kernel::quantized_format;
 use super::engine::NARROW;
+use super::kernel::quantized_format;
 use super::program::{Program, Step, floats, is_default, node};
 use super::widen::is_narrow;
 use crate::error::Result;

@@ -3,7 +3,7 @@
 use super::engine;
 use super::program::{Program, Step, attr, bodies, is_default, refusal};
 use crate::error::Result;
-use crate::onnx::NodeProto;
+use crate::onnx::{DataType, NodeProto};
 
 /// Operators of com.microsoft that the engine implements; it looks operators up without their domain.
 const MICROSOFT: [&str; 9] = [
@@ -90,6 +90,9 @@ fn attribute_reason(node: &NodeProto, op: &str) -> Option<String> {
     match op {
         "BatchNormalization" | "Dropout" if int("training_mode") != 0 => {
             Some(format!("{op} in training mode is not implemented"))
+        }
+        "Cast" if i32::try_from(int("to")).ok().and_then(DataType::from_code) == Some(DataType::Float8e8m0) => {
+            Some("casting to float8e8m0 is not implemented".to_owned())
         }
         "SpaceToDepth" if text("mode").is_some_and(|m| m != "DCR") => {
             Some("SpaceToDepth in a mode other than DCR is not implemented".to_owned())

@@ -76,7 +76,8 @@ pub(super) fn build(node: &NodeProto) -> Built {
     let heads = |name: &str| -> TractResult<Option<usize>> {
         node.get_attr_opt::<i64>(name)?.filter(|&n| n != 0).map(|n| Ok(usize::try_from(n)?)).transpose()
     };
-    let window = |name: &str| -> TractResult<Option<i64>> { Ok(node.get_attr_opt(name)?.filter(|&size: &i64| size >= 0)) };
+    let window =
+        |name: &str| -> TractResult<Option<i64>> { Ok(node.get_attr_opt(name)?.filter(|&size: &i64| size >= 0)) };
     let softcap = node.get_attr_opt::<f32>("softcap")?.unwrap_or(0.);
     let mode = match node.get_attr_opt::<i64>("qk_matmul_output_mode")?.unwrap_or(0) {
         0 => Mode::Raw,
@@ -177,8 +178,11 @@ impl Attention {
             [0, 1, 2].iter().all(|&input| of(input).is_none_or(|k| k.dtype == DatumType::F32)),
             "Attention of types other than float is not implemented"
         );
-        let output =
-            if shape(0).len() == 3 { vec![batch, queries, heads * value_size] } else { vec![batch, heads, queries, value_size] };
+        let output = if shape(0).len() == 3 {
+            vec![batch, queries, heads * value_size]
+        } else {
+            vec![batch, heads, queries, value_size]
+        };
         let all = [
             output,
             vec![batch, key_heads, keys, size],
@@ -212,20 +216,23 @@ impl Expansion for Attention {
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         let shapes = inputs
             .iter()
-            .map(|&input| Ok(model.outlet_fact(input)?.shape.as_concrete().with_context(|| "unknown dimension")?.to_vec()))
+            .map(|&input| {
+                Ok(model.outlet_fact(input)?.shape.as_concrete().with_context(|| "unknown dimension")?.to_vec())
+            })
             .collect::<TractResult<Vec<_>>>()?;
         let of = |input: usize| self.slot(input).map(|slot| inputs[slot]);
         let shape = |input: usize| self.slot(input).map_or_else(Vec::new, |slot| shapes[slot].clone());
         let e = self.extents(shape)?;
         let flat = shapes[0].len() == 3;
-        let split = |model: &mut TypedModel, name: &str, x: OutletId, heads: usize, size: usize| -> TractResult<OutletId> {
-            if !flat {
-                return Ok(x);
-            }
-            let reshape = AxisOp::Reshape(2, tvec![(heads * size).to_dim()], tvec![heads.to_dim(), size.to_dim()]);
-            let x = model.wire_node(format!("{prefix}.{name}_heads"), reshape, &[x])?[0];
-            Ok(model.wire_node(format!("{prefix}.{name}_moved"), AxisOp::Move(2, 1), &[x])?[0])
-        };
+        let split =
+            |model: &mut TypedModel, name: &str, x: OutletId, heads: usize, size: usize| -> TractResult<OutletId> {
+                if !flat {
+                    return Ok(x);
+                }
+                let reshape = AxisOp::Reshape(2, tvec![(heads * size).to_dim()], tvec![heads.to_dim(), size.to_dim()]);
+                let x = model.wire_node(format!("{prefix}.{name}_heads"), reshape, &[x])?[0];
+                Ok(model.wire_node(format!("{prefix}.{name}_moved"), AxisOp::Move(2, 1), &[x])?[0])
+            };
         let q = split(model, "q", inputs[0], e.heads, e.size)?;
         let mut cache = Vec::new();
         for (name, input, past, size) in [("k", 1, PAST_KEY, e.size), ("v", 2, PAST_VALUE, e.value_size)] {

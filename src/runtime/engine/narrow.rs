@@ -54,8 +54,7 @@ impl Native for Narrow {
             let made = Tensor::from_shape(input.shape(), &values)?;
             made.cast_to_dt(if self.format.is_signed() { DatumType::I8 } else { DatumType::U8 })?.into_owned()
         } else {
-            let values: Vec<f32> =
-                floats(input)?.into_iter().map(|v| round(v, self.format, self.saturate)).collect();
+            let values: Vec<f32> = floats(input)?.into_iter().map(|v| round(v, self.format, self.saturate)).collect();
             Tensor::from_shape(input.shape(), &values)?
         };
         Ok(vec![made])

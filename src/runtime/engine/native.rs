@@ -132,21 +132,22 @@ pub(super) fn infer<'r, 'p: 'r, F>(
 where
     F: Fn(Vec<Known>) -> TractResult<Vec<(DatumType, Vec<usize>)>> + Clone + 'r,
 {
-    let settle = move |s: &mut Solver<'r>, types: &[DatumType], shapes: &[TVec<TDim>], values: &[(usize, Arc<Tensor>)]| {
-        let known = types.iter().zip(shapes).enumerate().map(|(slot, (dtype, shape))| {
-            let shape = shape.iter().map(|d| Ok(d.to_usize()?)).collect::<TractResult<Vec<_>>>()?;
-            let value = values.iter().find(|(at, _)| *at == slot).map(|(_, value)| value.clone());
-            Ok(Known { dtype: plain_type(*dtype), shape, value })
-        });
-        // A dimension that only the run will tell.
-        let Ok(known) = known.collect::<TractResult<Vec<_>>>() else { return Ok(()) };
-        for (output, (dtype, shape)) in outputs.iter().zip(facts(known)?) {
-            s.equals(&output.datum_type, dtype)?;
-            let shape: TVec<TDim> = shape.into_iter().map(TDim::from).collect();
-            s.equals(&output.shape, shape)?;
-        }
-        Ok(())
-    };
+    let settle =
+        move |s: &mut Solver<'r>, types: &[DatumType], shapes: &[TVec<TDim>], values: &[(usize, Arc<Tensor>)]| {
+            let known = types.iter().zip(shapes).enumerate().map(|(slot, (dtype, shape))| {
+                let shape = shape.iter().map(|d| Ok(d.to_usize()?)).collect::<TractResult<Vec<_>>>()?;
+                let value = values.iter().find(|(at, _)| *at == slot).map(|(_, value)| value.clone());
+                Ok(Known { dtype: plain_type(*dtype), shape, value })
+            });
+            // A dimension that only the run will tell.
+            let Ok(known) = known.collect::<TractResult<Vec<_>>>() else { return Ok(()) };
+            for (output, (dtype, shape)) in outputs.iter().zip(facts(known)?) {
+                s.equals(&output.datum_type, dtype)?;
+                let shape: TVec<TDim> = shape.into_iter().map(TDim::from).collect();
+                s.equals(&output.shape, shape)?;
+            }
+            Ok(())
+        };
     s.given_all(inputs.iter().map(|i| &i.datum_type), move |s, types| {
         let (shaping, settle) = (shaping.clone(), settle.clone());
         s.given_all(inputs.iter().map(|i| &i.shape), move |s, shapes| {

@@ -1,4 +1,6 @@
 //! LSTM, GRU and RNN in the forms that tract lacks: clipping, other activations, coupled gates, sequences of unequal length.
+//!
+//! As in onnxruntime, clipping is of the gates, and not of the cell state that the output is made of.
 
 #[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_hir::internal::*;
@@ -80,9 +82,27 @@ impl Activation {
             Self::Sigmoid => 1. / (1. + (-x).exp()),
             Self::Softsign => x / (1. + x.abs()),
             Self::Softplus => x.max(0.) + (-x.abs()).exp().ln_1p(),
-            Self::LeakyRelu(alpha) => if x >= 0. { x } else { alpha * x },
-            Self::ThresholdedRelu(alpha) => if x > alpha { x } else { 0. },
-            Self::Elu(alpha) => if x >= 0. { x } else { alpha * x.exp_m1() },
+            Self::LeakyRelu(alpha) => {
+                if x >= 0. {
+                    x
+                } else {
+                    alpha * x
+                }
+            }
+            Self::ThresholdedRelu(alpha) => {
+                if x > alpha {
+                    x
+                } else {
+                    0.
+                }
+            }
+            Self::Elu(alpha) => {
+                if x >= 0. {
+                    x
+                } else {
+                    alpha * x.exp_m1()
+                }
+            }
             Self::Affine(alpha, beta) => alpha * x + beta,
             Self::ScaledTanh(alpha, beta) => alpha * (beta * x).tanh(),
             Self::HardSigmoid(alpha, beta) => (alpha * x + beta).clamp(0., 1.),
@@ -138,7 +158,8 @@ pub(super) fn build(node: &NodeProto, kind: Kind) -> Built {
     let (alphas, betas) = (numbers(node, "activation_alpha"), numbers(node, "activation_beta"));
     let (mut alphas, mut betas) = (alphas.as_slice(), betas.as_slice());
     let parsed = names.iter().map(|name| {
-        Activation::parse(name, &mut alphas, &mut betas).with_context(|| format!("activation {name} is not implemented"))
+        Activation::parse(name, &mut alphas, &mut betas)
+            .with_context(|| format!("activation {name} is not implemented"))
     });
     let parsed = parsed.collect::<TractResult<Vec<_>>>()?;
     let op = Recurrent {
@@ -230,7 +251,7 @@ impl Recurrent {
                     };
                     c[k] = forget * c[k] + input * g.apply(self.clip(sums[3 * n + k]));
                     let output = f.apply(self.clip(sums[n + k] + d.peephole[n + k] * c[k]));
-                    h[k] = output * o.apply(self.clip(c[k]));
+                    h[k] = output * o.apply(c[k]);
                 }
             }
         }
@@ -283,7 +304,9 @@ impl Native for Recurrent {
         let optional = |index: usize| inputs.get(index).copied().flatten();
         let (x, w, r) = (floats(x)?, floats(w)?, floats(r)?);
         ensure!(
-            x.len() == steps * batch * width && w.len() == directions * rows * width && r.len() == directions * rows * hidden,
+            x.len() == steps * batch * width
+                && w.len() == directions * rows * width
+                && r.len() == directions * rows * hidden,
             "weights do not fit the input"
         );
         let padded = |index: usize, len: usize| -> TractResult<Vec<f32>> {
