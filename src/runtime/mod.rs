@@ -26,6 +26,8 @@ mod program;
 #[cfg(feature = "tract")]
 mod quantized;
 #[cfg(feature = "tract")]
+mod rephrase;
+#[cfg(feature = "tract")]
 mod sequences;
 #[cfg(feature = "tract")]
 mod session;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::Constant;
 use super::functions::Functions;
-use super::{quantized, support, widen};
+use super::{quantized, rephrase, support, widen};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::onnx::{
@@ -310,6 +310,7 @@ impl Program {
         self.lift_constants()?;
         self.forward_constants();
         widen::widen(self);
+        rephrase::rephrase(self)?;
         quantized::lower(self)?;
         support::check(self)
     }

@@ -328,7 +328,8 @@ fn deciding_inputs(step: &Step) -> impl Iterator<Item = &str> {
         "Range" => 0..3,
         op if op.starts_with("Reduce") => 1..2,
         "CumSum" | "Reshape" | "Expand" | "Tile" | "Pad" | "Unsqueeze" | "Squeeze" | "TopK" | "OneHot" | "Trilu"
-        | "CenterCropPad" | "Split" => 1..2,
+        | "CenterCropPad" | "Split" | "AffineGrid" | "Compress" => 1..2,
+        "Col2Im" => 1..3,
         "Slice" => 1..5,
         "Resize" => 1..4,
         _ => 0..0,

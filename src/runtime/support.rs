@@ -57,7 +57,9 @@ pub(super) fn check(program: &Program) -> Result<()> {
 fn check_bodies(step: &Step, node: &NodeProto) -> Result<()> {
     for body in bodies(node) {
         for inner in &body.node {
-            if let Some(why) = reason(inner) {
+            let stale = step.opset < 11 && inner.op_type() == "Resize";
+            // Rewritten in the main graph only.
+            if let Some(why) = if stale { Some("Resize before operator set 11".to_owned()) } else { reason(inner) } {
                 return Err(refusal(why).at_node(&format!("{} in {}", inner.name(), step.origin.0), inner.op_type()));
             }
             check_bodies(step, inner)?;
@@ -94,6 +96,7 @@ fn attribute_reason(node: &NodeProto, op: &str) -> Option<String> {
         "Cast" if i32::try_from(int("to")).ok().and_then(DataType::from_code) == Some(DataType::Float8e8m0) => {
             Some("casting to float8e8m0 is not implemented".to_owned())
         }
+        "Celu" => Some("Celu inside a branch or loop is not implemented".to_owned()),
         "SpaceToDepth" if text("mode").is_some_and(|m| m != "DCR") => {
             Some("SpaceToDepth in a mode other than DCR is not implemented".to_owned())
         }

@@ -569,6 +569,50 @@ moving = h.make_graph([N("ReduceSum", ["in_x"], ["s"], keepdims=0), N("Less", ["
 data_loop = model([N("Loop", ["", "yes", "x"], ["y"], body=moving, name="until")], x4, [info("y", None)], {"yes": np.array(True), "limit": np.float32(9)}, opset=17, ir=8)
 onnx.save(data_loop, HERE / "data_loop.onnx")
 
+# --- operators that tract lacks or computes wrongly
+
+
+def single(name, op, values, constants=None, opset=21, oracle="ort", tolerance=1e-5, domain="", outputs=1, ir=10, order=None, **attrs):
+    names = order or [*values, *(constants or {})]
+    inputs = [info(n, x.shape, h.np_dtype_to_tensor_dtype(x.dtype)) for n, x in values.items()]
+    node = N(op, names, [f"y{n}" for n in range(outputs)], domain=domain, **attrs)
+    m = model([node], inputs, [info(o, None, h.np_dtype_to_tensor_dtype(values[names[0]].dtype)) for o in node.output], constants, opset, ir=ir, domains=[(domain, 1)] if domain else ())
+    case(name, m, values, oracle=oracle, tolerance=tolerance)
+
+
+image = f32(2, 3, 4, 6)
+single("celu", "Celu", {"x": f32(2, 9, scale=3)}, alpha=0.7)
+for mode in ("nearest", "linear"):
+    scales = np.array([1, 1, 2, 3] if mode == "nearest" else [1, 1, 1.5, 2], np.float32)
+    single(f"upsample_{mode}", "Upsample", {"x": image}, {"scales": scales}, opset=9, ir=4, mode=mode)
+    single(f"resize_10_{mode}", "Resize", {"x": image}, {"scales": scales}, opset=10, ir=5, mode=mode)
+single("lp_pool", "LpPool", {"x": image}, kernel_shape=[2, 3], strides=[1, 2], pads=[0, 1, 1, 1], p=3, opset=18, ir=8)
+single("swiglu", "SwiGLU", {"a": f32(2, 5), "b": f32(2, 5)}, opset=28, ir=13, oracle="reference", alpha=1.3)
+single("compress", "Compress", {"x": f32(2, 4)}, {"c": np.array([False, True, True, False])}, axis=1, tolerance=0)
+single("compress_flat", "Compress", {"x": f32(2, 4)}, {"c": np.array([False, True, True, False, True])}, tolerance=0)
+single("reverse_sequence", "ReverseSequence", {"x": f32(5, 3, 2), "l": np.array([5, 1, 3])}, batch_axis=1, time_axis=0, tolerance=0)
+boxes = np.array([[0, 0, 3, 3], [1.2, 0.5, 5.5, 3.7], [-2, -1, 9, 9]], np.float32)
+regions = {"x": image, "r": boxes, "b": np.array([0, 1, 1])}
+single("roi_align", "RoiAlign", regions, output_height=2, output_width=3, spatial_scale=0.9, sampling_ratio=2)
+single("roi_align_adaptive", "RoiAlign", regions, output_height=2, output_width=2, coordinate_transformation_mode="output_half_pixel")
+single("roi_align_10", "RoiAlign", regions, opset=10, ir=5, output_height=2, output_width=2)
+single("roi_align_max", "RoiAlign", regions, output_height=2, output_width=2, mode="max", sampling_ratio=2)
+single("col2im", "Col2Im", {"x": f32(2, 12, 15)}, {"i": np.array([4, 6]), "k": np.array([2, 2])})
+single("col2im_attributes", "Col2Im", {"x": f32(1, 12, 9)}, {"i": np.array([6, 7]), "k": np.array([3, 2])}, strides=[2, 3], pads=[1, 1, 1, 2], dilations=[1, 2], oracle="reference")
+single("center_crop_pad", "CenterCropPad", {"x": f32(3, 5, 4)}, {"s": np.array([6, 3])}, axes=[0, -2], tolerance=0, oracle="reference")
+single("cum_prod", "CumProd", {"x": f32(3, 4)}, {"a": np.int64(1)}, exclusive=1, reverse=1, opset=27, ir=13, oracle="reference")
+single("affine_grid", "AffineGrid", {"t": f32(2, 2, 3)}, {"s": np.array([2, 3, 4, 5])}, opset=20, ir=9)
+single("affine_grid_corners", "AffineGrid", {"t": f32(1, 3, 4)}, {"s": np.array([1, 2, 3, 4, 2])}, opset=20, ir=9, align_corners=1)
+deformed = {"x": f32(2, 4, 5, 6), "o": f32(2, 2 * 2 * 4, 4, 5)}
+single("deform_conv", "DeformConv", deformed, {"w": f32(6, 2, 2, 2)}, order=["x", "w", "o"], group=2, offset_group=2, opset=19, ir=9, oracle="reference")
+single("deform_conv_mask", "DeformConv", {**deformed, "m": f32(2, 8, 4, 5)}, {"w": f32(6, 2, 2, 2), "b": f32(6)}, order=["x", "w", "o", "b", "m"], group=2, offset_group=2, opset=19, ir=9, oracle="reference")
+single("tensor_scatter", "TensorScatter", {"p": f32(2, 2, 6, 3), "u": f32(2, 2, 3, 3), "i": np.array([1, 3])}, opset=24, ir=12, oracle="reference", tolerance=0)
+single("tensor_scatter_circular", "TensorScatter", {"p": f32(2, 6, 3), "u": f32(2, 3, 3), "i": np.array([1, 5])}, opset=24, ir=12, oracle="reference", tolerance=0, mode="circular")
+single("fused_conv", "FusedConv", {"x": image}, {"w": f32(4, 3, 3, 3), "b": f32(4)}, domain=MS, activation="LeakyRelu", activation_params=[0.2], pads=[1, 1, 1, 1])
+single("fused_conv_clip", "FusedConv", {"x": image, "z": f32(2, 4, 2, 4)}, {"w": f32(4, 3, 3, 3), "b": f32(4)}, domain=MS, order=["x", "w", "b", "z"], activation="Clip", activation_params=[-0.5, 1.5])
+single("fused_gemm", "FusedGemm", {"x": f32(2, 5)}, {"w": f32(5, 4), "b": f32(4)}, domain=MS, activation="Relu", alpha=0.5)
+single("matmul_nbits_scales", "MatMulNBits", {"x": f32(3, 64)}, {"w": rng.integers(0, 256, (5, 2, 16)).astype(np.uint8), "s": (np.abs(f32(10)) + 1) * np.float32(1.0001)}, domain=MS, K=64, N=5, bits=4, block_size=32, tolerance=2e-6)
+
 (HERE / "cases.json").write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in cases.items()) + "\n}\n")
 
 # --- nodes over constants, for folding: each output is what onnxruntime computes, or null where folding is declined

@@ -58,12 +58,10 @@ pub(super) fn is_plain(node: &NodeProto) -> TractResult<bool> {
     let causal = node.get_attr_opt::<i64>("is_causal")?.unwrap_or(0) != 0;
     let window = ["left_window_size", "right_window_size"];
     let bounded = window.iter().map(|name| node.get_attr_opt::<i64>(name)).collect::<TractResult<Vec<_>>>()?;
-    Ok(!given(MASK)
-        && !given(LENGTHS)
-        && !(causal && given(PAST_KEY))
-        && bounded.iter().all(|size| size.unwrap_or(-1) < 0)
-        && node.get_attr_opt::<f32>("softcap")?.unwrap_or(0.) == 0.
-        && node.output.len() < 4)
+    let softcap = node.get_attr_opt::<f32>("softcap")?.unwrap_or(0.);
+    let hides = given(MASK) || given(LENGTHS) || causal && given(PAST_KEY);
+    let bounded = bounded.iter().any(|size| size.unwrap_or(-1) >= 0);
+    Ok(!hides && !bounded && softcap == 0. && node.output.len() < 4)
 }
 
 pub(super) fn build(node: &NodeProto) -> Built {
@@ -282,7 +280,7 @@ impl Expansion for Attention {
 }
 
 impl Weights {
-    /// What is added to the scores of query `i` of row `batch` for each key, or `None` where a key is hidden.
+    /// Whether query `i` sees key `j`, of which there are `length` where that is told.
     fn sees(&self, i: i64, j: i64, length: Option<i64>, queries: i64) -> bool {
         let position = i + length.map_or(self.offset, |length| length - queries);
         length.is_none_or(|length| j < length)
@@ -362,7 +360,9 @@ fn softmax(row: &mut [f32], any: bool) {
         *x = (*x - max).exp();
         sum += *x;
     }
-    row.iter_mut().for_each(|x| *x /= sum);
+    for x in row.iter_mut() {
+        *x /= sum;
+    }
 }
 
 /// A mask as numbers to add, spread over batch, heads, queries and keys.
@@ -378,7 +378,9 @@ impl Mask {
         let boolean = mask.datum_type() == DatumType::Bool;
         let mut values = floats(mask)?;
         if boolean {
-            values.iter_mut().for_each(|v| *v = if *v == 0. { f32::NEG_INFINITY } else { 0. });
+            for value in &mut values {
+                *value = if *value == 0. { f32::NEG_INFINITY } else { 0. };
+            }
         }
         let shape = mask.shape();
         ensure!((1..=4).contains(&shape.len()), "a mask of shape {shape:?}");

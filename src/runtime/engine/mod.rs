@@ -9,6 +9,7 @@ mod narrow;
 mod native;
 mod operators;
 mod recurrent;
+mod structural;
 mod tap;
 mod tensors;
 

@@ -35,6 +35,7 @@ pub(super) trait Native: Debug + Send + Sync + 'static {
 }
 
 /// Builds the call of `native` that `node` is.
+#[allow(clippy::unnecessary_wraps, reason = "what builders return")]
 pub(super) fn call(node: &NodeProto, native: impl Native) -> Built {
     let present = |names: &[String]| names.iter().map(|n| !n.is_empty()).collect();
     Ok((expand(Call::new(native, present(&node.input), present(&node.output))), vec![]))

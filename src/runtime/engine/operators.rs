@@ -19,6 +19,7 @@ use super::attention;
 use super::narrow::{self, NARROW};
 use super::native::floats;
 use super::recurrent::{self, Kind};
+use super::structural;
 use crate::numerics::{Format, Granularity, QParams, dequantize_serial, fake_quantize_serial, pack, quantize_serial};
 use crate::onnx::DataType;
 
@@ -39,6 +40,9 @@ pub(super) fn framework() -> &'static Onnx {
         ops.insert("GRU", build_gru);
         ops.insert("RNN", build_rnn);
         ops.insert("Attention", build_attention);
+        for op in structural::OPERATORS {
+            ops.insert(op, |_, node| structural::build(node));
+        }
         ops.insert(NARROW, |_, node| narrow::build(node));
         onnx
     })

@@ -207,6 +207,7 @@ impl Recurrent {
     }
 
     /// One step for one row of the batch: `x` holds what the input and both biases contribute to each gate.
+    #[allow(clippy::many_single_char_names, reason = "the letters of the standard's formulas")]
     fn step(&self, d: &Direction<'_>, x: &[f32], h: &mut [f32], c: &mut [f32]) {
         let n = h.len();
         match self.kind {
@@ -297,6 +298,7 @@ impl Native for Recurrent {
         Ok(outputs)
     }
 
+    #[allow(clippy::many_single_char_names, reason = "the letters of the standard's formulas")]
     fn eval(&self, inputs: &[Option<&Tensor>]) -> TractResult<Vec<Tensor>> {
         let (x, w, r) = (need(inputs, 0)?, need(inputs, 1)?, need(inputs, 2)?);
         let Sizes { steps, batch, width, hidden } = self.sizes(x.shape(), r.shape())?;
