@@ -4,7 +4,7 @@ use super::constant::Constant;
 use super::program::{Program, Step, is_default, node};
 use crate::error::Result;
 use crate::ir::{Attr, Tensor};
-use crate::onnx::AttributeProto;
+use crate::onnx::{AttributeProto, DataType};
 
 /// Rewrites every step of the main graph.
 ///
@@ -45,6 +45,13 @@ impl Emit<'_> {
                 same.node.attribute.push(Attr::string("coordinate_transformation_mode", "output_half_pixel"));
                 self.out.push(same);
             }
+            (false, "BitShift") => return self.bit_shift(),
+            (false, "GlobalLpPool") => self.global_lp_pool()?,
+            (false, "ReduceLogSumExp") => self.log_sum_exp()?,
+            (false, "Softplus") => self.softplus()?,
+            (false, "Pad") => return self.pad(),
+            (false, "Range") => return self.range(),
+            (false, "TopK") if step.opset < 10 => self.top_k()?,
             (false, "SwiGLU") => self.swiglu()?,
             (false, "Compress") => return self.compress(),
             (false, "LpPool") => self.lp_pool()?,
@@ -95,6 +102,162 @@ impl Emit<'_> {
         let elu = self.make("Elu", &[&scaled], vec![Attr::float("alpha", 1.)]);
         let output = self.output();
         self.push("Mul", &[&elu, &factor], &output, Vec::new());
+        Ok(())
+    }
+
+    fn integers(&mut self, values: &[i64]) -> String {
+        self.program.add_constant("integers", Constant::Plain(Tensor::from_i64(&[values.len()], values)))
+    }
+
+    /// Shifts by more than a number has bits are left to no processor's whim.
+    fn bit_shift(&self) -> Result<bool> {
+        let (x, by) = (self.need(0)?, self.need(1)?);
+        let dtype = self.program.tensor(&x).map(Tensor::dtype).or_else(|| self.program.dtypes.get(&x).copied());
+        let bits = dtype.and_then(DataType::bits).unwrap_or(64) as i64;
+        match self.program.tensor(&by).and_then(Tensor::to_i64) {
+            Some(by) if by.iter().any(|by| !(0..bits).contains(by)) => {
+                Err(self.step.refuse(format!("it shifts numbers of {bits} bits by fewer than none or by all of them")))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// `max(x, 0) + ln(1 + exp(−|x|))`: tract's overflows.
+    fn softplus(&mut self) -> Result<()> {
+        let x = self.need(0)?;
+        let positive = self.make("Relu", &[&x], Vec::new());
+        let magnitude = self.make("Abs", &[&x], Vec::new());
+        let negative = self.make("Neg", &[&magnitude], Vec::new());
+        let power = self.make("Exp", &[&negative], Vec::new());
+        let one = self.scalar(1.);
+        let sum = self.make("Add", &[&power, &one], Vec::new());
+        let log = self.make("Log", &[&sum], Vec::new());
+        let output = self.output();
+        self.push("Add", &[&positive, &log], &output, Vec::new());
+        Ok(())
+    }
+
+    /// `ln Σ exp(x − max) + max`: tract's overflows.
+    fn log_sum_exp(&mut self) -> Result<()> {
+        let mut inputs = self.step.node.input.clone();
+        let opset = if inputs.len() > 1 { 18 } else { 11 };
+        let mut kept = self.without(&["keepdims"]);
+        kept.push(Attr::int("keepdims", 1));
+        let reduce = |emit: &mut Self, op: &str, inputs: &[String], attrs: Vec<AttributeProto>| {
+            let name = emit.program.fresh(&format!("{}/{op}", emit.output()));
+            let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+            emit.out.push(Step { opset, ..emit.step.derive(node(op, &inputs, &[&name], attrs)) });
+            name
+        };
+        let max = reduce(self, "ReduceMax", &inputs, kept);
+        let offset = reduce(self, "ReduceMax", &inputs, self.without(&[]));
+        let shifted = self.make("Sub", &[&self.need(0)?, &max], Vec::new());
+        inputs[0] = self.make("Exp", &[&shifted], Vec::new());
+        let sum = reduce(self, "ReduceSum", &inputs, self.without(&[]));
+        let log = self.make("Log", &[&sum], Vec::new());
+        let output = self.output();
+        self.push("Add", &[&log, &offset], &output, Vec::new());
+        Ok(())
+    }
+
+    /// The p-th root of the sum over all but batch and channels: tract's is of something else.
+    fn global_lp_pool(&mut self) -> Result<()> {
+        let x = self.need(0)?;
+        let p = self.step.int("p").unwrap_or(2) as f32;
+        let (power, root) = (self.scalar(p), self.scalar(1. / p));
+        let magnitudes = self.make("Abs", &[&x], Vec::new());
+        let powers = self.make("Pow", &[&magnitudes, &power], Vec::new());
+        let flat = self.integers(&[0, 0, -1]);
+        let rows = self.make("Reshape", &[&powers, &flat], Vec::new());
+        let axes = self.integers(&[2]);
+        let sum = self.program.fresh(&format!("{}/sum", self.output()));
+        let reduce = node("ReduceSum", &[&rows, &axes], &[&sum], vec![Attr::int("keepdims", 1)]);
+        self.out.push(Step { opset: 13, ..self.step.derive(reduce) });
+        let roots = self.make("Pow", &[&sum, &root], Vec::new());
+        let pooled = self.make("GlobalAveragePool", &[&x], Vec::new());
+        let shape = self.make("Shape", &[&pooled], Vec::new());
+        let output = self.output();
+        self.push("Reshape", &[&roots, &shape], &output, Vec::new());
+        Ok(())
+    }
+
+    /// Padding by less than nothing cuts off.
+    fn pad(&mut self) -> Result<bool> {
+        let step = self.step;
+        let old = step.attr("pads").or_else(|| step.attr("paddings")).map(|a| a.ints.clone());
+        let given = step.input(1).and_then(|name| self.program.tensor(name)).and_then(Tensor::to_i64);
+        let Some(pads) = old.clone().or(given) else { return Ok(false) };
+        if pads.iter().all(|&pad| pad >= 0) {
+            return Ok(false);
+        }
+        let mode = self.text("mode").unwrap_or_default();
+        if !mode.is_empty() && mode != "constant" || old.is_some() {
+            return Err(step.refuse("Pad by a negative number of elements"));
+        }
+        let axes = match step.input(3) {
+            Some(name) => match self.program.tensor(name).and_then(Tensor::to_i64) {
+                Some(axes) => axes,
+                None => return Err(step.refuse("Pad by a negative number of elements")),
+            },
+            None => (0..pads.len() as i64 / 2).collect(),
+        };
+        let rank = axes.len();
+        if pads.len() != 2 * rank {
+            return Err(step.refuse(format!("{} pads for {rank} axes", pads.len())));
+        }
+        let starts: Vec<i64> = pads[..rank].iter().map(|&pad| (-pad).max(0)).collect();
+        let ends: Vec<i64> = pads[rank..].iter().map(|&pad| if pad < 0 { pad } else { i64::MAX }).collect();
+        let [starts, ends, axes] = [starts, ends, axes].map(|values| self.integers(&values));
+        let x = self.need(0)?;
+        let cut = self.make("Slice", &[&x, &starts, &ends, &axes], Vec::new());
+        let rest: Vec<i64> = pads.iter().map(|&pad| pad.max(0)).collect();
+        let mut padded = step.clone();
+        padded.node.input[0] = cut;
+        padded.node.input[1] = self.integers(&rest);
+        self.out.push(padded);
+        Ok(true)
+    }
+
+    /// tract divides the bounds as integers.
+    fn range(&mut self) -> Result<bool> {
+        let names = [self.need(0)?, self.need(1)?, self.need(2)?];
+        let bounds = [0, 1, 2].map(|i| self.program.tensor(&names[i]));
+        if let [Some(start), Some(limit), Some(delta)] = bounds
+            && let (Some(start), Some(limit), Some(delta)) = (number(start), number(limit), number(delta))
+        {
+            let count = ((limit - start) / delta).ceil().max(0.);
+            if !(count < 1e7) {
+                return Err(self.step.refuse(format!("Range from {start} to {limit} by {delta}")));
+            }
+            let dtype = bounds[0].map_or(DataType::Float, Tensor::dtype);
+            let dims = [count as usize];
+            let values = (0..count as usize).map(|i| start + i as f64 * delta);
+            let made = match dtype {
+                DataType::Int64 => Some(Tensor::from_i64(&dims, &values.map(|v| v as i64).collect::<Vec<_>>())),
+                DataType::Int32 => Some(Tensor::from_i32(&dims, &values.map(|v| v as i32).collect::<Vec<_>>())),
+                _ => Tensor::from_f64(dtype, &dims, values),
+            };
+            let Some(made) = made else { return Ok(false) };
+            self.program.constants.insert(self.output(), Constant::Plain(made));
+            return Ok(true);
+        }
+        let float = |name: &String| {
+            let known = self.program.tensor(name).map(Tensor::dtype).or_else(|| self.program.dtypes.get(name).copied());
+            known.is_some_and(DataType::is_float)
+        };
+        if names.iter().any(float) {
+            return Err(self.step.refuse("Range of floats that are not constant"));
+        }
+        Ok(false)
+    }
+
+    fn top_k(&mut self) -> Result<()> {
+        let x = self.need(0)?;
+        let k = self.integers(&[self.step.int("k").unwrap_or(1)]);
+        let outputs = self.step.node.output.clone();
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let attrs = self.without(&["k"]);
+        self.out.push(Step { opset: 11, ..self.step.derive(node("TopK", &[&x, &k], &outputs, attrs)) });
         Ok(())
     }
 
@@ -229,5 +392,15 @@ impl Emit<'_> {
             ["activation_alpha", "activation_beta"].iter().map_while(|name| self.float(name)).collect();
         let name = self.text("activation").unwrap_or_default();
         self.activate(&y, &name, &parameters)
+    }
+}
+
+/// The number of a tensor of one element, where f64 holds it.
+fn number(tensor: &Tensor) -> Option<f64> {
+    let exact = |v: i64| (v.unsigned_abs() < 1 << 52).then_some(v as f64);
+    match (tensor.to_f64(), tensor.to_i64()) {
+        (Some(values), _) if values.len() == 1 => values.first().copied(),
+        (_, Some(values)) if values.len() == 1 => values.first().copied().and_then(exact),
+        _ => None,
     }
 }

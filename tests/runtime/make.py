@@ -587,6 +587,23 @@ for mode in ("nearest", "linear"):
     single(f"upsample_{mode}", "Upsample", {"x": image}, {"scales": scales}, opset=9, ir=4, mode=mode)
     single(f"resize_10_{mode}", "Resize", {"x": image}, {"scales": scales}, opset=10, ir=5, mode=mode)
 single("lp_pool", "LpPool", {"x": image}, kernel_shape=[2, 3], strides=[1, 2], pads=[0, 1, 1, 1], p=3, opset=18, ir=8)
+wide = np.array([[1000, 1, -1000, 0.5, 2, -30], [-3, 90, 200, 0, 1e-4, 5]], np.float32)
+for opset in (11, 13):
+    single(f"log_softmax_{opset}", "LogSoftmax", {"x": wide.reshape(2, 3, 2)}, opset=opset, ir=7, axis=1)
+single("softplus", "Softplus", {"x": wide})
+single("log_sum_exp", "ReduceLogSumExp", {"x": wide}, {"a": np.array([1])}, opset=18, ir=8, keepdims=0)
+single("log_sum_exp_11", "ReduceLogSumExp", {"x": wide.reshape(2, 3, 2)}, opset=11, ir=6, axes=[0, 2])
+for p in (1, 2, 3):
+    single(f"global_lp_pool_{p}", "GlobalLpPool", {"x": image}, p=p)
+case("top_k_1", model([N("TopK", ["x"], ["y", "n"], axis=1, k=2)], [info("x", [2, 3, 6])], [info("y", None), info("n", None, T.INT64)], opset=7, ir=3),
+     {"x": image[:, :, 0]}, tolerance=0)
+single("pad_negative", "Pad", {"x": image}, {"p": np.array([-1, 2, 1, -2]), "v": np.float32(0.5), "a": np.array([2, -1])}, opset=18, ir=8, tolerance=0)
+case("range", model([N("Range", ["a", "b", "c"], ["r"]), N("Add", ["r", "x"], ["y"]), N("Range", ["i", "j", "k"], ["n"])], [info("x", [4])], [info("y", None), info("n", None, T.INT32)],
+                    {"a": np.float32(0), "b": np.float32(1), "c": np.float32(0.3), "i": np.int32(5), "j": np.int32(-4), "k": np.int32(-2)}, opset=11, ir=6), {"x": f32(4)})
+case("cast_long", model([N("Cast", ["x"], ["y"], to=T.INT64)], [info("x", [4])], [info("y", None, T.INT64)], opset=13, ir=7), {"x": np.array([3e9, -1.5, 0.5, -4e12], np.float32)}, tolerance=0)
+case("dynamic_zeros", model([N("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), N("DequantizeLinear", ["q", "s", "z"], ["y"])], [info("x", [None, 4])],
+                            [info("y", None), info("q", None, T.UINT8), info("s", None), info("z", None, T.UINT8)], opset=13, ir=7),
+     None, samples=[{"x": np.zeros((2, 4), np.float32)}, {"x": -np.abs(f32(2, 4))}, {"x": f32(3, 4)}], tolerance=1e-6)
 single("swiglu", "SwiGLU", {"a": f32(2, 5), "b": f32(2, 5)}, opset=28, ir=13, oracle="reference", alpha=1.3)
 single("compress", "Compress", {"x": f32(2, 4)}, {"c": np.array([False, True, True, False])}, axis=1, tolerance=0)
 single("compress_flat", "Compress", {"x": f32(2, 4)}, {"c": np.array([False, True, True, False, True])}, tolerance=0)

@@ -17,7 +17,7 @@ use super::super::kernel::{granularity, qparams, quantized_format};
 use super::super::quantized::{FAKE_QUANT, FORMAT};
 use super::attention;
 use super::narrow::{self, NARROW};
-use super::native::floats;
+use super::native::{floats, integers};
 use super::recurrent::{self, Kind};
 use super::structural;
 use crate::numerics::{Format, Granularity, QParams, dequantize_serial, fake_quantize_serial, pack, quantize_serial};
@@ -40,8 +40,9 @@ pub(super) fn framework() -> &'static Onnx {
         ops.insert("GRU", build_gru);
         ops.insert("RNN", build_rnn);
         ops.insert("Attention", build_attention);
+        ops.insert("Cast", build_cast);
         for op in structural::OPERATORS {
-            ops.insert(op, |_, node| structural::build(node));
+            ops.insert(op, |context, node| structural::build(node, context.onnx_operator_set_version));
         }
         ops.insert(NARROW, |_, node| narrow::build(node));
         onnx
@@ -67,6 +68,68 @@ fn build_squeeze(context: &ParsingContext, node: &NodeProto) -> Built {
         return stock(context, node);
     }
     Ok((expand(tract_hir::ops::array::Squeeze::new(None)), vec![]))
+}
+
+/// `Cast` to int64: tract goes to its type of that width by way of 32 bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct CastLong;
+
+fn build_cast(context: &ParsingContext, node: &NodeProto) -> Built {
+    let long = node.get_attr::<i64>("to")? == i64::from(DataType::Int64.code());
+    if long { Ok((expand(CastLong), vec![])) } else { stock(context, node) }
+}
+
+impl Expansion for CastLong {
+    fn name(&self) -> StaticName {
+        "Cast".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        check_input_arity(inputs, 1)?;
+        check_output_arity(outputs, 1)?;
+        s.equals(&outputs[0].datum_type, TDim::datum_type())?;
+        s.equals(&outputs[0].shape, &inputs[0].shape)
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        if model.outlet_fact(inputs[0])?.datum_type.is_tdim() {
+            return model.wire_node(prefix, tract_core::ops::cast::cast(TDim::datum_type()), inputs);
+        }
+        model.wire_node(prefix, self.clone(), inputs)
+    }
+}
+
+impl Op for CastLong {
+    fn name(&self) -> StaticName {
+        "Cast".into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for CastLong {
+    op_out_of_plan!();
+
+    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let input = args_1!(inputs);
+        let mut output = Tensor::zero::<TDim>(input.shape())?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        for (slot, value) in plain.as_slice_mut::<TDim>()?.iter_mut().zip(integers(&input)?) {
+            *slot = value.into();
+        }
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for CastLong {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(TDim::datum_type().fact(inputs[0].shape.clone())))
+    }
+    as_op!();
 }
 
 fn build_attention(context: &ParsingContext, node: &NodeProto) -> Built {

@@ -1,4 +1,4 @@
-//! Operators of the default domain that tract does not have.
+//! Operators of the default domain that tract does not have, or computes with less care.
 
 #[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_hir::internal::*;
@@ -8,11 +8,21 @@ use super::native::{Known, Native, call, floats, integers, need};
 use super::operators::Built;
 
 /// Names of the operators of this file.
-pub(super) const OPERATORS: [&str; 8] =
-    ["AffineGrid", "CenterCropPad", "Col2Im", "CumProd", "DeformConv", "ReverseSequence", "RoiAlign", "TensorScatter"];
+pub(super) const OPERATORS: [&str; 10] = [
+    "AffineGrid",
+    "CenterCropPad",
+    "Col2Im",
+    "CumProd",
+    "DeformConv",
+    "DynamicQuantizeLinear",
+    "LogSoftmax",
+    "ReverseSequence",
+    "RoiAlign",
+    "TensorScatter",
+];
 
-/// Builds one of [`OPERATORS`].
-pub(super) fn build(node: &NodeProto) -> Built {
+/// Builds one of [`OPERATORS`], as operator set `opset` has it.
+pub(super) fn build(node: &NodeProto, opset: i64) -> Built {
     let int = |name: &str, default: i64| -> TractResult<i64> { Ok(node.get_attr_opt(name)?.unwrap_or(default)) };
     let size = |name: &str, default: usize| -> TractResult<usize> { Ok(usize::try_from(int(name, default as i64)?)?) };
     let text = |name: &str, default: &str| -> TractResult<String> {
@@ -36,6 +46,11 @@ pub(super) fn build(node: &NodeProto) -> Built {
                 offset_groups: size("offset_group", 1)?.max(1),
             },
         ),
+        "DynamicQuantizeLinear" => call(node, DynamicQuantize),
+        "LogSoftmax" => {
+            let joined = opset < 13;
+            call(node, LogSoftmax { axis: int("axis", if joined { 1 } else { -1 })?, joined })
+        }
         "ReverseSequence" => call(node, ReverseSequence { batch: size("batch_axis", 1)?, time: size("time_axis", 0)? }),
         "RoiAlign" => {
             // Operator set 16 changed the default.
@@ -227,6 +242,76 @@ impl Native for CumProd {
             DatumType::I64 => self.run(x, axis, 1i64)?,
             other => bail!("CumProd of {other:?} is not implemented"),
         }])
+    }
+}
+
+// --- Numbers
+
+/// Normalizes along one axis, or along all from one on where operator sets before 13 join them.
+#[derive(Debug)]
+struct LogSoftmax {
+    axis: i64,
+    joined: bool,
+}
+
+impl Native for LogSoftmax {
+    fn name(&self) -> &'static str {
+        "LogSoftmax"
+    }
+
+    fn outputs(&self, inputs: &[Option<Known>]) -> TractResult<Vec<(DatumType, Vec<usize>)>> {
+        let x = need(inputs, 0)?;
+        is_float(x, "LogSoftmax")?;
+        Ok(vec![(x.dtype, x.shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[Option<&Tensor>]) -> TractResult<Vec<Tensor>> {
+        let x = need(inputs, 0)?;
+        let shape = x.shape();
+        let axis = axis_of(self.axis, shape.len())?;
+        let split = if self.joined { shape.len() } else { axis + 1 };
+        let (len, inner) = (shape[axis..split].iter().product::<usize>(), shape[split..].iter().product::<usize>());
+        let values = floats(x)?;
+        let mut out = vec![0f32; values.len()];
+        for start in (0..values.len()).step_by((len * inner).max(1)) {
+            for lane in start..start + inner {
+                let row = || (0..len).map(|i| lane + i * inner);
+                let max = row().map(|at| values[at]).fold(f32::NEG_INFINITY, f32::max);
+                let sum: f32 = row().map(|at| (values[at] - max).exp()).sum();
+                let log = sum.ln();
+                for at in row() {
+                    out[at] = values[at] - max - log;
+                }
+            }
+        }
+        Ok(vec![Tensor::from_shape(shape, &out)?])
+    }
+}
+
+/// As onnxruntime: a scale of 1 where there is nothing but zeros, for which the standard's formula has none.
+#[derive(Debug)]
+struct DynamicQuantize;
+
+impl Native for DynamicQuantize {
+    fn name(&self) -> &'static str {
+        "DynamicQuantizeLinear"
+    }
+
+    fn outputs(&self, inputs: &[Option<Known>]) -> TractResult<Vec<(DatumType, Vec<usize>)>> {
+        let x = need(inputs, 0)?;
+        is_float(x, "DynamicQuantizeLinear")?;
+        Ok(vec![(DatumType::U8, x.shape.clone()), (DatumType::F32, Vec::new()), (DatumType::U8, Vec::new())])
+    }
+
+    fn eval(&self, inputs: &[Option<&Tensor>]) -> TractResult<Vec<Tensor>> {
+        let x = need(inputs, 0)?;
+        let values = floats(x)?;
+        let (min, max) = values.iter().fold((0f32, 0f32), |(min, max), &v| (min.min(v), max.max(v)));
+        let scale = if max == min { 1. } else { (max - min) / 255. };
+        let zero = (-min / scale).clamp(0., 255.).round_ties_even();
+        let quantized = values.iter().map(|v| ((v / scale).round_ties_even() + zero).clamp(0., 255.) as u8);
+        let codes = Tensor::from_shape(x.shape(), &quantized.collect::<Vec<u8>>())?;
+        Ok(vec![codes, tensor0(scale), tensor0(zero as u8)])
     }
 }
 
