@@ -74,7 +74,7 @@ fn run() -> ExitCode {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Plan(args) => cli::plan::run(&args, &console),
-        Command::Explain(args) => cli::explain::run(&args),
+        Command::Explain(args) => cli::explain::run(&args, &console),
         Command::Calibrate(args) => cli::calibrate::run(&args, &console),
         Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),

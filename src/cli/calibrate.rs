@@ -18,7 +18,7 @@ use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 use amax::targets::Target;
 
-use super::{Console, bytes, configure, count, inspect::print, samples, table, thread_count, threads};
+use super::{Console, bytes, configure, count, inspect::print, set_inputs, table, thread_count, threads};
 
 /// Arguments of `amax calibrate`.
 #[derive(clap::Args)]
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Samples: as for `rewrite`; without, the file beside the model.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
     /// Observe only what the plan for `--target` and `--config` asks for; the guard of `rewrite` may ask for more.
     #[arg(long)]
     planned: bool,
@@ -83,9 +86,10 @@ pub(super) struct Judge {
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let begun = Instant::now();
     let (config, target) = args.configure.load()?;
-    let model = file::load(&args.model)?;
+    let mut model = file::load(&args.model)?;
     file::check_output(&model, &args.output)?;
-    let samples = samples(args.calib.as_deref(), &model, &args.model, console)?.ok_or_else(|| {
+    let samples = set_inputs(&mut model, &args.set_input, args.calib.as_deref(), &args.model, console)?;
+    let samples = samples.ok_or_else(|| {
         Error::new(Kind::Usage, "there are no samples to run")
             .with_hint(format!("pass --calib PATH, or put {} there", args.model.with_extension("calib.npz").display()))
     })?;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use amax::calibrate::compare;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
+use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
 
-use super::{Console, decibels, inspect::print, samples, table, thread_count, threads};
+use super::{Console, decibels, inspect::print, set_inputs, table, thread_count, threads};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Samples: as for `rewrite`; without, the file beside the reference model.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    /// Make a constant of an input, in both models, as for `rewrite`; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
     /// Samples that run at once.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -32,9 +36,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
-    let reference = file::load(&args.reference)?;
-    let test = file::load(&args.test)?;
-    let samples = samples(args.calib.as_deref(), &reference, &args.reference, console)?.ok_or_else(|| {
+    let mut reference = file::load(&args.reference)?;
+    let mut test = file::load(&args.test)?;
+    let samples = set_inputs(&mut reference, &args.set_input, args.calib.as_deref(), &args.reference, console)?;
+    // The other model may have it as a constant already.
+    for assignment in &args.set_input {
+        if let Ok((value, tensor)) = set_input(&test, assignment) {
+            let main = test.main();
+            test.bind_input(main, value, tensor);
+        }
+    }
+    let samples = samples.ok_or_else(|| {
         Error::new(Kind::Usage, "there are no samples to compare on").with_hint(format!(
             "pass --calib PATH, or put {} there",
             args.reference.with_extension("calib.npz").display()

@@ -10,7 +10,7 @@ use amax::plan::explain::{Change, Explanation, Outcome, explain};
 use amax::plan::{Knowledge, plan};
 
 use super::inspect::print;
-use super::{configure, wrap};
+use super::{Console, configure, set_inputs, wrap};
 
 /// Arguments of `amax explain`.
 #[derive(clap::Args)]
@@ -25,6 +25,9 @@ pub(crate) struct Args {
     pattern: String,
     #[command(flatten)]
     configure: configure::Args,
+    /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
     /// Explain what `rewrite` does without samples.
     #[arg(long)]
     no_samples: bool,
@@ -33,10 +36,11 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
     let pattern = Pattern::new(&args.pattern)?;
-    let model = file::load(&args.model)?;
+    let mut model = file::load(&args.model)?;
+    set_inputs(&mut model, &args.set_input, Some("none"), &args.model, console)?;
     let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;

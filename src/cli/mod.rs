@@ -12,6 +12,7 @@ pub(crate) mod presets;
 pub(crate) mod rewrite;
 mod summary;
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::path::Path;
@@ -22,7 +23,8 @@ use std::time::{Duration, Instant};
 use amax::Result;
 use amax::calibrate::Progress;
 use amax::error::{Error, Kind};
-use amax::ir::{Model, file};
+use amax::ir::{Model, Tensor, file};
+use amax::passes::freeze_inputs::set_input;
 use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -159,6 +161,63 @@ pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: 
         Some(given) => SampleSet::open(Path::new(given), model).map(Some),
         None => samples::default_path(path).map(|beside| SampleSet::open(&beside, model)).transpose(),
     }
+}
+
+/// Makes constants of the inputs that `--set-input` names, and opens the samples, which need not give those inputs.
+pub(crate) fn set_inputs(
+    model: &mut Model,
+    assignments: &[String],
+    calib: Option<&str>,
+    path: &Path,
+    console: &Console,
+) -> Result<Option<SampleSet>> {
+    if assignments.is_empty() {
+        return samples(calib, model, path, console);
+    }
+    let main = model.main();
+    let mut values = BTreeMap::new();
+    for assignment in assignments {
+        let (value, tensor) = set_input(model, assignment)?;
+        if values.insert(value, tensor).is_some() {
+            return Err(Error::new(Kind::Usage, "an input is set twice").at_value(model.value(value).name()));
+        }
+    }
+    let mut optional = model.clone();
+    let mut given = BTreeMap::new();
+    for (value, tensor) in values {
+        optional.set_default(main, value, tensor.clone());
+        given.insert(model.value(value).name().to_owned(), tensor.clone());
+        model.bind_input(main, value, tensor);
+    }
+    let mut set = samples(calib, &optional, path, console)?;
+    if let Some(set) = &mut set {
+        if calib != Some("random") {
+            warn_of_others(set, &given, console)?;
+        }
+        set.drop_inputs(&given.into_keys().collect());
+    }
+    Ok(set)
+}
+
+/// Says so where samples hold another value of an input than the one that it was set to.
+fn warn_of_others(set: &SampleSet, given: &BTreeMap<String, Tensor>, console: &Console) -> Result<()> {
+    let mut others: BTreeMap<&str, usize> = BTreeMap::new();
+    for index in 0..set.len() {
+        let sample = set.get(index)?;
+        for (name, tensor) in given {
+            let same = |s: &Tensor| s.len() == tensor.len() && s.raw() == tensor.raw();
+            if sample.get(name).is_some_and(|s| !same(s)) {
+                *others.entry(name).or_default() += 1;
+            }
+        }
+    }
+    for (name, number) in others {
+        console.say(&format!(
+            "warning: {number} of {} samples give \"{name}\" another value than --set-input, which holds",
+            set.len()
+        ));
+    }
+    Ok(())
 }
 
 /// As many threads as asked for, or as there are processors.

@@ -8,7 +8,7 @@ use amax::ir::file;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 
 use super::inspect::print;
-use super::{Console, bytes, configure, count, staged, table};
+use super::{Console, bytes, configure, count, set_inputs, staged, table};
 
 /// Arguments of `amax plan`.
 #[derive(clap::Args)]
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Plan as `rewrite` does without samples.
     #[arg(long)]
     no_samples: bool,
+    /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
     /// Write the plan as JSON, to be edited and handed to `rewrite --plan`.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -40,7 +43,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
-    let model = file::load(&args.model)?;
+    let mut model = file::load(&args.model)?;
+    set_inputs(&mut model, &args.set_input, Some("none"), &args.model, console)?;
     if let Some(path) = &args.output {
         file::check_output(&model, path)?;
     }

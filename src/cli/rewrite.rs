@@ -16,7 +16,7 @@ use amax::statistics::Statistics;
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, configure, samples, summary, thread_count, threads};
+use super::{Console, configure, set_inputs, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -31,6 +31,7 @@ Examples:
   amax rewrite model.onnx out.onnx --calib test_data/ --target tensorrt
   amax rewrite model.onnx out.onnx --exclude '/head/*' --exclude last_conv
   amax rewrite model.onnx out.onnx --calib none
+  amax rewrite silero_vad.onnx out.onnx --set-input sr=16000
   amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
 pub(crate) struct Args {
     /// Float model.
@@ -51,6 +52,9 @@ pub(crate) struct Args {
     /// Statistics of `calibrate` or `merge`: ranges come from them, and samples only measure the result.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
+    /// Make a constant of an input of the model; may be repeated. VALUE is a number, true, false, or lists: [1, 2].
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -79,10 +83,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let passes = args.passes.as_deref().map(pipeline::parse_pipeline).transpose()?;
     let (config, target) = args.configure.load()?;
     let plan = args.plan.as_deref().map(Plan::load).transpose()?;
-    let model = file::load(&args.input)?;
+    let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
-    let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
+    let samples = set_inputs(&mut model, &args.set_input, args.calib.as_deref(), &args.input, console)?;
     let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
     if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
         statistics.check_model(&content_hash(&model)).map_err(|e| e.in_file(path))?;

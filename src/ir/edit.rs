@@ -407,6 +407,24 @@ impl Model {
     pub fn freeze_input(&mut self, graph: GraphId, value: ValueId) {
         let Def::Input { default: Some(tensor) } = &self.value(value).def else { return };
         let tensor = tensor.clone();
+        self.bind_input(graph, value, tensor);
+    }
+
+    /// Gives a graph input the default `tensor`, in place of one that it has.
+    pub fn set_default(&mut self, graph: GraphId, value: ValueId, tensor: Tensor) {
+        let Def::Input { default } = &mut self.values[value.0 as usize].def else { return };
+        if default.replace(tensor).is_none() {
+            self.graphs[graph.0 as usize].initializers.push(value);
+        }
+    }
+
+    /// Turns a graph input into the constant `tensor`, whether or not it has a default.
+    pub fn bind_input(&mut self, graph: GraphId, value: ValueId, tensor: Tensor) {
+        let Def::Input { default } = &self.value(value).def else { return };
+        // An initializer that is an input as well is listed as both.
+        if default.is_none() {
+            self.graphs[graph.0 as usize].initializers.push(value);
+        }
         self.values[value.0 as usize].def = Def::Constant(tensor);
         self.graphs[graph.0 as usize].inputs.retain(|p| p.value != Some(value));
     }

@@ -4,8 +4,10 @@
 //! [`Observe`] as soon as it is computed, in the layout the ONNX graph gives it, and forgets it.
 //!
 //! The runtime is tract, in float32: half and bfloat16 are widened, quantized operators run as float operators between
-//! quantize and dequantize steps, packed weights are decoded. Integer kernels are never used. Operators and attributes
-//! that tract does not have, or computes wrongly, are refused by name.
+//! quantize and dequantize steps, packed weights are decoded. Integer kernels are never used. Tensors of smaller floats are
+//! float32 tensors of numbers that those can hold. Branches, loops and sequences are resolved before the run, where the shapes
+//! of the sample and its switches tell how. What tract does not have, or computes wrongly, is expressed by other operators,
+//! computed here, or refused by name.
 //!
 //! Without the feature `tract` everything here compiles and [`Session::new`] fails.
 
@@ -25,6 +27,10 @@ mod kernel;
 mod program;
 #[cfg(feature = "tract")]
 mod quantized;
+#[cfg(feature = "tract")]
+mod rephrase;
+#[cfg(feature = "tract")]
+mod sequences;
 #[cfg(feature = "tract")]
 mod session;
 #[cfg(feature = "tract")]

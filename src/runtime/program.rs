@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::Constant;
 use super::functions::Functions;
-use super::{quantized, support, widen};
+use super::{quantized, rephrase, support, widen};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::onnx::{
@@ -102,6 +102,31 @@ impl Step {
     /// An integer attribute.
     pub fn int(&self, name: &str) -> Option<i64> {
         self.attr(name)?.i
+    }
+
+    /// Name and value of what a `Constant` makes; `None` for other operators.
+    ///
+    /// # Errors
+    /// A value of a kind that there are no tensors of, or a damaged one.
+    pub fn constant(&self) -> Result<Option<(String, Tensor)>> {
+        if !self.is("Constant") {
+            return Ok(None);
+        }
+        let Some(attr) = self.node.attribute.first() else {
+            return Err(self.refuse("a Constant has no value"));
+        };
+        let tensor = match attr.name.as_deref().unwrap_or("") {
+            "value" => attr.t.clone().map(|t| Tensor::from_proto(t, None)).transpose()?,
+            "value_float" => attr.f.map(|v| Tensor::from_f32(&[], &[v])),
+            "value_floats" => Some(Tensor::from_f32(&[attr.floats.len()], &attr.floats)),
+            "value_int" => attr.i.map(|v| Tensor::from_i64(&[], &[v])),
+            "value_ints" => Some(Tensor::from_i64(&[attr.ints.len()], &attr.ints)),
+            _ => None,
+        };
+        let Some(tensor) = tensor else {
+            return Err(self.refuse("a Constant is neither a number tensor nor a list of numbers"));
+        };
+        Ok(Some((self.output(0).unwrap_or_default().to_owned(), tensor)))
     }
 
     /// A refusal to run this step.
@@ -285,6 +310,7 @@ impl Program {
         self.lift_constants()?;
         self.forward_constants();
         widen::widen(self);
+        rephrase::rephrase(self)?;
         quantized::lower(self)?;
         support::check(self)
     }
@@ -293,26 +319,12 @@ impl Program {
     fn lift_constants(&mut self) -> Result<()> {
         let mut kept = Vec::with_capacity(self.steps.len());
         for step in std::mem::take(&mut self.steps) {
-            if !step.is("Constant") {
-                kept.push(step);
-                continue;
+            match step.constant()? {
+                Some((name, tensor)) => {
+                    self.constants.insert(name, Constant::Plain(tensor));
+                }
+                None => kept.push(step),
             }
-            let Some(output) = step.output(0) else { continue };
-            let Some(attr) = step.node.attribute.first() else {
-                return Err(step.refuse("a Constant has no value"));
-            };
-            let tensor = match attr.name.as_deref().unwrap_or("") {
-                "value" => attr.t.clone().map(|t| Tensor::from_proto(t, None)).transpose()?,
-                "value_float" => attr.f.map(|v| Tensor::from_f32(&[], &[v])),
-                "value_floats" => Some(Tensor::from_f32(&[attr.floats.len()], &attr.floats)),
-                "value_int" => attr.i.map(|v| Tensor::from_i64(&[], &[v])),
-                "value_ints" => Some(Tensor::from_i64(&[attr.ints.len()], &attr.ints)),
-                _ => None,
-            };
-            let Some(tensor) = tensor else {
-                return Err(step.refuse("a Constant is neither a number tensor nor a list of numbers"));
-            };
-            self.constants.insert(output.to_owned(), Constant::Plain(tensor));
         }
         self.steps = kept;
         Ok(())

@@ -8,8 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::{Blocks, Constant, Dequantized};
+use super::engine::NARROW;
 use super::kernel::quantized_format;
 use super::program::{Program, Step, floats, is_default, node};
+use super::widen::is_narrow;
 use crate::error::Result;
 use crate::ir::{Attr, Tensor};
 use crate::numerics::{Format, bias_scale};
@@ -25,6 +27,7 @@ pub(super) const FORMAT: &str = "amax.format";
 /// # Errors
 /// Quantized operators in a form that has no float equivalent here.
 pub(super) fn lower(program: &mut Program) -> Result<()> {
+    narrow_types(program);
     let mut out = Vec::with_capacity(program.steps.len());
     for step in std::mem::take(&mut program.steps) {
         let mut emit = Emit { program, step: &step, out: &mut out };
@@ -355,6 +358,57 @@ impl<'a> Emit<'a> {
     }
 }
 
+/// Operators whose outputs have the type of their first input.
+const CARRIERS: [&str; 18] = [
+    "Concat",
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "amax.Reverse",
+];
+
+/// Notes the types of tensors that tract is given in another type, and casts to the type of such a tensor.
+fn narrow_types(program: &mut Program) {
+    let mut types: BTreeMap<String, DataType> =
+        program.dtypes.iter().filter(|(_, d)| is_narrow(**d)).map(|(n, d)| (n.clone(), *d)).collect();
+    types.extend(program.constants.iter().filter_map(|(name, constant)| match constant {
+        Constant::Plain(tensor) if is_narrow(tensor.dtype()) => Some((name.clone(), tensor.dtype())),
+        _ => None,
+    }));
+    for step in &mut program.steps {
+        let named = |code: Option<i64>| DataType::from_code(i32::try_from(code?).ok()?).filter(|&d| is_narrow(d));
+        let of = |index: usize| step.input(index).and_then(|name| types.get(name)).copied();
+        let ty = match step.op() {
+            NARROW => named(step.int("to")),
+            "CastLike" if step.is("CastLike") => of(1),
+            "QuantizeLinear" => of(2).or_else(|| named(step.int("output_dtype"))),
+            op if CARRIERS.contains(&op) => of(0),
+            _ => None,
+        };
+        let Some(ty) = ty else { continue };
+        if step.is("CastLike") {
+            step.node.op_type = Some(NARROW.to_owned());
+            step.node.input.truncate(1);
+            step.node.attribute.push(Attr::int("to", ty.code().into()));
+        }
+        types.extend(step.node.output.iter().map(|name| (name.clone(), ty)));
+    }
+    program.dtypes.extend(types);
+}
+
 /// Turns `DequantizeLinear` of constants into packed constants.
 fn decode_constants(program: &mut Program) {
     let mut kept = Vec::with_capacity(program.steps.len());
@@ -446,7 +500,9 @@ fn fuse_pairs(program: &mut Program) {
             continue;
         };
         let same = q.scale == dq.scale && q.zero == dq.zero && q.axis == dq.axis && q.block == dq.block;
-        let Some(format) = format(program, quantize).filter(|&f| same && quantized_format(f).is_some()) else {
+        let saturates = quantize.int("saturate").unwrap_or(1) != 0;
+        let known = format(program, quantize).filter(|&f| same && quantized_format(f).is_some());
+        let Some(format) = known.filter(|f| saturates || f.format().is_some_and(Format::is_integer)) else {
             continue;
         };
         let fused = if let Some(first) = made.get(source) {
@@ -476,16 +532,23 @@ fn fuse_pairs(program: &mut Program) {
     });
 }
 
-/// Writes down the format of each `QuantizeLinear` that is left.
+/// Writes down the format of each `QuantizeLinear` that is left, and of the data of each `DequantizeLinear`.
 fn name_formats(program: &mut Program) -> Result<()> {
     for at in 0..program.steps.len() {
         let step = &program.steps[at];
-        if !step.is("QuantizeLinear") || step.attr(FORMAT).is_some() {
+        if step.attr(FORMAT).is_some() {
             continue;
         }
-        let Some(format) = format(program, step) else { continue };
-        if !quantized_format(format).is_some_and(Format::is_integer) {
-            return Err(step.refuse(format!("it makes a {format} tensor that is not dequantized right away")));
+        let format = if step.is("QuantizeLinear") {
+            format(program, step)
+        } else if step.is("DequantizeLinear") {
+            step.input(0).and_then(|name| program.dtypes.get(name)).copied().filter(|&d| is_narrow(d))
+        } else {
+            None
+        };
+        let Some(format) = format else { continue };
+        if quantized_format(format).is_none() {
+            return Err(step.refuse(format!("quantizing to {format} is not implemented")));
         }
         program.steps[at].node.attribute.push(Attr::int(FORMAT, format.code().into()));
     }

@@ -87,7 +87,7 @@ impl Session {
         // Refusals should not wait for the first sample. Branches that are not taken are not refused here.
         let mut trial = program.clone();
         trial.bind(&BTreeSet::new(), &BTreeMap::new());
-        if !trial.steps.iter().any(|s| s.is("If")) {
+        if !branches::has_control_flow(&trial) {
             trial.lower()?;
         }
         Ok(Self {
@@ -238,16 +238,19 @@ impl Session {
         let mut program = self.program.clone();
         program.bind(&bound.given, &bound.values);
         let feed = self.feed(bound);
-        let mut known = |program: &Program, condition: &str| -> Option<bool> {
-            if let Some(tensor) = program.tensor(condition) {
-                return Some(*tensor.to_i64()?.first()? != 0);
+        let mut known = |program: &Program, name: &str| -> Option<Vec<i64>> {
+            if let Some(tensor) = program.tensor(name) {
+                return tensor.to_i64();
             }
             let mut program = program.clone();
-            program.steps = program.ancestors(condition);
+            program.steps = program.ancestors(name);
             program.outputs.clear();
             program.lower().ok()?;
-            let array = engine::evaluate_constant(&program, condition, &feed)?;
-            Some(*engine::from_array(&array, None).ok()?.to_i64()?.first()? != 0)
+            let array = match program.tensor(name) {
+                Some(tensor) => return tensor.to_i64(),
+                None => engine::evaluate_constant(&program, name, &feed)?,
+            };
+            engine::from_array(&array, None).ok()?.to_i64()
         };
         branches::inline(&mut program, &mut known)?;
         program.lower()?;
@@ -319,10 +322,14 @@ fn switches(program: &Program) -> BTreeSet<String> {
 fn deciding_inputs(step: &Step) -> impl Iterator<Item = &str> {
     let range = match step.op() {
         "If" | "ConstantOfShape" => 0..1,
+        "Loop" => 0..2,
+        "SequenceAt" | "SequenceErase" | "SplitToSequence" => 1..2,
+        "SequenceInsert" => 2..3,
         "Range" => 0..3,
         op if op.starts_with("Reduce") => 1..2,
         "CumSum" | "Reshape" | "Expand" | "Tile" | "Pad" | "Unsqueeze" | "Squeeze" | "TopK" | "OneHot" | "Trilu"
-        | "CenterCropPad" | "Split" => 1..2,
+        | "CenterCropPad" | "Split" | "AffineGrid" | "Compress" => 1..2,
+        "Col2Im" => 1..3,
         "Slice" => 1..5,
         "Resize" => 1..4,
         _ => 0..0,

@@ -3,7 +3,7 @@
 use super::engine;
 use super::program::{Program, Step, attr, bodies, is_default, refusal};
 use crate::error::Result;
-use crate::onnx::{AttributeProto, NodeProto};
+use crate::onnx::{DataType, NodeProto};
 
 /// Operators of com.microsoft that the engine implements; it looks operators up without their domain.
 const MICROSOFT: [&str; 9] = [
@@ -45,6 +45,10 @@ pub(super) fn check(program: &Program) -> Result<()> {
         if let Some(why) = reason(&step.node) {
             return Err(step.refuse(why));
         }
+        // Bodies are built with the shapes that they run on.
+        if bodies(&step.node).next().is_none() {
+            engine::check(step)?;
+        }
         check_bodies(step, &step.node)?;
     }
     Ok(())
@@ -53,7 +57,9 @@ pub(super) fn check(program: &Program) -> Result<()> {
 fn check_bodies(step: &Step, node: &NodeProto) -> Result<()> {
     for body in bodies(node) {
         for inner in &body.node {
-            if let Some(why) = reason(inner) {
+            let stale = step.opset < 11 && inner.op_type() == "Resize";
+            // Rewritten in the main graph only.
+            if let Some(why) = if stale { Some("Resize before operator set 11".to_owned()) } else { reason(inner) } {
                 return Err(refusal(why).at_node(&format!("{} in {}", inner.name(), step.origin.0), inner.op_type()));
             }
             check_bodies(step, inner)?;
@@ -84,50 +90,16 @@ fn attribute_reason(node: &NodeProto, op: &str) -> Option<String> {
     let text =
         |name: &str| attr(node, name).and_then(|a| a.s.as_ref()).map(|s| String::from_utf8_lossy(s).into_owned());
     match op {
-        "LSTM" | "GRU" | "RNN" => recurrent_reason(node, op),
         "BatchNormalization" | "Dropout" if int("training_mode") != 0 => {
             Some(format!("{op} in training mode is not implemented"))
         }
-        "Attention" => attention_reason(node),
+        "Cast" if i32::try_from(int("to")).ok().and_then(DataType::from_code) == Some(DataType::Float8e8m0) => {
+            Some("casting to float8e8m0 is not implemented".to_owned())
+        }
+        "Celu" => Some("Celu inside a branch or loop is not implemented".to_owned()),
         "SpaceToDepth" if text("mode").is_some_and(|m| m != "DCR") => {
             Some("SpaceToDepth in a mode other than DCR is not implemented".to_owned())
         }
         _ => None,
     }
-}
-
-/// tract reads neither attention windows, nor how a causal mask shifts behind a cache.
-fn attention_reason(node: &NodeProto) -> Option<String> {
-    for name in ["left_window_size", "right_window_size"] {
-        if attr(node, name).and_then(|a| a.i).is_some_and(|size| size >= 0) {
-            return Some(format!("Attention with {name} is not implemented"));
-        }
-    }
-    let causal = attr(node, "is_causal").and_then(|a| a.i).unwrap_or(0) != 0;
-    let cached = node.input.get(4).is_some_and(|past| !past.is_empty());
-    (causal && cached).then(|| "causal Attention with a cache is not implemented".to_owned())
-}
-
-fn recurrent_reason(node: &NodeProto, op: &str) -> Option<String> {
-    if attr(node, "clip").is_some() {
-        return Some(format!("{op} with clip is not implemented"));
-    }
-    if attr(node, "input_forget").and_then(|a| a.i).unwrap_or(0) != 0 {
-        return Some(format!("{op} with input_forget is not implemented"));
-    }
-    let default: &[&str] = match op {
-        "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
-        "GRU" => &["Sigmoid", "Tanh"],
-        _ => &["Tanh"],
-    };
-    let activations: Vec<String> = attr(node, "activations").map_or_else(Vec::new, names);
-    let usual = activations.iter().enumerate().all(|(i, a)| a.eq_ignore_ascii_case(default[i % default.len()]));
-    if !usual {
-        return Some(format!("{op} with activations {} is not implemented", activations.join(", ")));
-    }
-    None
-}
-
-fn names(attr: &AttributeProto) -> Vec<String> {
-    attr.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
 }

@@ -1,10 +1,12 @@
-//! Half and bfloat16 become float32: tract emulates the one and lacks the other.
+//! Half and bfloat16 become float32: tract emulates the one and lacks the other. Casts to smaller types become operators of
+//! our own.
 //!
 //! Constants are widened when they are handed to the engine; here it is the attributes that name or hold a type.
 
 use bytes::Bytes;
 
-use super::program::Program;
+use super::engine::NARROW;
+use super::program::{Program, attr, is_default};
 use crate::ir::Tensor;
 use crate::onnx::{DataType, GraphProto, NodeProto, TensorProto, TypeProto, type_proto};
 
@@ -23,7 +25,16 @@ fn is_half(code: i32) -> bool {
     code == DataType::Float16.code() || code == DataType::Bfloat16.code()
 }
 
+/// Whether tract lacks the type, and tensors of it are kept in another.
+pub(super) fn is_narrow(dtype: DataType) -> bool {
+    dtype.format().is_some_and(|format| format.bits() < 8 || !format.is_integer())
+}
+
 fn widen_node(node: &mut NodeProto) {
+    let to = attr(node, "to").and_then(|a| a.i).and_then(|code| DataType::from_code(i32::try_from(code).ok()?));
+    if node.op_type() == "Cast" && is_default(node.domain()) && to.is_some_and(is_narrow) {
+        node.op_type = Some(NARROW.to_owned());
+    }
     for attribute in &mut node.attribute {
         let names_type = TYPE_ATTRIBUTES.contains(&attribute.name.as_deref().unwrap_or(""));
         if names_type && attribute.i.is_some_and(|code| i32::try_from(code).is_ok_and(is_half)) {

@@ -23,7 +23,7 @@ mod random;
 mod zip;
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -138,6 +138,14 @@ impl SampleSet {
         }
         let inputs = random::shapes(&inputs::inputs(model)?)?;
         Ok(Self { source: Source::Random { inputs, count, seed }, label: format!("seed {seed}") })
+    }
+
+    /// Leaves out the inputs of these names, which samples then neither need nor give.
+    pub fn drop_inputs(&mut self, names: &BTreeSet<String>) {
+        match &mut self.source {
+            Source::Files { parts, .. } => parts.iter_mut().for_each(|p| p.feeds.retain(|f| !names.contains(&f.name))),
+            Source::Random { inputs, .. } => inputs.retain(|(input, ..)| !names.contains(&input.name)),
+        }
     }
 
     /// How many samples there are; at least one.

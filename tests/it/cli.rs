@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use amax::ir::{file, text};
+use amax::ir::{Tensor, file, text};
 use amax::onnx::{ModelProto, NodeProto, TensorProto};
 use prost::Message;
 use regex::Regex;
@@ -91,6 +91,11 @@ fn folder() -> tempfile::TempDir {
     put("empty.npz", b"");
     put("text.npz", b"this is text\n");
     put("cut.npz", &std::fs::read(root("models/digits.calib.npz")).unwrap()[..1000]);
+    std::fs::create_dir(folder.path().join("rates")).unwrap();
+    let sample = [Tensor::from_f32(&[1, 16], &noise(16)), Tensor::from_i64(&[1], &[8000])];
+    for (index, tensor) in sample.into_iter().enumerate() {
+        put(&format!("rates/input_{index}.pb"), &tensor.into_proto().0.encode_to_vec());
+    }
     put("key.toml", b"exclude = [\"stem\"]\nexclud = [\"wide\"]\n");
     put("guard.toml", b"[guard]\nenabled = true\nstatic_bd = 3\n");
     put("type.toml", b"target = 3\n");
@@ -206,6 +211,11 @@ fn samples_that_do_not_fit() {
 #[test]
 fn outputs_that_cannot_be_written() {
     session("outputs.txt");
+}
+
+#[test]
+fn inputs_that_are_set() {
+    session("inputs.txt");
 }
 
 #[test]

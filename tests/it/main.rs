@@ -2,6 +2,7 @@
 // The lint configuration excuses functions marked as tests, but not what they call.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
+mod backend;
 mod calibration;
 mod check;
 mod cli;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use amax::error::Kind;
 use amax::ir::{self, Tensor};
+use amax::numerics::pack;
 use amax::onnx::DataType;
 use amax::passes::Evaluate;
 use amax::runtime::{Observe, Options, Sample, Session, TractEvaluate};
@@ -50,6 +51,13 @@ fn dtype(name: &str) -> DataType {
         "uint32" => DataType::Uint32,
         "uint64" => DataType::Uint64,
         "bool" => DataType::Bool,
+        "int4" => DataType::Int4,
+        "uint4" => DataType::Uint4,
+        "int2" => DataType::Int2,
+        "uint2" => DataType::Uint2,
+        "float8_e4m3fn" => DataType::Float8e4m3fn,
+        "float8_e5m2" => DataType::Float8e5m2,
+        "float4_e2m1fn" => DataType::Float4e2m1,
         other => panic!("{other}"),
     }
 }
@@ -83,6 +91,10 @@ fn listed(entry: &Value) -> Tensor {
         Value::String(text) => text.parse().unwrap(),
         v => v.as_f64().unwrap(),
     };
+    if let Some(format) = dtype.format().filter(|f| f.bits() < 8 || !f.is_integer()) {
+        let codes: Vec<i32> = values.iter().map(|v| format.encode(float(v) as f32)).collect();
+        return Tensor::new(dtype, &dims, pack::pack(&codes, format.bits()));
+    }
     let int = |v: &Value| v.as_i64().unwrap_or_else(|| i64::from(v.as_bool().unwrap_or(false)));
     let bytes: Vec<u8> = values
         .iter()
@@ -109,7 +121,7 @@ fn folder() -> PathBuf {
 fn cases() {
     let cases: Value = serde_json::from_slice(&std::fs::read(folder().join("cases.json")).unwrap()).unwrap();
     let cases = cases.as_object().unwrap();
-    assert!(cases.len() > 70);
+    assert!(cases.len() > 165);
     let failed: Vec<String> =
         cases.iter().filter_map(|(name, case)| check(name, case).err().map(|why| format!("{name}: {why}"))).collect();
     assert!(failed.is_empty(), "{} of {} fail:\n{}", failed.len(), cases.len(), failed.join("\n"));
@@ -272,6 +284,20 @@ fn a_node_that_cannot_run_is_named() {
     let error = session.run(&sample, &observe).unwrap_err();
     assert_eq!(error.kind(), Kind::Runtime);
     assert!(error.to_string().contains("\"product\" (MatMul)"), "{error}");
+}
+
+/// A loop that goes on for as long as the data says.
+#[test]
+fn a_loop_of_unknown_length_is_named() {
+    let model = ir::file::load(&folder().join("data_loop.onnx")).unwrap();
+    let session = Session::new(&model, &[]).unwrap();
+    let observe: Arc<dyn Observe> = Arc::new(Nobody);
+    let sample: Sample = [("x".to_owned(), Tensor::from_f32(&[2, 4], &[1.; 8]))].into();
+    let error = session.run(&sample, &observe).unwrap_err();
+    assert_eq!(error.kind(), Kind::Runtime);
+    assert!(error.hint().is_some());
+    assert!(error.to_string().contains("how many rounds it has depends on the data"), "{error}");
+    assert!(error.to_string().contains("\"until\" (Loop)"), "{error}");
 }
 
 /// One session, several threads and shapes: every thread gets the bytes that one thread alone gets.

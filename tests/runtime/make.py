@@ -21,10 +21,15 @@ HERE = pathlib.Path(__file__).parent
 MS = "com.microsoft"
 rng = np.random.default_rng(7)
 cases = {}
+# Types that numpy knows through ml_dtypes.
+SMALL = ("int4", "uint4", "int2", "uint2", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")
 
 
 def pack(value):
     value = np.asarray(value)
+    if value.dtype.name in SMALL:
+        kind = value.dtype.name
+        return {"dtype": kind, "shape": list(value.shape), "values": value.astype(np.float32).ravel().tolist()}
     flat = [None if isinstance(v, float) and v != v else v for v in value.astype(np.float64 if value.dtype.kind == "f" else value.dtype).ravel().tolist()]
     flat = ["inf" if v == float("inf") else "-inf" if v == float("-inf") else v for v in flat]
     return {"dtype": str(value.dtype), "shape": list(value.shape), "values": flat}
@@ -393,10 +398,8 @@ refusal("refuse_foreign_ms", model([N("Attention", ["x", "w", "b"], ["y"], domai
 refusal("refuse_op", model([N("Det", ["x"], ["y"], name="det")], [info("x", [4, 4])], [info("y", None)]), "det", "Det")
 rnn = {"w": f32(1, 3, 4), "r": f32(1, 3, 3)}
 seq = [info("x", [5, 1, 4])]
-refusal("refuse_activation", model([N("RNN", ["x", "w", "r"], ["y"], hidden_size=3, activations=["Relu"])], seq, [info("y", None)], rnn, 14), "Relu")
-refusal("refuse_clip", model([N("RNN", ["x", "w", "r"], ["y"], hidden_size=3, clip=0.5)], seq, [info("y", None)], rnn, 14), "clip")
-refusal("refuse_float8", model([N("QuantizeLinear", ["x", "s", "z"], ["y"])], x4, [info("y", None, T.FLOAT8E4M3FN)],
-                               {"s": np.float32(1), "z": h.make_tensor("z", T.FLOAT8E4M3FN, [], [0.0])}), "float8e4m3fn")
+refusal("refuse_activation", model([N("RNN", ["x", "w", "r"], ["y"], hidden_size=3, activations=["Swirl"])], seq, [info("y", None)], rnn, 14), "Swirl")
+refusal("refuse_float8_exponents", model([N("Cast", ["x"], ["y"], to=T.FLOAT8E8M0)], x4, [info("y", None, T.FLOAT8E8M0)], opset=24), "float8e8m0")
 recursive = parser.parse_model("""
 <ir_version: 8, opset_import: ["": 17, "local": 1]>
 g (float[N, 4] x) => (float[N, 4] y) { y = local.f (x) }
@@ -407,6 +410,225 @@ refusal("refuse_recursion", recursive, "calls itself")
 
 mismatch = model([N("MatMul", ["x", "w"], ["y"], name="product")], [info("x", [None, "width"])], [info("y", None)], {"w": f32(4, 3)})
 onnx.save(mismatch, HERE / "mismatch.onnx")
+
+# What is far beyond a format overflows in onnx.reference.
+low_ramp = np.clip(ramp, -1e4, 1e4)
+
+# --- types below eight bits, as weights, between operators, and as outputs
+
+for kind, low, high in (("int2", -2, 2), ("uint2", 0, 4)):
+    code = getattr(T, kind.upper())
+    weight(f"dq_{kind}", code, rng.integers(low, high, (8, 5)), np.abs(f32(4, 5)), rng.integers(low, high, (4, 5)), axis=0, block=2, oracle="reference", opset=25, ir=13)
+    qdq(f"qdq_{kind}", code, 0.5, 1, low_ramp, opset=25, oracle="reference")
+weight("dq_int16_axis", T.INT16, rng.integers(-30000, 30000, (6, 5)), np.abs(f32(5)) * 1e-4, [1, -2, 3, 0, 7], axis=1)
+weight("dq_uint16_blocked", T.UINT16, rng.integers(0, 65536, (8, 5)), np.abs(f32(4, 5)) * 1e-4, rng.integers(0, 65536, (4, 5)), axis=0, block=2)
+weight("dq_int4_no_zero_opset25", T.INT4, rng.integers(-8, 8, (8, 5)), np.abs(f32(2, 5)), axis=0, block=4, oracle="reference", opset=25, ir=13)
+for kind in (T.INT4, T.UINT4, T.INT16, T.UINT16):
+    name = T.DataType.Name(kind).lower()
+    case(f"q_{name}_output_dtype", model(
+        [N("QuantizeLinear", ["x", "s"], ["q"], output_dtype=kind, axis=1, block_size=8), N("DequantizeLinear", ["q", "s"], ["y"], axis=1, block_size=8)],
+        [info("x", [2, 16])], [info("y", None), info("q", [2, 16], kind)], {"s": np.array([[0.5, 0.25], [0.1, 2]], np.float32)}), {"x": low_ramp}, oracle="reference", tolerance=0)
+spread = np.array([0.3, -0.3, 500, -500, 1e9, 464, 465, 0.0019, 1e-9, 61440, 61439, 6.9, 0.25, 0.74, -5, 2.5], np.float32)
+for kind in ("FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT4E2M1"):
+    code = getattr(T, kind)
+    zero = h.make_tensor("z", code, [], [0.0])
+    case(f"q_{kind.lower()}_output", model(
+        [N("QuantizeLinear", ["x", "s", "z"], ["q"]), N("Reshape", ["q", "flat"], ["r"]), N("DequantizeLinear", ["r", "s"], ["d"]), N("Relu", ["d"], ["y"])],
+        [info("x", [16])], [info("y", None), info("q", [16], code), info("r", [4, 4], code)], {"s": np.float32(2), "z": zero, "flat": np.array([4, 4])}, opset=23, ir=11),
+        {"x": np.where(spread < 0, 0, spread)}, ["d"], oracle="reference", tolerance=0)
+    if kind != "FLOAT4E2M1":
+        case(f"cast_{kind.lower()}", model(
+            [N("Cast", ["x"], ["c"], to=code), N("Cast", ["c"], ["y"], to=T.FLOAT), N("Cast", ["x"], ["n"], to=code, saturate=0), N("Cast", ["n"], ["m"], to=T.FLOAT),
+             N("CastLike", ["x", "n"], ["l"]), N("Cast", ["l"], ["k"], to=T.FLOAT)],
+            [info("x", [16])], [info("y", None), info("m", None), info("c", [16], code), info("k", None)], opset=23, ir=11), {"x": spread}, ["y", "m"], oracle="reference", tolerance=0)
+case("cast_int4", model([N("Cast", ["x"], ["c"], to=T.INT4), N("Cast", ["c"], ["y"], to=T.FLOAT)], [info("x", [5])], [info("y", None), info("c", [5], T.INT4)], opset=23, ir=11),
+     {"x": np.array([-8, -1.5, 0, 3.7, 7], np.float32)}, oracle="reference", tolerance=0)
+case("float8_input", model([N("DequantizeLinear", ["x", "s"], ["y"])], [info("x", [4], T.FLOAT8E4M3FN)], [info("y", None)], {"s": np.float32(0.5)}, opset=23, ir=11),
+     {"x": nh.to_array(h.make_tensor("x", T.FLOAT8E4M3FN, [4], [0.5, -448, 3, 0]))}, oracle="reference", tolerance=0)
+
+# --- recurrent operators as tract lacks them
+
+
+def unusual(name, op, direction, lengths=None, oracle="ort", **attrs):
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    hidden, width, steps, batch = 3, 4, 5, 3
+    count = 2 if direction == "bidirectional" else 1
+    tensors = {"w": f32(count, gates * hidden, width), "r": f32(count, gates * hidden, hidden), "b": f32(count, 2 * gates * hidden), "h": f32(count, batch, hidden)}
+    names = ["x", "w", "r", "b", "", "h"]
+    inputs = [info("x", [steps, None, width])]
+    sample = {"x": f32(steps, batch, width, scale=2)}
+    if op == "LSTM":
+        tensors["c"], tensors["p"] = f32(count, batch, hidden), f32(count, 3 * hidden)
+        names += ["c", "p"]
+    if lengths is not None:
+        names[4] = "l"
+        inputs.append(info("l", [None], T.INT32))
+        sample["l"] = np.array(lengths, np.int32)
+    outputs = ["y", "yh"] + (["yc"] if op == "LSTM" else [])
+    node = N(op, names, outputs, hidden_size=hidden, direction=direction, **attrs)
+    case(name, model([node], inputs, [info(o, None) for o in outputs], tensors, opset=14, ir=8), sample, ["y"], oracle=oracle)
+
+
+unusual("lstm_clip", "LSTM", "forward", clip=0.5)
+unusual("lstm_activations", "LSTM", "bidirectional", activations=["HardSigmoid", "Softsign", "Relu", "Sigmoid", "LeakyRelu", "Elu"], activation_alpha=[0.3, 0.2, 0.7], activation_beta=[0.4])
+unusual("lstm_lengths", "LSTM", "bidirectional", lengths=[5, 2, 3])
+unusual("lstm_coupled", "LSTM", "reverse", input_forget=1)
+unusual("gru_clip", "GRU", "reverse", clip=0.3, linear_before_reset=1)
+unusual("gru_lengths", "GRU", "bidirectional", lengths=[3, 5, 1])
+unusual("gru_activations", "GRU", "forward", activations=["HardSigmoid", "Relu"])
+unusual("rnn_relu", "RNN", "bidirectional", activations=["Relu", "Affine"], activation_alpha=[0.5], activation_beta=[0.1])
+unusual("rnn_lengths", "RNN", "reverse", lengths=[4, 5, 2], clip=0.7)
+unusual("rnn_thresholded", "RNN", "forward", activations=["ThresholdedRelu"], activation_alpha=[0.4])
+unusual("rnn_softplus", "RNN", "forward", activations=["Softplus"])
+unusual("rnn_scaled_tanh", "RNN", "forward", activations=["ScaledTanh"], activation_alpha=[0.8], activation_beta=[1.3])
+
+# --- attention as tract lacks it
+
+
+def attention(name, q, k, v, mask=None, past=None, lengths=None, outputs=1, opset=23, oracle="ort", tolerance=1e-5, **attrs):
+    values = {"q": f32(*q), "k": f32(*k), "v": f32(*v)}
+    names = list(values)
+    if mask is not None:
+        values["m"] = mask
+    if past:
+        values["pk"], values["pv"] = f32(*past), f32(*past)
+    if lengths is not None:
+        values["l"] = np.array(lengths)
+    names = [n if n in values else "" for n in ("q", "k", "v", "m", "pk", "pv", "l")]
+    while names[-1] == "":
+        names.pop()
+    inputs = [info(n, x.shape, h.np_dtype_to_tensor_dtype(x.dtype)) for n, x in values.items()]
+    out = ["y", "k2", "v2", "s"][:outputs]
+    m = model([N("Attention", names, out, **attrs)], inputs, [info(o, None) for o in out], opset=opset, ir=10 if opset == 23 else 13)
+    case(f"attention_{name}", m, values, ["y"], oracle=oracle, tolerance=tolerance)
+
+
+four = ((2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 6))
+attention("bool_mask", *four, mask=rng.random((3, 5)) > 0.3)
+attention("float_mask", *four, mask=f32(2, 1, 3, 5))
+attention("head_mask", *four, mask=f32(4, 3, 5))
+attention("short_mask", *four, mask=f32(2, 4, 3, 4), oracle="reference")
+attention("hidden_row", *four, mask=np.array([[True] * 5, [False] * 5, [True, False] * 2 + [False]]), oracle="reference")
+attention("causal_mask", *four, mask=rng.random((2, 4, 3, 5)) > 0.2, is_causal=1)
+attention("causal_cache", (2, 4, 3, 8), (2, 2, 3, 8), (2, 2, 3, 8), past=(2, 2, 4, 8), outputs=3, is_causal=1, oracle="reference")
+attention("softcap", *four, softcap=2.0, oracle="reference")
+attention("three", (2, 3, 32), (2, 5, 16), (2, 5, 12), mask=f32(3, 5), q_num_heads=4, kv_num_heads=2)
+for mode in (0, 2, 3):
+    attention(f"scores_{mode}", (2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8), mask=f32(3, 5), outputs=4, qk_matmul_output_mode=mode, oracle="reference")
+attention("scores_1", (2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8), mask=f32(3, 5), outputs=4, qk_matmul_output_mode=1, softcap=1.5, oracle="reference")
+attention("lengths", (2, 4, 3, 8), (2, 2, 7, 8), (2, 2, 7, 8), lengths=[4, 7], opset=24, is_causal=1, oracle="reference")
+attention("window", (1, 2, 6, 4), (1, 2, 6, 4), (1, 2, 6, 4), opset=25, left_window_size=2, right_window_size=1, oracle="reference")
+
+# --- loops and sequences
+
+
+def loop(name, nodes, body_outputs, trips, carried, scans=0, condition=None, body_tensors=(), tail=(), outputs=("z", ), tolerance=1e-6, tensors=None, samples=None, opset=17):
+    """A loop over `carried`, which its body reads as in_NAME; `nodes` make `body_outputs`."""
+    inputs = [info("i", [], T.INT64), info("go", [], T.BOOL)] + [info(f"in_{c}", None) for c in carried]
+    body = h.make_graph(nodes, "body", inputs, [info(body_outputs[0], [], T.BOOL)] + [info(o, None) for o in body_outputs[1:]], list(body_tensors))
+    loop = N("Loop", [trips, condition or "", *carried], [f"out_{n}" for n in range(len(carried) + scans)], body=body)
+    m = model([loop, *tail], [info("x", [None, 4])], [info(o, None) for o in outputs], tensors, opset=opset, ir=8)
+    case(name, m, None, samples=samples or [{"x": f32(2, 4)}], tolerance=tolerance)
+
+
+keep_on = N("Identity", ["go"], ["again"])
+k2 = nh.from_array(np.float32(1.5), "k")
+loop("loop_for", [keep_on, N("Mul", ["in_x", "k"], ["m"]), N("Cast", ["i"], ["f"], to=T.FLOAT), N("Add", ["m", "f"], ["a"]), N("ReduceSum", ["a"], ["s"])],
+     ["again", "a", "s"], "n", ["x"], scans=1, body_tensors=[k2], outputs=("out_0", "out_1"), tensors={"n": np.int64(4)})
+loop("loop_while", [N("Less", ["i", "limit"], ["again"]), N("Exp", ["in_x"], ["e"]), N("Neg", ["e"], ["a"])], ["again", "a"], "", ["x"], condition="yes",
+     outputs=("out_0", ), tensors={"yes": np.array(True), "limit": np.int64(2)})
+loop("loop_branch", [keep_on, N("Equal", ["i", "one"], ["odd"]),
+                     N("If", ["odd"], ["a"], then_branch=branch("t", [N("Neg", ["in_x"], ["o"])], "o"), else_branch=branch("e", [N("Sin", ["in_x"], ["o"])], "o"))],
+     ["again", "a"], "n", ["x"], outputs=("out_0", ), tensors={"n": np.int64(3), "one": np.int64(1)})
+loop("loop_none", [keep_on, N("Neg", ["in_x"], ["a"])], ["again", "a"], "n", ["x"], outputs=("out_0", ), tensors={"n": np.int64(0)})
+rows = [N("Shape", ["x"], ["shape"]), N("Gather", ["shape", "zero"], ["rows"])]
+row_body = h.make_graph([keep_on, N("Gather", ["x", "i"], ["row"], axis=0), N("Add", ["in_s", "row"], ["a"]), N("Softmax", ["a"], ["p"], axis=0)], "body",
+                        [info("i", [], T.INT64), info("go", [], T.BOOL), info("in_s", [4])], [info("again", [], T.BOOL), info("a", [4]), info("p", [4])])
+case("loop_rows", model([*rows, N("Loop", ["rows", "", "start"], ["sum", "all"], body=row_body)], [info("x", [None, 4])], [info("sum", None), info("all", None)],
+                        {"zero": np.int64(0), "start": f32(4)}, opset=17, ir=8), None, samples=[{"x": f32(3, 4)}, {"x": f32(1, 4)}, {"x": f32(3, 4)}])
+trips = h.make_graph([keep_on, N("Neg", ["in_x"], ["a"])], "body", [info("i", [], T.INT64), info("go", [], T.BOOL), info("in_x", None)], [info("again", [], T.BOOL), info("a", None)])
+case("loop_input", model([N("Loop", ["n", "", "x"], ["y"], body=trips)], [info("x", [2, 4]), info("n", [], T.INT64)], [info("y", None)], opset=17, ir=8),
+     None, samples=[{"x": f32(2, 4), "n": np.array(3)}, {"x": f32(2, 4), "n": np.array(2)}])
+sequence_body = h.make_graph(
+    [keep_on, N("Gather", ["x", "i"], ["row"], axis=0), N("Neg", ["row"], ["r"]), N("SequenceInsert", ["in_s", "r"], ["a"])], "body",
+    [info("i", [], T.INT64), info("go", [], T.BOOL), h.make_tensor_sequence_value_info("in_s", T.FLOAT, None)],
+    [info("again", [], T.BOOL), h.make_tensor_sequence_value_info("a", T.FLOAT, None)])
+case("loop_sequence", model(
+    [*rows, N("SequenceEmpty", [], ["empty"]), N("Loop", ["rows", "", "empty"], ["list"], body=sequence_body), N("ConcatFromSequence", ["list"], ["y"], axis=0, new_axis=1),
+     N("SequenceAt", ["list", "last"], ["z"]), N("SequenceLength", ["list"], ["n"])],
+    [info("x", [None, 4])], [info("y", None), info("z", None), info("n", None, T.INT64)], {"zero": np.int64(0), "last": np.int64(-1)}, opset=17, ir=8),
+    None, samples=[{"x": f32(3, 4)}, {"x": f32(2, 4)}])
+case("sequences", model(
+    [N("SplitToSequence", ["x", "two"], ["parts"], axis=1), N("SplitToSequence", ["x"], ["rows"], axis=0, keepdims=0), N("SplitToSequence", ["x", "sizes"], ["uneven"], axis=1),
+     N("SequenceAt", ["parts", "one"], ["p"]), N("SequenceErase", ["rows", "zero"], ["fewer"]), N("SequenceAt", ["fewer", "zero"], ["r"]),
+     N("SequenceConstruct", ["p", "p"], ["pair"]), N("SequenceInsert", ["pair", "p", "zero"], ["three"]), N("ConcatFromSequence", ["three"], ["t"], axis=1),
+     N("SequenceAt", ["uneven", "one"], ["u"])],
+    [info("x", [3, 5])], [info(n, None) for n in "prtu"], {"two": np.int64(2), "sizes": np.array([1, 4]), "one": np.int64(1), "zero": np.int64(0)}, opset=17, ir=8), {"x": f32(3, 5)}, tolerance=0)
+moving = h.make_graph([N("ReduceSum", ["in_x"], ["s"], keepdims=0), N("Less", ["s", "limit"], ["again"]), N("Add", ["in_x", "in_x"], ["a"])], "body",
+                      [info("i", [], T.INT64), info("go", [], T.BOOL), info("in_x", None)], [info("again", [], T.BOOL), info("a", None)])
+data_loop = model([N("Loop", ["", "yes", "x"], ["y"], body=moving, name="until")], x4, [info("y", None)], {"yes": np.array(True), "limit": np.float32(9)}, opset=17, ir=8)
+onnx.save(data_loop, HERE / "data_loop.onnx")
+
+# --- operators that tract lacks or computes wrongly
+
+
+def single(name, op, values, constants=None, opset=21, oracle="ort", tolerance=1e-5, domain="", outputs=1, ir=10, order=None, **attrs):
+    names = order or [*values, *(constants or {})]
+    inputs = [info(n, x.shape, h.np_dtype_to_tensor_dtype(x.dtype)) for n, x in values.items()]
+    node = N(op, names, [f"y{n}" for n in range(outputs)], domain=domain, **attrs)
+    m = model([node], inputs, [info(o, None, h.np_dtype_to_tensor_dtype(values[names[0]].dtype)) for o in node.output], constants, opset, ir=ir, domains=[(domain, 1)] if domain else ())
+    case(name, m, values, oracle=oracle, tolerance=tolerance)
+
+
+image = f32(2, 3, 4, 6)
+single("celu", "Celu", {"x": f32(2, 9, scale=3)}, alpha=0.7)
+for mode in ("nearest", "linear"):
+    scales = np.array([1, 1, 2, 3] if mode == "nearest" else [1, 1, 1.5, 2], np.float32)
+    single(f"upsample_{mode}", "Upsample", {"x": image}, {"scales": scales}, opset=9, ir=4, mode=mode)
+    single(f"resize_10_{mode}", "Resize", {"x": image}, {"scales": scales}, opset=10, ir=5, mode=mode)
+single("lp_pool", "LpPool", {"x": image}, kernel_shape=[2, 3], strides=[1, 2], pads=[0, 1, 1, 1], p=3, opset=18, ir=8)
+wide = np.array([[1000, 1, -1000, 0.5, 2, -30], [-3, 90, 200, 0, 1e-4, 5]], np.float32)
+for opset in (11, 13):
+    single(f"log_softmax_{opset}", "LogSoftmax", {"x": wide.reshape(2, 3, 2)}, opset=opset, ir=7, axis=1)
+single("softplus", "Softplus", {"x": wide})
+single("log_sum_exp", "ReduceLogSumExp", {"x": wide}, {"a": np.array([1])}, opset=18, ir=8, keepdims=0)
+single("log_sum_exp_11", "ReduceLogSumExp", {"x": wide.reshape(2, 3, 2)}, opset=11, ir=6, axes=[0, 2])
+for p in (1, 2, 3):
+    single(f"global_lp_pool_{p}", "GlobalLpPool", {"x": image}, p=p)
+case("top_k_1", model([N("TopK", ["x"], ["y", "n"], axis=1, k=2)], [info("x", [2, 3, 6])], [info("y", None), info("n", None, T.INT64)], opset=7, ir=3),
+     {"x": image[:, :, 0]}, tolerance=0)
+single("pad_negative", "Pad", {"x": image}, {"p": np.array([-1, 2, 1, -2]), "v": np.float32(0.5), "a": np.array([2, -1])}, opset=18, ir=8, tolerance=0)
+case("range", model([N("Range", ["a", "b", "c"], ["r"]), N("Add", ["r", "x"], ["y"]), N("Range", ["i", "j", "k"], ["n"])], [info("x", [4])], [info("y", None), info("n", None, T.INT32)],
+                    {"a": np.float32(0), "b": np.float32(1), "c": np.float32(0.3), "i": np.int32(5), "j": np.int32(-4), "k": np.int32(-2)}, opset=11, ir=6), {"x": f32(4)})
+case("cast_long", model([N("Cast", ["x"], ["y"], to=T.INT64)], [info("x", [4])], [info("y", None, T.INT64)], opset=13, ir=7), {"x": np.array([3e9, -1.5, 0.5, -4e12], np.float32)}, tolerance=0)
+case("dynamic_zeros", model([N("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), N("DequantizeLinear", ["q", "s", "z"], ["y"])], [info("x", [None, 4])],
+                            [info("y", None), info("q", None, T.UINT8), info("s", None), info("z", None, T.UINT8)], opset=13, ir=7),
+     None, samples=[{"x": np.zeros((2, 4), np.float32)}, {"x": -np.abs(f32(2, 4))}, {"x": f32(3, 4)}], tolerance=1e-6)
+single("swiglu", "SwiGLU", {"a": f32(2, 5), "b": f32(2, 5)}, opset=28, ir=13, oracle="reference", alpha=1.3)
+single("compress", "Compress", {"x": f32(2, 4)}, {"c": np.array([False, True, True, False])}, axis=1, tolerance=0)
+single("compress_flat", "Compress", {"x": f32(2, 4)}, {"c": np.array([False, True, True, False, True])}, tolerance=0)
+single("reverse_sequence", "ReverseSequence", {"x": f32(5, 3, 2), "l": np.array([5, 1, 3])}, batch_axis=1, time_axis=0, tolerance=0)
+boxes = np.array([[0, 0, 3, 3], [1.2, 0.5, 5.5, 3.7], [-2, -1, 9, 9]], np.float32)
+regions = {"x": image, "r": boxes, "b": np.array([0, 1, 1])}
+single("roi_align", "RoiAlign", regions, output_height=2, output_width=3, spatial_scale=0.9, sampling_ratio=2)
+single("roi_align_adaptive", "RoiAlign", regions, output_height=2, output_width=2, coordinate_transformation_mode="output_half_pixel")
+single("roi_align_10", "RoiAlign", regions, opset=10, ir=5, output_height=2, output_width=2)
+single("roi_align_max", "RoiAlign", regions, output_height=2, output_width=2, mode="max", sampling_ratio=2)
+single("col2im", "Col2Im", {"x": f32(2, 12, 15)}, {"i": np.array([4, 6]), "k": np.array([2, 2])})
+single("col2im_attributes", "Col2Im", {"x": f32(1, 12, 9)}, {"i": np.array([6, 7]), "k": np.array([3, 2])}, strides=[2, 3], pads=[1, 1, 1, 2], dilations=[1, 2], oracle="reference")
+single("center_crop_pad", "CenterCropPad", {"x": f32(3, 5, 4)}, {"s": np.array([6, 3])}, axes=[0, -2], tolerance=0, oracle="reference")
+single("cum_prod", "CumProd", {"x": f32(3, 4)}, {"a": np.int64(1)}, exclusive=1, reverse=1, opset=27, ir=13, oracle="reference")
+single("affine_grid", "AffineGrid", {"t": f32(2, 2, 3)}, {"s": np.array([2, 3, 4, 5])}, opset=20, ir=9)
+single("affine_grid_corners", "AffineGrid", {"t": f32(1, 3, 4)}, {"s": np.array([1, 2, 3, 4, 2])}, opset=20, ir=9, align_corners=1)
+deformed = {"x": f32(2, 4, 5, 6), "o": f32(2, 2 * 2 * 4, 4, 5)}
+single("deform_conv", "DeformConv", deformed, {"w": f32(6, 2, 2, 2)}, order=["x", "w", "o"], group=2, offset_group=2, opset=19, ir=9, oracle="reference")
+single("deform_conv_mask", "DeformConv", {**deformed, "m": f32(2, 8, 4, 5)}, {"w": f32(6, 2, 2, 2), "b": f32(6)}, order=["x", "w", "o", "b", "m"], group=2, offset_group=2, opset=19, ir=9, oracle="reference")
+single("tensor_scatter", "TensorScatter", {"p": f32(2, 2, 6, 3), "u": f32(2, 2, 3, 3), "i": np.array([1, 3])}, opset=24, ir=12, oracle="reference", tolerance=0)
+single("tensor_scatter_circular", "TensorScatter", {"p": f32(2, 6, 3), "u": f32(2, 3, 3), "i": np.array([1, 5])}, opset=24, ir=12, oracle="reference", tolerance=0, mode="circular")
+single("fused_conv", "FusedConv", {"x": image}, {"w": f32(4, 3, 3, 3), "b": f32(4)}, domain=MS, activation="LeakyRelu", activation_params=[0.2], pads=[1, 1, 1, 1])
+single("fused_conv_clip", "FusedConv", {"x": image, "z": f32(2, 4, 2, 4)}, {"w": f32(4, 3, 3, 3), "b": f32(4)}, domain=MS, order=["x", "w", "b", "z"], activation="Clip", activation_params=[-0.5, 1.5])
+single("fused_gemm", "FusedGemm", {"x": f32(2, 5)}, {"w": f32(5, 4), "b": f32(4)}, domain=MS, activation="Relu", alpha=0.5)
+single("matmul_nbits_scales", "MatMulNBits", {"x": f32(3, 64)}, {"w": rng.integers(0, 256, (5, 2, 16)).astype(np.uint8), "s": (np.abs(f32(10)) + 1) * np.float32(1.0001)}, domain=MS, K=64, N=5, bits=4, block_size=32, tolerance=2e-6)
 
 (HERE / "cases.json").write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in cases.items()) + "\n}\n")
 

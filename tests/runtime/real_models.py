@@ -1,9 +1,10 @@
 """References for the ignored test `runtime::real_models`: every float tensor of a model, by onnxruntime.
 
-    python tests/runtime/real_models.py OUT MODEL.onnx [name=dim ...] [--seed N]
+    python tests/runtime/real_models.py OUT MODEL.onnx [name=dim ...] [--seed=N] [--npz=FILE]
 
-Writes OUT/<stem>/{case.json,data.bin}. Inputs are standard normal noise (floats) or small integers. Symbolic dimensions
-take the value given for their name, else 1. Graph optimisations are off, so that every tensor exists.
+Writes OUT/<stem>/{case.json,data.bin}. Inputs are the first row of each array of FILE, or else standard normal noise
+(floats) or small integers. Symbolic dimensions take the value given for their name, else 1. Graph optimisations are off,
+so that every tensor exists.
 """
 
 import json
@@ -24,10 +25,13 @@ def main(out, path, *dims):
     seed = 0
     high = 20
     bound = {}
+    given = {}
     for dim in dims:
         key, value = dim.split("=")
         if key == "--seed":
             seed = int(value)
+        elif key == "--npz":
+            given = dict(np.load(value))
         elif key == "--high":
             high = int(value)
         else:
@@ -45,6 +49,10 @@ def main(out, path, *dims):
             for i, d in enumerate(tensor.shape.dim)
         ]
         kind = NUMPY[tensor.elem_type]
+        if info.name in given:
+            value = given[info.name]
+            inputs[info.name] = np.asarray(value[0] if value.ndim > len(shape) else value, kind)
+            continue
         if info.name in bound:
             value = np.full(shape, bound[info.name], kind)
         elif np.issubdtype(kind, np.floating):

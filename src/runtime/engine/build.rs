@@ -6,7 +6,7 @@ use std::sync::Arc;
 use prost::Message;
 #[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_core::internal::*;
-use tract_hir::internal::{InferenceFact, InferenceModel, InferenceModelExt};
+use tract_hir::internal::{InferenceFact, InferenceModel, InferenceModelExt, InferenceOp};
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb;
 
@@ -125,20 +125,20 @@ fn inference_model(program: &Program, steps: &[Step], feed: &Feed) -> Result<Inf
     Ok(Inference { model, outlets })
 }
 
-fn wire(
-    program: &Program,
+/// Whether the operator of a step can be built, which looks at its attributes and not at shapes.
+///
+/// # Errors
+/// Why it cannot.
+pub(crate) fn check(step: &Step) -> Result<()> {
+    operator(step, &pb::ModelProto::default(), &InferenceModel::default()).map(|_| ())
+}
+
+/// The operator of a step, and the outer tensors that bodies in it read.
+fn operator(
     step: &Step,
-    index: usize,
     proto: &pb::ModelProto,
-    model: &mut InferenceModel,
-    outlets: &mut HashMap<String, OutletId>,
-) -> Result<()> {
-    let mut missing = None;
-    let mut reads = Vec::new();
-    visit_reads(&step.node, &mut |name| reads.push(name.to_owned()));
-    for name in &reads {
-        constant(program, name, model, outlets)?;
-    }
+    model: &InferenceModel,
+) -> Result<(pb::NodeProto, Box<dyn InferenceOp>, Vec<String>)> {
     let node = pb::NodeProto::decode(step.node.encode_to_vec().as_slice())
         .map_err(|e| step.refuse(format!("it cannot be handed over ({e})")))?;
     let template = InferenceModel { symbols: model.symbols.clone(), ..InferenceModel::default() };
@@ -154,6 +154,24 @@ fn wire(
         return Err(step.refuse(format!("operator {} is not implemented", node.op_type)));
     };
     let (op, closures) = super::guarded(|| builder(&context, &node)).map_err(|e| step.refuse(brief(&e)))?;
+    Ok((node, op, closures))
+}
+
+fn wire(
+    program: &Program,
+    step: &Step,
+    index: usize,
+    proto: &pb::ModelProto,
+    model: &mut InferenceModel,
+    outlets: &mut HashMap<String, OutletId>,
+) -> Result<()> {
+    let mut missing = None;
+    let mut reads = Vec::new();
+    visit_reads(&step.node, &mut |name| reads.push(name.to_owned()));
+    for name in &reads {
+        constant(program, name, model, outlets)?;
+    }
+    let (node, op, closures) = operator(step, proto, model)?;
     let wired = super::guarded(|| {
         let facts = node.output.iter().filter(|o| !o.is_empty()).map(|_| InferenceFact::default()).collect();
         let id = model.add_node(format!("step {index}"), op, facts)?;

@@ -2,9 +2,14 @@
 //!
 //! Every call into tract is guarded: its errors and its panics both come back as text.
 
+mod attention;
 mod build;
 mod evaluate;
+mod narrow;
+mod native;
 mod operators;
+mod recurrent;
+mod structural;
 mod tap;
 mod tensors;
 
@@ -14,8 +19,9 @@ use std::sync::{Arc, Once};
 
 use tract_core::internal::{IntoRunnable, TValue, TVec, Tensor as Array, TractResult, TypedModel, TypedSimplePlan};
 
-pub(super) use build::{Blueprint, Feed, Origins, build, evaluate_constant, locate};
+pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate};
 pub use evaluate::TractEvaluate;
+pub(super) use narrow::NARROW;
 pub(super) use operators::{knows, without_fake_quant};
 pub(super) use tap::{Listener, watch};
 pub(super) use tensors::{from_array, to_array};

@@ -15,10 +15,15 @@ use tract_onnx::pb::NodeProto;
 
 use super::super::kernel::{granularity, qparams, quantized_format};
 use super::super::quantized::{FAKE_QUANT, FORMAT};
-use crate::numerics::{Format, Granularity, QParams, dequantize_serial, fake_quantize_serial, quantize_serial};
+use super::attention;
+use super::narrow::{self, NARROW};
+use super::native::{floats, integers};
+use super::recurrent::{self, Kind};
+use super::structural;
+use crate::numerics::{Format, Granularity, QParams, dequantize_serial, fake_quantize_serial, pack, quantize_serial};
 use crate::onnx::DataType;
 
-type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
+pub(super) type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
 
 /// tract's front end with our operators.
 pub(super) fn framework() -> &'static Onnx {
@@ -34,6 +39,12 @@ pub(super) fn framework() -> &'static Onnx {
         ops.insert("LSTM", build_lstm);
         ops.insert("GRU", build_gru);
         ops.insert("RNN", build_rnn);
+        ops.insert("Attention", build_attention);
+        ops.insert("Cast", build_cast);
+        for op in structural::OPERATORS {
+            ops.insert(op, |context, node| structural::build(node, context.onnx_operator_set_version));
+        }
+        ops.insert(NARROW, |_, node| narrow::build(node));
         onnx
     })
 }
@@ -57,6 +68,72 @@ fn build_squeeze(context: &ParsingContext, node: &NodeProto) -> Built {
         return stock(context, node);
     }
     Ok((expand(tract_hir::ops::array::Squeeze::new(None)), vec![]))
+}
+
+/// `Cast` to int64: tract goes to its type of that width by way of 32 bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct CastLong;
+
+fn build_cast(context: &ParsingContext, node: &NodeProto) -> Built {
+    let long = node.get_attr::<i64>("to")? == i64::from(DataType::Int64.code());
+    if long { Ok((expand(CastLong), vec![])) } else { stock(context, node) }
+}
+
+impl Expansion for CastLong {
+    fn name(&self) -> StaticName {
+        "Cast".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        check_input_arity(inputs, 1)?;
+        check_output_arity(outputs, 1)?;
+        s.equals(&outputs[0].datum_type, TDim::datum_type())?;
+        s.equals(&outputs[0].shape, &inputs[0].shape)
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        if model.outlet_fact(inputs[0])?.datum_type.is_tdim() {
+            return model.wire_node(prefix, tract_core::ops::cast::cast(TDim::datum_type()), inputs);
+        }
+        model.wire_node(prefix, self.clone(), inputs)
+    }
+}
+
+impl Op for CastLong {
+    fn name(&self) -> StaticName {
+        "Cast".into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for CastLong {
+    op_out_of_plan!();
+
+    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let input = args_1!(inputs);
+        let mut output = Tensor::zero::<TDim>(input.shape())?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        for (slot, value) in plain.as_slice_mut::<TDim>()?.iter_mut().zip(integers(&input)?) {
+            *slot = value.into();
+        }
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for CastLong {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(TDim::datum_type().fact(inputs[0].shape.clone())))
+    }
+    as_op!();
+}
+
+fn build_attention(context: &ParsingContext, node: &NodeProto) -> Built {
+    if attention::is_plain(node)? { stock(context, node) } else { attention::build(node) }
 }
 
 // --- FusedMatMul
@@ -130,11 +207,17 @@ fn build_recurrent(node: &NodeProto, body: Box<dyn WireBody>) -> Built {
 }
 
 fn build_lstm(_context: &ParsingContext, node: &NodeProto) -> Built {
+    if recurrent::is_unusual(node, Kind::Lstm)? {
+        return recurrent::build(node, Kind::Lstm);
+    }
     let tanh = || Box::new(tract_hir::ops::math::tanh());
     build_recurrent(node, Box::new(LSTM { f: Box::new(tract_hir::ops::nn::sigmoid()), g: tanh(), h: tanh() }))
 }
 
 fn build_gru(_context: &ParsingContext, node: &NodeProto) -> Built {
+    if recurrent::is_unusual(node, Kind::Gru)? {
+        return recurrent::build(node, Kind::Gru);
+    }
     let linear = node.get_attr_opt::<i64>("linear_before_reset")?.unwrap_or(0) != 0;
     let body = GRU {
         f: Box::new(tract_hir::ops::nn::sigmoid()),
@@ -145,6 +228,9 @@ fn build_gru(_context: &ParsingContext, node: &NodeProto) -> Built {
 }
 
 fn build_rnn(_context: &ParsingContext, node: &NodeProto) -> Built {
+    if recurrent::is_unusual(node, Kind::Rnn)? {
+        return recurrent::build(node, Kind::Rnn);
+    }
     let tanh = || Box::new(tract_hir::ops::math::tanh());
     build_recurrent(node, Box::new(RNN { fore: tanh(), back: tanh() }))
 }
@@ -374,6 +460,7 @@ struct Convert {
     axis: i64,
     block: i64,
     format: Option<DataType>,
+    saturate: bool,
 }
 
 fn build_convert(node: &NodeProto, quantize: bool) -> Built {
@@ -388,6 +475,7 @@ fn build_convert(node: &NodeProto, quantize: bool) -> Built {
         axis: node.get_attr_opt("axis")?.unwrap_or(1),
         block: node.get_attr_opt("block_size")?.unwrap_or(0),
         format: format.and_then(|code| DataType::from_code(code as i32)),
+        saturate: node.get_attr_opt::<i64>("saturate")?.unwrap_or(1) != 0,
     };
     Ok((expand(op), vec![]))
 }
@@ -411,7 +499,7 @@ impl Convert {
 
     fn output_format(&self, output: DatumType) -> TractResult<Format> {
         let format = self.format.and_then(quantized_format).or_else(|| stored(output));
-        match format.filter(|&format| format.is_integer() && format != Format::Int32) {
+        match format.filter(|&format| format != Format::Int32) {
             Some(format) => Ok(format),
             None => bail!("quantizes to {output:?}"),
         }
@@ -430,9 +518,11 @@ fn stored(dtype: DatumType) -> Option<Format> {
     })
 }
 
-fn floats(array: &Tensor) -> TractResult<Vec<f32>> {
-    let array = array.cast_to::<f32>()?;
-    Ok(array.try_as_plain_ram()?.as_slice::<f32>()?.to_vec())
+/// The scale of each element.
+fn scales(shape: &[usize], granularity: &Granularity, qparams: &QParams) -> crate::Result<Vec<f32>> {
+    let unscaled = vec![1u8; shape.iter().product()];
+    let qparams = QParams { scales: qparams.scales.clone(), zero_points: vec![0; qparams.scales.len()] };
+    dequantize_serial(&unscaled, Format::Uint8, shape, granularity, &qparams)
 }
 
 impl Expansion for Convert {
@@ -479,6 +569,12 @@ impl EvalOp for Convert {
         let refused = |e: crate::Error| format_err!("{}", e.message());
         if !self.quantize {
             let dtype = inputs[0].datum_type();
+            if let Some(format) = self.format.and_then(DataType::format).filter(|f| !f.is_integer()) {
+                let codes: Vec<u8> = floats(&inputs[0])?.into_iter().map(|v| format.encode(v) as u8).collect();
+                let packed = pack::pack_bytes(&codes, format.bits());
+                let values = dequantize_serial(&packed, format, shape, &granularity, &qparams).map_err(refused)?;
+                return Ok(tvec!(Tensor::from_shape(shape, &values)?.into_tvalue()));
+            }
             let format = stored(dtype).with_context(|| format!("dequantizes {dtype:?}"))?;
             let plain = inputs[0].try_as_plain_ram()?;
             let values = dequantize_serial(plain.as_bytes(), format, shape, &granularity, &qparams).map_err(refused)?;
@@ -487,7 +583,16 @@ impl EvalOp for Convert {
         let output = self.output_type(inputs.get(2).map(|z| z.datum_type()))?;
         let format = self.output_format(output)?;
         let values = floats(&inputs[0])?;
+        if !self.saturate && !format.is_integer() {
+            let scales: Vec<f32> = scales(shape, &granularity, &qparams).map_err(refused)?;
+            let quotients = values.iter().zip(&scales).map(|(x, scale)| narrow::round(x / scale, format, false));
+            return Ok(tvec!(Tensor::from_shape(shape, &quotients.collect::<Vec<_>>())?.into_tvalue()));
+        }
         let codes = quantize_serial(&values, shape, &granularity, &qparams, format).map_err(refused)?;
+        if !format.is_integer() {
+            let values: Vec<f32> = codes.into_iter().map(|code| format.decode(code)).collect();
+            return Ok(tvec!(Tensor::from_shape(shape, &values)?.into_tvalue()));
+        }
         let codes = Tensor::from_shape(shape, &codes)?.cast_to_dt(output)?.into_owned();
         Ok(tvec!(codes.into_tvalue()))
     }

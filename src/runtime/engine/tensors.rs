@@ -8,7 +8,7 @@ use crate::ir::Tensor;
 use crate::numerics::pack;
 use crate::onnx::DataType;
 
-/// A constant as tract computes with it: half and bfloat16 as float32, sub-byte integers one to a byte.
+/// A constant as tract computes with it: floats of 4 to 16 bits as float32, sub-byte integers one to a byte.
 ///
 /// # Errors
 /// A type tract does not have, as a clause.
@@ -36,7 +36,9 @@ fn plain(tensor: &Tensor) -> Result<Array, String> {
             let values: Vec<bool> = raw.iter().map(|&b| b != 0).collect();
             Array::from_shape(&dims, &values)
         }
-        DataType::Float16 | DataType::Bfloat16 => return array(&dims, &values(tensor)?),
+        dtype if is_small_float(dtype) || matches!(dtype, DataType::Float16 | DataType::Bfloat16) => {
+            return array(&dims, &values(tensor)?);
+        }
         DataType::Uint4 | DataType::Uint2 => {
             let codes: Vec<u8> = values(tensor)?.into_iter().map(|v| v as u8).collect();
             Array::from_shape(&dims, &codes)
@@ -68,6 +70,11 @@ fn fill<T: Datum + Copy + Zero, const N: usize>(
     Ok(array)
 }
 
+/// Whether tensors of this type are float32 tensors here, of numbers that the type can hold.
+fn is_small_float(dtype: DataType) -> bool {
+    dtype == DataType::Float8e8m0 || dtype.format().is_some_and(|format| !format.is_integer())
+}
+
 /// The type tract is given for tensors of `dtype`.
 pub(crate) fn datum_type(dtype: DataType) -> Option<DatumType> {
     Some(match dtype {
@@ -82,11 +89,13 @@ pub(crate) fn datum_type(dtype: DataType) -> Option<DatumType> {
         DataType::Int8 | DataType::Int4 | DataType::Int2 => DatumType::I8,
         DataType::Uint8 | DataType::Uint4 | DataType::Uint2 => DatumType::U8,
         DataType::Bool => DatumType::Bool,
+        dtype if is_small_float(dtype) => DatumType::F32,
         _ => return None,
     })
 }
 
-/// A result of tract. `declared` tells sub-byte integers from bytes; half and bfloat16 come back as float32.
+/// A result of tract. `declared` tells integers below a byte from bytes, and floats of up to eight bits from float32; half
+/// and bfloat16 come back as float32.
 ///
 /// # Errors
 /// A type that ONNX does not have, as a clause.
@@ -113,6 +122,15 @@ pub(crate) fn from_array(array: &Array, declared: Option<DataType>) -> Result<Te
     };
     let plain = array.try_as_plain_ram().map_err(|e| e.to_string())?;
     let bytes = plain.as_bytes();
+    let small = declared.and_then(|d| Some((d, d.format().filter(|f| !f.is_integer())?)));
+    if let (DataType::Float, Some((narrow, format))) = (dtype, small) {
+        let values = plain.as_slice::<f32>().map_err(|e| e.to_string())?;
+        let codes: Vec<u8> = values.iter().map(|&v| format.encode(v) as u8).collect();
+        return Ok(Tensor::new(narrow, array.shape(), pack::pack_bytes(&codes, format.bits())));
+    }
+    if declared == Some(DataType::Float8e8m0) {
+        return Err("outputs of type float8e8m0 are not implemented".to_owned());
+    }
     Ok(match (dtype, declared) {
         (DataType::Int8 | DataType::Uint8, Some(narrow)) if matches!(narrow.bits(), Some(2 | 4)) => {
             Tensor::new(narrow, array.shape(), pack::pack_bytes(bytes, narrow.bits().unwrap_or(8)))
