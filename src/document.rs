@@ -293,17 +293,11 @@ mod tests {
             }
             assert_eq!(lines.of("z"), None);
         };
-        let expected = [
-            ("a", 1),
-            ("b", 2),
-            ("b.c.d", 3),
-            ("e.0.f", 6),
-            ("e.0.f.1", 7),
-            ("e.1.f", 9),
-            ("e.1.g", 8),
-            ("g.x.y.h", 11),
-        ];
+        let expected = [("a", 1), ("b", 2), ("b.c.d", 3), ("e.0.f", 6), ("e.0.f.1", 7), ("e.1.f", 9), ("g.x.y.h", 11)];
         check(&Lines::toml(toml), &expected);
         check(&JsonLines::scan(json), &expected);
+        // A key that is not there is looked for where its table begins.
+        check(&Lines::toml(toml), &[("e.0.g", 5), ("e.1.g", 8), ("b.d", 2)]);
+        check(&JsonLines::scan(json), &[("e.0.g", 6), ("e.1.g", 9), ("b.d", 2)]);
     }
 }
