@@ -1,7 +1,12 @@
 //! Numbers for plans: scales, zero points and codes of constants, and of the pairs on activations, from the plan document to
 //! the tensors of the finished model.
 
-#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test that cannot go on has failed, and bits are compared")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    clippy::needless_pass_by_value,
+    reason = "a test that cannot go on has failed, bits are compared, and JSON is written in place"
+)]
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
