@@ -226,7 +226,7 @@ impl Emit<'_> {
             && let (Some(start), Some(limit), Some(delta)) = (number(start), number(limit), number(delta))
         {
             let count = ((limit - start) / delta).ceil().max(0.);
-            if !(count < 1e7) {
+            if !count.is_finite() || count > 1e7 {
                 return Err(self.step.refuse(format!("Range from {start} to {limit} by {delta}")));
             }
             let dtype = bounds[0].map_or(DataType::Float, Tensor::dtype);

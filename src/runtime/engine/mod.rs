@@ -5,6 +5,7 @@
 mod attention;
 mod build;
 mod evaluate;
+mod images;
 mod narrow;
 mod native;
 mod operators;
