@@ -122,8 +122,7 @@ impl Planner<'_> {
             && tensor.dtype() == DataType::Float
             && fixed
             && !self.ask(node, SiteKind::Bias).is_off()
-            && !matches!(weights[weight].quantizer.granularity, Granularity::PerGroup { .. })
-            && weights[weight].quantizer.dtype.is_integer()
+            && accumulates(&weights[weight])
             && fits
             && plain;
         wanted.then(|| Bias {
@@ -154,7 +153,7 @@ impl Planner<'_> {
             return;
         }
         let slot = self.slot(node, 1);
-        let weight = weights.iter().position(|w| w.at == slot);
+        let weight = weights.iter().position(|w| w.at == slot && accumulates(w));
         let fixed = product.input(0).is_some_and(|v| self.is_fixed(node, v));
         if let (Some(tensor), Some(weight), Some(channels)) = (constant, weight, self.channels(node, 1)) {
             let dims = tensor.dims();
@@ -202,6 +201,11 @@ impl Planner<'_> {
             (None, None) => false,
         }
     }
+}
+
+/// Whether products with a weight add up to integers that a bias can join.
+fn accumulates(weight: &Weight) -> bool {
+    weight.quantizer.dtype.is_integer() && !matches!(weight.quantizer.granularity, Granularity::PerGroup { .. })
 }
 
 /// The constants that are stored more than once.

@@ -132,8 +132,10 @@ impl Check<'_> {
 
     fn quantizer(&self, quantizer: &Quantizer, dims: Option<&[usize]>) -> Result<()> {
         let dtype = quantizer.dtype;
-        if !self.target.formats.contains(&dtype) {
-            return Err(wrong(format!("{} has no quantizer for {dtype}", self.target.name)));
+        let formats = if dims.is_some() { &self.target.formats } else { &self.target.activation_formats };
+        if !formats.contains(&dtype) {
+            let what = if dims.is_some() { "constants" } else { "activations" };
+            return Err(wrong(format!("{} does not run {dtype} {what}", self.target.name)));
         }
         if let Some(dims) = dims {
             quantizer.granularity.check(dims).map_err(|e| wrong(e.message().to_owned()))?;

@@ -551,6 +551,9 @@ impl Planner<'_> {
             Err(Refusal::Wrong(error)) => return Err(error),
             Err(Refusal::Unfit(why)) => return no(why),
         };
+        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && self.target.placement == Placement::Fused) {
+            return no(format!("{} does not load {} weights beside codes", self.target.name, weight.dtype));
+        }
         let kernel = integer_kernel(&asked, quantizer);
         let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
         let named = [Field::Dtype, Field::Dynamic].iter().any(|&f| ask.from(f) > Some(0));
@@ -568,7 +571,7 @@ impl Planner<'_> {
         if run_time && !dynamic_fits {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
             return match self.rules.rule(&ask, Field::Dynamic) {
-                Some(rule) if rule.is_named() => {
+                Some(rule) if rule.is_named() && !rule.optional => {
                     let error = Error::new(Kind::Config, format!("{}, input.dynamic: {why}", rule.label));
                     let error = error.at_node(self.model.node_name(node), &op);
                     Err(rule.origin.at(error, "input.dynamic").with_hint("leave it out for this operator"))

@@ -4,7 +4,7 @@
 //! was inherited it gives way: `dtype = "float8e4m3fn"` over a default of `symmetric = false` needs no second key.
 
 use super::{Given, Quantizer};
-use crate::config::rules::{Resolved, Rule, Rules};
+use crate::config::rules::{Resolved, Rule, Rules, Scope};
 use crate::config::spec::{Dtype, Field, ObserverKind, ScaleDtype, Share};
 use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
@@ -70,7 +70,7 @@ impl Reader<'_> {
     /// An error where a rule about these nodes said so; a reason to stay float where one about all nodes did.
     fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
         match self.rule(field) {
-            Some(rule) if rule.is_named() => self.wrong(field, message, hint),
+            Some(rule) if rule.is_named() && !rule.optional => self.wrong(field, message, hint),
             _ => Err(Refusal::Unfit(message)),
         }
     }
@@ -206,6 +206,12 @@ impl Reader<'_> {
             }
         }
         let mut quantizer = self.common()?;
+        if !self.target.activation_formats.contains(&quantizer.dtype) {
+            let list: Vec<&str> = self.target.activation_formats.iter().map(|f| f.name()).collect();
+            let message = format!("{} does not run {} activations", self.target.name, quantizer.dtype);
+            let hint = format!("it runs {}; {}.enable = false leaves them in float", list.join(", "), self.kind.name());
+            return self.wrong(Field::Dtype, message, &hint);
+        }
         if quantizer.round != Round::HalfEven {
             let hint = "another rounding exists for constants only";
             return self.wrong(Field::Round, "QuantizeLinear rounds half to even", hint);
@@ -317,13 +323,20 @@ impl Reader<'_> {
                     return self.unfit(Field::Granularity, message, "per-channel is the nearest");
                 };
                 let (size, extent) = (size as usize, dims[axis]);
-                if size == 0 || !extent.is_multiple_of(size) {
+                if size == 0 {
+                    return self.wrong(Field::GroupSize, "a group holds at least one value", "32 is usual for 4 bits");
+                }
+                // Rules about all layers or an operator let the last group be shorter, as ONNX does: one of many shapes
+                // is no reason to refuse the model.
+                let exact =
+                    self.rule(Field::GroupSize).is_some_and(|r| matches!(r.scope, Scope::Name(_)) && r.is_named());
+                if exact && !extent.is_multiple_of(size) {
                     let message = format!("groups of {size} do not divide the {extent} values along axis {axis}");
                     let hint = match (8..=256).rev().find(|s| extent.is_multiple_of(*s) && s.is_power_of_two()) {
                         Some(fits) => format!("group_size = {fits} does"),
-                        None => "exclude the layer, or use per-channel scales".to_owned(),
+                        None => "leave the layer in float, or use per-channel scales".to_owned(),
                     };
-                    return self.unfit(Field::GroupSize, message, &hint);
+                    return self.wrong(Field::GroupSize, message, &hint);
                 }
                 Ok(Granularity::PerGroup { axis, size })
             }

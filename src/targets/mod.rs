@@ -40,6 +40,8 @@ pub struct Target {
     pub ir_max: i64,
     /// Element types that it quantizes to and dequantizes from.
     pub formats: Vec<Format>,
+    /// Those of them that activations may have around every operator.
+    pub activation_formats: Vec<Format>,
     /// Where Q/DQ pairs go.
     pub placement: Placement,
     /// How biases are stored.
