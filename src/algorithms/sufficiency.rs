@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::observers::{self, Observer};
@@ -79,7 +80,7 @@ pub struct Extreme {
 #[must_use]
 pub fn sufficiency(statistics: &Statistics, observer: Observer, spec: RangeSpec) -> Sufficiency {
     let sites: BTreeMap<String, Site> =
-        statistics.sites.iter().map(|(name, site)| (name.clone(), judge(site, observer, spec))).collect();
+        statistics.sites.par_iter().map(|(name, site)| (name.clone(), judge(site, observer, spec))).collect();
     let mut unsteady: Vec<(&String, &Site)> = sites.iter().filter(|(_, s)| s.moves > STEADY).collect();
     unsteady.sort_by(|a, b| b.1.moves.total_cmp(&a.1.moves).then_with(|| a.0.cmp(b.0)));
     let mut by_sample: BTreeMap<u32, usize> = BTreeMap::new();

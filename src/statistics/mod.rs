@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use histogram::{Bin, Histogram};
-pub use noise::{integer_error, nearest_error};
+pub use noise::{Power, integer_error, nearest_error};
 
 use crate::error::{Error, Kind, Result};
 

@@ -16,7 +16,7 @@ impl SiteStatistics {
     pub fn quantization_noise(&self, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> f64 {
         match self.finite() {
             0 if scale.is_finite() && scale > 0.0 && qmin <= qmax => 0.0,
-            count => integer_error(self.bins(), scale, zero_point, qmin, qmax, 2.0) / count as f64,
+            count => integer_error(self.bins(), scale, zero_point, (qmin, qmax), &Power::new(2.0)) / count as f64,
         }
     }
 
@@ -47,7 +47,68 @@ impl SiteStatistics {
     }
 }
 
-/// Sum of `|x - y|^power` over the values in `bins`, where `y` is `x` after
+/// How much an error counts: its magnitude to a power.
+#[derive(Clone, Debug)]
+pub struct Power {
+    exponent: f64,
+    /// The integral of the error from 0 to [`REACH`], at equal steps; empty for squares, which need none.
+    table: Vec<f64>,
+}
+
+/// Steps of [`Power::table`], which reaches beyond half a step of a quantizer.
+const STEPS: usize = 2048;
+const REACH: f64 = 0.501;
+
+impl Power {
+    /// Errors to the power `exponent`, a positive number.
+    #[must_use]
+    #[allow(clippy::float_cmp, reason = "any other exponent goes the general way")]
+    pub fn new(exponent: f64) -> Self {
+        let entry = |step: usize| antiderivative(step as f64 * REACH / STEPS as f64, exponent);
+        let table = if exponent == 2.0 { Vec::new() } else { (0..=STEPS).map(entry).collect() };
+        Self { exponent, table }
+    }
+
+    fn of(&self, magnitude: f64) -> f64 {
+        if self.table.is_empty() { magnitude * magnitude } else { magnitude.powf(self.exponent) }
+    }
+
+    /// The integral of `|x - center|^exponent` over an interval; zero if it is empty.
+    fn integral(&self, (low, high): (f64, f64), center: f64) -> f64 {
+        if low >= high {
+            return 0.0;
+        }
+        let (a, b) = (low - center, high - center);
+        if self.table.is_empty() {
+            return (high - low) * (a * a + a * b + b * b) / 3.0;
+        }
+        let largest = a.abs().max(b.abs());
+        if a * b >= 0.0 && b - a < largest / 16.0 {
+            // The value at the middle, and what the curvature adds to it: the difference of integrals would cancel.
+            let (middle, p) = (f64::midpoint(a, b).abs(), self.exponent);
+            return (b - a) * self.of(middle) * (1.0 + p * (p - 1.0) / 24.0 * ((b - a) / middle).powi(2));
+        }
+        let up_to = |x: f64| self.up_to(x.abs()).copysign(x);
+        up_to(b) - up_to(a)
+    }
+
+    /// The integral from 0 to `x`.
+    fn up_to(&self, x: f64) -> f64 {
+        let place = x / REACH * STEPS as f64;
+        let below = place as usize;
+        // Near zero a straight line is no good.
+        match self.table.get(below..below.saturating_add(2)) {
+            Some(&[a, b]) if below > STEPS / 64 => a + (b - a) * place.fract(),
+            _ => antiderivative(x, self.exponent),
+        }
+    }
+}
+
+fn antiderivative(x: f64, exponent: f64) -> f64 {
+    x.powf(exponent + 1.0) / (exponent + 1.0)
+}
+
+/// Sum of `|x - y|` to a power over the values in `bins`, where `y` is `x` after
 /// `q = clamp(round(x / scale) + zero_point, qmin, qmax)`, `y = (q - zero_point) · scale`. Values are taken to lie evenly
 /// within their bin. NaN if `scale` is not a positive number or `qmin > qmax`.
 #[must_use]
@@ -55,28 +116,24 @@ pub fn integer_error(
     bins: impl IntoIterator<Item = Bin>,
     scale: f32,
     zero_point: i32,
-    qmin: i32,
-    qmax: i32,
-    power: f64,
+    (qmin, qmax): (i32, i32),
+    power: &Power,
 ) -> f64 {
     if !(scale.is_finite() && scale > 0.0 && qmin <= qmax) {
         return f64::NAN;
     }
     let scale = f64::from(scale);
     let (first, last) = (f64::from(qmin) - f64::from(zero_point), f64::from(qmax) - f64::from(zero_point));
-    let grid = Grid { first, last, power: Power::new(power) };
-    let in_steps = |Bin { low, high, count }: Bin| {
-        if count == 0 { 0.0 } else { count as f64 * grid.mean(low / scale, high / scale) }
-    };
+    let grid = Grid { first, last, whole_step: power.integral((-0.5, 0.5), 0.0), power };
+    let in_steps = |Bin { low, high, count }: Bin| count as f64 * grid.mean(low / scale, high / scale);
     let sum: f64 = bins.into_iter().map(in_steps).sum();
-    sum * grid.power.of(scale)
+    sum * power.of(scale)
 }
 
-/// Sum of `|x - y|^power` over the values in `bins`, where `y` is the one of `levels`, ascending and not empty, that is
-/// nearest to `x`. Values are taken to lie evenly within their bin.
+/// Sum of `|x - y|` to a power over the values in `bins`, ascending, where `y` is the one of `levels`, ascending and not
+/// empty, that is nearest to `x`. Values are taken to lie evenly within their bin.
 #[must_use]
-pub fn nearest_error(bins: impl IntoIterator<Item = Bin>, levels: &[f64], power: f64) -> f64 {
-    let power = Power::new(power);
+pub fn nearest_error(bins: impl IntoIterator<Item = Bin>, levels: &[f64], power: &Power) -> f64 {
     let mut at = 0;
     let mut sum = 0.0;
     for Bin { low, high, count } in bins {
@@ -102,74 +159,35 @@ pub fn nearest_error(bins: impl IntoIterator<Item = Bin>, levels: &[f64], power:
     sum
 }
 
-/// The exponent of an error; squares are computed without `powf`.
-#[derive(Clone, Copy)]
-enum Power {
-    Two,
-    Other(f64),
-}
-
-impl Power {
-    #[allow(clippy::float_cmp, reason = "any other exponent goes the general way")]
-    fn new(power: f64) -> Self {
-        if power == 2.0 { Self::Two } else { Self::Other(power) }
-    }
-
-    fn of(self, magnitude: f64) -> f64 {
-        match self {
-            Self::Two => magnitude * magnitude,
-            Self::Other(power) => magnitude.powf(power),
-        }
-    }
-
-    /// The integral of `|x - center|^power` over an interval; zero if it is empty.
-    fn integral(self, (low, high): (f64, f64), center: f64) -> f64 {
-        if low >= high {
-            return 0.0;
-        }
-        let (a, b) = (low - center, high - center);
-        match self {
-            Self::Two => (high - low) * (a * a + a * b + b * b) / 3.0,
-            // Simpson's rule is exact enough for a narrow interval, where the difference of integrals cancels.
-            Self::Other(power) if (b - a) < 0.05 * a.abs().max(b.abs()) && a * b > 0.0 => {
-                let middle = f64::midpoint(a, b).abs().powf(power);
-                (b - a) / 6.0 * (a.abs().powf(power) + 4.0 * middle + b.abs().powf(power))
-            }
-            Self::Other(power) => {
-                let up_to = |x: f64| x.signum() * x.abs().powf(power + 1.0) / (power + 1.0);
-                up_to(b) - up_to(a)
-            }
-        }
-    }
-}
-
 /// The integers from `first` to `last`, to which numbers are rounded.
-struct Grid {
+struct Grid<'a> {
     first: f64,
     last: f64,
-    power: Power,
+    /// The integral of the error over a step.
+    whole_step: f64,
+    power: &'a Power,
 }
 
-impl Grid {
+impl Grid<'_> {
     /// Mean distance of the numbers in `[low, high]` to the grid, to the power.
     fn mean(&self, low: f64, high: f64) -> f64 {
         if high <= low {
             return self.power.of(self.error(low).abs());
         }
-        let squares = |part, center| self.power.integral(part, center);
+        let error = |part, center| self.power.integral(part, center);
         let below = (low, high.min(self.first));
         let within = (low.max(self.first), high.min(self.last));
         let above = (low.max(self.last), high);
-        let mut sum = squares(below, self.first) + squares(above, self.last);
+        let mut sum = error(below, self.first) + error(above, self.last);
         if within.0 < within.1 {
             let (first, last) = (within.0.round(), within.1.round());
             if first >= last {
-                sum += squares(within, first);
+                sum += error(within, first);
             } else {
                 let whole_steps = last - first - 1.0;
-                sum += squares((within.0, first + 0.5), first)
-                    + whole_steps * squares((-0.5, 0.5), 0.0)
-                    + squares((last - 0.5, within.1), last);
+                sum += error((within.0, first + 0.5), first)
+                    + whole_steps * self.whole_step
+                    + error((last - 0.5, within.1), last);
             }
         }
         sum / (high - low)
