@@ -257,7 +257,7 @@ fn kind(why: &str) -> (String, Option<f64>) {
     // Names of tensors differ from node to node.
     let mut parts = why.split('"');
     let mut out = parts.next().unwrap_or_default().to_owned();
-    if why.starts_with("excluded") {
+    if why.contains("switched off by") {
         return (why.to_owned(), None);
     }
     while let (Some(_), Some(after)) = (parts.next(), parts.next()) {

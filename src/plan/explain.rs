@@ -233,6 +233,11 @@ impl Explainer<'_> {
             let by = self.rules.rule(&asked, Field::Enable).map_or("", |r| r.label.as_str());
             return format!("switched off by {by}");
         }
+        // The weight of a node whose activations stay float says why they do.
+        let weight = self.plan.weights.iter().find(|w| w.site == format!("{name}.weight"));
+        if let Some((_, why)) = weight.and_then(|w| w.why.split_once(": ")) {
+            return why.to_owned();
+        }
         let skipped = self.plan.skipped.iter().find(|s| s.node == name && s.op == op);
         if let Some(skip) = skipped {
             return skip.why.clone();

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
-use super::{Given, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use super::{Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
 use crate::config::rules::{Resolved, Rules};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{Config, SiteKind, Tensor as ByHand, presets};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
-use crate::nearest::nearest;
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
 use crate::targets::{Anchor, Placement, Residual, Target};
@@ -108,26 +108,6 @@ fn algorithms(config: &Config) -> Result<()> {
         algorithm.refuse().map_err(|e| config.source.at(e, &format!("pre_quant_opt.{index}")))?;
     }
     Ok(())
-}
-
-/// The tensors that have numbers given by hand.
-fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<ValueId, &'a ByHand>> {
-    let mut found = BTreeMap::new();
-    for (name, by_hand) in &config.tensor {
-        let Some(value) = model.value_named(name) else {
-            let path = format!("tensor.{name}");
-            let error = config.error(&path, format!("the model has no tensor \"{name}\""));
-            let graph = model.graph(model.main());
-            let outputs = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
-            let names = graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs);
-            return Err(match nearest(name, names.map(|v| model.value(v).name())) {
-                Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
-                None => error.with_hint("`amax inspect --nodes` lists them"),
-            });
-        };
-        found.insert(value, by_hand);
-    }
-    Ok(found)
 }
 
 /// What is asked of a value.
@@ -275,34 +255,6 @@ impl Planner<'_> {
             None => Ok(quantizer),
             Some(_) => self.by_hand(value, quantizer).map_err(Refusal::Wrong),
         }
-    }
-
-    /// A quantizer with the numbers that are given by hand for a tensor.
-    pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Quantizer) -> Result<Quantizer> {
-        let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
-        let ByHand { enable: _, range, scale, zero_point } = by_hand;
-        if let Some([low, high]) = *range {
-            quantizer.given = Some(Given::Range(low, high));
-        }
-        let Some(scale) = scale else { return Ok(quantizer) };
-        let scales = scale.to_vec();
-        let name = self.model.value(value).name();
-        let fail = |key: &str, message: String| {
-            Err(self.config.error(&format!("tensor.{name}.{key}"), message).at_value(name))
-        };
-        let dtype = quantizer.dtype;
-        let middle = if quantizer.symmetric && !dtype.is_signed() { 1 << (dtype.bits() - 1) } else { 0 };
-        let zero_points = zero_point.as_ref().map_or_else(|| vec![middle], super::super::config::Numbers::to_vec);
-        let (low, high) = if dtype.is_integer() { dtype.range() } else { (0, 0) };
-        if let Some(bad) = zero_points.iter().find(|z| !(low..=high).contains(*z)) {
-            return fail("zero_point", format!("the zero point {bad} is not in {low}..={high}, the range of {dtype}"));
-        }
-        if zero_points.len() != 1 && zero_points.len() != scales.len() {
-            return fail("zero_point", format!("{} zero points for {} scales", zero_points.len(), scales.len()));
-        }
-        let zero_points = if zero_points.len() == 1 { vec![zero_points[0]; scales.len()] } else { zero_points };
-        quantizer.given = Some(Given::Scales { scales, zero_points });
-        Ok(quantizer)
     }
 
     /// Why a node may not be touched at all.

@@ -28,7 +28,6 @@ impl Planner<'_> {
             }
             let why = match self.reasons.get(&node) {
                 Some(why) => why.clone(),
-                None if self.notes.contains_key(&node) => self.notes[&node].clone(),
                 None if self.quantized.contains_key(&node) => BESIDE_KERNEL.to_owned(),
                 None if !at.domain().is_empty() => format!("operators of domain {} are not known", at.domain()),
                 None if ops::of(self.model, node).is_none() => "the operator is never quantized".to_owned(),

@@ -1,0 +1,60 @@
+//! Numbers given by hand for single tensors.
+
+use std::collections::BTreeMap;
+
+use super::planner::Planner;
+use super::{Given, Quantizer};
+use crate::config::{Config, Numbers, Tensor as ByHand};
+use crate::error::Result;
+use crate::ir::{Model, ValueId};
+use crate::nearest::nearest;
+
+/// The tensors that have numbers given by hand.
+pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<ValueId, &'a ByHand>> {
+    let mut found = BTreeMap::new();
+    for (name, by_hand) in &config.tensor {
+        let Some(value) = model.value_named(name) else {
+            let path = format!("tensor.{name}");
+            let error = config.error(&path, format!("the model has no tensor \"{name}\""));
+            let graph = model.graph(model.main());
+            let outputs = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
+            let names = graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs);
+            return Err(match nearest(name, names.map(|v| model.value(v).name())) {
+                Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
+                None => error.with_hint("`amax inspect --nodes` lists them"),
+            });
+        };
+        found.insert(value, by_hand);
+    }
+    Ok(found)
+}
+
+impl Planner<'_> {
+    /// A quantizer with the numbers that are given by hand for a tensor.
+    pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Quantizer) -> Result<Quantizer> {
+        let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
+        let ByHand { enable: _, range, scale, zero_point } = by_hand;
+        if let Some([low, high]) = *range {
+            quantizer.given = Some(Given::Range(low, high));
+        }
+        let Some(scale) = scale else { return Ok(quantizer) };
+        let scales = scale.to_vec();
+        let name = self.model.value(value).name();
+        let fail = |key: &str, message: String| {
+            Err(self.config.error(&format!("tensor.{name}.{key}"), message).at_value(name))
+        };
+        let dtype = quantizer.dtype;
+        let middle = if quantizer.symmetric && !dtype.is_signed() { 1 << (dtype.bits() - 1) } else { 0 };
+        let zero_points = zero_point.as_ref().map_or_else(|| vec![middle], Numbers::to_vec);
+        let (low, high) = if dtype.is_integer() { dtype.range() } else { (0, 0) };
+        if let Some(bad) = zero_points.iter().find(|z| !(low..=high).contains(*z)) {
+            return fail("zero_point", format!("the zero point {bad} is not in {low}..={high}, the range of {dtype}"));
+        }
+        if zero_points.len() != 1 && zero_points.len() != scales.len() {
+            return fail("zero_point", format!("{} zero points for {} scales", zero_points.len(), scales.len()));
+        }
+        let zero_points = if zero_points.len() == 1 { vec![zero_points[0]; scales.len()] } else { zero_points };
+        quantizer.given = Some(Given::Scales { scales, zero_points });
+        Ok(quantizer)
+    }
+}
