@@ -17,7 +17,7 @@ use amax::targets::{self, Target};
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, samples, summary, thread_count, threads};
+use super::{Console, SampleArgs, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -44,9 +44,11 @@ pub(crate) struct Args {
     /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
+    /// Samples: .npz, .npy, .jsonl, a folder of these or of .png, .jpg or .bin, `test_data_set` folders, `random`, `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    #[command(flatten)]
+    sampling: SampleArgs,
     /// Leave nodes whose name matches in float; may be repeated; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
@@ -93,7 +95,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
-    let samples = samples(args.calib.as_deref(), &model, &args.input, console)?;
+    let samples = args.sampling.samples(args.calib.as_deref(), &model, &args.input, console)?;
     if samples.is_none() {
         let beside = args.input.with_extension("calib.npz");
         console.say(&if args.calib.is_some() {
@@ -160,7 +162,7 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         }
         written.push(("report", path));
     }
-    for read in [&args.config, &calib(args)].into_iter().flatten() {
+    for read in [&args.config, &calib(args)].into_iter().flatten().chain(args.sampling.files()) {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(read)) {
             let message =
                 format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
