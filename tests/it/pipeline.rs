@@ -33,6 +33,7 @@ fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str
     let request = Request {
         config,
         target: &target,
+        plan: None,
         samples,
         threads,
         progress: &Silent,
