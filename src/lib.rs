@@ -33,6 +33,7 @@
 //! ```
 
 pub mod calibrate;
+pub mod compare;
 pub mod config;
 pub mod document;
 pub mod error;

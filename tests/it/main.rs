@@ -5,6 +5,7 @@
 mod calibration;
 mod check;
 mod cli;
+mod compare;
 mod configured;
 mod file;
 mod numerics;
