@@ -353,14 +353,14 @@ fn integers(tensor: &Tensor) -> Option<Vec<f32>> {
 }
 
 /// Samples of one shape next to each other, so that a plan compiled for a shape serves all of them.
-fn by_shape(samples: &SampleSet, indices: &[usize]) -> Vec<usize> {
+pub(crate) fn by_shape(samples: &SampleSet, indices: &[usize]) -> Vec<usize> {
     let mut order = indices.to_vec();
     order.sort_by_cached_key(|&i| (samples.shape_key(i), i));
     order
 }
 
 /// Feeds `order` to `threads` workers, each with a state of its own; the first error in order of samples wins.
-fn run<S: Send>(
+pub(crate) fn run<S: Send>(
     order: &[usize],
     threads: usize,
     progress: &dyn Progress,

@@ -35,6 +35,7 @@
 
 pub mod algorithms;
 pub mod calibrate;
+pub mod compare;
 pub mod config;
 pub mod document;
 pub mod error;

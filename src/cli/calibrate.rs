@@ -18,7 +18,7 @@ use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 use amax::targets::Target;
 
-use super::{Console, bytes, configure, count, inspect::print, set_inputs, table, thread_count, threads};
+use super::{Console, SampleArgs, bytes, configure, count, inspect::print, set_inputs, table, thread_count, threads};
 
 /// Arguments of `amax calibrate`.
 #[derive(clap::Args)]
@@ -41,6 +41,8 @@ pub(crate) struct Args {
     /// Samples: as for `rewrite`; without, the file beside the model.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    #[command(flatten)]
+    sampling: SampleArgs,
     /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
@@ -88,7 +90,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
     let mut model = file::load(&args.model)?;
     file::check_output(&model, &args.output)?;
-    let samples = set_inputs(&mut model, &args.set_input, args.calib.as_deref(), &args.model, console)?;
+    let calib = args.calib.as_deref();
+    let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.model, console)?;
     let samples = samples.ok_or_else(|| {
         Error::new(Kind::Usage, "there are no samples to run")
             .with_hint(format!("pass --calib PATH, or put {} there", args.model.with_extension("calib.npz").display()))

@@ -3,18 +3,28 @@
 use std::path::PathBuf;
 
 use amax::calibrate::compare;
+use amax::compare::{Kind as SiteKind, Quality, Site, sites};
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
 
-use super::{Console, decibels, inspect::print, set_inputs, table, thread_count, threads};
+use super::{Console, SampleArgs, decibels, inspect::print, set_inputs, table, thread_count, threads};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
 #[command(
     after_help = "Integer kernels are simulated: quantizers run as they are defined, everything between them in float.
-What a processor's integer kernels do on top (saturation, rounding) is not in these figures."
+What a processor's integer kernels do on top (saturation, rounding) is not in these figures.
+
+With --sites, each quantized activation and each node with a quantized weight is
+listed with two errors. Own: the float model's tensors through this site alone.
+Accumulated: the quantized model up to here, against the float model.
+
+Examples:
+  amax compare model.onnx model.int8.onnx --calib samples.npz
+  amax compare model.onnx model.int8.onnx --sites --top 10
+  amax compare model.onnx model.int8.onnx --sites --csv > sites.csv"
 )]
 pub(crate) struct Args {
     /// Reference model.
@@ -24,21 +34,33 @@ pub(crate) struct Args {
     /// Samples: as for `rewrite`; without, the file beside the reference model.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    #[command(flatten)]
+    sampling: SampleArgs,
     /// Make a constant of an input, in both models, as for `rewrite`; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
     /// Samples that run at once.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Compare each quantized site instead of the outputs, worst first.
+    #[arg(long)]
+    sites: bool,
+    /// Only the worst so many sites.
+    #[arg(long, value_name = "N", requires = "sites")]
+    top: Option<usize>,
     /// Print JSON; an SQNR of null means that nothing differs.
     #[arg(long)]
     json: bool,
+    /// Print CSV; an SQNR of inf means that nothing differs, an empty field that it is not known.
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let mut reference = file::load(&args.reference)?;
     let mut test = file::load(&args.test)?;
-    let samples = set_inputs(&mut reference, &args.set_input, args.calib.as_deref(), &args.reference, console)?;
+    let calib = args.calib.as_deref();
+    let samples = set_inputs(&mut reference, &args.set_input, &args.sampling, calib, &args.reference, console)?;
     // The other model may have it as a constant already.
     for assignment in &args.set_input {
         if let Ok((value, tensor)) = set_input(&test, assignment) {
@@ -53,12 +75,29 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         ))
     })?;
     let indices: Vec<usize> = (0..samples.len()).collect();
+    if args.sites {
+        let mut found = sites(&reference, &test, &samples, &indices, threads(args.threads), console)?;
+        let total = found.len();
+        found.truncate(args.top.unwrap_or(total));
+        return match (args.json, args.csv) {
+            (true, _) => json(&found),
+            (_, true) => print(&csv(&SITE_COLUMNS, &found.iter().map(site_fields).collect::<Vec<_>>())),
+            _ => print(&format!("{}\n{}", samples.describe(), site_text(&found, total))),
+        };
+    }
     let found = compare(&reference, &test, &samples, &indices, threads(args.threads), console)?;
     let rows: Vec<QualityRow> = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
     if args.json {
-        let json = serde_json::to_string_pretty(&rows)
-            .map_err(|e| Error::new(Kind::Internal, format!("cannot print the comparison: {e}")))?;
-        return print(&(json + "\n"));
+        return json(&rows);
+    }
+    if args.csv {
+        let fields = |row: &QualityRow| {
+            [row.output.clone(), row.sqnr_db.to_string(), row.cosine.to_string(), row.max_abs_error.to_string()]
+        };
+        return print(&csv(
+            &["output", "sqnr_db", "cosine", "max_abs_error"],
+            &rows.iter().map(fields).collect::<Vec<_>>(),
+        ));
     }
     let mut lines = vec![["output", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
     for row in &rows {
@@ -70,4 +109,97 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         ]);
     }
     print(&format!("{}\n{}", samples.describe(), table(&lines, &[1, 2, 3])))
+}
+
+fn json<T: serde::Serialize>(rows: &[T]) -> Result<()> {
+    let json = serde_json::to_string_pretty(rows)
+        .map_err(|e| Error::new(Kind::Internal, format!("cannot print the comparison: {e}")))?;
+    print(&(json + "\n"))
+}
+
+fn site_text(sites: &[Site], total: usize) -> String {
+    let heads = ["site", "operator", "format", "granularity", "own", "accumulated"];
+    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    let shown = |quality: &Option<Quality>| quality.as_ref().map_or("?".to_owned(), |q| decibels(q.sqnr_db));
+    for Site { site, op, format, granularity, own, accumulated, .. } in sites {
+        let cells = [site, op, format, granularity].map(Clone::clone);
+        lines.push(cells.into_iter().chain([shown(own), shown(accumulated)]).collect());
+    }
+    let mut out = if sites.is_empty() { "no quantized sites\n".to_owned() } else { table(&lines, &[4, 5]) };
+    for site in sites {
+        if let Some(why) = &site.why {
+            out.push_str(&format!("  {}: {why}\n", site.site));
+        }
+    }
+    if sites.len() < total {
+        out.push_str(&format!("  and {} more\n", total - sites.len()));
+    }
+    out
+}
+
+const SITE_COLUMNS: [&str; 14] = [
+    "site",
+    "kind",
+    "node",
+    "op",
+    "tensor",
+    "format",
+    "granularity",
+    "own_sqnr_db",
+    "own_cosine",
+    "own_max_abs_error",
+    "accumulated_sqnr_db",
+    "accumulated_cosine",
+    "accumulated_max_abs_error",
+    "why",
+];
+
+fn site_fields(row: &Site) -> [String; 14] {
+    let Site { site, kind, node, op, tensor, format, granularity, own, accumulated, why } = row;
+    let kind = match kind {
+        SiteKind::Activation => "activation",
+        SiteKind::Weight => "weight",
+    };
+    let figures = |quality: &Option<Quality>| match quality {
+        Some(Quality { sqnr_db, cosine, max_abs_error }) => {
+            [sqnr_db.to_string(), cosine.to_string(), max_abs_error.to_string()]
+        }
+        None => Default::default(),
+    };
+    let [own_sqnr, own_cosine, own_max] = figures(own);
+    let [sqnr, cosine, max] = figures(accumulated);
+    let text = |text: &String| text.clone();
+    [
+        text(site),
+        kind.to_owned(),
+        text(node),
+        text(op),
+        text(tensor),
+        text(format),
+        text(granularity),
+        own_sqnr,
+        own_cosine,
+        own_max,
+        sqnr,
+        cosine,
+        max,
+        why.clone().unwrap_or_default(),
+    ]
+}
+
+/// Comma-separated values, as RFC 4180 but for lines that end in a newline alone.
+fn csv<const N: usize>(heads: &[&str; N], rows: &[[String; N]]) -> String {
+    let quoted = |field: &str| {
+        if field.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field.to_owned()
+        }
+    };
+    let mut out = heads.join(",") + "\n";
+    for row in rows {
+        out += &row.iter().map(|field| quoted(field)).collect::<Vec<_>>().join(",");
+        out.push('\n');
+    }
+    out
 }

@@ -10,7 +10,7 @@ use amax::plan::explain::{Change, Explanation, Outcome, explain};
 use amax::plan::{Knowledge, plan};
 
 use super::inspect::print;
-use super::{Console, configure, set_inputs, wrap};
+use super::{Console, SampleArgs, configure, set_inputs, wrap};
 
 /// Arguments of `amax explain`.
 #[derive(clap::Args)]
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
     let pattern = Pattern::new(&args.pattern)?;
     let mut model = file::load(&args.model)?;
-    set_inputs(&mut model, &args.set_input, Some("none"), &args.model, console)?;
+    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some("none"), &args.model, console)?;
     let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;

@@ -15,7 +15,7 @@ mod summary;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::panic::PanicHookInfo;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
@@ -167,12 +167,13 @@ pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: 
 pub(crate) fn set_inputs(
     model: &mut Model,
     assignments: &[String],
+    sampling: &SampleArgs,
     calib: Option<&str>,
     path: &Path,
     console: &Console,
 ) -> Result<Option<SampleSet>> {
     if assignments.is_empty() {
-        return samples(calib, model, path, console);
+        return sampling.samples(calib, model, path, console);
     }
     let main = model.main();
     let mut values = BTreeMap::new();
@@ -189,7 +190,7 @@ pub(crate) fn set_inputs(
         given.insert(model.value(value).name().to_owned(), tensor.clone());
         model.bind_input(main, value, tensor);
     }
-    let mut set = samples(calib, &optional, path, console)?;
+    let mut set = sampling.samples(calib, &optional, path, console)?;
     if let Some(set) = &mut set {
         if calib != Some("random") {
             warn_of_others(set, &given, console)?;
@@ -218,6 +219,57 @@ fn warn_of_others(set: &SampleSet, given: &BTreeMap<String, Tensor>, console: &C
         ));
     }
     Ok(())
+}
+
+/// Options on how samples are read.
+#[derive(clap::Args, Default)]
+pub(crate) struct SampleArgs {
+    /// How images become the model's input (TOML); without, `preprocess.toml` among them, or beside the model.
+    #[arg(long, value_name = "FILE")]
+    preprocess: Option<PathBuf>,
+    /// Size of a dimension that the model leaves free, for .bin files; may be repeated.
+    #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
+    dim: Vec<(String, usize)>,
+}
+
+impl SampleArgs {
+    /// As [`samples`], with these options.
+    pub(crate) fn samples(
+        &self,
+        calib: Option<&str>,
+        model: &Model,
+        path: &Path,
+        console: &Console,
+    ) -> Result<Option<SampleSet>> {
+        let given = match calib {
+            Some("random" | "none") => None,
+            Some(given) => Some(PathBuf::from(given)),
+            None => samples::default_path(path),
+        };
+        if self.preprocess.is_none() && self.dim.is_empty() {
+            return samples(calib, model, path, console);
+        }
+        let Some(given) = given else {
+            return Err(Error::new(Kind::Usage, "--preprocess and --dim say how samples are read, and none are")
+                .with_hint("name the samples with --calib PATH"));
+        };
+        let dims = self.dim.iter().cloned().collect();
+        let options = samples::Options { preprocess: self.preprocess.clone(), dims };
+        SampleSet::open_with(&given, model, &options).map(Some)
+    }
+
+    /// Files that are read beside the samples.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.preprocess.iter()
+    }
+}
+
+/// Reads the value of `--dim`.
+fn dimension(text: &str) -> Result<(String, usize), String> {
+    match text.rsplit_once('=').map(|(name, size)| (name.trim(), size.trim().parse())) {
+        Some((name, Ok(size @ 1..))) if !name.is_empty() => Ok((name.to_owned(), size)),
+        _ => Err("a name and a size are needed, such as batch=1".to_owned()),
+    }
 }
 
 /// As many threads as asked for, or as there are processors.

@@ -8,7 +8,7 @@ use amax::ir::file;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 
 use super::inspect::print;
-use super::{Console, bytes, configure, count, set_inputs, staged, table};
+use super::{Console, SampleArgs, bytes, configure, count, set_inputs, staged, table};
 
 /// Arguments of `amax plan`.
 #[derive(clap::Args)]
@@ -44,7 +44,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
     let mut model = file::load(&args.model)?;
-    set_inputs(&mut model, &args.set_input, Some("none"), &args.model, console)?;
+    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some("none"), &args.model, console)?;
     if let Some(path) = &args.output {
         file::check_output(&model, path)?;
     }

@@ -16,7 +16,7 @@ use amax::statistics::Statistics;
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, configure, set_inputs, summary, thread_count, threads};
+use super::{Console, SampleArgs, configure, set_inputs, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -46,9 +46,11 @@ pub(crate) struct Args {
     /// Write the plan that was carried out, after what the guard took out of it.
     #[arg(long, value_name = "FILE")]
     save_plan: Option<PathBuf>,
-    /// Samples: .npz, .npy, a folder of .npz, `test_data_set` folders, `random`, or `none`.
+    /// Samples: .npz, .npy, .jsonl, a folder of these or of .png, .jpg or .bin, `test_data_set` folders, `random`, `none`.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
+    #[command(flatten)]
+    sampling: SampleArgs,
     /// Statistics of `calibrate` or `merge`: ranges come from them, and samples only measure the result.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
@@ -86,7 +88,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
-    let samples = set_inputs(&mut model, &args.set_input, args.calib.as_deref(), &args.input, console)?;
+    let calib = args.calib.as_deref();
+    let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.input, console)?;
     let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
     if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
         statistics.check_model(&content_hash(&model)).map_err(|e| e.in_file(path))?;
@@ -174,7 +177,7 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
         written.push((what, path));
     }
     let read = [args.configure.file().cloned(), args.plan.clone(), args.stats.clone(), calib(args)];
-    for read in read.into_iter().flatten() {
+    for read in read.into_iter().flatten().chain(args.sampling.files().cloned()) {
         if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(&read)) {
             let message =
                 format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::onnx::DataType;
 
@@ -45,6 +45,18 @@ pub(super) fn convert(bytes: Vec<u8>, from: DataType, to: DataType) -> Option<Ve
         out.extend(std::iter::repeat_n(if negative { 0xff } else { 0 }, wide - width));
     }
     Some(out)
+}
+
+/// Appends the number of a float type that is nearest to `value`, ties to even; whether the type is one.
+pub(super) fn push_float(value: f64, dtype: DataType, out: &mut Vec<u8>) -> bool {
+    match dtype {
+        DataType::Float => out.extend_from_slice(&(value as f32).to_le_bytes()),
+        DataType::Double => out.extend_from_slice(&value.to_le_bytes()),
+        DataType::Float16 => out.extend_from_slice(&f16::from_f64(value).to_le_bytes()),
+        DataType::Bfloat16 => out.extend_from_slice(&bf16::from_f64(value).to_le_bytes()),
+        _ => return false,
+    }
+    true
 }
 
 /// Whether [`convert`] goes from one type to the other.

@@ -1,5 +1,7 @@
 //! What the model's inputs ask of samples.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::convert::{converts, numpy_name};
 use super::npy::Element;
 use crate::error::{Error, Kind, Result};
@@ -71,9 +73,39 @@ fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
     }
 }
 
+/// Gives free dimensions the sizes of `dims`: by name, or `INPUT.AXIS`.
+pub(super) fn bind(inputs: &mut [Input], dims: &BTreeMap<String, usize>) -> Result<()> {
+    let mut free: Vec<String> = Vec::new();
+    let mut unused: BTreeSet<&String> = dims.keys().collect();
+    for input in inputs {
+        for (axis, dim) in input.dims.iter_mut().flatten().enumerate() {
+            let Dim::Free(name) = dim else { continue };
+            let place = format!("{}.{axis}", input.name);
+            let keys = [std::mem::take(name), place];
+            let given = keys.iter().find_map(|key| Some((key, *dims.get_key_value(key)?.1)));
+            if let Some((key, size)) = given {
+                unused.remove(key);
+                *dim = Dim::Fixed(size);
+            } else {
+                let [name, place] = keys;
+                free.push(if name.is_empty() { place } else { name.clone() });
+                *dim = Dim::Free(name);
+            }
+        }
+    }
+    let Some(unknown) = unused.first() else { return Ok(()) };
+    free.dedup();
+    let hint = match nearest(unknown, free.iter().map(String::as_str)) {
+        Some(name) => format!("did you mean {name}?"),
+        None if free.is_empty() => "all sizes that are left are fixed".to_owned(),
+        None => format!("the free dimensions are {}", free.join(", ")),
+    };
+    Err(Error::new(Kind::Usage, format!("no input has a free dimension {unknown}")).with_hint(hint))
+}
+
 impl Input {
     /// `[batch, 3, 224, 224]`
-    fn shape_text(&self, first: Option<&str>) -> String {
+    pub(super) fn shape_text(&self, first: Option<&str>) -> String {
         let dims = self.dims.iter().flatten().map(|d| match d {
             Dim::Fixed(n) => n.to_string(),
             Dim::Free(name) if name.is_empty() => "?".to_owned(),

@@ -6,6 +6,7 @@ mod backend;
 mod calibration;
 mod check;
 mod cli;
+mod compare;
 mod config;
 mod configured;
 mod file;

@@ -13,7 +13,7 @@ use amax::onnx::{
     DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, tensor_shape_proto,
     type_proto,
 };
-use amax::samples::{self, Sample, SampleSet};
+use amax::samples::{self, Options, Sample, SampleSet};
 use prost::Message;
 use serde_json::Value;
 
@@ -119,6 +119,15 @@ fn open(path: &str, model: &Model) -> Result<SampleSet> {
     SampleSet::open(&Path::new(DATA).join(path), model)
 }
 
+/// The set of a case, with its options.
+fn open_case(case: &Value, models: &BTreeMap<String, Model>) -> Result<SampleSet> {
+    let preprocess = case["preprocess"].as_str().map(|path| Path::new(DATA).join(path));
+    let dims = case["dims"].as_object().into_iter().flatten();
+    let dims = dims.map(|(name, size)| (name.clone(), size.as_u64().unwrap() as usize)).collect();
+    let path = Path::new(DATA).join(case["path"].as_str().unwrap());
+    SampleSet::open_with(&path, &models[case["model"].as_str().unwrap()], &Options { preprocess, dims })
+}
+
 /// A tensor as `cases.json` writes it.
 fn shown(tensor: &Tensor) -> Value {
     let content: Value = if tensor.dtype() == DataType::String {
@@ -147,7 +156,7 @@ fn every_form_holds_what_numpy_put_there() {
     for case in &cases {
         let Some(want) = case["samples"].as_array() else { continue };
         let path = case["path"].as_str().unwrap();
-        let set = open(path, &models[case["model"].as_str().unwrap()]).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let set = open_case(case, &models).unwrap_or_else(|e| panic!("{path}: {e}"));
         assert_eq!(set.len(), want.len(), "{path}");
         // Backwards and twice: samples do not depend on what was read before.
         for index in (0..set.len()).rev().chain(0..set.len()) {
@@ -162,7 +171,7 @@ fn every_form_holds_what_numpy_put_there() {
         assert_eq!(set.content_hash().unwrap().len(), 64, "{path}");
         count += 1;
     }
-    assert!(count > 30, "{count} cases");
+    assert!(count > 60, "{count} cases");
 }
 
 #[test]
@@ -171,12 +180,23 @@ fn what_does_not_fit_is_refused_with_a_way_out() {
     let mut report = String::new();
     for case in cases.iter().filter(|c| c["samples"].is_null()) {
         let path = case["path"].as_str().unwrap();
-        let error = open(path, &models[case["model"].as_str().unwrap()])
+        let error = open_case(case, &models)
             .and_then(|set| set.content_hash())
             .err()
             .unwrap_or_else(|| panic!("{path} was accepted"));
-        assert_eq!(error.kind(), Kind::Samples, "{path}: {error}");
-        writeln!(report, "{path} ({})\n{error}\n", case["model"].as_str().unwrap()).unwrap();
+        let options: Vec<String> = ["preprocess", "dims"]
+            .iter()
+            .filter(|k| !case[**k].is_null())
+            .map(|k| format!(", {k} {}", case[*k]))
+            .collect();
+        let documents = error.at().file.as_ref().is_some_and(|f| f.extension().is_some_and(|e| e == "toml"));
+        let kind = match error.kind() {
+            Kind::Usage if !options.is_empty() => Kind::Usage,
+            _ if documents => Kind::Config,
+            _ => Kind::Samples,
+        };
+        assert_eq!(error.kind(), kind, "{path}: {error}");
+        writeln!(report, "{path} ({}{})\n{error}\n", case["model"].as_str().unwrap(), options.concat()).unwrap();
     }
     crate::snapshot::check("data/samples/refused.txt", &report);
 }
@@ -246,6 +266,55 @@ fn the_hash_is_of_content_and_order() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 8);
+}
+
+/// Decoders of JPEG differ in how they transform and how they stretch colors. Pillow's libjpeg-turbo made the pixels.
+#[test]
+fn another_decoder_of_jpeg_is_close() {
+    let Cases { models, .. } = cases();
+    let options = Options { preprocess: Some(Path::new(DATA).join("empty.toml")), ..Options::default() };
+    let open = |folder: &str| {
+        let path = Path::new(DATA).join("good").join(folder);
+        read_all(&SampleSet::open_with(&path, &models["pixels"], &options).unwrap()).unwrap()
+    };
+    let (ours, theirs) = (open("jpeg"), open("jpeg_decoded"));
+    assert_eq!((ours.len(), theirs.len()), (3, 3));
+    // In order of names: colors at half the resolution, in full, progressive at half.
+    for (at, limits) in [(8, 0.5), (3, 0.3), (8, 0.5)].iter().enumerate() {
+        let (ours, theirs) = (ours[at]["image"].raw(), theirs[at]["image"].raw());
+        let apart: Vec<u8> = ours.iter().zip(theirs.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
+        let (most, mean) = (apart.iter().max(), apart.iter().map(|&d| f64::from(d)).sum::<f64>() / apart.len() as f64);
+        println!("jpeg {at}: at most {most:?}, mean {mean:.4}");
+        assert!(most <= Some(&limits.0) && mean < limits.1, "{at}: {most:?}, {mean}");
+    }
+}
+
+#[test]
+fn the_hash_covers_preprocessing() {
+    let Cases { models, .. } = cases();
+    let folder = tempfile::tempdir().unwrap();
+    let hash = |toml: &str| {
+        let path = folder.path().join("spec.toml");
+        std::fs::write(&path, toml).unwrap();
+        let options = Options { preprocess: Some(path), ..Options::default() };
+        let images = Path::new(DATA).join("good/classes");
+        SampleSet::open_with(&images, &models["nchw"], &options).unwrap().content_hash().unwrap()
+    };
+    let first = hash("crop = 8");
+    assert_eq!(first, hash("crop = [8, 8]\nscale = \"1/255\""));
+    let others = ["crop = 7", "crop = 8\nmean = 0.5", "crop = 8\ncolor = \"bgr\"", "crop = 8\nscale = 1"];
+    assert!(others.iter().all(|toml| hash(toml) != first));
+}
+
+#[test]
+fn preprocessing_beside_the_model_is_found() {
+    let Cases { models, .. } = cases();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.onnx");
+    amax::ir::file::save(&models["pixels"], &path).unwrap();
+    std::fs::write(folder.path().join("net.preprocess.toml"), "crop = 5").unwrap();
+    let set = open("good/classes", &amax::ir::file::load(&path).unwrap()).unwrap();
+    assert_eq!(set.shape_key(1), [("image".to_owned(), vec![1, 3, 5, 5])]);
 }
 
 #[test]

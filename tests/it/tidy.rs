@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan", "solve"],
     &["passes"],
     &["runtime"],
-    &["calibrate", "report", "sensitivity"],
+    &["calibrate", "compare", "report", "sensitivity"],
     &["rewrite", "cli", "main", "lib"],
 ];
 

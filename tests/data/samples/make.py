@@ -1,6 +1,6 @@
 """Writes the sample files beside this script, and cases.json: what numpy says is in them.
 
-Needs numpy, onnx and ml_dtypes. Run it in this folder; the files do not change from run to run.
+Needs numpy, onnx, ml_dtypes and Pillow 11 (13 resizes rows before columns in some cases). Run it in this folder; the files do not change from run to run.
 """
 
 import io
@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+from PIL import Image
 
 HERE = Path(__file__).parent
 
@@ -34,6 +35,20 @@ MODELS = {
         for name in ["bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64", "float16", "double"]
     ],
     "unranked": [["x", "float", None, False], ["y", "float", [2], False]],
+    "nchw": [["image", "float", ["n", 3, "h", "w"], False]],
+    "nhwc": [["image", "float", [1, 6, 7, 3], False]],
+    "gray": [["image", "float16", [1, 1, "h", "w"], False]],
+    "pixels": [["image", "uint8", ["n", 3, "h", "w"], False]],
+    "wide": [["image", "double", [3, "h", "w"], False]],
+    "four": [["image", "float", [4, 3, 6, 7], False]],
+    "pair": [["image", "float", [1, 3, 6, 7], False], ["size", "int64", [1, 2], False]],
+    "bert": [
+        ["input_ids", "int64", ["b", "s"], False],
+        ["attention_mask", "int64", ["b", "s"], False],
+        ["token_type_ids", "int32", ["b", "s"], False],
+        ["position_ids", "int64", ["s"], False],
+    ],
+    "free": [["x", "float", ["n", "a", "b"], False]],
 }
 
 ONNX_NAME = {"float32": "float", "float64": "double"}
@@ -66,8 +81,8 @@ def write_zip(path, members, compression=zipfile.ZIP_STORED):
             archive.writestr(info, content)
 
 
-def good(path, model, samples):
-    """A set that opens, and the samples in it by input."""
+def good(path, model, samples, **options):
+    """A set that opens with these options, and the samples in it by input."""
     listed = []
     for sample in samples:
         entry = {}
@@ -80,12 +95,12 @@ def good(path, model, samples):
                 value = value.astype(WANTED.get(dtype, dtype))
                 entry[name] = [dtype, list(value.shape), np.ascontiguousarray(value).tobytes().hex()]
         listed.append(entry)
-    cases.append({"path": path, "model": model, "samples": listed})
+    cases.append({"path": path, "model": model, "samples": listed, **options})
 
 
-def bad(path, model):
+def bad(path, model, **options):
     """A set that does not open, or does not read; the error is in a snapshot."""
-    cases.append({"path": path, "model": model})
+    cases.append({"path": path, "model": model, **options})
 
 
 def tensor(path, value, name=""):
@@ -333,6 +348,297 @@ tensor(b / "position/input_1.pb", x[0])
 bad("bad/position", "rows")
 tensor(b / "incomplete/input_0.pb", ids[0].astype(np.int64))
 bad("bad/incomplete", "tokens")
+
+# Images. Pillow decodes and resizes them.
+random = np.random.default_rng(5)
+
+
+def picture(height, width, channels=3):
+    """Smooth enough to be a picture, with edges that overshoot."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 127 * np.sin(x / (2 + c) + y / (3 - c / 2)) for c in range(channels)]
+    noise = random.integers(-40, 40, (height, width, channels))
+    return np.clip(np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+
+
+FILTERS = {
+    name: getattr(Image.Resampling, name.upper()) for name in ["nearest", "box", "bilinear", "bicubic", "lanczos"]
+}
+
+
+def unfiltered(image, width, height, support, kernel):
+    """Resizing without antialiasing, which Pillow does not have: a kernel of one size, in integers of 22 bits."""
+    data = np.asarray(image).astype(np.int64)
+    for axis, size in ((1, width), (0, height)):
+        if data.shape[axis] == size:
+            continue
+        out = []
+        for o in range(size):
+            centre = (o + 0.5) * (data.shape[axis] / size)
+            taps = range(max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), data.shape[axis]))
+            weights = np.array([kernel(t - centre + 0.5) for t in taps])
+            weights = weights / weights.sum() * (1 << 22)
+            fixed = np.trunc(weights + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
+            rows = np.moveaxis(data, axis, 0)[taps.start : taps.stop]
+            out.append((np.tensordot(fixed, rows, (0, 0)) + (1 << 21)) >> 22)
+        data = np.moveaxis(np.clip(np.stack(out), 0, 255), 0, axis)
+    return Image.fromarray(data.astype(np.uint8))
+
+
+def prepared(path, color="rgb", mode=None, size=None, crop=None, filter="bilinear", multiple=1, pad=114, kernel=None,
+             scale=1 / 255, mean=0.0, std=1.0, layout="NCHW", dtype=np.float32):
+    """What the spec makes of an image."""
+    image = Image.open(path).convert("L" if color == "gray" else "RGB")
+    w, h = image.size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if mode in ("shorter", "longer", "height"):
+        by_height = {"shorter": h <= w, "longer": h >= w, "height": True}[mode]
+        height, width = (size, int(size * w / h)) if by_height else (int(size * h / w), size)
+        if multiple > 1:
+            height, width = (max((n + multiple // 2) // multiple, 1) * multiple for n in (height, width))
+    if mode == "letterbox":
+        ratio = min(height / h, width / w)
+        inner = image.resize((round(w * ratio), round(h * ratio)), FILTERS[filter])
+        image = Image.new(image.mode, (width, height), pad if color == "gray" else (pad,) * 3)
+        image.paste(inner, ((width - inner.size[0]) // 2, (height - inner.size[1]) // 2))
+    elif kernel:
+        image = unfiltered(image, width, height, *kernel)
+    elif mode:
+        image = image.resize((width, height), FILTERS[filter])
+    if crop:
+        left, top = round((image.size[0] - crop[1]) / 2), round((image.size[1] - crop[0]) / 2)
+        image = image.crop((left, top, left + crop[1], top + crop[0]))
+    data = np.asarray(image)
+    data = data[..., None] if data.ndim == 2 else data
+    if color == "bgr":
+        data = data[..., ::-1]
+    if dtype != np.uint8:
+        data = ((data.astype(np.float64) * scale - np.array(mean)) / np.array(std)).astype(dtype)
+    data = data.transpose(2, 0, 1) if "CHW" in layout else data
+    return data[None] if layout[0] == "N" else data
+
+
+album = {
+    "9x13.png": Image.fromarray(picture(9, 13)),
+    "10.png": Image.fromarray(picture(12, 8)),
+    "gray.png": Image.fromarray(picture(8, 8, 1)[..., 0]),
+    "palette.png": Image.fromarray(picture(8, 9)).quantize(16),
+    "transparent.png": Image.fromarray(picture(11, 8, 4), "RGBA"),
+}
+
+
+def save_album(path, names=tuple(album)):
+    for name in names:
+        album[name].save(folder(path) / name)
+
+
+def album_case(name, model, toml, names=tuple(album), **spec):
+    """A folder with a spec in it."""
+    save_album(f"good/pictures/{name}", names)
+    (g / "pictures" / name / "preprocess.toml").write_text(toml)
+    ordered = sorted(names, key=lambda n: (not n[0].isdigit(), int(n.split("x")[0].split(".")[0]) if n[0].isdigit() else n))
+    want = [{"image": prepared(g / "pictures" / name / n, **spec)} for n in ordered]
+    good(f"good/pictures/{name}", model, want)
+
+
+for name in FILTERS:
+    album_case(
+        name, "nchw", f'interpolation = "{name}"\nresize = {{ size = [6, 17], mode = "exact" }}\n',
+        mode="exact", size=(6, 17), filter=name,
+    )
+two = ("9x13.png", "10.png")
+for name, support, kernel in [
+    ("bilinear", 1, lambda x: max(1 - abs(x), 0)),
+    ("bicubic", 2, lambda x: (1.5 * abs(x) - 2.5) * x * x + 1 if abs(x) < 1
+        else max(-0.5 * (((abs(x) - 5) * abs(x) + 8) * abs(x) - 4), -9) if abs(x) < 2 else 0),
+]:
+    album_case(
+        f"plain_{name}", "nchw",
+        f'antialias = false\ninterpolation = "{name}"\nresize = {{ size = [4, 5], mode = "exact" }}\n',
+        names=two, mode="exact", size=(4, 5), kernel=(support, kernel),
+    )
+album_case(
+    "imagenet", "nchw",
+    'input = "image"\ncolor = "rgb"\ncrop = 6\nscale = "1/255"\nmean = [0.485, 0.456, 0.406]\n'
+    'std = [0.229, 0.224, 0.225]\nlayout = "NCHW"\ndtype = "float32"\n[resize]\nsize = 7\nmode = "shorter"\n',
+    mode="shorter", size=7, crop=(6, 6), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+)
+album_case(
+    "bgr", "nhwc", 'color = "bgr"\nscale = 1\nmean = 127.5\nstd = [127.5, 64, 2.5]\nresize = { mode = "exact" }\n',
+    color="bgr", mode="exact", size=(6, 7), scale=1, mean=127.5, std=(127.5, 64, 2.5), layout="NHWC",
+)
+album_case(
+    "letterbox", "pixels", 'resize = { size = [8, 10], mode = "letterbox", pad = 7 }\n',
+    mode="letterbox", size=(8, 10), pad=7, dtype=np.uint8,
+)
+album_case(
+    "height", "gray", 'resize = { size = 5, mode = "height" }\n',
+    mode="height", size=5, color="gray", dtype=np.float16,
+)
+album_case(
+    "multiple", "wide", 'resize = { size = 12, mode = "longer", multiple = 4 }\ninterpolation = "bicubic"\n',
+    mode="longer", size=12, multiple=4, filter="bicubic", layout="CHW", dtype=np.float64,
+)
+album_case("as_they_are", "pixels", "", names=two, dtype=np.uint8)
+album_case("cut", "pixels", "crop = [8, 7]\n", names=two, crop=(8, 7), dtype=np.uint8)
+# Folders in folders, and a spec that is named.
+save_album("good/classes/cat", two[:1])
+save_album("good/classes/dog", two[1:])
+(g / "bytes.toml").write_text("crop = 8\n")
+want = [{"image": prepared(g / "classes" / n, crop=(8, 8), dtype=np.uint8)} for n in ("cat/9x13.png", "dog/10.png")]
+good("good/classes", "pixels", want, preprocess="good/bytes.toml")
+good("good/classes/dog/10.png", "pixels", want[1:], preprocess="good/bytes.toml")
+# 16 bits become 8 by rounding. Another decoder computes other pixels from a JPEG file: see the test of that name.
+deep = random.integers(0, 65536, (6, 7)).astype(np.uint16)
+Image.fromarray(deep).save(folder("good/deep") / "deep.png")
+shallow = np.rint(deep / 257).astype(np.uint8)
+good("good/deep", "pixels", [{"image": np.broadcast_to(shallow, (1, 3, 6, 7))}], preprocess="empty.toml")
+(HERE / "empty.toml").write_text("")
+photo = Image.fromarray(picture(64, 80)).resize((160, 120), FILTERS["bicubic"])
+for name, options in [("444", {"subsampling": 0}), ("420", {"subsampling": 2}), ("progressive", {"progressive": True})]:
+    photo.save(folder("good/jpeg") / f"{name}.jpg", quality=85, **options)
+    decoded = Image.open(g / "jpeg" / f"{name}.jpg").convert("RGB")
+    decoded.save(folder("good/jpeg_decoded") / f"{name}.png", optimize=True)
+
+for name in ("cut_png", "spec_key", "spec_word", "spec_size", "spec_std", "spec_mean", "spec_uint8", "spec_gray", "spec_pad",
+             "spec_input", "spec_crop", "spec_layout", "spec_shape", "no_spec", "spec_toml", "spec_multiple", "spec_dtype"):
+    save_album(f"bad/{name}", two)
+(b / "cut_png/10.png").write_bytes((b / "cut_png/10.png").read_bytes()[:200])
+for name, model, toml in [
+    ("cut_png", "pixels", ""),
+    ("spec_key", "nchw", 'resize = { size = 8, mode = "exact" }\nmeen = 0.5\n'),
+    ("spec_word", "nchw", 'resize = { size = 8, mode = "exakt" }\n'),
+    ("spec_size", "nchw", 'resize = { mode = "shorter" }\n'),
+    ("spec_std", "nchw", "crop = 8\nstd = [1, 0, 1]\n"),
+    ("spec_mean", "nchw", "crop = 8\nmean = [1, 2]\n"),
+    ("spec_uint8", "pixels", "crop = 8\n\nscale = 1\n"),
+    ("spec_gray", "nchw", 'crop = 8\ncolor = "gray"\n'),
+    ("spec_pad", "nchw", 'resize = { size = 8, mode = "exact", pad = 3 }\n'),
+    ("spec_input", "nchw", 'input = "imgae"\n'),
+    ("spec_crop", "nchw", "crop = 10\n"),
+    ("spec_layout", "nchw", 'layout = "HWC"\n'),
+    ("spec_shape", "nhwc", "crop = 8\n"),
+    ("spec_toml", "nchw", "crop = \n"),
+    ("spec_multiple", "nchw", 'resize = { size = 8, mode = "exact", multiple = 4 }\n'),
+    ("spec_dtype", "nchw", 'dtype = "uint8"\n'),
+]:
+    (b / name / "preprocess.toml").write_text(toml)
+    bad(f"bad/{name}", model)
+bad("bad/no_spec", "nhwc")
+bad("bad/no_spec", "rows", preprocess="empty.toml")
+bad("bad/no_spec", "four", preprocess="good/bytes.toml")
+bad("bad/no_spec", "pair", preprocess="good/bytes.toml")
+bad("bad/no_spec", "pixels", preprocess="nowhere.toml")
+bad("good/rows.npz", "rows", preprocess="empty.toml")
+save_album("bad/both", two)
+shutil.copy(g / "rows.npy", b / "both/rows.npy")
+bad("bad/both", "rows")
+
+# Lines of JSON.
+sentences = [[101, 7592, 102], [101, 2088, 2003, 2307, 102]]
+
+
+def filled(ids):
+    length = len(ids)
+    return {"input_ids": [ids], "attention_mask": np.ones((1, length)), "token_type_ids": np.zeros((1, length)),
+            "position_ids": np.arange(length)}
+
+
+def write_lines(path, lines, ending="\n"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(ending.join(l if isinstance(l, str) else json.dumps(l) for l in lines).encode())
+
+
+def lines(name, model, content, want, ending="\n"):
+    write_lines(g / name, content, ending)
+    good(f"good/{name}", model, want)
+
+
+lines("lists.jsonl", "bert", sentences, [filled(s) for s in sentences])
+lines("objects.jsonl", "bert", [{"input_ids": s} for s in sentences] + ["", "  "], [filled(s) for s in sentences])
+lines("windows.jsonl", "bert", ["\ufeff[5, 6]", "[7]", ""], [filled([5, 6]), filled([7])], "\r\n")
+lines("batch.jsonl", "bert", [{"input_ids": [[1, 2], [3, 4]]}], [
+    {"input_ids": [[1, 2], [3, 4]], "attention_mask": np.ones((2, 2)), "token_type_ids": np.zeros((2, 2)),
+     "position_ids": [0, 1]}])
+given = {"input_ids": [1, 2], "attention_mask": [1, 0], "token_type_ids": [[0, 1]], "position_ids": [4, 5]}
+lines("given.jsonl", "bert", [given], [
+    {"input_ids": [[1, 2]], "attention_mask": [[1, 0]], "token_type_ids": [[0, 1]], "position_ids": [4, 5]}])
+lines("floats.jsonl", "rows", [[[0.1, 2, -3e-9]], [1, 2, 3], [[1, 2, 3], [4, 5, 6]]],
+      [{"x": [[0.1, 2, -3e-9]]}, {"x": [[1, 2, 3]]}, {"x": [[1, 2, 3], [4, 5, 6]]}])
+types = {"bool": [True, False], "int8": [-128, 127], "int16": [1, 2], "int32": [-5, 6], "uint8": [0, 255],
+         "uint16": [0, 65535], "uint32": [1, 4294967295], "uint64": [1, 18446744073709551615], "float16": [0.1, 3],
+         "double": [0.1, 1e300]}
+lines("types.jsonl", "types", [types, {**types, "bool": [0, 1]}], [
+    {k: np.array(v, dtype=k) for k, v in types.items()},
+    {k: np.array(v, dtype=k) for k, v in {**types, "bool": [0, 1]}.items()}])
+lines("many_lines/1.jsonl", "bert", [[1], [2, 3]], [filled([1]), filled([2, 3])])
+write_lines(g / "many_lines/2.jsonl", [[4]])
+good("good/many_lines", "bert", [filled([1]), filled([2, 3]), filled([4])])
+for name, model, content in [
+    ("not_json", "bert", [[1], "[1, 2"]),
+    ("word", "bert", ["[1]", "hello"]),
+    ("number", "bert", ["3"]),
+    ("text", "bert", [["a", "b"]]),
+    ("float", "bert", [[1.5]]),
+    ("range", "types", [{**types, "int8": [1, 200]}]),
+    ("key", "bert", [{"input_id": [1]}]),
+    ("lacks", "pair", [{"size": [1, 2]}]),
+    ("ambiguous", "pair", [[1, 2]]),
+    ("ragged", "rows", [[[1, 2, 3], [1, 2]]]),
+    ("depth", "rows", [[[1, 2, 3], 4]]),
+    ("width", "rows", [[[1, 2, 3]], [[1, 2]]]),
+    ("nothing", "bert", ["", ""]),
+    ("empty_list", "bert", [[]]),
+    ("untokened", "bert", [{"attention_mask": [1, 1]}]),
+]:
+    write_lines(b / f"{name}.jsonl", content)
+    bad(f"bad/{name}.jsonl", model)
+
+# Bare elements.
+def raw(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.ascontiguousarray(array).tobytes())
+
+
+three = np.arange(9, dtype=np.float32).reshape(3, 1, 3)
+raw(g / "three.bin", three)
+good("good/three.bin", "rows", [{"x": row} for row in three])
+raw(g / "bins/2.bin", three[:1])
+raw(g / "bins/10.bin", three[1:])
+good("good/bins", "rows", [{"x": row} for row in three])
+good("good/three.bin", "rows", [{"x": three[:, 0]}], dims={"n": 3})
+good("good/three.bin", "free", [{"x": three.reshape(1, 3, 3)}], dims={"b": 3})
+good("good/three.bin", "free", [{"x": three.reshape(1, 3, 3)}], dims={"x.1": 3})
+good("good/three.bin", "free", [{"x": row.reshape(1, 3, 1)} for row in three], dims={"a": 3, "b": 1})
+pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(1, 3, 4, 5)
+raw(g / "pixels.bin", pixels)
+good("good/pixels.bin", "pixels", [{"image": pixels}], dims={"w": 5})
+fixed = np.arange(252, dtype=np.float32).reshape(2, 1, 3, 6, 7)
+raw(g / "named/image.bin", fixed)
+raw(g / "named/size.bin", np.array([[6, 7]], np.int64))
+good("good/named", "pair", [{"image": f, "size": [[6, 7]]} for f in fixed])
+for i in range(2):
+    raw(g / f"folders/{i}/image.bin", fixed[i])
+    raw(g / f"folders/{i}/size.bin", np.array([[6, i]], np.int64))
+good("good/folders", "pair", [{"image": fixed[i], "size": [[6, i]]} for i in range(2)])
+raw(b / "odd.bin", np.zeros(7, np.float32))
+raw(b / "empty.bin", np.zeros(0, np.float32))
+bad("bad/odd.bin", "rows")
+bad("bad/empty.bin", "rows")
+bad("good/three.bin", "free")
+bad("good/three.bin", "free", dims={"c": 3})
+bad("good/three.bin", "free", dims={"a": 5})
+bad("good/three.bin", "rows", dims={"m": 3})
+bad("good/three.bin", "unranked")
+bad("good/three.bin", "pair")
+bad("good/three.bin", "words")
+raw(b / "misnamed/img.bin", fixed[0])
+raw(b / "misnamed/size.bin", np.array([[6, 7]], np.int64))
+bad("bad/misnamed", "pair")
+raw(b / "uneven/image.bin", fixed)
+raw(b / "uneven/size.bin", np.array([[6, 7]] * 3, np.int64))
+bad("bad/uneven", "pair")
+bad("good/rows.npz", "rows", dims={"n": 9})
 
 with open(HERE / "cases.json", "w") as out:
     json.dump({"models": MODELS, "cases": cases}, out, indent=0)

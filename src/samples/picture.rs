@@ -1,0 +1,89 @@
+//! Images in files: their size at once, their pixels when they are asked for.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::{DynamicImage, ImageReader, Limits};
+
+use super::preprocess::Preprocess;
+use super::resample::Pixels;
+use crate::error::{Error, Kind, Result};
+use crate::ir::Tensor;
+
+/// Extensions of files that are decoded.
+pub(super) const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg"];
+
+/// Decoding an image may take this much memory.
+const MAX_MEMORY: u64 = 1 << 30;
+
+/// An image and what is to be made of it.
+#[derive(Debug)]
+pub(super) struct Picture {
+    path: PathBuf,
+    preprocess: Arc<Preprocess>,
+    /// The shape of the input's value.
+    pub(super) shape: Vec<usize>,
+}
+
+fn unreadable(path: &Path, error: &image::ImageError) -> Error {
+    let message = format!("the image cannot be decoded: {error}");
+    let hint =
+        "is the file complete? PNG and JPEG are decoded; convert other images, or take the file out of the folder";
+    Error::new(Kind::Samples, message).in_file(path).with_hint(hint)
+}
+
+/// The file's decoder, by its content, whatever it is named.
+fn reader(path: &Path) -> Result<ImageReader<BufReader<File>>> {
+    let io = |e| Error::io(Kind::Samples, "read", path, e);
+    let mut reader = ImageReader::open(path).map_err(io)?.with_guessed_format().map_err(io)?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_MEMORY);
+    reader.limits(limits);
+    Ok(reader)
+}
+
+impl Picture {
+    /// Reads the header of the image, and checks that the result fits the model.
+    pub(super) fn open(path: &Path, preprocess: &Arc<Preprocess>) -> Result<Self> {
+        let (width, height) = reader(path)?.into_dimensions().map_err(|e| unreadable(path, &e))?;
+        if width == 0 || height == 0 {
+            return Err(Error::new(Kind::Samples, "the image has no pixels").in_file(path));
+        }
+        let shape = preprocess.shape(height as usize, width as usize).map_err(|e| e.in_file(path))?;
+        Ok(Self { path: path.to_owned(), preprocess: preprocess.clone(), shape })
+    }
+
+    /// The value of the input.
+    pub(super) fn read(&self) -> Result<Tensor> {
+        let image = reader(&self.path)?.decode().map_err(|e| unreadable(&self.path, &e))?;
+        let tensor =
+            self.preprocess.apply(pixels(image, self.preprocess.is_gray())).map_err(|e| e.in_file(&self.path))?;
+        if tensor.dims() == self.shape {
+            Ok(tensor)
+        } else {
+            Err(Error::new(Kind::Samples, "the file changed while it was used").in_file(&self.path))
+        }
+    }
+}
+
+/// Red, green and blue, or gray; transparency is ignored, and 16 bits are rounded to 8.
+fn pixels(image: DynamicImage, gray: bool) -> Pixels {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let is_gray = !image.color().has_color();
+    let (channels, bytes) = match (gray, is_gray) {
+        (true, true) => (1, image.into_luma8().into_raw()),
+        (true, false) => {
+            let colors = image.into_rgb8().into_raw();
+            (1, colors.as_chunks::<3>().0.iter().copied().map(luma).collect())
+        }
+        (false, _) => (3, image.into_rgb8().into_raw()),
+    };
+    Pixels { width, height, channels, bytes }
+}
+
+/// ITU-R 601 in 16 bits, rounded, as Pillow's `convert("L")`.
+fn luma([r, g, b]: [u8; 3]) -> u8 {
+    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+}
