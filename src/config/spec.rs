@@ -206,10 +206,11 @@ impl Share {
 }
 
 /// How a range is chosen from what was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ObserverKind {
     /// The smallest and the largest value.
+    #[default]
     Minmax,
     /// The mean of the samples' smallest and largest values.
     Mean,

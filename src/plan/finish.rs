@@ -144,10 +144,13 @@ impl Planner<'_> {
         let taken = |name: &str| {
             made.contains_key(name) || pairs.iter().any(|(n, _)| n == name) || self.model.value_named(name).is_some()
         };
-        std::iter::once(base.clone())
-            .chain((2..).map(|i| format!("{base}_{i}")))
-            .find(|name| !taken(name))
-            .unwrap_or(base)
+        let mut name = base.clone();
+        let mut number = 2;
+        while taken(&name) {
+            name = format!("{base}_{number}");
+            number += 1;
+        }
+        name
     }
 
     fn slots(&self, slots: &BTreeSet<(NodeId, usize)>) -> Vec<Slot> {
@@ -219,16 +222,14 @@ impl Planner<'_> {
         }
         for (source, values) in members {
             let want = &self.wants[&source];
-            let (mut ask, node, kind) = match &want.made {
-                Some(made) => (made.ask.clone(), self.model.producer(source), SiteKind::Output),
-                None => {
-                    let statics = || want.reads.iter().filter(|(_, r)| r.mode == Mode::Static);
-                    let first = statics().find(|(_, r)| !r.adopts).or_else(|| statics().next());
-                    match first.or(want.reads.first()) {
-                        Some(((node, _), read)) => (read.ask.clone(), Some(*node), SiteKind::Input),
-                        None => (Resolved::default(), None, SiteKind::Input),
-                    }
-                }
+            let statics = || want.reads.iter().filter(|(_, r)| r.mode == Mode::Static);
+            let first = statics().find(|(_, r)| !r.adopts).or_else(|| statics().next()).or(want.reads.first());
+            let (mut ask, node, kind) = if let Some(made) = &want.made {
+                (made.ask.clone(), self.model.producer(source), SiteKind::Output)
+            } else if let Some(((node, _), read)) = first {
+                (read.ask.clone(), Some(*node), SiteKind::Input)
+            } else {
+                (Resolved::default(), None, SiteKind::Input)
             };
             let dtype = ask.spec.dtype;
             for value in &values {
@@ -397,8 +398,10 @@ impl Planner<'_> {
         }
         let producer = |slot: &Slot| self.model.value_named(&slot.node).and_then(|v| self.model.producer(v));
         for weight in &plan.weights {
-            let kind = if weight.site.ends_with(".input") { SiteKind::Input } else { SiteKind::Weight };
-            planned.extend(producer(&weight.at).map(|n| (n, kind)));
+            planned.extend(producer(&weight.at).map(|n| {
+                let operand = weight.site == self.site(n, SiteKind::Input);
+                (n, if operand { SiteKind::Input } else { SiteKind::Weight })
+            }));
         }
         planned.extend(plan.biases.iter().filter_map(|b| Some((producer(&b.at)?, SiteKind::Bias))));
         planned

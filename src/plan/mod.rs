@@ -83,7 +83,7 @@ pub struct Quantizer {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reduce_range: bool,
     /// How the range is chosen.
-    #[serde(default = "minmax", skip_serializing_if = "is_minmax")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub observer: ObserverKind,
     /// Percent of the values that the percentile observer keeps in range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,14 +129,6 @@ fn per_tensor() -> Granularity {
 
 fn is_per_tensor(granularity: &Granularity) -> bool {
     *granularity == Granularity::PerTensor
-}
-
-fn minmax() -> ObserverKind {
-    ObserverKind::Minmax
-}
-
-fn is_minmax(observer: &ObserverKind) -> bool {
-    *observer == ObserverKind::Minmax
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

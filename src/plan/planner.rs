@@ -6,7 +6,7 @@ use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
 use super::{Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
-use crate::config::rules::{Resolved, Rules};
+use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{Config, SiteKind, Tensor as ByHand, presets};
 use crate::error::{Error, Kind, Result};
@@ -74,7 +74,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         planner.anchor(node)?;
     }
     for &node in &nodes {
-        planner.force(node)?;
+        planner.force(node);
     }
     match target.placement {
         Placement::Inputs => {
@@ -206,7 +206,7 @@ impl Planner<'_> {
     /// Whether a rule about certain nodes wants this site quantized whatever the target would do.
     fn is_forced(&self, node: NodeId, kind: SiteKind) -> bool {
         let ask = self.ask(node, kind);
-        ask.spec.enable == Some(true) && self.rules.rule(ask, Field::Enable).is_some_and(|r| r.is_named())
+        ask.spec.enable == Some(true) && self.rules.rule(ask, Field::Enable).is_some_and(Rule::is_named)
     }
 
     /// Refuses what makes no sense for an activation or a bias, whether or not it gets that far.
@@ -462,20 +462,17 @@ impl Planner<'_> {
         let weight_value = weight.and_then(|index| self.model.node(node).input(index));
         let weight_off = self.off(node, SiteKind::Weight).or_else(|| weight_value.and_then(|v| self.unquantized(v)));
         let everywhere = self.target.placement == Placement::Everywhere || self.is_forced(node, SiteKind::Input);
-        if let Some(why) = weight_off.filter(|_| weight.is_some()) {
-            if !everywhere {
-                self.refuse(node, why);
-                return Ok(());
-            }
+        if let Some(why) = weight_off.filter(|_| weight.is_some() && !everywhere) {
+            self.refuse(node, why);
+            return Ok(());
         }
         match self.integer(node, anchor.as_ref(), weight, quantizer.as_ref(), &data)? {
             Ok(()) => {}
-            Err(NotInteger::Float(why)) => self.refuse(node, why),
             Err(NotInteger::WeightOnly(why)) if weight.is_some() && self.off(node, SiteKind::Weight).is_none() => {
                 self.quantized.insert(node, Kindness::WeightOnly);
                 self.notes.insert(node, why);
             }
-            Err(NotInteger::WeightOnly(why)) => self.refuse(node, why),
+            Err(NotInteger::Float(why) | NotInteger::WeightOnly(why)) => self.refuse(node, why),
         }
         Ok(())
     }
@@ -573,11 +570,9 @@ impl Planner<'_> {
         if let Some(why) = self.unfit_bias(node, weight) {
             return Ok(Err(NotInteger::Float(why)));
         }
-        if let Some((site, _)) = &output {
-            if let Some(why) = self.unquantizable(*site) {
-                let why = format!("{why}; the integer {op} needs a quantized output");
-                return if self.knowledge.calibrated { Ok(Err(NotInteger::Float(why))) } else { no(why) };
-            }
+        if let Some(why) = output.as_ref().and_then(|(site, _)| self.unquantizable(*site)) {
+            let why = format!("{why}; the integer {op} needs a quantized output");
+            return if self.knowledge.calibrated { Ok(Err(NotInteger::Float(why))) } else { no(why) };
         }
         self.quantized.insert(node, Kindness::Integer);
         for (&(index, value), mode) in inputs.iter().zip(modes) {
@@ -600,10 +595,10 @@ impl Planner<'_> {
     }
 
     /// Quantizes what a rule about this very node or operator asks for, where the target would not.
-    fn force(&mut self, node: NodeId) -> Result<()> {
-        let Some(row) = ops::of(self.model, node) else { return Ok(()) };
+    fn force(&mut self, node: NodeId) {
+        let Some(row) = ops::of(self.model, node) else { return };
         if self.quantized.get(&node) == Some(&Kindness::Integer) || self.untouchable(node).is_some() {
-            return Ok(());
+            return;
         }
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
@@ -628,7 +623,6 @@ impl Planner<'_> {
         {
             self.make(site, Made { ask, keeps: None, why: format!("output of the {op} \"{name}\", as asked for") });
         }
-        Ok(())
     }
 
     /// Output channels of the constant weight at `input`.

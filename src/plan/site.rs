@@ -279,19 +279,12 @@ impl Reader<'_> {
         }
         // An axis given for another granularity says nothing about this one.
         let asked_axis = spec.ch_axis.filter(|_| self.asked(Field::ChAxis, Field::Granularity));
-        let axis = match asked_axis {
-            None => None,
-            Some(axis) => {
-                let positive = if axis < 0 { axis + dims.len() as i64 } else { axis };
-                match usize::try_from(positive).ok().filter(|&a| a < dims.len()) {
-                    Some(axis) => Some(axis),
-                    None => {
-                        let message = format!("a weight of shape {dims:?} has no axis {axis}");
-                        return self.unfit(Field::ChAxis, message, "leave it out to take the operator's own axis");
-                    }
-                }
-            }
-        };
+        let positive = |axis: i64| if axis < 0 { axis + dims.len() as i64 } else { axis };
+        let axis = asked_axis.and_then(|a| usize::try_from(positive(a)).ok()).filter(|&a| a < dims.len());
+        if let (Some(asked), None) = (asked_axis, axis) {
+            let message = format!("a weight of shape {dims:?} has no axis {asked}");
+            return self.unfit(Field::ChAxis, message, "leave it out to take the operator's own axis");
+        }
         match share {
             Share::PerToken => self.wrong(Field::Granularity, "a weight has no tokens", "per-channel is the nearest"),
             Share::PerTensor => Ok(Granularity::PerTensor),
@@ -303,8 +296,7 @@ impl Reader<'_> {
                     );
                     self.unfit(Field::ChAxis, message, &format!("leave it out, or ch_axis = {own}"))
                 }
-                (Some(axis), Some(_)) => Ok(Granularity::PerChannel { axis }),
-                (None, Some(axis)) => Ok(Granularity::PerChannel { axis }),
+                (Some(axis), Some(_)) | (None, Some(axis)) => Ok(Granularity::PerChannel { axis }),
                 // The operator has no axis of its own: one scale for all, unless an axis is asked for and nobody minds.
                 (Some(axis), None) if !kernel => Ok(Granularity::PerChannel { axis }),
                 (Some(_), None) => {

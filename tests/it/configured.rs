@@ -47,6 +47,7 @@ fn planned(text: &str) -> Result<Plan, Error> {
 }
 
 #[test]
+#[allow(clippy::match_same_arms, reason = "a row a key")]
 fn no_key_is_decoration() {
     let values = |field: Field, kind: SiteKind| -> &'static [&'static str] {
         let weight = kind == SiteKind::Weight;
@@ -225,7 +226,7 @@ fn random_configurations_are_refused_or_planned() {
     let (mut planned, mut refused) = (0, 0);
     for trial in 0..500 {
         let mut text = String::new();
-        for _ in 0..1 + trial % 4 {
+        for _ in 0..=(trial % 4) {
             text += &pick(&[
                 "[[layer]]\nmatch = \"*\"\n",
                 "[[layer]]\nmatch = \"fc*\"\n",
