@@ -42,9 +42,9 @@ impl Planner<'_> {
         let mut sums = Vec::new();
         for &node in nodes {
             if let Some(&kind) = self.quantized.get(&node) {
-                self.constants(node, kind, &mut weights, &mut biases)?;
+                self.constants(node, kind, &activations, &mut weights, &mut biases)?;
                 if kind == Kindness::Integer && self.target.placement == Placement::Fused {
-                    self.sum(node, &weights, &mut biases, &mut sums);
+                    self.sum(node, &activations, &weights, &mut biases, &mut sums);
                 }
             }
         }
@@ -354,8 +354,7 @@ impl Planner<'_> {
                     continue;
                 }
                 let key = kind.name();
-                let message =
-                    format!("{}: no {key} that it is about is quantized, so its {key} has no effect", rule.label);
+                let message = format!("{} says how {key}s are quantized, but none that it is about is", rule.label);
                 let error = rule.origin.at(Error::new(Kind::Config, message), key);
                 let reason = matched().find_map(|n| Some((n, self.reasons.get(&n).or_else(|| self.notes.get(&n))?)));
                 return Err(match reason {

@@ -393,8 +393,6 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
         let pair = pair("a", "uint8", json!("all"), json!({"quantizer": quantizer}));
         refuse(json!({"a": pair}), json!([]), json!([]), Kind::Config, part);
     };
-    activation(json!({"observer": "percentile"}), "\"percentile\" is not implemented");
-    activation(json!({"observer": "mean"}), "\"mean\" is not implemented");
     activation(json!({"granularity": {"per-channel": {"axis": 0}}}), "one scale for the whole tensor");
     activation(json!({"given": {"range": [2, 1]}}), "2 to 1");
     activation(
