@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
 use super::planner::{Kindness, Planner};
-use super::{Activation, Bias, Mode, Readers, Split, Weight};
+use super::{Bias, Mode, Readers, Split, Weight};
 use crate::config::SiteKind;
 use crate::config::spec::Dtype;
 use crate::error::Result;
@@ -14,16 +14,12 @@ use crate::onnx::DataType;
 use crate::ops::{self, Reduction, Role};
 use crate::targets::Placement;
 
-/// Planned pairs by name.
-type Pairs = BTreeMap<String, Activation>;
-
 impl Planner<'_> {
     /// The constants of a node that is quantized.
     pub(super) fn constants(
         &self,
         node: NodeId,
         kind: Kindness,
-        pairs: &Pairs,
         weights: &mut Vec<Weight>,
         biases: &mut Vec<Bias>,
     ) -> Result<()> {
@@ -89,7 +85,7 @@ impl Planner<'_> {
                     });
                 }
                 Role::Bias => {
-                    if let Some(bias) = self.bias(node, kind, index, value, main, pairs, weights) {
+                    if let Some(bias) = self.bias(node, kind, index, value, main, weights) {
                         biases.push(bias);
                     }
                 }
@@ -110,7 +106,6 @@ impl Planner<'_> {
         index: usize,
         value: ValueId,
         weight: Option<usize>,
-        pairs: &Pairs,
         weights: &[Weight],
     ) -> Option<Bias> {
         let at = self.model.node(node);
@@ -135,20 +130,13 @@ impl Planner<'_> {
             at: self.slot(node, index),
             tensor: self.name(value),
             channels,
-            activation: self.pair_read(pairs, node, data),
+            activation: self.pair_read(node, data),
             weight,
         })
     }
 
     /// The sum behind an integer product: a bias at the scale of its accumulator, or a Sum that is not taken for one.
-    pub(super) fn sum(
-        &self,
-        node: NodeId,
-        pairs: &Pairs,
-        weights: &[Weight],
-        biases: &mut Vec<Bias>,
-        sums: &mut Vec<String>,
-    ) {
+    pub(super) fn sum(&self, node: NodeId, weights: &[Weight], biases: &mut Vec<Bias>, sums: &mut Vec<String>) {
         let product = self.model.node(node);
         let Some(output) = product.output(0).filter(|v| product.is("MatMul") && !self.wants.contains_key(v)) else {
             return;
@@ -183,7 +171,7 @@ impl Planner<'_> {
                     at: self.slot(add, 1 - input),
                     tensor: self.name(other),
                     channels,
-                    activation: self.pair_read(pairs, node, product.input(0).unwrap_or(output)),
+                    activation: self.pair_read(node, product.input(0).unwrap_or(output)),
                     weight,
                 });
                 return;
@@ -193,9 +181,10 @@ impl Planner<'_> {
     }
 
     /// The pair that a node reads at its first input.
-    fn pair_read(&self, pairs: &Pairs, node: NodeId, value: ValueId) -> String {
+    fn pair_read(&self, node: NodeId, value: ValueId) -> String {
         let slot = self.slot(node, 0);
-        let own = pairs.iter().find(|(_, a)| matches!(&a.readers, Readers::Listed(slots) if slots.contains(&slot)));
+        let own =
+            self.pairs.iter().find(|(_, a)| matches!(&a.readers, Readers::Listed(slots) if slots.contains(&slot)));
         own.map_or_else(|| self.name(value), |(name, _)| name.clone())
     }
 

@@ -36,25 +36,26 @@ struct Pair<'a> {
 impl Planner<'_> {
     /// Writes the plan.
     pub(super) fn finish(mut self, opset: i64, nodes: &[NodeId]) -> Result<Plan> {
-        let activations = self.activations()?;
+        self.pairs = self.activations()?;
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         let mut sums = Vec::new();
         for &node in nodes {
             if let Some(&kind) = self.quantized.get(&node) {
-                self.constants(node, kind, &activations, &mut weights, &mut biases)?;
+                self.constants(node, kind, &mut weights, &mut biases)?;
                 if kind == Kindness::Integer && self.target.placement == Placement::Fused {
-                    self.sum(node, &activations, &weights, &mut biases, &mut sums);
+                    self.sum(node, &weights, &mut biases, &mut sums);
                 }
             }
         }
         let splits = super::constants::splits(&weights);
         let skipped = self.skipped(nodes, &weights, &biases);
+        let opset = self.needed(opset, &self.pairs, &weights)?;
         let plan = Plan {
             schema: SCHEMA,
             target: self.target.name.clone(),
-            opset: self.needed(opset, &activations, &weights)?,
-            activations,
+            opset,
+            activations: std::mem::take(&mut self.pairs),
             weights,
             biases,
             sums,
@@ -85,7 +86,7 @@ impl Planner<'_> {
         Ok(needed.max(opset))
     }
 
-    fn activations(&mut self) -> Result<BTreeMap<String, Activation>> {
+    fn activations(&self) -> Result<BTreeMap<String, Activation>> {
         let groups = self.groups()?;
         let mut made: BTreeMap<String, Activation> = BTreeMap::new();
         for (&value, want) in &self.wants {

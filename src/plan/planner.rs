@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
-use super::{Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{Config, SiteKind, Tensor as ByHand, presets};
@@ -68,6 +68,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         notes: BTreeMap::new(),
         reasons: BTreeMap::new(),
         wants: BTreeMap::new(),
+        pairs: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
     for &node in &nodes {
@@ -155,6 +156,8 @@ pub(super) struct Planner<'a> {
     /// Why a node that might have been quantized is not.
     pub(super) reasons: BTreeMap<NodeId, String>,
     pub(super) wants: BTreeMap<ValueId, Want>,
+    /// The pairs that serve them, once these are made.
+    pub(super) pairs: BTreeMap<String, Activation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
