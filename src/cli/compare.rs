@@ -7,8 +7,9 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
+use amax::runtime::Runtime;
 
-use super::{Console, decibels, inspect::print, set_inputs, table, thread_count, threads};
+use super::{Console, decibels, inspect::print, runtime, set_inputs, table, thread_count, threads};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// Make a constant of an input, in both models, as for `rewrite`; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
+    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
     /// Samples that run at once.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -36,6 +40,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    args.runtime.load()?;
     let mut reference = file::load(&args.reference)?;
     let mut test = file::load(&args.test)?;
     let samples = set_inputs(&mut reference, &args.set_input, args.calib.as_deref(), &args.reference, console)?;
@@ -53,7 +58,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         ))
     })?;
     let indices: Vec<usize> = (0..samples.len()).collect();
-    let found = compare(&reference, &test, &samples, &indices, threads(args.threads), console)?;
+    let found = compare(&reference, &test, &samples, &indices, args.runtime, threads(args.threads), console)?;
     let rows: Vec<QualityRow> = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
     if args.json {
         let json = serde_json::to_string_pretty(&rows)

@@ -36,6 +36,7 @@ fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str
         plan: None,
         samples,
         statistics: None,
+        runtime: amax::runtime::Runtime::default(),
         threads,
         progress: &Silent,
         evaluate: &TractEvaluate,
@@ -204,7 +205,16 @@ fn a_quantized_model_is_kept() {
     let twice = run(&once, Some(&samples), &Config::default(), targets::DEFAULT, 2);
     assert!(twice.report.weights.is_empty() && twice.report.activations.is_empty());
     assert!(twice.report.operators.is_empty(), "{:?}", twice.report.operators);
-    let found = amax::calibrate::compare(&once, &twice.model, &samples, &[0, 1], 1, &amax::calibrate::Silent).unwrap();
+    let found = amax::calibrate::compare(
+        &once,
+        &twice.model,
+        &samples,
+        &[0, 1],
+        amax::runtime::Runtime::default(),
+        1,
+        &amax::calibrate::Silent,
+    )
+    .unwrap();
     assert_eq!(found[0].1.max_abs_error(), 0.0);
     let quantizers = |m: &Model| types(m, "QuantizeLinear", 1).len() + types(m, "DequantizeLinear", 1).len();
     assert_eq!(quantizers(&twice.model), quantizers(&once));
