@@ -350,3 +350,44 @@ fn explain(error: &::ort::Error) -> Error {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use std::sync::{Arc, Mutex};
+
+    use super::{MAX_IN_MEMORY, Observe, Session, Source};
+    use crate::ir::file;
+    use crate::samples::SampleSet;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<(usize, Vec<f32>)>>);
+
+    impl Observe for Seen {
+        fn see(&self, site: usize, values: &[f32], _shape: &[usize]) {
+            self.0.lock().unwrap().push((site, values.to_vec()));
+        }
+    }
+
+    #[test]
+    fn models_in_files_run_as_those_in_memory() {
+        let model = file::load("models/digits.onnx".as_ref()).unwrap();
+        let samples = SampleSet::open("models/digits.calib.npz".as_ref(), &model).unwrap();
+        let names = ["stem_relu_out", "pool_out", "logits"].map(str::to_owned);
+        let run = |limit| {
+            let session = Session::prepare(&model, &names, limit).unwrap();
+            if let Source::Folder(folder) = &session.source {
+                assert!(folder.path().join("weights").metadata().unwrap().len() > 1024);
+            }
+            assert_eq!(matches!(session.source, Source::Folder(_)), limit == 0);
+            let seen = Arc::new(Seen::default());
+            let observe: Arc<dyn Observe> = seen.clone();
+            session.run(&samples.get(0).unwrap(), &observe).unwrap();
+            let seen = std::mem::take(&mut *seen.0.lock().unwrap());
+            assert_eq!(seen.len(), 3);
+            seen
+        };
+        assert!(run(0) == run(MAX_IN_MEMORY));
+    }
+}
