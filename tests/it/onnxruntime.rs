@@ -199,12 +199,14 @@ mod there {
           y = Relu (a)
           k = Neg (h)
           n = Shape (a)
+          cast = Cast <to = 1> (n)
+          whole = Cast <to = 6> (a)
         }"#;
 
     /// Inputs, inner tensors and outputs, half as float32; constants and integers are not shown.
     #[test]
     fn what_is_shown() {
-        let names = ["x", "h", "a", "y", "k", "c", "n", "nowhere", "a"];
+        let names = ["x", "h", "a", "y", "k", "c", "n", "nowhere", "a", "cast", "whole"];
         let session = session(SMALL, &names).unwrap();
         let half = Tensor::from_f64(amax::onnx::DataType::Float16, &[2], [0.5, -3.0]).unwrap();
         let sample: Sample = [("x".to_owned(), Tensor::from_f32(&[1, 2], &[-4., 5.])), ("h".to_owned(), half)].into();
@@ -227,10 +229,11 @@ mod there {
             row(3, &[0., 7.]),
             flat(4, &[-0.5, 3.]),
             row(8, &[-3., 7.]),
+            flat(9, &[1., 2.]),
         ];
         assert_eq!(seen, expected);
         let silent: BTreeSet<String> = session.unobserved().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(silent, ["c", "n", "nowhere"].map(str::to_owned).into());
+        assert_eq!(silent, ["c", "n", "nowhere", "whole"].map(str::to_owned).into());
     }
 
     #[test]

@@ -74,7 +74,9 @@ fn find(variable: &dyn Fn(&str) -> Option<OsString>, check: &dyn Fn(&Path) -> Re
         message.push_str("Python to look in");
     } else {
         message.push_str("installed Python onnxruntime that can be used; looked at");
-        looked.iter().for_each(|line| message.push_str(&format!("\n  {line}")));
+        for line in &looked {
+            message.push_str(&format!("\n  {line}"));
+        }
     }
     Err(Error::new(Kind::Runtime, message).with_hint(help()))
 }
@@ -146,7 +148,7 @@ fn libraries(folder: &Path) -> Vec<PathBuf> {
         name.starts_with("libonnxruntime.so")
             || name == "onnxruntime.dll"
             // libonnxruntime.1.22.0.dylib
-            || name.starts_with("libonnxruntime.") && name.ends_with(".dylib")
+            || name.strip_suffix(".dylib").is_some_and(|stem| stem.starts_with("libonnxruntime"))
     };
     let mut found: Vec<PathBuf> =
         entries.flatten().filter(|e| e.file_name().to_str().is_some_and(is_library)).map(|e| e.path()).collect();

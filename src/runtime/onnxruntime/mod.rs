@@ -151,7 +151,9 @@ impl Session {
         for (input, tensor) in &bound {
             let Some(sites) = self.fed.get(&input.name) else { continue };
             if let Some(numbers) = tensor.to_f32() {
-                sites.iter().for_each(|&site| observe.see(site, &numbers, &tensor.dims()));
+                for &site in sites {
+                    observe.see(site, &numbers, &tensor.dims());
+                }
             }
         }
         Ok(outputs)
@@ -174,7 +176,9 @@ impl Session {
             // Taken out, so that its memory is free again before the next is looked at.
             let Some(value) = found.remove(name) else { continue };
             let seen = values::floats(&value, &mut |numbers, shape| {
-                sites.iter().for_each(|&site| observe.see(site, numbers, shape));
+                for &site in sites {
+                    observe.see(site, numbers, shape);
+                }
             });
             match seen {
                 Ok(true) => {}
@@ -271,7 +275,7 @@ impl Observed {
                     "Constant" => "it is constant".to_owned(),
                     // Of types that the binding may have no name for, which must not become outputs.
                     "QuantizeLinear" => NOT_COMPUTED.to_owned(),
-                    "Cast" if declared.is_none() => NOT_COMPUTED.to_owned(),
+                    "Cast" if !casts_to_float(maker) => NOT_COMPUTED.to_owned(),
                     _ => {
                         found.computed.entry(name.clone()).or_default().push(site);
                         continue;
@@ -284,6 +288,11 @@ impl Observed {
         }
         found
     }
+}
+
+fn casts_to_float(cast: &NodeProto) -> bool {
+    let to = cast.attribute.iter().find(|a| a.name.as_deref() == Some("to")).and_then(|a| a.i);
+    to.and_then(|to| DataType::from_code(i32::try_from(to).ok()?)).is_some_and(values::is_float)
 }
 
 /// Writes the model to where onnxruntime reads it.
