@@ -12,7 +12,7 @@ use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
 use crate::passes::{Context, Evaluate, pipeline};
-use crate::runtime::{Observe, Options, Session};
+use crate::runtime::{Observe, Options, Runtime, Session};
 use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
 
@@ -134,6 +134,8 @@ pub struct Observation<'a> {
     pub samples: &'a SampleSet,
     /// Which of them to run.
     pub indices: &'a [usize],
+    /// What runs them.
+    pub runtime: Runtime,
     /// How many run at once.
     pub threads: usize,
     /// Told how far things are.
@@ -163,8 +165,9 @@ impl Observation<'_> {
     /// A model that the runtime cannot run, a sample that does not fit, a `start` that observed other tensors, a
     /// checkpoint that fails, or an interruption.
     pub fn run(&self, start: Statistics) -> Result<Statistics> {
-        let Self { model, sites, samples, indices, threads, progress, checkpoint } = *self;
-        let session = Session::new(model, &sites.iter().map(|s| s.name.clone()).collect::<Vec<_>>())?;
+        let Self { model, sites, samples, indices, runtime, threads, progress, checkpoint } = *self;
+        let names: Vec<String> = sites.iter().map(|s| s.name.clone()).collect();
+        let session = Session::with_options(model, &names, Options { runtime, ..Options::default() })?;
         let shared = Arc::new(Shared::new(sites, start)?);
         let left: Vec<usize> = {
             let statistics = lock(&shared.rest);
@@ -222,11 +225,13 @@ pub fn calibrate(
     sites: &[String],
     samples: &SampleSet,
     indices: &[usize],
+    runtime: Runtime,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Calibrated> {
     let sites: Vec<Site> = sites.iter().map(|name| Site::plain(name)).collect();
-    let observation = Observation { model, sites: &sites, samples, indices, threads, progress, checkpoint: None };
+    let checkpoint = None;
+    let observation = Observation { model, sites: &sites, samples, indices, runtime, threads, progress, checkpoint };
     usable(model, observation.run(Statistics::default())?)
 }
 
@@ -266,6 +271,7 @@ pub fn compare(
     test: &Model,
     samples: &SampleSet,
     indices: &[usize],
+    runtime: Runtime,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<(String, Metrics)>> {
@@ -280,7 +286,8 @@ pub fn compare(
             .at_value(output)
             .with_hint(format!("its outputs are {}: are these the same model?", has.join(", "))));
     }
-    let (first, second) = (Session::new(reference, &[])?, Session::new(test, &[])?);
+    let session = |model| Session::with_options(model, &[], Options { runtime, ..Options::default() });
+    let (first, second) = (session(reference)?, session(test)?);
     let order = by_shape(samples, indices);
     progress.start("compare", order.len() as u64);
     let found: Mutex<BTreeMap<usize, Vec<(String, Metrics)>>> = Mutex::new(BTreeMap::new());
@@ -332,10 +339,11 @@ pub fn outputs(
     model: &Model,
     samples: &SampleSet,
     indices: &[usize],
+    runtime: Runtime,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<(String, Tensor)>>> {
     // The float model was checked against the plain plan already; what is compared here differs in its quantizers only.
-    let session = Session::with_options(model, &[], Options { check: false, ..Options::default() })?;
+    let session = Session::with_options(model, &[], Options { runtime, check: false, ..Options::default() })?;
     let nothing: Arc<dyn Observe> = Arc::new(Blind);
     indices
         .iter()

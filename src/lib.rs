@@ -19,6 +19,7 @@
 //!     plan: None,
 //!     samples: Some(&samples),
 //!     statistics: None,
+//!     runtime: amax::runtime::Runtime::Tract,
 //!     threads: 2,
 //!     progress: &Silent,
 //!     evaluate: &amax::runtime::TractEvaluate,

@@ -12,6 +12,7 @@ use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
 use crate::report::{PassRow, QualityRow, Report};
+use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 use crate::sensitivity::{self, Reference, Sensitivity};
 use crate::solve::{Solution, Solved, guard, solve};
@@ -30,6 +31,8 @@ pub struct Request<'a> {
     pub samples: Option<&'a SampleSet>,
     /// What calibration saw, in place of running samples for it; they only measure the result then.
     pub statistics: Option<&'a Statistics>,
+    /// What runs samples.
+    pub runtime: Runtime,
     /// Threads for samples.
     pub threads: usize,
     /// Told how far things are.
@@ -119,7 +122,8 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
 /// Quality of each output on the held-out samples.
 fn quality(float: &Model, quantized: &Model, samples: &SampleSet, request: &Request<'_>) -> Result<Vec<QualityRow>> {
     let held_out = split(samples).1;
-    let found = calibrate::compare(float, quantized, samples, &held_out, request.threads, request.progress)?;
+    let found =
+        calibrate::compare(float, quantized, samples, &held_out, request.runtime, request.threads, request.progress)?;
     Ok(found.iter().map(|(name, m)| QualityRow::new(name, m)).collect())
 }
 
@@ -245,10 +249,10 @@ impl<'a> Decided<'a> {
                 .at_value(&missing[0])
                 .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
         };
-        let Request { threads, progress, .. } = *self.request;
+        let Request { runtime, threads, progress, .. } = *self.request;
         let indices = split(samples).0;
         let Calibrated { statistics: seen, unobserved } =
-            calibrate::calibrate(self.model, &missing, samples, &indices, threads, progress)?;
+            calibrate::calibrate(self.model, &missing, samples, &indices, runtime, threads, progress)?;
         self.statistics.sample_count = seen.sample_count;
         self.statistics.sites.extend(seen.sites);
         warn_about_values(&self.statistics, report);
@@ -337,7 +341,7 @@ impl<'a> Decided<'a> {
             let sensitivity = match &mut sensitivity {
                 Some(found) => found,
                 slot => {
-                    let reference = Reference::new(self.model, samples, &held_out, progress)?;
+                    let reference = Reference::new(self.model, samples, &held_out, self.request.runtime, progress)?;
                     let mut solved = std::mem::take(&mut self.solved);
                     let found = sensitivity::measure(&self.plan, &reference, progress, |vetoes| {
                         let mut knowledge = self.knowledge.clone();

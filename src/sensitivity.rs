@@ -12,6 +12,7 @@ use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::plan::{Plan, Veto};
+use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 
 /// Most groups that are measured, each at the cost of compiling and running the model.
@@ -31,6 +32,7 @@ pub struct Sensitivity {
 pub struct Reference<'a> {
     samples: &'a SampleSet,
     indices: Vec<usize>,
+    runtime: Runtime,
     outputs: Vec<Vec<(String, Tensor)>>,
 }
 
@@ -39,16 +41,22 @@ impl<'a> Reference<'a> {
     ///
     /// # Errors
     /// As [`calibrate::outputs`].
-    pub fn new(model: &Model, samples: &'a SampleSet, indices: &[usize], progress: &dyn Progress) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        samples: &'a SampleSet,
+        indices: &[usize],
+        runtime: Runtime,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         let indices: Vec<usize> = indices.iter().copied().take(SAMPLES).collect();
-        let outputs = calibrate::outputs(model, samples, &indices, progress)?;
-        Ok(Self { samples, indices, outputs })
+        let outputs = calibrate::outputs(model, samples, &indices, runtime, progress)?;
+        Ok(Self { samples, indices, runtime, outputs })
     }
 
     /// Noise-to-signal ratio of another model at its worst float output.
     fn noise(&self, model: &Model, progress: &dyn Progress) -> Result<f64> {
         let mut total: BTreeMap<&str, Metrics> = BTreeMap::new();
-        let outputs = calibrate::outputs(model, self.samples, &self.indices, progress)?;
+        let outputs = calibrate::outputs(model, self.samples, &self.indices, self.runtime, progress)?;
         for (a, b) in self.outputs.iter().flatten().zip(outputs.iter().flatten()) {
             if a.1.dtype() == DataType::Float
                 && let (Some(x), Some(y)) = (a.1.to_f32(), b.1.to_f32())

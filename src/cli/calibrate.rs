@@ -14,11 +14,14 @@ use amax::nearest::nearest;
 use amax::numerics::RangeSpec;
 use amax::plan::{Knowledge, Mode, plan};
 use amax::rewrite::split;
+use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 use amax::targets::Target;
 
-use super::{Console, SampleArgs, bytes, configure, count, inspect::print, set_inputs, table, thread_count, threads};
+use super::{
+    Console, SampleArgs, bytes, configure, count, inspect::print, runtime, set_inputs, table, thread_count, threads,
+};
 
 /// Arguments of `amax calibrate`.
 #[derive(clap::Args)]
@@ -64,6 +67,9 @@ pub(crate) struct Args {
     /// Seconds between two savings of what is known so far, beside the output.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     save_every: u64,
+    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -87,6 +93,7 @@ pub(super) struct Judge {
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let begun = Instant::now();
+    args.runtime.load()?;
     let (config, target) = args.configure.load()?;
     let mut model = file::load(&args.model)?;
     file::check_output(&model, &args.output)?;
@@ -97,7 +104,11 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             .with_hint(format!("pass --calib PATH, or put {} there", args.model.with_extension("calib.npz").display()))
     })?;
     let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
-    let (sites, asked) = asked(args, &prepared, &config, &target)?;
+    let (sites, mut asked) = asked(args, &prepared, &config, &target)?;
+    // Shards of two runtimes would differ in the last bits from those of one.
+    if args.runtime != Runtime::Tract {
+        asked.push_str(", in onnxruntime");
+    }
     if sites.is_empty() {
         return Err(Error::model("the model has no float activation that could be quantized").in_file(&args.model));
     }
@@ -122,6 +133,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         sites: &sites,
         samples: &samples,
         indices: &indices,
+        runtime: args.runtime,
         threads: threads(args.threads),
         progress: console,
         checkpoint: Some(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save }),

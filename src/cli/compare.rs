@@ -8,8 +8,9 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
+use amax::runtime::Runtime;
 
-use super::{Console, SampleArgs, decibels, inspect::print, set_inputs, table, thread_count, threads};
+use super::{Console, SampleArgs, decibels, inspect::print, runtime, set_inputs, table, thread_count, threads};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// Make a constant of an input, in both models, as for `rewrite`; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
+    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
     /// Samples that run at once.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -57,6 +61,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    args.runtime.load()?;
     let mut reference = file::load(&args.reference)?;
     let mut test = file::load(&args.test)?;
     let calib = args.calib.as_deref();
@@ -76,6 +81,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     })?;
     let indices: Vec<usize> = (0..samples.len()).collect();
     if args.sites {
+        if args.runtime != Runtime::default() {
+            return Err(Error::new(Kind::Usage, "--sites measures sites in tract only")
+                .with_hint("leave --runtime out, or compare outputs without --sites"));
+        }
         let mut found = sites(&reference, &test, &samples, &indices, threads(args.threads), console)?;
         let total = found.len();
         found.truncate(args.top.unwrap_or(total));
@@ -85,7 +94,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             _ => print(&format!("{}\n{}", samples.describe(), site_text(&found, total))),
         };
     }
-    let found = compare(&reference, &test, &samples, &indices, threads(args.threads), console)?;
+    let found = compare(&reference, &test, &samples, &indices, args.runtime, threads(args.threads), console)?;
     let rows: Vec<QualityRow> = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
     if args.json {
         return json(&rows);

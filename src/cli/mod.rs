@@ -25,6 +25,7 @@ use amax::calibrate::Progress;
 use amax::error::{Error, Kind};
 use amax::ir::{Model, Tensor, file};
 use amax::passes::freeze_inputs::set_input;
+use amax::runtime::Runtime;
 use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -275,6 +276,12 @@ fn dimension(text: &str) -> Result<(String, usize), String> {
 /// As many threads as asked for, or as there are processors.
 pub(crate) fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get))
+}
+
+/// Reads the value of `--runtime`.
+pub(crate) fn runtime(text: &str) -> Result<Runtime, String> {
+    let names = Runtime::ALL.map(Runtime::name);
+    Runtime::ALL.into_iter().find(|r| r.name() == text).ok_or_else(|| format!("runtimes are {}", names.join(" and ")))
 }
 
 /// Reads the value of `--threads`.

@@ -11,12 +11,13 @@ use amax::passes::pipeline;
 use amax::plan::Plan;
 use amax::report::Report;
 use amax::rewrite::{Request, rewrite, split};
+use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, SampleArgs, configure, set_inputs, summary, thread_count, threads};
+use super::{Console, SampleArgs, configure, runtime, set_inputs, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     /// Make a constant of an input of the model; may be repeated. VALUE is a number, true, false, or lists: [1, 2].
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
+    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -88,6 +92,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
+    if args.runtime != Runtime::default() {
+        args.runtime.load()?;
+    }
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.input, console)?;
     let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
@@ -116,6 +123,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         plan: plan.as_ref(),
         samples: samples.as_ref(),
         statistics: statistics.as_ref(),
+        runtime: args.runtime,
         threads: threads(args.threads),
         progress: console,
         evaluate: &amax::runtime::TractEvaluate,

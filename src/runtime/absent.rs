@@ -1,33 +1,43 @@
-//! What stands in for the runtime in a build without tract.
+//! What stands in for a runtime that the program was built without.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::{Observe, Options, Sample};
+use super::{Observe, Options, Runtime, Sample};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, NodeId, Tensor};
+#[cfg(not(feature = "tract"))]
+use crate::ir::NodeId;
+use crate::ir::{Model, Tensor};
+#[cfg(not(feature = "tract"))]
 use crate::passes::Evaluate;
 
 /// A model prepared for running; cannot be made in this build.
 #[derive(Debug)]
 pub struct Session(Infallible);
 
-impl Session {
-    /// Fails: this build has no runtime.
-    ///
-    /// # Errors
-    /// Always [`Kind::Runtime`].
-    pub fn new(model: &Model, observed: &[String]) -> Result<Self> {
-        Self::with_options(model, observed, Options::default())
-    }
+/// The error for a runtime that this build does not have.
+pub(super) fn error(runtime: Runtime) -> Error {
+    let (message, hint) = match runtime {
+        Runtime::Tract => (
+            "built without tract, so models cannot be run in it",
+            "build with the feature \"tract\", pass --runtime ort in a build with the feature \"ort\", or use weight-only \
+             quantization, which needs no samples",
+        ),
+        Runtime::Ort => (
+            "built without onnxruntime, so models cannot be run in it",
+            "build with `cargo build --features ort`, and have onnxruntime installed for Python or ORT_DYLIB_PATH set",
+        ),
+    };
+    Error::new(Kind::Runtime, message).with_hint(hint)
+}
 
-    /// Fails: this build has no runtime.
+impl Session {
+    /// Fails: this build does not have the runtime.
     ///
     /// # Errors
     /// Always [`Kind::Runtime`].
-    pub fn with_options(_model: &Model, _observed: &[String], _options: Options) -> Result<Self> {
-        Err(Error::new(Kind::Runtime, "built without tract, so models cannot be run")
-            .with_hint("build with the feature \"tract\", or use weight-only quantization, which needs no samples"))
+    pub fn with_options(_model: &Model, _observed: &[String], options: Options) -> Result<Self> {
+        Err(error(options.runtime))
     }
 
     /// Never called.
@@ -52,9 +62,11 @@ impl Session {
 }
 
 /// Evaluates nothing in this build.
+#[cfg(not(feature = "tract"))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TractEvaluate;
 
+#[cfg(not(feature = "tract"))]
 impl Evaluate for TractEvaluate {
     fn evaluate(&self, _model: &Model, _node: NodeId, _inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
         None

@@ -7,32 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::Constant;
 use super::functions::Functions;
+use super::inputs::{Input, tensor_type};
 use super::{quantized, rephrase, support, widen};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
-use crate::onnx::{
-    AttributeProto, DataType, GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_type,
-    tensor_shape_proto::dimension::Value as Dim, type_proto,
-};
-
-/// A graph input.
-#[derive(Clone, Debug)]
-pub(super) struct Input {
-    pub name: String,
-    pub dtype: DataType,
-    /// Declared dimensions; `None` where the rank is unknown.
-    pub dims: Option<Vec<Axis>>,
-    /// What it is where a sample does not give it.
-    pub default: Option<Tensor>,
-}
-
-/// A declared dimension.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Axis {
-    Fixed(usize),
-    Named(String),
-    Unknown,
-}
+use crate::onnx::{AttributeProto, DataType, GraphProto, NodeProto, ValueInfoProto, attribute_type};
 
 /// A graph output and its declared element type.
 #[derive(Clone, Debug)]
@@ -138,8 +117,8 @@ impl Step {
 /// The error for something the runtime cannot run, with the ways out.
 pub(super) fn refusal(why: impl std::fmt::Display) -> Error {
     Error::new(Kind::Runtime, format!("the runtime cannot run the model: {why}")).with_hint(
-        "export or simplify the model so that this operator is gone, or pass --calib none to quantize weights only, \
-         which needs no runtime",
+        "pass --runtime ort to run it in onnxruntime, export or simplify the model so that this operator is gone, or pass \
+         --calib none to quantize weights only, which needs no runtime",
     )
 }
 
@@ -215,16 +194,9 @@ impl Program {
         }
         for info in &input {
             let name = info.name.clone().unwrap_or_default();
-            let Some(tensor) = tensor_type(info.r#type.as_ref()) else {
-                return Err(refusal("an input is not a tensor").at_value(&name));
-            };
-            let Some(dtype) = DataType::from_code(tensor.elem_type.unwrap_or(0)) else {
-                return Err(refusal("an input has no element type").at_value(&name));
-            };
             let default = defaults.remove(&name);
-            let dims = tensor.shape.as_ref().map(axes);
             program.names.insert(name.clone());
-            program.inputs.push(Input { name, dtype, dims, default });
+            program.inputs.push(Input::new(info, default).map_err(|why| refusal(why).at_value(&name))?);
         }
         for info in &output {
             let name = info.name.clone().unwrap_or_default();
@@ -393,22 +365,6 @@ pub(super) fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
 }
 
-fn tensor_type(ty: Option<&TypeProto>) -> Option<&type_proto::Tensor> {
-    match ty?.value.as_ref()? {
-        type_proto::Value::TensorType(tensor) => Some(tensor),
-        _ => None,
-    }
-}
-
 fn dtype_of(info: &ValueInfoProto) -> Option<DataType> {
     DataType::from_code(tensor_type(info.r#type.as_ref())?.elem_type?)
-}
-
-fn axes(shape: &TensorShapeProto) -> Vec<Axis> {
-    let axis = |value: &Option<Dim>| match value {
-        Some(Dim::DimValue(n)) => usize::try_from(*n).map_or(Axis::Unknown, Axis::Fixed),
-        Some(Dim::DimParam(name)) if !name.is_empty() => Axis::Named(name.clone()),
-        _ => Axis::Unknown,
-    };
-    shape.dim.iter().map(|d| axis(&d.value)).collect()
 }

@@ -1,4 +1,4 @@
-//! A model prepared for running over samples.
+//! A model prepared for running over samples in tract.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,7 +9,8 @@ use bytes::Bytes;
 use super::branches;
 use super::constant::Constant;
 use super::engine::{self, Blueprint, Feed, Listener, Origins, Plan, Rung};
-use super::program::{Axis, Input, Program, Step, visit_reads};
+use super::inputs::{self, Input};
+use super::program::{Program, Step, visit_reads};
 use super::{Observe, Options, Sample};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
@@ -18,7 +19,7 @@ use crate::onnx::DataType;
 /// Bound inputs larger than this are not taken for shapes or switches.
 const MAX_BOUND: usize = 16;
 
-/// One model prepared for running.
+/// One model prepared for running in tract.
 ///
 /// `Session` is [`Sync`]: threads share the compiled plan, and each run has its own state. A plan is compiled for each
 /// distinct set of input shapes; [`Options::plans`] of them are kept.
@@ -73,14 +74,6 @@ impl Session {
     ///
     /// # Errors
     /// [`Kind::Runtime`] for operators and attributes that cannot be run, naming node, operator and reason.
-    pub fn new(model: &Model, observed: &[String]) -> Result<Self> {
-        Self::with_options(model, observed, Options::default())
-    }
-
-    /// As [`Session::new`], with options.
-    ///
-    /// # Errors
-    /// As [`Session::new`].
     pub fn with_options(model: &Model, observed: &[String], options: Options) -> Result<Self> {
         keep_memory_low();
         let program = Program::new(model)?;
@@ -157,22 +150,7 @@ impl Session {
     fn bind(&self, sample: &Sample) -> Result<Bound> {
         let mut bound =
             Bound { key: Vec::new(), given: BTreeSet::new(), values: BTreeMap::new(), arrays: BTreeMap::new() };
-        if let Some(name) = sample.keys().find(|n| !self.program.inputs.iter().any(|i| i.name == **n)) {
-            let known: Vec<&str> = self.program.inputs.iter().map(|i| i.name.as_str()).collect();
-            return Err(Error::new(Kind::Samples, "the sample has an input that the model does not have")
-                .at_value(name)
-                .with_hint(format!("the inputs are: {}", known.join(", "))));
-        }
-        for input in &self.program.inputs {
-            let Some(tensor) = sample.get(&input.name) else {
-                if input.default.is_some() {
-                    continue;
-                }
-                return Err(Error::new(Kind::Samples, "the sample lacks an input")
-                    .at_value(&input.name)
-                    .with_hint(format!("give it a tensor of type {} and shape {}", input.dtype, shape_text(input))));
-            };
-            fits(input, tensor)?;
+        for (input, tensor) in inputs::bind(&self.program.inputs, sample)? {
             bound.given.insert(input.name.clone());
             let value = self.switches.contains(&input.name) && tensor.len() <= MAX_BOUND;
             let bytes = value.then(|| tensor.raw());
@@ -415,31 +393,6 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
         norm += f64::from(b).powi(2);
     }
     if error == 0. { 0. } else { (error / norm.max(1e-12)).sqrt() }
-}
-
-fn fits(input: &Input, tensor: &Tensor) -> Result<()> {
-    let fail = |what: &str, expected: String, given: String| {
-        Err(Error::new(Kind::Samples, format!("the sample's {what} is {given}, the model expects {expected}"))
-            .at_value(&input.name))
-    };
-    if tensor.dtype() != input.dtype {
-        return fail("type", input.dtype.to_string(), tensor.dtype().to_string());
-    }
-    let dims = tensor.dims();
-    let Some(axes) = &input.dims else { return Ok(()) };
-    let fit = axes.len() == dims.len()
-        && axes.iter().zip(&dims).all(|(axis, dim)| !matches!(axis, Axis::Fixed(n) if n != dim));
-    if fit { Ok(()) } else { fail("shape", shape_text(input), format!("{dims:?}")) }
-}
-
-fn shape_text(input: &Input) -> String {
-    let Some(axes) = &input.dims else { return "unknown".to_owned() };
-    let axis = |axis: &Axis| match axis {
-        Axis::Fixed(n) => n.to_string(),
-        Axis::Named(name) => name.clone(),
-        Axis::Unknown => "?".to_owned(),
-    };
-    format!("[{}]", axes.iter().map(axis).collect::<Vec<_>>().join(", "))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

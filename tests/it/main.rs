@@ -12,6 +12,7 @@ mod configured;
 mod file;
 mod numerics;
 mod observers;
+mod onnxruntime;
 mod opset;
 mod passes;
 mod pipeline;

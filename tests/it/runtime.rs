@@ -143,7 +143,7 @@ fn check(name: &str, case: &Value) -> Result<(), String> {
     let mut names: Vec<String> = runs[0]["observed"].as_object().unwrap().keys().cloned().collect();
     names.extend(silent.iter().cloned());
     check_runs(&Session::new(&model, &names).map_err(|e| e.to_string())?, &names, &silent, runs, tolerance)?;
-    let unchecked = Options { check: false, plans: 4 };
+    let unchecked = Options { check: false, plans: 4, ..Options::default() };
     let session = Session::with_options(&model, &names, unchecked).map_err(|e| e.to_string())?;
     check_runs(&session, &names, &silent, runs, tolerance)
 }

@@ -278,6 +278,7 @@ mod commands {
             sites: &wanted,
             samples: &samples,
             indices: &indices,
+            runtime: amax::runtime::Runtime::default(),
             threads,
             progress: &Silent,
             checkpoint: Some(Checkpoint { every: std::time::Duration::ZERO, save: &save }),
