@@ -179,7 +179,9 @@ mod there {
     }
 
     #[derive(Default)]
-    struct Seen(Mutex<Vec<(usize, Vec<f32>, Vec<usize>)>>);
+    /// Site, values and shape.
+    type Shown = (usize, Vec<f32>, Vec<usize>);
+    struct Seen(Mutex<Vec<Shown>>);
 
     impl Observe for Seen {
         fn see(&self, site: usize, values: &[f32], shape: &[usize]) {
