@@ -178,9 +178,10 @@ mod there {
         assert!(one == three);
     }
 
-    #[derive(Default)]
     /// Site, values and shape.
     type Shown = (usize, Vec<f32>, Vec<usize>);
+
+    #[derive(Default)]
     struct Seen(Mutex<Vec<Shown>>);
 
     impl Observe for Seen {
