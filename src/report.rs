@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
-use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip};
+use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
 use crate::solve::Solution;
 use crate::statistics::{SiteStatistics, Statistics};
 
@@ -27,6 +27,8 @@ pub struct Report {
     pub activations: Vec<ActivationRow>,
     /// Quantized constants.
     pub weights: Vec<WeightRow>,
+    /// Constants that are stored more than once, and why.
+    pub splits: Vec<Split>,
     /// What stays float, and why.
     pub skipped: Vec<Skip>,
     /// What the clean-up passes did and would not do.
@@ -161,6 +163,7 @@ impl Report {
                 pair_safe: weight.pair_safe.is_some(),
             })
             .collect();
+        self.splits.clone_from(&plan.splits);
         self.skipped.clone_from(&plan.skipped);
         let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low >= high));
         if let Some(first) = constant.next() {
