@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::planner::Planner;
-use super::{Given, Quantizer};
+use super::{Given, Quantizer, tensor_names};
 use crate::config::{Config, Numbers, Tensor as ByHand};
 use crate::error::Result;
 use crate::ir::{Model, ValueId};
@@ -16,10 +16,7 @@ pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<Va
         let Some(value) = model.value_named(name) else {
             let path = format!("tensor.{name}");
             let error = config.error(&path, format!("the model has no tensor \"{name}\""));
-            let graph = model.graph(model.main());
-            let outputs = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
-            let names = graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs);
-            return Err(match nearest(name, names.map(|v| model.value(v).name())) {
+            return Err(match nearest(name, tensor_names(model)) {
                 Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
                 None => error.with_hint("`amax inspect --nodes` lists them"),
             });

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Activation, Bias, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight};
+use super::{Activation, Bias, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight, tensor_names};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
@@ -96,11 +96,8 @@ struct Check<'a> {
 impl Check<'_> {
     fn value(&self, name: &str) -> Result<ValueId> {
         self.model.value_named(name).ok_or_else(|| {
-            let graph = self.model.graph(self.model.main());
-            let outputs = graph.nodes().iter().flat_map(|&n| self.model.node(n).outputs().iter().flatten().copied());
-            let names = graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs);
             let error = wrong("the plan names a tensor that the model does not have").at_value(name);
-            match nearest(name, names.map(|v| self.model.value(v).name())) {
+            match nearest(name, tensor_names(self.model)) {
                 Some(near) => {
                     error.with_hint(format!("did you mean \"{near}\"? or was the plan made for another model?"))
                 }

@@ -102,7 +102,7 @@ impl Planner<'_> {
             }
             for pair in others {
                 let (mut quantizer, run_time) =
-                    settle(self.reader(&pair.site, SiteKind::Input, &pair.ask).activation(None))?;
+                    settle(self.reader(&pair.site, SiteKind::Input, &pair.ask).activation())?;
                 if pair.mode == Mode::Dynamic && !run_time {
                     quantizer = Quantizer::new(Format::Uint8, false, Granularity::PerTensor);
                 }
@@ -197,7 +197,7 @@ impl Planner<'_> {
             return Ok(Primary { activation: None, others });
         }
         let reader = self.reader(&group.site, group.kind, &group.ask);
-        let (quantizer, _) = settle(reader.activation(None))?;
+        let (quantizer, _) = settle(reader.activation())?;
         let readers = if produced.is_some() { Readers::All } else { Readers::Listed(self.slots(&own)) };
         let why = produced.map(|m| &m.why).or(first.map(|r| &r.why)).cloned().unwrap_or_default();
         let activation = Activation {

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use planner::{Knowledge, Veto, plan};
 
 use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use crate::ir::Model;
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::Reduction;
 
@@ -121,6 +122,13 @@ pub enum Given {
         /// Codes of zero, as many.
         zero_points: Vec<i32>,
     },
+}
+
+/// The names of the tensors of the main graph.
+fn tensor_names(model: &Model) -> impl Iterator<Item = &str> {
+    let graph = model.graph(model.main());
+    let outputs = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
+    graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs).map(|v| model.value(v).name())
 }
 
 fn per_tensor() -> Granularity {

@@ -8,7 +8,7 @@ use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field};
-use crate::config::{Config, SiteKind, Tensor as ByHand, presets};
+use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
 use crate::onnx::DataType;
@@ -41,7 +41,7 @@ pub struct Knowledge {
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
-    algorithms(config)?;
+    refuse_algorithms(config, &rules)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(
@@ -91,22 +91,22 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     planner.finish(opset, &nodes)
 }
 
-/// Refuses algorithms that do not exist yet. One of the preset counts where the configuration has none.
-fn algorithms(config: &Config) -> Result<()> {
-    let preset = config.preset.as_deref().map(presets::load).transpose()?.unwrap_or_default();
-    let inherited = preset.algorithm.iter().filter(|_| config.algorithm.is_none()).chain(&preset.pre_quant_opt);
-    for algorithm in inherited {
-        algorithm.refuse().map_err(|e| {
-            let message = format!("preset {}: {}", config.preset.as_deref().unwrap_or_default(), e.message());
-            Error::new(e.kind(), message)
-                .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
-        })?;
+/// Refuses algorithms that do not exist yet.
+fn refuse_algorithms(config: &Config, rules: &Rules) -> Result<()> {
+    let place = |error: Error, own: bool, path: &str| {
+        if own {
+            return config.source.at(error, path);
+        }
+        let preset = config.preset.as_deref().unwrap_or_default();
+        Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
+            .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
+    };
+    if let Some(algorithm) = rules.algorithm() {
+        algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;
     }
-    if let Some(algorithm) = &config.algorithm {
-        algorithm.refuse().map_err(|e| config.source.at(e, "algorithm"))?;
-    }
-    for (index, algorithm) in config.pre_quant_opt.iter().enumerate() {
-        algorithm.refuse().map_err(|e| config.source.at(e, &format!("pre_quant_opt.{index}")))?;
+    for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
+        let own = !config.pre_quant_opt.is_empty();
+        algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
     }
     Ok(())
 }
@@ -236,7 +236,7 @@ impl Planner<'_> {
         kind: SiteKind,
         ask: &Resolved,
     ) -> Result<(Quantizer, bool), Refusal> {
-        self.reader(&self.site(node, kind), kind, ask).activation(None)
+        self.reader(&self.site(node, kind), kind, ask).activation()
     }
 
     /// How the constant at an input is quantized.
@@ -253,11 +253,8 @@ impl Planner<'_> {
         let value = self.model.node(node).input(index);
         let quantizer = self
             .reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, self.ask(node, SiteKind::Weight))
-            .weight(&shape, None)?;
-        match value.and_then(|v| self.given.get(&v)) {
-            None => Ok(quantizer),
-            Some(_) => self.by_hand(value, quantizer).map_err(Refusal::Wrong),
-        }
+            .weight(&shape)?;
+        self.by_hand(value, quantizer).map_err(Refusal::Wrong)
     }
 
     /// Why a node may not be touched at all.

@@ -3,7 +3,7 @@
 //! A key that does not fit another one is an error where it was asked for at least as late as that other one. Where it
 //! was inherited it gives way: `dtype = "float8e4m3fn"` over a default of `symmetric = false` needs no second key.
 
-use super::{Given, Quantizer};
+use super::Quantizer;
 use crate::config::rules::{Resolved, Rule, Rules, Scope};
 use crate::config::spec::{Dtype, Field, ObserverKind, ScaleDtype, Share};
 use crate::config::{SiteKind, Spec};
@@ -182,7 +182,7 @@ impl Reader<'_> {
     }
 
     /// How an activation is quantized, and whether at run time.
-    pub(super) fn activation(&self, given: Option<&Given>) -> Outcome<(Quantizer, bool)> {
+    pub(super) fn activation(&self) -> Outcome<(Quantizer, bool)> {
         let spec = self.spec();
         let dynamic = spec.dynamic == Some(true);
         if dynamic && self.kind != SiteKind::Input {
@@ -205,7 +205,7 @@ impl Reader<'_> {
                 return self.wrong(field, "one scale for a tensor has no axis and no groups", "leave it out");
             }
         }
-        let mut quantizer = self.common()?;
+        let quantizer = self.common()?;
         if !self.target.activation_formats.contains(&quantizer.dtype) {
             let list: Vec<&str> = self.target.activation_formats.iter().map(|f| f.name()).collect();
             let message = format!("{} does not run {} activations", self.target.name, quantizer.dtype);
@@ -220,7 +220,6 @@ impl Reader<'_> {
             self.at_run_time()?;
             return Ok((Quantizer::new(Format::Uint8, false, Granularity::PerTensor), true));
         }
-        quantizer.given = given.cloned();
         Ok((quantizer, false))
     }
 
@@ -247,7 +246,7 @@ impl Reader<'_> {
     }
 
     /// How a constant weight is quantized.
-    pub(super) fn weight(&self, shape: &Shape<'_>, given: Option<&Given>) -> Outcome<Quantizer> {
+    pub(super) fn weight(&self, shape: &Shape<'_>) -> Outcome<Quantizer> {
         let spec = self.spec();
         if spec.dynamic == Some(true) {
             return self.wrong(Field::Dynamic, "a weight is the same at every run", "set it for input");
@@ -258,7 +257,6 @@ impl Reader<'_> {
             let hint = "minmax, percentile and mse look at the values themselves";
             return self.wrong(Field::Observer, "this observer is for activations", hint);
         }
-        quantizer.given = given.cloned();
         Ok(quantizer)
     }
 
