@@ -335,6 +335,9 @@ impl Planner<'_> {
         if !self.knowledge.vetoes.is_empty() {
             return Ok(());
         }
+        if self.knowledge.calibrated {
+            self.refuse_idle_numbers(plan)?;
+        }
         let planned = self.planned(plan);
         for rule in self.rules.all().iter().filter(|r| r.is_named() && !r.optional) {
             for kind in SiteKind::ALL {
@@ -366,6 +369,23 @@ impl Planner<'_> {
                     }
                     None => error.with_hint(format!("add {key}.enable = true to quantize it there, or remove it")),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// So are numbers by hand for a tensor that stays float.
+    fn refuse_idle_numbers(&self, plan: &Plan) -> Result<()> {
+        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| t.range.is_some() || t.scale.is_some()) {
+            let used = by_hand.enable != Some(false)
+                && (plan.activations.iter().any(|(pair, a)| a.tensor.as_ref().unwrap_or(pair) == name)
+                    || plan.weights.iter().any(|w| w.tensor == *name));
+            if !used {
+                let error =
+                    self.config.error(&format!("tensor.{name}"), "numbers are given for a tensor that stays float");
+                return Err(error.at_value(name).with_hint(format!(
+                    "remove [tensor.\"{name}\"]; `amax explain MODEL '{name}'` says why it stays float"
+                )));
             }
         }
         Ok(())

@@ -165,6 +165,8 @@ fn mistakes_are_named_with_their_place() {
         "[default]\ninput.dtype = \"float8e4m3fn\"",
         "[op_type.MatMul]\nweight.granularity = \"per-group\"\nweight.group_size = 0",
         "[tensor.nowhere]\nrange = [0, 1]",
+        "[tensor.c]\nrange = [0, 1]",
+        "[tensor.cb]\nscale = 0.5",
         "[tensor.x]\nzero_point = 3",
         "[tensor.x]\nscale = 0.5\nzero_point = 300",
         "[algorithm]\nmethod = \"gptq\"",
