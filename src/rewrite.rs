@@ -374,9 +374,13 @@ fn warn_about_values(statistics: &Statistics, report: &mut Report) {
     for (name, site) in &statistics.sites {
         let (nan, inf) = (site.nan(), site.inf());
         if nan + inf > 0 {
-            let line = format!(
-                "\"{name}\" was NaN {nan} times and infinite {inf} times in the samples; its range ignores them"
-            );
+            let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+            let seen: Vec<String> = [("NaN", nan), ("infinite", inf)]
+                .into_iter()
+                .filter(|&(_, count)| count > 0)
+                .map(|(what, count)| format!("{what} {}", times(count)))
+                .collect();
+            let line = format!("\"{name}\" was {} in the samples; its range ignores them", seen.join(" and "));
             if !report.warnings.contains(&line) {
                 report.warnings.push(line);
             }

@@ -1,8 +1,8 @@
 //! What the user asks for: `amax.toml`.
 //!
 //! A configuration is a list of levels. Each says something about some sites, and a later one has the last word, key by
-//! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[tensor.…]`, `exclude`, and
-//! what the command line adds. [`rules`] puts them in that order and asks them about one site.
+//! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[[postprocess]]`, `[tensor.…]`,
+//! `exclude`, and what the command line adds. [`rules`] puts them in that order and asks them about one site.
 
 pub mod algorithm;
 pub mod import;
@@ -25,6 +25,7 @@ use crate::document::{self, Lines};
 use crate::error::{Error, Kind, Result};
 use algorithm::Algorithm;
 use rules::Rule;
+use spec::Postprocess;
 
 /// A configuration. Every key may be left out; unknown keys are errors.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -50,6 +51,9 @@ pub struct Config {
     /// Nodes and sites by name; later ones have the last word.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer: Vec<Layer>,
+    /// What becomes of ranges after they were chosen, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub postprocess: Vec<Adjusted>,
     /// Single tensors, by name: numbers given by hand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tensor: BTreeMap<String, Tensor>,
@@ -118,6 +122,39 @@ impl Layer {
     pub fn level(&self) -> Level {
         let Self { pattern: _, op_type: _, optional: _, enable, input, output, weight, bias } = self.clone();
         Level { enable, input, output, weight, bias }
+    }
+}
+
+/// A rule about what becomes of ranges.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adjusted {
+    /// A glob on names of nodes or of sites; `re:` begins a regular expression.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Whether it may match nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+    /// What amax is multiplied by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// What it is at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// What it is at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// Whether it is rounded up to a power of two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub power_of_two: bool,
+}
+
+impl Adjusted {
+    /// What it says, without whom it says it about: every kind of site that has a range of its own.
+    fn level(&self) -> Level {
+        let Self { pattern: _, optional: _, scale, min, max, power_of_two } = *self;
+        let spec = Spec { postprocess: Some(Postprocess { scale, min, max, power_of_two }), ..Spec::default() };
+        Level { enable: None, input: Some(spec.clone()), output: Some(spec.clone()), weight: Some(spec), bias: None }
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Rule {
     pub ops: Vec<String>,
     /// Whether it may match nothing.
     pub optional: bool,
+    /// Whether it means whatever kinds of sites match: that some kind does not is no mistake.
+    pub any_kind: bool,
     /// What.
     pub level: Level,
 }
@@ -297,7 +299,7 @@ impl Rules {
                 return Err(unmatched(rule, pattern, nodes().map(|(node, _)| node)));
             }
             let said = SiteKind::ALL.into_iter().filter(|&kind| rule.level.spec(kind).is_some());
-            if let Some(kind) = said.into_iter().find(|&kind| !matches(kind)) {
+            if let Some(kind) = said.into_iter().find(|&kind| !rule.any_kind && !matches(kind)) {
                 let kind = kind.name();
                 let message = format!("{} says something about {kind}, and matches no {kind}", rule.label);
                 let hint = "a pattern that ends in .weight means weights only; one on names of nodes means all sites";
@@ -366,6 +368,7 @@ fn defaults(target: &Target) -> Rule {
         scope: Scope::All,
         ops: Vec::new(),
         optional: true,
+        any_kind: false,
         level: Level {
             enable: None,
             input: Some(activation_spec(target.activation)),
@@ -386,7 +389,7 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         let origin = Origin { source: source.clone(), path };
         level.validate().map_err(|(key, error)| origin.at(error, &key))?;
         let label = format!("{prefix}{label}");
-        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, level })
+        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, any_kind: false, level })
     };
     let mut rules = Vec::new();
     if let Some(level) = &config.default {
@@ -412,6 +415,19 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         }
         let rule = rule(path.clone(), label, Scope::Name(pattern), layer.level())?;
         rules.push(Rule { ops: layer.op_type.clone(), optional: layer.optional, ..rule });
+    }
+    for (index, adjusted) in config.postprocess.iter().enumerate() {
+        let path = format!("postprocess.{index}");
+        let pattern = Pattern::new(&adjusted.pattern).map_err(|e| config.source.at(e, &format!("{path}.match")))?;
+        let label = format!("[[postprocess]] \"{}\"", adjusted.pattern);
+        let level = adjusted.level();
+        // Any of its specs says what is wrong with all of them.
+        if let Some(Err((message, hint))) = level.weight.as_ref().and_then(|w| w.postprocess).map(|p| p.check()) {
+            let error = Error::new(Kind::Config, format!("{label}: {message}")).with_hint(hint);
+            return Err(config.source.at(error, &path));
+        }
+        let rule = rule(path, label, Scope::Name(pattern), level)?;
+        rules.push(Rule { optional: adjusted.optional, any_kind: true, ..rule });
     }
     for (index, text) in config.exclude.iter().enumerate() {
         let path = format!("exclude.{index}");
@@ -450,7 +466,7 @@ impl Config {
     /// Adds a rule of the command line.
     fn push(&mut self, label: String, scope: Scope, level: Level) {
         let (origin, ops) = (Origin::default(), Vec::new());
-        self.overrides.push(Rule { label, origin, scope, ops, optional: false, level });
+        self.overrides.push(Rule { label, origin, scope, ops, optional: false, any_kind: false, level });
     }
 
     /// Sets one key, as `--set` does: `default.weight.dtype=int4`, `op_type.Conv.enable=false`,

@@ -49,6 +49,9 @@ fn numbers(spec: &Spec) -> Option<Wrong> {
         Spec { eps: Some(e), .. } if !(e >= 0.0 && e.is_finite()) => {
             wrong(Field::Eps, format!("{e} is no least scale"), "give a small positive number, or 0 for none")
         }
+        Spec { postprocess: Some(p), .. } => {
+            p.check().err().and_then(|(message, hint)| wrong(Field::Postprocess, message, hint))
+        }
         _ => None,
     }
 }

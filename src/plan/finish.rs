@@ -357,6 +357,13 @@ impl Planner<'_> {
                 if matched().any(|n| planned.contains(&(n, kind))) || matched().next().is_none() {
                     continue;
                 }
+                let served = |kind: SiteKind| {
+                    let about = |n: NodeId| rule.is_about(self.model.node_name(n), self.model.node(n).op_type(), kind);
+                    nodes.iter().any(|&n| about(n) && planned.contains(&(n, kind)))
+                };
+                if rule.any_kind && SiteKind::ALL.into_iter().any(served) {
+                    break;
+                }
                 let key = kind.name();
                 let message = format!("{} says how {key}s are quantized, but none that it is about is", rule.label);
                 let error = rule.origin.at(Error::new(Kind::Config, message), key);

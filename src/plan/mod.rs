@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use crate::config::spec::{ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::Reduction;
@@ -104,6 +104,9 @@ pub struct Quantizer {
     /// The least scale; 0 for none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub eps: f32,
+    /// What becomes of the range that the observer chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postprocess: Option<Postprocess>,
     /// Numbers given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
@@ -160,6 +163,7 @@ impl Quantizer {
             scale_dtype: ScaleDtype::Float32,
             round: Round::HalfEven,
             eps: 0.0,
+            postprocess: None,
             given: None,
         }
     }

@@ -146,6 +146,7 @@ impl Reader<'_> {
             return self.wrong(Field::Eps, format!("{eps} is no least scale"), "give a positive number such as 1e-6");
         }
         quantizer.eps = eps as f32;
+        quantizer.postprocess = spec.postprocess;
         quantizer.round = spec.round.unwrap_or_default();
         if float && quantizer.round != Round::HalfEven {
             if self.asked(Field::Round, Field::Dtype) {
@@ -235,6 +236,7 @@ impl Reader<'_> {
             (Field::NarrowRange, spec.narrow_range == Some(true)),
             (Field::ReduceRange, spec.reduce_range == Some(true)),
             (Field::Eps, spec.eps.is_some_and(|e| e > 0.0)),
+            (Field::Postprocess, spec.postprocess.is_some()),
         ];
         for (field, differs) in differs {
             if differs && self.asked(field, Field::Dynamic) {

@@ -85,7 +85,7 @@ fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
             check_range(low, high)?;
             (low, high)
         }
-        None => seen,
+        None => quantizer.postprocess.map_or(seen, |p| p.apply(seen)),
     };
     Ok(numerics::qparams_from_range(low, high, &spec))
 }

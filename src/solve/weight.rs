@@ -117,8 +117,19 @@ impl<'a> Solver<'a> {
         QParams { scales, zero_points }
     }
 
-    /// What the observer says of each entry of the scale tensor.
+    /// The range of each entry of the scale tensor.
     fn ranges(&self) -> Result<Vec<(f32, f32)>> {
+        let mut ranges = self.observed()?;
+        if let Some(postprocess) = self.quantizer.postprocess {
+            for range in &mut ranges {
+                *range = postprocess.apply(*range);
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// What the observer says of each.
+    fn observed(&self) -> Result<Vec<(f32, f32)>> {
         let granularity = &self.quantizer.granularity;
         let fail = |message: String| Err(Error::new(Kind::Config, message));
         match self.quantizer.observer {
@@ -158,6 +169,7 @@ impl<'a> Solver<'a> {
             && self.spec.symmetry == Symmetry::Symmetric
             && self.spec.precision == Precision::Float32
             && self.quantizer.observer == ObserverKind::Minmax
+            && self.quantizer.postprocess.is_none()
             && self.quantizer.given.is_none();
         self.quantizer.round != Round::HalfEven || ((low, high) != format.range() && !covered)
     }
@@ -259,7 +271,7 @@ impl<'a> Solver<'a> {
     /// Whether the scale may be chosen together with the codes of pairs: nothing else is asked of it.
     fn has_searched_pairs(&self, order: Reduction) -> bool {
         let Quantizer { dtype, symmetric, narrow_range, reduce_range, observer, .. } = self.quantizer;
-        let Quantizer { scale_type, scale_dtype, round, eps, given, .. } = self.quantizer;
+        let Quantizer { scale_type, scale_dtype, round, eps, postprocess, given, .. } = self.quantizer;
         (self.has_rows(order) || self.quantizer.granularity == Granularity::PerTensor)
             && *dtype == Format::Int8
             && *symmetric
@@ -270,6 +282,7 @@ impl<'a> Solver<'a> {
             && *scale_dtype == ScaleDtype::Float32
             && *round == Round::HalfEven
             && *eps <= 0.0
+            && postprocess.is_none()
             && given.is_none()
     }
 

@@ -43,6 +43,7 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
         Field::Eps => ["0.001", "0.5"],
+        Field::Postprocess => ["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }"],
     }
 }
 
@@ -583,10 +584,21 @@ fn the_schema_has_every_key() {
     let mut fields: Vec<&str> = Field::ALL.iter().map(|f| f.name()).collect();
     fields.sort_unstable();
     assert_eq!(keys(&schema["$defs"]["Spec"]), fields);
-    let top =
-        ["algorithm", "default", "exclude", "guard", "layer", "op_type", "pre_quant_opt", "preset", "target", "tensor"];
+    let top = [
+        "algorithm",
+        "default",
+        "exclude",
+        "guard",
+        "layer",
+        "op_type",
+        "postprocess",
+        "pre_quant_opt",
+        "preset",
+        "target",
+        "tensor",
+    ];
     assert_eq!(keys(&schema), top);
-    for part in ["Spec", "Level", "Layer", "Tensor", "Guard", "Algorithm"] {
+    for part in ["Spec", "Level", "Layer", "Adjusted", "Postprocess", "Tensor", "Guard", "Algorithm"] {
         assert_eq!(schema["$defs"][part]["additionalProperties"], false, "{part}");
     }
 }

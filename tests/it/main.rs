@@ -17,6 +17,7 @@ mod opset;
 mod passes;
 mod pipeline;
 mod plan;
+mod postprocess;
 mod roundtrip;
 mod runtime;
 mod samples;

@@ -22,13 +22,13 @@ fn models(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
 }
 
-fn digits() -> (Model, SampleSet) {
+pub fn digits() -> (Model, SampleSet) {
     let model = file::load(&models("digits.onnx")).unwrap();
     let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
     (model, samples)
 }
 
-fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
+pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
     let target = Target::load(target).unwrap();
     let request = Request {
         config,
