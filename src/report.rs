@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
@@ -37,6 +38,8 @@ pub struct Report {
     pub samples: Option<String>,
     /// How many samples were run for statistics, and how many were held out to measure quality.
     pub sample_counts: (usize, usize),
+    /// Whether the samples were enough for the static ranges; `None` without samples or statistics.
+    pub sufficiency: Option<Sufficiency>,
     /// Tensors that vetoes kept float, with the reason.
     pub guarded: BTreeMap<String, String>,
     /// Quality of each output on the held-out samples.

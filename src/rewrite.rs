@@ -15,7 +15,7 @@ use crate::report::{PassRow, QualityRow, Report};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 use crate::sensitivity::{self, Reference, Sensitivity};
-use crate::solve::{Solution, Solved, guard, solve};
+use crate::solve::{Solution, Solved, guard, judge, solve};
 use crate::statistics::Statistics;
 use crate::targets::{Target, check};
 
@@ -94,6 +94,7 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     let Decided { plan, solution, statistics, .. } = decided;
     let seen = request.samples.is_some() || request.statistics.is_some();
     report.describe(&plan, &solution, seen.then_some(&statistics));
+    report.sufficiency = seen.then(|| judge(&plan, &solution, &statistics)).filter(|found| !found.sites.is_empty());
     if plan.weights.is_empty() && plan.activations.is_empty() {
         report.warnings.push("nothing was quantized; see what was left float and why".to_owned());
     }
@@ -253,8 +254,9 @@ impl<'a> Decided<'a> {
         let indices = split(samples).0;
         let Calibrated { statistics: seen, unobserved } =
             calibrate::calibrate(self.model, &missing, samples, &indices, runtime, threads, progress)?;
-        self.statistics.sample_count = seen.sample_count;
-        self.statistics.sites.extend(seen.sites);
+        let Statistics { sample_count, sample_total, ran, sites, .. } = seen;
+        self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
+        self.statistics.sites.extend(sites);
         warn_about_values(&self.statistics, report);
         clock.lap(report, "calibrate");
         Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
@@ -281,7 +283,9 @@ impl<'a> Decided<'a> {
         report: &mut Report,
     ) -> Result<BTreeMap<String, Veto>> {
         let Calibrated { mut statistics, unobserved } = calibrate::usable(self.model, given.clone())?;
-        self.statistics.sample_count = statistics.sample_count;
+        let Statistics { sample_count, sample_total, .. } = statistics;
+        let ran = std::mem::take(&mut statistics.ran);
+        self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
         let mut vetoes = BTreeMap::new();
         for name in missing {
             if let Some(site) = statistics.sites.remove(&name) {

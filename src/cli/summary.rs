@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Instant;
 
+use amax::algorithms::sufficiency::{FEW, Sufficiency};
 use amax::ir::Model;
 use amax::plan::{QUANTIZED_ALREADY, Skip};
 use amax::report::{QualityRow, Report};
@@ -69,6 +70,10 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
             Split::Apart => writeln!(out, "samples  {samples}: {used} for ranges, {held} held out"),
         };
     }
+    if let Some(found) = &report.sufficiency {
+        let line = format!("ranges   {}", ranges(found));
+        let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
+    }
     if !report.quality.is_empty() {
         let mut rows = vec![["quality", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
         rows.extend(report.quality.iter().map(quality));
@@ -87,6 +92,18 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
     let line = format!("seconds  {total:.2}{stages}");
     let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
     out
+}
+
+/// How far the ranges can be relied on.
+fn ranges(found: &Sufficiency) -> String {
+    if found.samples < FEW as u64 {
+        return "too few samples to tell whether more would change them".to_owned();
+    }
+    let all = found.sites.len();
+    let steady = all - found.unsteady.len();
+    let worst = found.unsteady.first().and_then(|name| Some((name, found.sites.get(name)?.moved_by?)));
+    let rest = worst.map(|(name, sample)| format!("; \"{name}\" rests on sample {sample}")).unwrap_or_default();
+    format!("{steady} of {all} would hold without any one sample{rest}")
 }
 
 /// A row of the table of outputs.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+pub use activation::judge;
 pub use guard::guard;
 pub use weight::transposed;
 

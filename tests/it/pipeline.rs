@@ -234,3 +234,21 @@ fn refusals_have_reasons() {
     assert_eq!(done.report.operators["Conv"], (3, 4));
     assert!(done.report.skipped.iter().all(|s| !s.why.is_empty()));
 }
+
+/// The report says what the ranges rest on, and a percentile clips what it was told to.
+#[test]
+fn the_report_says_whether_the_samples_were_enough() {
+    let (model, samples) = digits();
+    let done = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2);
+    let found = done.report.sufficiency.unwrap();
+    assert_eq!(found.samples, 56);
+    let planned = done.report.activations.iter().filter(|a| a.mode == "static").count();
+    assert_eq!(found.sites.len(), planned);
+    assert!(found.sites.values().all(|s| s.clipped < 1e-9), "min-max clips nothing");
+    let text = "guard.enabled = false\n[default]\ninput = { observer = \"percentile\", percentile = 98.0 }\n\
+                output = { observer = \"percentile\", percentile = 98.0 }";
+    let done = run(&model, Some(&samples), &Config::parse(text).unwrap(), targets::DEFAULT, 2);
+    let found = done.report.sufficiency.unwrap();
+    let clipped = found.sites.values().map(|s| s.clipped).fold(0.0, f64::max);
+    assert!((0.002..0.03).contains(&clipped), "{clipped}");
+}
