@@ -20,6 +20,8 @@ mod plan;
 mod roundtrip;
 mod runtime;
 mod samples;
+#[cfg(feature = "tract")]
+mod segments;
 mod snapshot;
 mod solve;
 mod statistics_file;

@@ -38,6 +38,7 @@ fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str
         statistics: None,
         runtime: Runtime::default(),
         threads,
+        memory: amax::calibrate::Memory::default(),
         progress: &Silent,
         evaluate: &TractEvaluate,
         passes: None,
