@@ -1,5 +1,8 @@
 //! Runs samples and watches tensors: the only step that runs inference for its numbers.
 
+mod memory;
+mod segmented;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +19,8 @@ use crate::runtime::{Observe, Options, Runtime, Session};
 use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
 
+pub use memory::{Estimate, Memory, fits_twice};
+
 /// Told how far a long step is, and asked whether to go on.
 pub trait Progress: Sync {
     /// A step of `total` parts begins.
@@ -26,6 +31,8 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Whether the user asked to stop.
     fn interrupted(&self) -> bool;
+    /// What a run that is about to start will take.
+    fn memory(&self, _estimate: &Estimate) {}
 }
 
 /// Reports nothing and never stops.
@@ -136,8 +143,10 @@ pub struct Observation<'a> {
     pub indices: &'a [usize],
     /// What runs them.
     pub runtime: Runtime,
-    /// How many run at once.
+    /// How many run at once, at most.
     pub threads: usize,
+    /// What it may take in memory.
+    pub memory: Memory<'a>,
     /// Told how far things are.
     pub progress: &'a dyn Progress,
     /// Called with the state every so often, and on an interruption.
@@ -161,19 +170,52 @@ impl Observation<'_> {
     /// Each sample runs on one thread. The result depends neither on how many there are, nor on which samples `start` had
     /// already. Memory is the runtime's copy of the model, one sample's tensors a thread, and one bounded state a site.
     ///
+    /// With a limit in [`Observation::memory`], fewer samples run at once where that keeps to it. A model that is too
+    /// large for it runs in [segments](crate::runtime::segments): the same operators on the same values. What is observed
+    /// is the same bytes wherever the runtime computes an operator alike with and without its neighbours beyond the cut,
+    /// and else differs as another order of summation does. Such a run cannot be saved on the way: an interruption leaves
+    /// what `start` had.
+    ///
     /// # Errors
     /// A model that the runtime cannot run, a sample that does not fit, a `start` that observed other tensors, a
-    /// checkpoint that fails, or an interruption.
+    /// checkpoint that fails, a limit that nothing can be kept to or in a runtime other than tract, or an interruption.
     pub fn run(&self, start: Statistics) -> Result<Statistics> {
-        let Self { model, sites, samples, indices, runtime, threads, progress, checkpoint } = *self;
-        let names: Vec<String> = sites.iter().map(|s| s.name.clone()).collect();
-        let session = Session::with_options(model, &names, Options { runtime, ..Options::default() })?;
+        let Self { model, sites, samples, indices, runtime, threads, progress, checkpoint, memory } = *self;
+        if runtime != Runtime::Tract && (memory.limit.is_some() || memory.segment.is_some()) {
+            return Err(Error::new(Kind::Usage, format!("the runtime {} keeps to no memory limit", runtime.name()))
+                .with_hint("drop the limit, or run in tract"));
+        }
         let shared = Arc::new(Shared::new(sites, start)?);
         let left: Vec<usize> = {
             let statistics = lock(&shared.rest);
             indices.iter().copied().filter(|&i| statistics.ran.binary_search(&(i as u32)).is_err()).collect()
         };
         let order = by_shape(samples, &left);
+        let share = memory.share(model, sites.len(), order.len())?;
+        if share.as_ref().is_some_and(|share| !share.holds_model()) {
+            return self.run_segments(&shared, &order, share.unwrap_or_default());
+        }
+        let names: Vec<String> = sites.iter().map(|s| s.name.clone()).collect();
+        let session = Session::with_options(model, &names, Options { runtime, ..Options::default() })?;
+        let mut threads = threads.min(order.len()).max(1);
+        if let Some(estimate) = memory::estimate(&session, samples, &order, share.is_some())? {
+            if let Some(share) = share {
+                match share.threads(&estimate, threads) {
+                    Some(some) => threads = some,
+                    None => {
+                        drop(session);
+                        return self.run_segments(&shared, &order, share);
+                    }
+                }
+            }
+            progress.memory(&Estimate {
+                threads,
+                state: memory::state(sites.len(), order.len()),
+                limit: memory.limit,
+                ..estimate
+            });
+        }
+        let every_site: Arc<[usize]> = (0..sites.len()).collect();
         let saved = Mutex::new(Instant::now());
         progress.start("calibrate", order.len() as u64);
         let ran = run(
@@ -196,23 +238,23 @@ impl Observation<'_> {
                 // Where another thread is saving already, this one goes on.
                 let Ok(mut saved) = saved.try_lock() else { return Ok(()) };
                 if saved.elapsed() >= every {
-                    shared.with_all(&session, |all| save(all))?;
+                    shared.with_all(session.unobserved(), |all| save(all))?;
                     *saved = Instant::now();
                 }
                 Ok(())
             },
-            || Arc::new(Watch { shared: shared.clone(), sample: AtomicUsize::new(0) }),
+            || Arc::new(Watch::new(&shared, &every_site)),
         );
         match (ran, checkpoint) {
             (Ok(_), _) => {}
             (Err(error), Some(Checkpoint { save, .. })) if error.kind() == Kind::Interrupted => {
-                shared.with_all(&session, |all| save(all))?;
+                shared.with_all(session.unobserved(), |all| save(all))?;
                 return Err(error);
             }
             (Err(error), _) => return Err(error),
         }
         progress.finish();
-        shared.with_all(&session, |all| Ok(std::mem::take(all)))
+        shared.with_all(session.unobserved(), |all| Ok(std::mem::take(all)))
     }
 }
 
@@ -230,8 +272,17 @@ pub fn calibrate(
     progress: &dyn Progress,
 ) -> Result<Calibrated> {
     let sites: Vec<Site> = sites.iter().map(|name| Site::plain(name)).collect();
-    let checkpoint = None;
-    let observation = Observation { model, sites: &sites, samples, indices, runtime, threads, progress, checkpoint };
+    let observation = Observation {
+        model,
+        sites: &sites,
+        samples,
+        indices,
+        runtime,
+        threads,
+        memory: Memory::default(),
+        progress,
+        checkpoint: None,
+    };
     usable(model, observation.run(Statistics::default())?)
 }
 
@@ -437,11 +488,16 @@ impl Shared {
     }
 
     /// Calls `use_all` with everything seen so far, between two samples.
-    fn with_all<T>(&self, session: &Session, use_all: impl FnOnce(&mut Statistics) -> Result<T>) -> Result<T> {
+    /// `unobserved` has the sites that the runtime does not show, with the reason.
+    fn with_all<T>(
+        &self,
+        unobserved: Vec<(String, String)>,
+        use_all: impl FnOnce(&mut Statistics) -> Result<T>,
+    ) -> Result<T> {
         let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut statistics = lock(&self.rest);
         statistics.sample_count = statistics.ran.len() as u64;
-        let mut reasons: BTreeMap<String, String> = session.unobserved().into_iter().collect();
+        let mut reasons: BTreeMap<String, String> = unobserved.into_iter().collect();
         for (name, state) in &self.states {
             let mut state = lock(state);
             if !state.samples().is_empty() {
@@ -467,13 +523,21 @@ impl Shared {
 /// One thread's view of the sites.
 struct Watch {
     shared: Arc<Shared>,
+    /// Which of the shared sites each observed one is.
+    sites: Arc<[usize]>,
     sample: AtomicUsize,
+}
+
+impl Watch {
+    fn new(shared: &Arc<Shared>, sites: &Arc<[usize]>) -> Self {
+        Self { shared: shared.clone(), sites: sites.clone(), sample: AtomicUsize::new(0) }
+    }
 }
 
 impl Observe for Watch {
     fn see(&self, site: usize, values: &[f32], shape: &[usize]) {
         let index = self.sample.load(Ordering::Relaxed) as u32;
-        lock(&self.shared.states[site].1).observe_tensor(index, shape, values);
+        lock(&self.shared.states[self.sites[site]].1).observe_tensor(index, shape, values);
     }
 }
 

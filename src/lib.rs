@@ -21,6 +21,7 @@
 //!     statistics: None,
 //!     runtime: amax::runtime::Runtime::Tract,
 //!     threads: 2,
+//!     memory: amax::calibrate::Memory::default(),
 //!     progress: &Silent,
 //!     evaluate: &amax::runtime::TractEvaluate,
 //!     passes: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::calibrate::{self, Calibrated, Progress};
+use crate::calibrate::{self, Calibrated, Memory, Observation, Progress, Site};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub runtime: Runtime,
     /// Threads for samples.
     pub threads: usize,
+    /// What running samples may take in memory.
+    pub memory: Memory<'a>,
     /// Told how far things are.
     pub progress: &'a dyn Progress,
     /// Runs constant nodes.
@@ -86,9 +88,17 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     }
 
     let prepared = model;
+    let measure = request.measure && calibrate::fits_twice(&prepared, request.memory.limit);
+    if request.measure && !measure && request.samples.is_some() {
+        report.warnings.push(
+            "the result is not measured, nor held to guard.output_db: the model and its quantized form together do not \
+             fit into the memory limit; `amax compare` measures without one"
+                .to_owned(),
+        );
+    }
     let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
     let mut measured = None;
-    if request.measure && request.config.guard.enabled && request.plan.is_none() {
+    if measure && request.config.guard.enabled && request.plan.is_none() {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
@@ -110,7 +120,7 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     report.count_operators(&model);
     clock.lap(&mut report, "rewrite");
     let unchanged = plan.weights.is_empty() && plan.activations.is_empty();
-    if let Some(samples) = request.samples.filter(|_| request.measure && !unchanged) {
+    if let Some(samples) = request.samples.filter(|_| measure && !unchanged) {
         report.quality = match measured {
             Some(found) => found,
             None => quality(&prepared, &model, samples, request)?,
@@ -250,10 +260,22 @@ impl<'a> Decided<'a> {
                 .at_value(&missing[0])
                 .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
         };
-        let Request { runtime, threads, progress, .. } = *self.request;
-        let indices = split(samples).0;
+        let Request { runtime, threads, memory, progress, .. } = *self.request;
+        let (model, indices) = (self.model, split(samples).0);
+        let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
+        let observation = Observation {
+            model,
+            sites: &sites,
+            samples,
+            indices: &indices,
+            runtime,
+            threads,
+            memory,
+            progress,
+            checkpoint: None,
+        };
         let Calibrated { statistics: seen, unobserved } =
-            calibrate::calibrate(self.model, &missing, samples, &indices, runtime, threads, progress)?;
+            calibrate::usable(model, observation.run(Statistics::default())?)?;
         let Statistics { sample_count, sample_total, ran, sites, .. } = seen;
         self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
         self.statistics.sites.extend(sites);

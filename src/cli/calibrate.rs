@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use amax::algorithms::observers::{Observer, Tails};
 use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
-use amax::calibrate::{Checkpoint, Observation, Site, prepare, sites};
+use amax::calibrate::{Checkpoint, Memory, Observation, Site, prepare, sites};
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, content_hash, file};
@@ -20,7 +20,8 @@ use amax::statistics::Statistics;
 use amax::targets::Target;
 
 use super::{
-    Console, SampleArgs, bytes, configure, count, inspect::print, runtime, set_inputs, table, thread_count, threads,
+    Console, SampleArgs, bytes, configure, count, folder, inspect::print, memory_size, runtime, set_inputs, table,
+    thread_count, threads,
 };
 
 /// Arguments of `amax calibrate`.
@@ -73,6 +74,9 @@ pub(crate) struct Args {
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    max_memory: Option<u64>,
     #[command(flatten)]
     judge: Judge,
 }
@@ -135,6 +139,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         indices: &indices,
         runtime: args.runtime,
         threads: threads(args.threads),
+        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), segment: None },
         progress: console,
         checkpoint: Some(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save }),
     };

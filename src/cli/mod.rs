@@ -21,7 +21,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use amax::Result;
-use amax::calibrate::Progress;
+use amax::calibrate::{Estimate, Progress};
 use amax::error::{Error, Kind};
 use amax::ir::{Model, Tensor, file};
 use amax::passes::freeze_inputs::set_input;
@@ -145,6 +145,14 @@ impl Progress for Console {
 
     fn interrupted(&self) -> bool {
         INTERRUPTED.load(Ordering::SeqCst)
+    }
+
+    fn memory(&self, estimate: &Estimate) {
+        // Who has set no limit wants to know of much only.
+        const MUCH: u64 = 1_000_000_000;
+        if self.verbose || estimate.limit.is_some() || estimate.total() > MUCH {
+            self.say(&memory(estimate));
+        }
     }
 }
 
@@ -292,6 +300,33 @@ pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Reads the value of `--max-memory`.
+pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 10] = [
+        ("kib", 1024.0),
+        ("mib", 1_048_576.0),
+        ("gib", 1_073_741_824.0),
+        ("tib", 1_099_511_627_776.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("tb", 1e12),
+        ("b", 1.0),
+        ("", 1.0),
+    ];
+    let lower = text.trim().to_ascii_lowercase();
+    let parsed = UNITS.iter().find_map(|(unit, factor)| {
+        let number: f64 = lower.strip_suffix(unit)?.trim_end().parse().ok()?;
+        Some(number * factor).filter(|bytes| (1.0..1e18).contains(bytes))
+    });
+    parsed.map(|bytes| bytes as u64).ok_or_else(|| "a size is needed, as in 2GB, 1.5GiB or 800MB".to_owned())
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// `1 constant`, `2 constants`.
 pub(crate) fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
@@ -365,6 +400,27 @@ pub(crate) fn bytes(count: u64) -> String {
         999_950..=999_949_999 => format!("{:.1} MB", count as f64 / 1e6),
         _ => format!("{:.2} GB", count as f64 / 1e9),
     }
+}
+
+/// What a run will take, in a line.
+fn memory(estimate: &Estimate) -> String {
+    let Estimate { weights, sample, threads, segments, limit, .. } = *estimate;
+    let at_once = count(threads, "sample");
+    if segments > 0 {
+        let limit = bytes(limit.unwrap_or_default());
+        return format!(
+            "memory: up to {limit}: {} of up to {} of weights, one after the other, up to {at_once} at once",
+            count(segments, "segment"),
+            bytes(weights)
+        );
+    }
+    format!(
+        "memory: about {}: {} of weights, {at_once} at once of {}, {} for the rest",
+        bytes(estimate.total()),
+        bytes(weights),
+        bytes(sample),
+        bytes(estimate.state)
+    )
 }
 
 /// Decibels, where there is noise at all.

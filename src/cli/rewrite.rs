@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use amax::calibrate::Memory;
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, content_hash, file, text};
 use amax::passes::Outcome;
@@ -17,7 +18,7 @@ use amax::statistics::Statistics;
 use tempfile::NamedTempFile;
 
 use super::inspect::print;
-use super::{Console, SampleArgs, configure, runtime, set_inputs, summary, thread_count, threads};
+use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, summary, thread_count, threads};
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -64,6 +65,9 @@ pub(crate) struct Args {
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    max_memory: Option<u64>,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -125,6 +129,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         statistics: statistics.as_ref(),
         runtime: args.runtime,
         threads: threads(args.threads),
+        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), segment: None },
         progress: console,
         evaluate: &amax::runtime::TractEvaluate,
         passes: passes.as_deref(),

@@ -262,10 +262,7 @@ impl Postprocess {
             Self { scale: Some(n), .. } if !positive(n) => {
                 wrong(format!("amax cannot be multiplied by {n}"), "give a positive number")
             }
-            Self { min: Some(n), .. } if !positive(n) => {
-                wrong(format!("{n} is no bound of amax"), "give a positive number")
-            }
-            Self { max: Some(n), .. } if !positive(n) => {
+            Self { min: Some(n), .. } | Self { max: Some(n), .. } if !positive(n) => {
                 wrong(format!("{n} is no bound of amax"), "give a positive number")
             }
             Self { min: Some(min), max: Some(max), .. } if min > max => {

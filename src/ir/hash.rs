@@ -10,6 +10,7 @@ use std::fmt::Write;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use super::file::release;
 use super::{Attr, Def, GraphId, Model, NodeId, Port, Tensor, ValueId, canonical_domain};
 use crate::onnx::{AttributeProto, OperatorSetIdProto, SparseTensorProto, TensorProto, ValueInfoProto};
 
@@ -203,7 +204,9 @@ impl ContentHash<'_> {
         for &d in &dims {
             self.count(d);
         }
-        self.bytes(&tensor.raw());
+        let raw = tensor.raw();
+        self.bytes(&raw);
+        release(&raw);
         self.count(tensor.strings().len());
         for s in tensor.strings().iter() {
             self.bytes(s);

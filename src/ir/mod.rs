@@ -14,6 +14,7 @@
 mod convert;
 mod dtype;
 mod edit;
+mod extract;
 pub mod file;
 pub mod hash;
 mod tensor;

@@ -18,6 +18,7 @@
 mod absent;
 #[cfg(feature = "tract")]
 mod branches;
+mod carried;
 #[cfg(feature = "tract")]
 mod constant;
 #[cfg(feature = "tract")]
@@ -36,6 +37,7 @@ mod program;
 mod quantized;
 #[cfg(feature = "tract")]
 mod rephrase;
+pub mod segments;
 #[cfg(feature = "tract")]
 mod sequences;
 #[cfg(feature = "tract")]
@@ -64,6 +66,7 @@ use onnxruntime::Session as OrtSession;
 use session::Session as TractSession;
 
 pub use crate::samples::Sample;
+pub use carried::Carried;
 
 /// Called for each observed tensor of a run.
 pub trait Observe: Send + Sync {
@@ -118,6 +121,15 @@ impl Default for Runtime {
     fn default() -> Self {
         if cfg!(feature = "ort") && !cfg!(feature = "tract") { Self::Ort } else { Self::Tract }
     }
+}
+
+/// Bytes that running takes, by the shapes of the tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights, once for all samples.
+    pub weights: u64,
+    /// Tensors that are alive at once in one sample.
+    pub sample: u64,
 }
 
 /// How a [`Session`] runs.
@@ -184,6 +196,18 @@ impl Session {
         match &self.0 {
             Inner::Tract(session) => session.run(sample, observe),
             Inner::Ort(session) => session.run(sample, observe),
+        }
+    }
+
+    /// What running a sample of these shapes takes in memory; `None` where the runtime does not tell, as onnxruntime. Prepares
+    /// the run, and checks it where it is the first.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn footprint(&self, sample: &Sample) -> Result<Option<Footprint>> {
+        match &self.0 {
+            Inner::Tract(session) => session.footprint(sample).map(Some),
+            Inner::Ort(_) => Ok(None),
         }
     }
 

@@ -11,7 +11,7 @@ use super::constant::Constant;
 use super::engine::{self, Blueprint, Feed, Listener, Origins, Plan, Rung};
 use super::inputs::{self, Input};
 use super::program::{Program, Step, visit_reads};
-use super::{Observe, Options, Sample};
+use super::{Footprint, Observe, Options, Sample};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::onnx::DataType;
@@ -48,6 +48,7 @@ struct Ready {
     plan: Plan,
     rung: Rung,
     origins: Origins,
+    footprint: Footprint,
 }
 
 impl std::fmt::Debug for Session {
@@ -114,6 +115,16 @@ impl Session {
                 Err(message) => self.descend(&ready, &message)?,
             }
         }
+    }
+
+    /// What the plan for a sample of these shapes takes in memory; compiles it, and checks it where it is the first.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn footprint(&self, sample: &Sample) -> Result<Footprint> {
+        let bound = self.bind(sample)?;
+        self.check_once(&bound)?;
+        Ok(self.ready(&bound)?.0.footprint)
     }
 
     /// Observed names that produce nothing, with the reason. Complete once a sample has run.
@@ -190,9 +201,10 @@ impl Session {
             let Blueprint { model, silent, origins } = engine::build(&program, &feed, &self.observed)?;
             *lock(&self.silent) = silent;
             let rung = self.rung();
+            let footprint = engine::footprint(&model);
             match engine::compile(model, rung) {
                 Ok(plan) => {
-                    let made = Ready { plan, rung, origins };
+                    let made = Ready { plan, rung, origins, footprint };
                     *ready = Some(made.clone());
                     return Ok((made, feed));
                 }

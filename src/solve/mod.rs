@@ -14,6 +14,7 @@ pub use weight::transposed;
 
 use crate::config::spec::{ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
+use crate::ir::file::release;
 use crate::ir::{Model, Tensor};
 use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
 use crate::plan::{Bias, Plan, Quantizer, Weight};
@@ -220,6 +221,9 @@ fn float_constant(model: &Model, tensor: &str, node: &str) -> Result<Vec<f32>> {
         model.value_named(tensor).ok_or_else(|| fail("the plan names a constant that the model does not have"))?;
     let constant = model.constant(value).ok_or_else(|| fail("a planned constant is not constant"))?;
     let values = constant.to_f32().ok_or_else(|| fail("a planned constant is not float"))?;
+    if constant.proto().raw_data.is_some() || constant.is_external() {
+        release(&constant.raw());
+    }
     let op = model.value_named(node).and_then(|v| model.producer(v));
     if let Some(at) = values.iter().position(|v| !v.is_finite()) {
         let error = Error::model(format!("element {at} of the constant is {}", values[at])).at_value(tensor).with_hint(

@@ -21,6 +21,8 @@ mod postprocess;
 mod roundtrip;
 mod runtime;
 mod samples;
+#[cfg(feature = "tract")]
+mod segments;
 mod snapshot;
 mod solve;
 mod statistics_file;

@@ -102,6 +102,7 @@ mod there {
             indices: &indices,
             runtime,
             threads,
+            memory: amax::calibrate::Memory::default(),
             progress: &Silent,
             checkpoint: None,
         };

@@ -38,6 +38,7 @@ pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: 
         statistics: None,
         runtime: Runtime::default(),
         threads,
+        memory: amax::calibrate::Memory::default(),
         progress: &Silent,
         evaluate: &TractEvaluate,
         passes: None,

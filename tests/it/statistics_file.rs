@@ -280,6 +280,7 @@ mod commands {
             indices: &indices,
             runtime: amax::runtime::Runtime::default(),
             threads,
+            memory: amax::calibrate::Memory::default(),
             progress: &Silent,
             checkpoint: Some(Checkpoint { every: std::time::Duration::ZERO, save: &save }),
         };

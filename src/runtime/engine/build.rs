@@ -59,15 +59,15 @@ pub(crate) fn build(program: &Program, feed: &Feed, observed: &[String]) -> Resu
     let mut outputs = outlets[..count].to_vec();
     for (&site, &outlet) in sites.iter().zip(&outlets[count..]) {
         let fact = typed.outlet_fact(outlet).map_err(|e| locate(&origins, &format!("{e:#}")))?;
-        let why = if fact.konst.is_some() {
-            Some("it is constant".to_owned())
-        } else if fact.datum_type.is_float() {
-            None
+        let why = if !fact.datum_type.is_float() {
+            Some("it is not a float tensor")
+        } else if fact.konst.is_some() {
+            Some("it is constant")
         } else {
-            Some(format!("it is not a float tensor ({:?})", fact.datum_type))
+            None
         };
         if let Some(why) = why {
-            silent.insert(observed[site].clone(), why);
+            silent.insert(observed[site].clone(), why.to_owned());
             continue;
         }
         let tap = typed.wire_node(format!("tap {site}"), Tap(site), &[outlet]);

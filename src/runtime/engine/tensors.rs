@@ -5,6 +5,7 @@ use tract_hir::tract_num_traits::Zero;
 
 use super::super::constant::{Constant, values};
 use crate::ir::Tensor;
+use crate::ir::file::release;
 use crate::numerics::pack;
 use crate::onnx::DataType;
 
@@ -13,10 +14,15 @@ use crate::onnx::DataType;
 /// # Errors
 /// A type tract does not have, as a clause.
 pub(crate) fn to_array(constant: &Constant) -> Result<Array, String> {
-    match constant {
-        Constant::Plain(tensor) => plain(tensor),
-        other => array(&other.dims(), &other.values()?),
+    let (made, stored) = match constant {
+        Constant::Plain(tensor) => (plain(tensor), tensor),
+        Constant::Dequantized(packed) => (array(&constant.dims(), &constant.values()?), &packed.data),
+        Constant::Blocks(blocks) => (array(&constant.dims(), &constant.values()?), &blocks.data),
+    };
+    if stored.proto().raw_data.is_some() || stored.is_external() {
+        release(&stored.raw());
     }
+    made
 }
 
 fn plain(tensor: &Tensor) -> Result<Array, String> {
