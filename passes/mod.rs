@@ -6,6 +6,7 @@ pub mod drop_dead;
 pub mod exact;
 pub mod fold_constants;
 pub mod fold_weights;
+pub mod forms;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
 pub mod insert_qdq;
