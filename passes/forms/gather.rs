@@ -6,8 +6,9 @@
 
 use super::{Quantized, ZeroPoints, integer, pack_rows, unpack_rows};
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{Format, Granularity, pack};
+use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
+use crate::plan::form::{gather_blocks, gather_fits};
 
 /// The initializers and attributes of a `GatherBlockQuantized`.
 #[derive(Clone, Debug)]
@@ -24,45 +25,6 @@ pub struct Packed {
     pub block: usize,
     /// Bits of a code, where codes are stored as bytes.
     pub bits: Option<usize>,
-}
-
-/// The axis that blocks cut and their length, for a table of this shape.
-fn blocks(dims: &[usize], granularity: &Granularity) -> Result<(usize, usize), String> {
-    let Some(last) = dims.len().checked_sub(1).filter(|&last| last > 0) else {
-        return Err(format!("GatherBlockQuantized takes a table of rows, not a constant of shape {dims:?}"));
-    };
-    let row = dims[last].next_power_of_two().max(16);
-    match *granularity {
-        Granularity::PerTensor => Ok((last, row)),
-        Granularity::PerChannel { axis: 0 } if last == 1 => Ok((last, row)),
-        Granularity::PerChannel { .. } => {
-            Err("GatherBlockQuantized has a scale for each row or for blocks of one".to_owned())
-        }
-        Granularity::PerGroup { axis, size } if size.is_power_of_two() && size >= 16 => Ok((axis, size)),
-        Granularity::PerGroup { size, .. } => {
-            Err(format!("GatherBlockQuantized has groups of 16, 32, 64 and so on, not of {size}"))
-        }
-    }
-}
-
-/// Whether the codes are stored as bytes: `Ok(true)`; as `int4` or `uint4`: `Ok(false)`; or why there is no such form.
-///
-/// # Errors
-/// What does not fit, as a clause.
-pub fn fits(format: Format, dims: &[usize], granularity: &Granularity, gather_axis: usize) -> Result<bool, String> {
-    if !format.is_integer() || format.bits() > 8 {
-        return Err(format!("GatherBlockQuantized has integer codes of 2, 4 or 8 bits, not {format}"));
-    }
-    let (axis, _) = blocks(dims, granularity)?;
-    let last = dims.len() - 1;
-    let whole = (dims[last] * format.bits()).is_multiple_of(8);
-    if axis == last && gather_axis == 0 && whole {
-        return Ok(true);
-    }
-    if format.bits() == 4 {
-        return Ok(false);
-    }
-    Err(format!("GatherBlockQuantized has {format} only in rows of whole bytes, taken along axis 0"))
 }
 
 impl Quantized {
@@ -134,13 +96,13 @@ impl Quantized {
     /// The initializers of a `GatherBlockQuantized` that takes slices along `gather_axis`.
     ///
     /// # Errors
-    /// What [`fits`] refuses, and zero points between codes.
+    /// What [`gather_fits`] refuses, and zero points between codes.
     pub fn to_gather(&self, gather_axis: usize) -> Result<Packed, String> {
-        let bytes = fits(self.format, &self.dims, &self.granularity, gather_axis)?;
+        let bytes = gather_fits(self.format, &self.dims, &self.granularity, gather_axis)?;
         let ZeroPoints::Integers(zeros) = &self.zero_points else {
             return Err("its zero points are no codes, and GatherBlockQuantized has no others".to_owned());
         };
-        let (axis, block) = blocks(&self.dims, &self.granularity)?;
+        let (axis, block) = gather_blocks(&self.dims, &self.granularity)?;
         let bits = self.format.bits();
         let scale_dims = Granularity::PerGroup { axis, size: block }.scale_dims(&self.dims);
         let entries: usize = scale_dims.iter().product();
@@ -160,8 +122,8 @@ impl Quantized {
         } else {
             let dtype = DataType::from(self.format);
             let zeros: Vec<i32> = (0..entries).map(|at| zeros[each(at)]).collect();
-            let zero_points = (!self.zero_points.all_zero())
-                .then(|| Tensor::new(dtype, &scale_dims, pack::pack(&zeros, bits)));
+            let zero_points =
+                (!self.zero_points.all_zero()).then(|| Tensor::new(dtype, &scale_dims, pack::pack(&zeros, bits)));
             (Tensor::new(dtype, &self.dims, pack::pack_bytes(&self.codes, bits)), zero_points)
         };
         Ok(Packed {

@@ -7,8 +7,8 @@ mod gather;
 mod nbits;
 mod qdq;
 
-pub use gather::{Packed, fits as gather_fits};
-pub use nbits::{Blocks, block_of, fits as nbits_fits};
+pub use gather::Packed;
+pub use nbits::{Blocks, block_of};
 pub use qdq::{Pair, find_dequantized};
 
 use crate::error::Result;

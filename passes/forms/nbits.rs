@@ -5,8 +5,9 @@
 
 use super::{MICROSOFT, Quantized, ZeroPoints, float_tensor, integer, pack_rows, unpack_rows};
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{Format, Granularity, pack};
+use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
+use crate::plan::form::nbits_fits;
 
 /// Elements in a block of a row that has one scale: what onnxruntime itself takes where it fuses such a weight.
 const ROW_BLOCK: usize = 32;
@@ -39,34 +40,6 @@ pub fn block_of(granularity: &Granularity) -> usize {
     }
 }
 
-/// Why a matrix whose sums run along `sum_axis` has no such form; `Ok` where it has.
-///
-/// onnxruntime 1.31 has kernels for codes of 2, 4 and 8 bits and blocks of 16, 32, 64, 128 and 256 along the sum.
-///
-/// # Errors
-/// What does not fit, as a clause.
-pub fn fits(format: Format, dims: &[usize], granularity: &Granularity, sum_axis: usize) -> Result<(), String> {
-    if dims.len() != 2 {
-        return Err(format!("MatMulNBits takes a matrix, not a constant of shape {dims:?}"));
-    }
-    if !format.is_integer() || format.bits() > 8 {
-        return Err(format!("MatMulNBits has integer codes of 2, 4 or 8 bits, not {format}"));
-    }
-    match *granularity {
-        Granularity::PerTensor => Ok(()),
-        Granularity::PerChannel { axis } if axis != sum_axis => Ok(()),
-        Granularity::PerGroup { axis, size } if axis == sum_axis => {
-            if size.is_power_of_two() && (16..=256).contains(&size) {
-                return Ok(());
-            }
-            Err(format!("MatMulNBits has groups of 16, 32, 64, 128 or 256, not of {size}"))
-        }
-        Granularity::PerChannel { .. } | Granularity::PerGroup { .. } => {
-            Err("MatMulNBits has its scales along the sum, not across".to_owned())
-        }
-    }
-}
-
 impl Quantized {
     /// Reads the weight of a `MatMulNBits` as `[N, K]`, or says why that is not possible.
     ///
@@ -91,7 +64,8 @@ impl Quantized {
         let blocks = k.div_ceil(block);
         let blob = (block * bits).div_ceil(8);
         let raw = codes.raw();
-        if codes.dtype() != DataType::Uint8 || Some(raw.len()) != n.checked_mul(blocks).and_then(|b| b.checked_mul(blob))
+        if codes.dtype() != DataType::Uint8
+            || Some(raw.len()) != n.checked_mul(blocks).and_then(|b| b.checked_mul(blob))
         {
             return Err(format!("its codes have shape {:?}, which is not that of {n} rows of {k}", codes.dims()));
         }
@@ -145,10 +119,10 @@ impl Quantized {
     /// The initializers of a `MatMulNBits` whose weight is this `[N, K]`.
     ///
     /// # Errors
-    /// What [`fits`] refuses, and 8-bit codes with zero points between codes, with which onnxruntime 1.31 fails when it
+    /// What [`nbits_fits`] refuses, and 8-bit codes with zero points between codes, with which onnxruntime 1.31 fails when it
     /// runs.
     pub fn to_nbits(&self) -> Result<Blocks, String> {
-        fits(self.format, &self.dims, &self.granularity, 1)?;
+        nbits_fits(self.format, &self.dims, &self.granularity, 1)?;
         let &[n, k] = self.dims.as_slice() else { return Err("it is no matrix".to_owned()) };
         let bits = self.format.bits();
         let block = block_of(&self.granularity);
