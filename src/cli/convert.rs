@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use amax::convert::{To, Request, convert};
+use amax::convert::{Request, To, convert};
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::passes::Outcome;
