@@ -189,7 +189,8 @@ impl Report {
             if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let stored = matches!(at.op_type(), "MatMulNBits" | "GatherBlockQuantized");
+            let reads = stored || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;
             row.0 += usize::from(reads && !left.contains(&(model.node_name(node), at.op_type())));

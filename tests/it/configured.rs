@@ -75,6 +75,8 @@ fn no_key_is_decoration() {
             Field::Postprocess => {
                 &["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }", "{ min = 2.0, max = 1.0 }"]
             }
+            Field::Form => &["\"matmulnbits\""],
+            Field::AccuracyLevel => &["1"],
         }
     };
     let plain = planned("").unwrap();
