@@ -30,7 +30,8 @@ use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use crate::config::algorithm::Algorithm;
+use crate::config::spec::{Arithmetic, ObserverKind, ScaleDtype, ScaleType};
 use crate::ir::Model;
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::Reduction;
@@ -104,6 +105,15 @@ pub struct Quantizer {
     /// The least scale; 0 for none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub eps: f32,
+    /// Whether the scale may be negative, for the sake of the lowest code.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed_scale: bool,
+    /// Whose arithmetic makes scales and codes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub arithmetic: Arithmetic,
+    /// What improves scale and zero point of a weight beyond its range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<Algorithm>,
     /// Numbers given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
@@ -160,6 +170,9 @@ impl Quantizer {
             scale_dtype: ScaleDtype::Float32,
             round: Round::HalfEven,
             eps: 0.0,
+            signed_scale: false,
+            arithmetic: Arithmetic::Onnx,
+            algorithm: None,
             given: None,
         }
     }

@@ -43,6 +43,8 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
         Field::Eps => ["0.001", "0.5"],
+        Field::SignedScale => ["false", "true"],
+        Field::Arithmetic => ["\"onnx\"", "\"torch\""],
     }
 }
 
