@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::affine::check_scales;
 use super::grid::{Grid, Run};
 use super::wide::{self, Steps};
-use super::{Format, Granularity, QParams, Round, kernels, pack};
+use super::{Arithmetic, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, kernels, pack};
 use crate::error::{Error, Result};
 
 /// Elements that one thread takes at a time, where bands are shorter: they stay in the second-level cache.
@@ -170,6 +170,19 @@ impl Bands {
         self.size * self.columns
     }
 
+    /// Runs of bands of one stretch, counted from the first of `range`, with the places of their values from its start. All
+    /// bands of a run are of the same size, but the last.
+    fn stretches(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
+        let from = self.start(range.start);
+        let mut next = range.start;
+        std::iter::from_fn(move || {
+            let first = next;
+            next = ((first / self.groups + 1) * self.groups).min(range.end);
+            let own = first - range.start..next - range.start;
+            (first < range.end).then(|| (own, self.start(first) - from..self.start(next) - from))
+        })
+    }
+
     /// Runs of whole bands of about [`PIECE`] elements whose codes begin at whole bytes.
     fn pieces(&self, bits: usize) -> Vec<std::ops::Range<usize>> {
         let mut pieces = Vec::new();
@@ -266,7 +279,7 @@ pub fn encode<V: Values + ?Sized>(values: &V, bands: &Bands, encoding: &Encoding
             let len = (bands.len() - first * columns).min(rows * columns);
             let mut sums = Sums::default();
             scratch.codes.resize(len, 0);
-            let Scratch { codes, buffer, steps } = scratch;
+            let Scratch { codes, buffer, steps, .. } = scratch;
             with(values, first * columns, len, buffer, |x| {
                 let mut at = 0;
                 while at < len {
@@ -294,7 +307,8 @@ pub fn encode<V: Values + ?Sized>(values: &V, bands: &Bands, encoding: &Encoding
     Ok(Coded { codes: out, qparams, signal, noise, said: Vec::new() })
 }
 
-/// Codes at the scales and zero points that `params` makes of the smallest and the largest value of each group.
+/// Codes at the scales and zero points that `params` writes for the smallest and the largest values of groups: it is given as
+/// many of the one as of the other, and as much room, any number at a time.
 ///
 /// # Errors
 /// As [`ranges`].
@@ -302,43 +316,77 @@ pub fn quantize_ranges<V: Values + ?Sized>(
     values: &V,
     bands: &Bands,
     encoding: &Encoding,
-    params: impl Fn((f32, f32)) -> (f32, i32) + Sync,
+    params: impl Fn(&[f32], &[f32], &mut [f32], &mut [i32]) + Sync,
 ) -> Result<Coded> {
     if bands.longest() > PIECE * 64 {
         // Too long to be one thread's: once for the ranges, once for the codes.
-        let (scales, zero_points) = ranges(values, bands)?.into_iter().map(&params).unzip();
-        return encode(values, bands, encoding, QParams { scales, zero_points });
+        let (lows, highs): (Vec<f32>, Vec<f32>) = ranges(values, bands)?.into_iter().unzip();
+        let mut qparams = QParams { scales: vec![0.0; lows.len()], zero_points: vec![0; lows.len()] };
+        params(&lows, &highs, &mut qparams.scales, &mut qparams.zero_points);
+        return encode(values, bands, encoding, qparams);
     }
-    let coded = quantize_by(values, bands, encoding, |band, scales, zero_points| {
-        let columns = band.columns;
+    let columns = bands.columns;
+    let coded = pieces(values, bands, encoding, |piece, scratch| {
+        let Piece { bands: range, x, scales, zeros, codes } = piece;
+        let Scratch { steps, low, high, .. } = scratch;
+        let mut sums = Sums::default();
         if columns == 1 {
-            let (scale, zero) = params(wide::extremes(band.values));
-            (scales[0], zero_points[0]) = (scale, zero);
-            return;
-        }
-        let mut bounds = [[0.0; COLUMNS]; 2];
-        for first in (0..columns).step_by(COLUMNS) {
-            let width = COLUMNS.min(columns - first);
-            let [low, high] = &mut bounds;
-            let (low, high) = (&mut low[..width], &mut high[..width]);
-            low.fill(f32::INFINITY);
-            high.fill(f32::NEG_INFINITY);
-            for row in band.values.chunks_exact(columns) {
-                wide::widen(low, high, &row[first..first + width]);
+            low.resize(range.len(), 0.0);
+            high.resize(range.len(), 0.0);
+            let parts: Vec<_> = bands.stretches(range.clone()).collect();
+            for (own, values) in &parts {
+                wide::group_extremes(&mut low[own.clone()], &mut high[own.clone()], &x[values.clone()], bands.size);
             }
-            let bounds = low.iter().zip(&*high);
-            for ((scale, zero), (&low, &high)) in scales[first..].iter_mut().zip(&mut zero_points[first..]).zip(bounds) {
-                (*scale, *zero) = params((low, high));
+            params(low, high, scales, zeros);
+            for (own, values) in parts {
+                let (scales, zeros) = (&scales[own.clone()], &zeros[own]);
+                let x = &x[values.clone()];
+                wide::encode_groups(&mut codes[values], x, bands.size, encoding, scales, zeros, &mut sums);
+            }
+            return (Vec::<()>::new(), sums);
+        }
+        low.resize(COLUMNS.min(columns), 0.0);
+        high.resize(COLUMNS.min(columns), 0.0);
+        let from = bands.start(range.start);
+        let each = scales.chunks_exact_mut(columns).zip(zeros.chunks_exact_mut(columns));
+        for ((scales, zeros), at) in each.zip(range) {
+            let now = bands.start(at) - from..bands.start(at + 1) - from;
+            let (x, codes) = (&x[now.clone()], &mut codes[now]);
+            for first in (0..columns).step_by(COLUMNS) {
+                let now = first..columns.min(first + COLUMNS);
+                let (low, high) = (&mut low[..now.len()], &mut high[..now.len()]);
+                low.fill(f32::INFINITY);
+                high.fill(f32::NEG_INFINITY);
+                x.chunks_exact(columns).for_each(|row| wide::widen(low, high, &row[now.clone()]));
+                params(low, high, &mut scales[now.clone()], &mut zeros[now.clone()]);
+                part(codes, x, encoding, &scales[now.clone()], &zeros[now.clone()], (columns, now), steps, &mut sums);
             }
         }
+        (Vec::new(), sums)
     })?;
-    Ok(Coded {
-        codes: coded.codes,
-        qparams: coded.qparams,
-        signal: coded.signal,
-        noise: coded.noise,
-        said: Vec::new(),
-    })
+    Ok(coded)
+}
+
+/// [`qparams_from_range`](super::qparams_from_range) of pairs of finite bounds, bit for bit.
+///
+/// # Panics
+/// If there are not as many of each.
+pub fn params(spec: &RangeSpec, low: &[f32], high: &[f32], scales: &mut [f32], zero_points: &mut [i32]) {
+    let plain = spec.format.is_integer()
+        && spec.format != Format::Int32
+        && !spec.power_of_two
+        && spec.precision == Precision::Float32
+        && spec.arithmetic == Arithmetic::Double
+        && spec.eps <= 0.0
+        && spec.min_width <= 0.0
+        && spec.symmetry != Symmetry::NoClipping;
+    if plain {
+        return wide::plain_params(spec, low, high, scales, zero_points);
+    }
+    let bounds = low.iter().zip(high);
+    for ((&low, &high), (scale, zero)) in bounds.zip(scales.iter_mut().zip(zero_points)) {
+        (*scale, *zero) = super::qparams_from_range(low, high, spec);
+    }
 }
 
 /// Codes at the scales and zero points that `choose` writes for each band, one each for every column of it. Bands are given in
@@ -351,6 +399,40 @@ pub fn quantize_by<V: Values + ?Sized, T: Send>(
     bands: &Bands,
     encoding: &Encoding,
     choose: impl Fn(Band<'_>, &mut [f32], &mut [i32]) -> T + Sync,
+) -> Result<Coded<T>> {
+    let columns = bands.columns;
+    pieces(values, bands, encoding, |piece, scratch| {
+        let Piece { bands: range, x, scales, zeros, codes } = piece;
+        let mut sums = Sums::default();
+        let mut said = Vec::with_capacity(range.len());
+        let from = bands.start(range.start);
+        let each = scales.chunks_exact_mut(columns).zip(zeros.chunks_exact_mut(columns));
+        for ((scales, zeros), at) in each.zip(range) {
+            let now = bands.start(at) - from..bands.start(at + 1) - from;
+            said.push(choose(Band { values: &x[now.clone()], columns }, scales, zeros));
+            band(&mut codes[now.clone()], &x[now], encoding, scales, zeros, &mut scratch.steps, &mut sums);
+        }
+        (said, sums)
+    })
+}
+
+/// Some bands, with what becomes of them.
+struct Piece<'a> {
+    /// Which.
+    bands: std::ops::Range<usize>,
+    x: &'a [f32],
+    scales: &'a mut [f32],
+    zeros: &'a mut [i32],
+    /// Codes, a byte each.
+    codes: &'a mut [u8],
+}
+
+/// Works on pieces in parallel, packs their codes, and adds up what they say in their order.
+fn pieces<V: Values + ?Sized, T: Send>(
+    values: &V,
+    bands: &Bands,
+    encoding: &Encoding,
+    work: impl Fn(Piece<'_>, &mut Scratch) -> (Vec<T>, Sums) + Sync,
 ) -> Result<Coded<T>> {
     check_count(values, bands)?;
     let (bits, columns) = (encoding.format.bits(), bands.columns);
@@ -371,25 +453,19 @@ pub fn quantize_by<V: Values + ?Sized, T: Send>(
     }
     let found: Vec<Result<(Vec<T>, (f64, f64))>> = parts
         .into_par_iter()
-        .map_init(Scratch::default, |scratch, (piece, out, scales, zeros)| {
-            let from = bands.start(piece.start);
-            let len = bands.start(piece.end) - from;
-            let mut said = Vec::with_capacity(if size_of::<T>() == 0 { 0 } else { piece.len() });
-            let mut sums = Sums::default();
-            let Scratch { codes, buffer, steps } = scratch;
+        .map_init(Scratch::default, |scratch, (range, out, scales, zeros)| {
+            let from = bands.start(range.start);
+            let len = bands.start(range.end) - from;
+            let (mut codes, mut buffer) = (std::mem::take(&mut scratch.codes), std::mem::take(&mut scratch.buffer));
             codes.resize(len, 0);
-            with(values, from, len, buffer, |x| {
-                for (idx, (scales, zeros)) in
-                    scales.chunks_exact_mut(columns).zip(zeros.chunks_exact_mut(columns)).enumerate()
-                {
-                    let start = bands.start(piece.start + idx) - from;
-                    let now = start..bands.start(piece.start + idx + 1) - from;
-                    said.push(choose(Band { values: &x[now.clone()], columns }, scales, zeros));
-                    band(&mut codes[now.clone()], &x[now], encoding, scales, zeros, steps, &mut sums);
-                }
-            })?;
+            let found = with(values, from, len, &mut buffer, |x| {
+                let piece = Piece { bands: range, x, scales: &mut *scales, zeros: &mut *zeros, codes: &mut codes };
+                work(piece, scratch)
+            });
+            pack::pack_bytes_into(&codes, bits, out);
+            (scratch.codes, scratch.buffer) = (codes, buffer);
+            let (said, sums) = found?;
             check_magnitudes(scales, encoding)?;
-            pack::pack_bytes_into(codes, bits, out);
             Ok((said, sums.total()))
         })
         .collect();
@@ -446,6 +522,8 @@ struct Scratch {
     codes: Vec<u8>,
     buffer: Vec<f32>,
     steps: Steps,
+    low: Vec<f32>,
+    high: Vec<f32>,
 }
 
 /// Sums of squares: of the values, and of their errors.
@@ -478,10 +556,26 @@ fn band(
     }
     for first in (0..columns).step_by(COLUMNS) {
         let now = first..columns.min(first + COLUMNS);
-        steps.set(encoding, &scales[now.clone()], &zero_points[now.clone()]);
-        for (codes, x) in codes.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
-            wide::encode_each(&mut codes[now.clone()], &x[now.clone()], encoding.coding, steps, sums);
-        }
+        let (scales, zeros) = (&scales[now.clone()], &zero_points[now.clone()]);
+        part(codes, x, encoding, scales, zeros, (columns, now), steps, sums);
+    }
+}
+
+/// Writes the codes of some columns of rows that have more.
+#[allow(clippy::too_many_arguments, reason = "each is another thing")]
+fn part(
+    codes: &mut [u8],
+    x: &[f32],
+    encoding: &Encoding,
+    scales: &[f32],
+    zero_points: &[i32],
+    (columns, now): (usize, std::ops::Range<usize>),
+    steps: &mut Steps,
+    sums: &mut Sums,
+) {
+    steps.set(encoding, scales, zero_points);
+    for (codes, x) in codes.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
+        wide::encode_each(&mut codes[now.clone()], &x[now.clone()], encoding.coding, steps, sums);
     }
 }
 
@@ -495,13 +589,13 @@ fn widen(low: &mut [f32], high: &mut [f32], x: &[f32], columns: usize) {
 }
 
 /// Shows `see` the values of a piece.
-fn with<V: Values + ?Sized>(
+fn with<V: Values + ?Sized, T>(
     values: &V,
     start: usize,
     len: usize,
     buffer: &mut Vec<f32>,
-    see: impl FnOnce(&[f32]),
-) -> Result<()> {
+    see: impl FnOnce(&[f32]) -> T,
+) -> Result<T> {
     let x = if let Some(slice) = values.slice(start, len) {
         slice
     } else {
@@ -513,8 +607,7 @@ fn with<V: Values + ?Sized>(
         let at = x.iter().position(|value| !value.is_finite()).unwrap_or_default();
         return Err(Error::model(format!("element {} is {}, which cannot be quantized", start + at, x[at])));
     }
-    see(x);
-    Ok(())
+    Ok(see(x))
 }
 
 fn check_count<V: Values + ?Sized>(values: &V, bands: &Bands) -> Result<()> {

@@ -2,13 +2,15 @@
 //! most have. The arithmetic is the same, operation by operation, and so are the bits: nothing is fused or reordered.
 
 use super::blocks::{Coding, Encoding, Sums};
-use super::Round;
+use super::{RangeSpec, Round, Symmetry};
 
 /// Independent sums, enough for the loop over them to vectorize.
 pub(super) const LANES: usize = 16;
 
 /// Adding 1.5 · 2²³ to a number below 2²² leaves its nearest integer, half to even, in the low bits of the sum.
 const MAGIC: f32 = 12_582_912.0;
+/// The same for f64 and numbers below 2⁵¹: 1.5 · 2⁵².
+const WIDE_MAGIC: f64 = 6_755_399_441_055_744.0;
 
 /// Declares functions that are compiled for AVX2 as well, and choose by the CPU they run on.
 macro_rules! multiversion {
@@ -63,7 +65,8 @@ struct Step {
 }
 
 impl Step {
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "it has to be compiled with the caller's vectors")]
     fn new(encoding: &Encoding, scale: f32, zero_point: i32) -> Self {
         let (qmin, qmax) = encoding.codes;
         let (factor, offset) = match encoding.coding {
@@ -168,6 +171,47 @@ fn same(codes: &mut [u8], y: &mut [f32], x: &[f32], step: Step, quotient: impl F
     }
 }
 
+/// Groups with a step for each.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "it has to be compiled with the caller's vectors")]
+fn groups(
+    codes: &mut [u8],
+    x: &[f32],
+    (size, encoding, scales, zero_points): (usize, &Encoding, &[f32], &[i32]),
+    sums: &mut Sums,
+    quotient: impl Fn(f32, f32, f32, f32, f32) -> f32,
+) {
+    let mut y = [0.0; 256];
+    let groups = codes.chunks_mut(size).zip(x.chunks(size));
+    for ((codes, x), (&scale, &zero)) in groups.zip(scales.iter().zip(zero_points)) {
+        let step = Step::new(encoding, scale, zero);
+        for (codes, x) in codes.chunks_mut(y.len()).zip(x.chunks(y.len())) {
+            let y = &mut y[..x.len()];
+            same(codes, y, x, step, &quotient);
+            squares(x, y, sums);
+        }
+    }
+}
+
+/// Smallest and largest of finite elements.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "it has to be compiled with the caller's vectors")]
+fn bounds(x: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let mut add = |x: &[f32]| {
+        for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(x) {
+            *low = if x < *low { x } else { *low };
+            *high = if x > *high { x } else { *high };
+        }
+    };
+    let (whole, rest) = x.as_chunks::<LANES>();
+    whole.iter().for_each(|x| add(x));
+    add(rest);
+    let least = |a: f32, b: f32| if b < a { b } else { a };
+    let most = |a: f32, b: f32| if b > a { b } else { a };
+    (low.into_iter().fold(f32::INFINITY, least), high.into_iter().fold(f32::NEG_INFINITY, most))
+}
+
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "it has to be compiled with the caller's vectors")]
 fn steps_from_zero(out: &mut [f32], x: &[f32], step: Step, quotient: impl Fn(f32, f32, f32, f32, f32) -> f32) {
@@ -223,6 +267,75 @@ multiversion! {
         }
     }
 
+    /// Codes of groups of `size` elements, the last of which may be shorter, with a scale for each.
+    fn encode_groups(
+        codes: &mut [u8],
+        x: &[f32],
+        size: usize,
+        encoding: &Encoding,
+        scales: &[f32],
+        zero_points: &[i32],
+        sums: &mut Sums,
+    ) {
+        by_coding!(encoding.coding, groups(codes, x, (size, encoding, scales, zero_points), sums));
+    }
+
+    /// Smallest and largest of finite elements in groups of `size`, the last of which may be shorter.
+    fn group_extremes(low: &mut [f32], high: &mut [f32], x: &[f32], size: usize) {
+        for ((low, high), x) in low.iter_mut().zip(high).zip(x.chunks(size)) {
+            (*low, *high) = bounds(x);
+        }
+    }
+
+    /// What [`qparams_from_range`](super::qparams_from_range) makes of bounds, of integers in f64 and of f32 scales, with
+    /// nothing asked of these.
+    fn plain_params(spec: &RangeSpec, low: &[f32], high: &[f32], scales: &mut [f32], zero_points: &mut [i32]) {
+        let (qmin, qmax) = spec.codes();
+        let (first, last) = (f64::from(qmin), f64::from(qmax));
+        let middle = (qmin + qmax + 1).div_euclid(2);
+        let none = 0.max(qmin);
+        let steps = last - first;
+        let (half, below) = (steps / 2.0, f64::from(middle - qmin));
+        let normal = f64::from(f32::MIN_POSITIVE);
+        let all = low.iter().zip(high).zip(scales.iter_mut().zip(zero_points));
+        // The largest f32 over one of its halves has a quotient that f32 still holds.
+        match spec.symmetry {
+            Symmetry::Symmetric | Symmetry::NoClipping => {
+                for ((&low, &high), (scale, zero)) in all {
+                    let amax = f64::from(high.max(0.0)).max(-f64::from(low.min(0.0)));
+                    let exact = amax / half;
+                    let rounded = exact as f32;
+                    *scale = if exact < normal { 1.0 } else { rounded };
+                    *zero = if exact < normal { none } else { middle };
+                }
+            }
+            Symmetry::Signed => {
+                for ((&low, &high), (scale, zero)) in all {
+                    let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
+                    let exact = high.max(-low) / below;
+                    let rounded = exact as f32;
+                    let signed = if high <= -low { rounded } else { -rounded };
+                    *scale = if exact < normal { 1.0 } else { signed };
+                    *zero = if exact < normal { none } else { middle };
+                }
+            }
+            Symmetry::Asymmetric => {
+                for ((&low, &high), (scale, zero)) in all {
+                    let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
+                    let exact = (high - low) / steps;
+                    let rounded = (exact.min(f64::from(f32::MAX))) as f32;
+                    let near = first - low / exact;
+                    let near = if near > first { near } else { first };
+                    let near = if near < last { near } else { last };
+                    *scale = if exact < normal { 1.0 } else { rounded };
+                    // As `whole`, of f64.
+                    let code = (near + WIDE_MAGIC).to_bits().wrapping_sub(WIDE_MAGIC.to_bits()) as i32;
+                    *zero = if exact < normal { none } else { code };
+                }
+            }
+        }
+    }
+
     /// How many steps elements are from zero.
     fn levels(out: &mut [f32], x: &[f32], encoding: &Encoding, scale: f32, zero_point: i32) {
         let step = Step::new(encoding, scale, zero_point);
@@ -247,16 +360,6 @@ multiversion! {
 
     /// Smallest and largest of finite elements.
     fn extremes(x: &[f32]) -> (f32, f32) {
-        let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-        let mut add = |x: &[f32]| {
-            for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(x) {
-                *low = if x < *low { x } else { *low };
-                *high = if x > *high { x } else { *high };
-            }
-        };
-        let (whole, rest) = x.as_chunks::<LANES>();
-        whole.iter().for_each(|x| add(x));
-        add(rest);
-        (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
+        bounds(x)
     }
 }

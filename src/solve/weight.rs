@@ -129,7 +129,15 @@ impl<'a> Solver<'a> {
             return self.improved(values, bands, &encoding, algorithm);
         }
         if self.quantizer.observer == ObserverKind::Minmax {
-            return blocks::quantize_ranges(values, bands, &encoding, params).map(plain);
+            let all = |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| {
+                if floor <= 0.0 {
+                    return blocks::params(&self.spec, low, high, scales, zeros);
+                }
+                for ((&low, &high), (scale, zero)) in low.iter().zip(high).zip(scales.iter_mut().zip(zeros)) {
+                    (*scale, *zero) = params((low, high));
+                }
+            };
+            return blocks::quantize_ranges(values, bands, &encoding, all).map(plain);
         }
         self.check_observer()?;
         // Groups of a band, as rows of a matrix that lies still.

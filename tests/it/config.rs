@@ -68,7 +68,12 @@ fn the_later_level_has_the_last_word_on_every_key() {
     for &field in Field::ALL {
         for kind in SiteKind::ALL {
             let (key, kind_name) = (field.name(), kind.name());
-            if field == Field::Dynamic && kind != SiteKind::Input {
+            let only = match field {
+                Field::Dynamic => Some(SiteKind::Input),
+                Field::SignedScale | Field::Arithmetic => Some(SiteKind::Weight),
+                _ => None,
+            };
+            if only.is_some_and(|only| only != kind) {
                 continue;
             }
             for (weak, &weaker) in LEVELS.iter().enumerate().skip(1) {
