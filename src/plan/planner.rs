@@ -6,6 +6,7 @@ use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use crate::config::algorithm::Algorithm;
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
@@ -88,7 +89,22 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         }
         Placement::Fused | Placement::Everywhere => planner.spread(&nodes),
     }
-    planner.finish(opset, &nodes)
+    let algorithm = planner.rules.algorithm().cloned();
+    let plan = planner.finish(opset, &nodes)?;
+    refuse_idle(config, algorithm.as_ref(), &plan, knowledge)?;
+    Ok(plan)
+}
+
+/// Refuses an algorithm for weights that has none to work on.
+fn refuse_idle(config: &Config, algorithm: Option<&Algorithm>, plan: &Plan, knowledge: &Knowledge) -> Result<()> {
+    let Some(algorithm) = algorithm.filter(|a| a.is_by_group()) else { return Ok(()) };
+    let idle = plan.weights.iter().all(|w| w.quantizer.algorithm.is_none());
+    if plan.weights.is_empty() || !idle || !knowledge.vetoes.is_empty() {
+        return Ok(());
+    }
+    let name = algorithm.method.name();
+    let message = format!("\"{name}\" is for integer weights of products whose activations stay float, and there are none");
+    Err(config.error("algorithm", message).with_hint("preset = \"w4\" has such; algorithm = \"max\" does without"))
 }
 
 /// Refuses algorithms that do not exist yet.
