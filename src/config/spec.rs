@@ -105,6 +105,11 @@ fields! {
     /// How exactly `form = "matmulnbits"` computes: 4 lets the runtime quantize the other operand to int8, 1 is float32, 0
     /// leaves it to the runtime.
     accuracy_level / AccuracyLevel: u8,
+    /// Whether scales of weights may be negative, so that the value of largest magnitude always has the lowest code, of
+    /// which there is one more: -8 of int4. Symmetric integers only.
+    signed_scale / SignedScale: bool,
+    /// Whose arithmetic makes scales and codes of weights, to the last bit.
+    arithmetic / Arithmetic: Arithmetic,
 }
 
 /// A value as TOML writes it.
@@ -330,6 +335,21 @@ pub enum ScaleDtype {
     Float8e4m3fn,
     /// A power of two; of block formats.
     Float8e8m0,
+}
+
+/// Whose arithmetic makes scales and codes, to the last bit. They differ where a quotient is almost between two codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arithmetic {
+    /// ONNX `QuantizeLinear`: the value divided by the scale. Scales as onnxruntime's tools make them or, with `eps`, torch.
+    #[default]
+    Onnx,
+    /// torchao: scales in float32, the value times the reciprocal of the scale.
+    Torch,
+    /// onnxruntime's `MatMulNBitsQuantizer` for MatMulNBits: the reciprocal, the zero point added before rounding half away.
+    Mlas,
+    /// The same for DequantizeLinear: the zero point is added after rounding.
+    MlasQdq,
 }
 
 /// What is asked for at the sites of some nodes.

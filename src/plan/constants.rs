@@ -6,7 +6,7 @@ use super::finish::settle;
 use super::planner::{Kindness, Planner};
 use super::{Bias, Mode, Quantizer, Readers, Split, Weight};
 use crate::config::SiteKind;
-use crate::config::spec::{Dtype, Form};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::error::Result;
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -55,6 +55,7 @@ impl Planner<'_> {
                         && !quantizer.reduce_range
                         && !layout.depthwise;
                     let pair_safe = (saturates && layout.reduction != Reduction::None).then_some(layout.reduction);
+                    self.complete(node, kind, &mut quantizer)?;
                     main = Some(weights.len());
                     weights.push(Weight {
                         site: self.site(node, SiteKind::Weight),
@@ -97,6 +98,29 @@ impl Planner<'_> {
                 }
                 Role::Other => {}
             }
+        }
+        Ok(())
+    }
+
+    /// What follows for a weight from what becomes of its node, and from the algorithm for all.
+    fn complete(&self, node: NodeId, kind: Kindness, quantizer: &mut Quantizer) -> Result<()> {
+        let bytes = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
+        let ask = self.ask(node, SiteKind::Weight);
+        if quantizer.signed_scale && kind == Kindness::Integer {
+            let site = self.site(node, SiteKind::Weight);
+            let error = self
+                .reader(&site, SiteKind::Weight, ask)
+                .error(Field::SignedScale, "integer kernels take positive scales");
+            return Err(error.with_hint("leave it out, or input.enable = false for a float product"));
+        }
+        // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
+        let free = kind == Kindness::WeightOnly && bytes && quantizer.given.is_none();
+        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned();
+        if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
+            let site = self.site(node, SiteKind::Weight);
+            let message = format!("\"{}\" chooses scales, and has no ranges to change", algorithm.method.name());
+            let error = self.reader(&site, SiteKind::Weight, ask).error(Field::Postprocess, message);
+            return Err(error.with_hint("leave weights out of it, as in \"*.{input,output}\""));
         }
         Ok(())
     }

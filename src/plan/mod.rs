@@ -14,6 +14,7 @@
 //!
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
+mod algorithms;
 mod by_hand;
 mod constants;
 mod document;
@@ -31,7 +32,8 @@ use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::spec::{Form, ObserverKind, Postprocess, ScaleDtype, ScaleType};
+use crate::config::algorithm::Algorithm;
+use crate::config::spec::{Arithmetic, Form, ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::Reduction;
@@ -108,6 +110,15 @@ pub struct Quantizer {
     /// What becomes of the range that the observer chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postprocess: Option<Postprocess>,
+    /// Whether the scale may be negative, for the sake of the lowest code.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed_scale: bool,
+    /// Whose arithmetic makes scales and codes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub arithmetic: Arithmetic,
+    /// What improves scale and zero point of a weight beyond its range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<Algorithm>,
     /// Numbers given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
@@ -165,6 +176,9 @@ impl Quantizer {
             round: Round::HalfEven,
             eps: 0.0,
             postprocess: None,
+            signed_scale: false,
+            arithmetic: Arithmetic::Onnx,
+            algorithm: None,
             given: None,
         }
     }

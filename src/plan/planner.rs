@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
-use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
@@ -41,7 +41,7 @@ pub struct Knowledge {
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
-    refuse_algorithms(config, &rules)?;
+    algorithms::refuse_missing(config, &rules)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(
@@ -88,27 +88,10 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         }
         Placement::Fused | Placement::Everywhere => planner.spread(&nodes),
     }
-    planner.finish(opset, &nodes)
-}
-
-/// Refuses algorithms that do not exist yet.
-fn refuse_algorithms(config: &Config, rules: &Rules) -> Result<()> {
-    let place = |error: Error, own: bool, path: &str| {
-        if own {
-            return config.source.at(error, path);
-        }
-        let preset = config.preset.as_deref().unwrap_or_default();
-        Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
-            .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
-    };
-    if let Some(algorithm) = rules.algorithm() {
-        algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;
-    }
-    for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
-        let own = !config.pre_quant_opt.is_empty();
-        algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
-    }
-    Ok(())
+    let algorithm = planner.rules.algorithm().cloned();
+    let plan = planner.finish(opset, &nodes)?;
+    algorithms::refuse_idle(config, algorithm.as_ref(), &plan, knowledge)?;
+    Ok(plan)
 }
 
 /// What is asked of a value.

@@ -102,7 +102,10 @@ impl<'a> Check<'a> {
     fn quantizer(&mut self, node: NodeId) {
         self.quantizer_versions(node);
         if let Some(scale) = self.model.constant_input(node, 1).and_then(Tensor::to_f32) {
-            if let Some(bad) = scale.iter().find(|s| !s.is_normal() || **s <= 0.0) {
+            // What only multiplies codes that are stored may do so with a number of either sign, and groups of zeros with zero.
+            let stored = self.model.node(node).is("DequantizeLinear") && self.model.constant_input(node, 0).is_some();
+            let fits = |s: f32| (s.is_normal() && s > 0.0) || (stored && (s.is_normal() || s == 0.0));
+            if let Some(bad) = scale.iter().find(|s| !fits(**s)) {
                 self.found.push(format!("{} has the scale {bad}", self.label(node)));
             }
             let zeros = self.model.constant_input(node, 2).map(Tensor::len);

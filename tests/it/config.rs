@@ -46,6 +46,8 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::Postprocess => ["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }"],
         Field::Form => ["\"matmulnbits\"", "\"qdq\""],
         Field::AccuracyLevel => ["0", "4"],
+        Field::SignedScale => ["false", "true"],
+        Field::Arithmetic => ["\"onnx\"", "\"torch\""],
     }
 }
 
@@ -69,7 +71,12 @@ fn the_later_level_has_the_last_word_on_every_key() {
     for &field in Field::ALL {
         for kind in SiteKind::ALL {
             let (key, kind_name) = (field.name(), kind.name());
-            if field == Field::Dynamic && kind != SiteKind::Input {
+            let only = match field {
+                Field::Dynamic => Some(SiteKind::Input),
+                Field::SignedScale | Field::Arithmetic => Some(SiteKind::Weight),
+                _ => None,
+            };
+            if only.is_some_and(|only| only != kind) {
                 continue;
             }
             // What is said of everything leaves out operators that have no such form; another test is about that.
@@ -364,7 +371,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 fn presets_print_as_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let names: Vec<&str> = presets::names().collect();
-    assert_eq!(names.len(), 12);
+    assert_eq!(names.len(), 15);
     for name in names {
         let path = folder.path().join("amax.toml");
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();

@@ -77,6 +77,8 @@ fn no_key_is_decoration() {
             }
             Field::Form => &["\"matmulnbits\""],
             Field::AccuracyLevel => &["1"],
+            Field::SignedScale => &["true"],
+            Field::Arithmetic => &["\"torch\"", "\"mlas\"", "\"mlas-qdq\""],
         }
     };
     let plain = planned("").unwrap();
