@@ -358,6 +358,13 @@ multiversion! {
         }
     }
 
+    /// `Σ (x − y)²`.
+    fn squared_error(x: &[f32], y: &[f32]) -> f64 {
+        let mut sums = Sums::default();
+        squares(x, y, &mut sums);
+        sums.noise.iter().sum()
+    }
+
     /// Smallest and largest of finite elements.
     fn extremes(x: &[f32]) -> (f32, f32) {
         bounds(x)
