@@ -1,22 +1,20 @@
 """Compares weights that amax quantizes with those of onnxruntime's MatMulNBitsQuantizer, bit for bit.
 
 Codes, scales and zero points of both its formats, symmetric and not, in 4 and 8 bits and groups of 32 and 128, for a random
-matrix and the weights of models/digits.onnx, or a model that is given. Needs onnx, onnxruntime and numpy.
+matrix and the weights of models/digits.onnx, or a model that is given. Needs onnx, onnx_ir, onnxruntime
+and numpy.
 """
 
+import logging
 import os
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
-# The quantizer imports it for algorithms that are not used here.
-sys.modules.setdefault("onnx_ir", types.ModuleType("onnx_ir"))
 
 from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
@@ -103,6 +101,7 @@ def differences(amax, name, x, bits, size, symmetric, qdq, folder):
 
 
 def main():
+    logging.disable(logging.INFO)
     amax = os.environ.get("AMAX") or ROOT / "target/debug/amax"
     model = sys.argv[1] if len(sys.argv) > 1 else ROOT / "models/digits.onnx"
     failures, cases = [], 0
