@@ -174,10 +174,10 @@ impl Report {
                 scales: solved.qparams.scales.len(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
-                algorithm: solved.fit.zip(weight.quantizer.algorithm.as_ref()).map(|(fit, algorithm)| AlgorithmRow {
-                    method: algorithm.method.name(),
-                    fit,
-                }),
+                algorithm: solved
+                    .fit
+                    .zip(weight.quantizer.algorithm.as_ref())
+                    .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
             })
             .collect();
         self.splits.clone_from(&plan.splits);

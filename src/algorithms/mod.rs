@@ -54,8 +54,7 @@ impl Group<'_> {
     fn usable(&self, scale: f64, like: f32) -> Option<f32> {
         let magnitude = scale.abs();
         let least = f64::from(self.spec.eps.max(f32::MIN_POSITIVE));
-        (magnitude >= least && magnitude <= f64::from(f32::MAX))
-            .then(|| self.spec.scale(magnitude).copysign(like))
+        (magnitude >= least && magnitude <= f64::from(f32::MAX)).then(|| self.spec.scale(magnitude).copysign(like))
     }
 }
 

@@ -143,7 +143,11 @@ fn formats(spec: &Spec) -> Option<Wrong> {
             return Some((Field::Round, format!("{dtype} is rounded half to even"), "leave it out"));
         }
         if spec.signed_scale == Some(true) {
-            return Some((Field::SignedScale, format!("{dtype} has as many codes below zero as above"), "leave it out"));
+            return Some((
+                Field::SignedScale,
+                format!("{dtype} has as many codes below zero as above"),
+                "leave it out",
+            ));
         }
         if spec.arithmetic.is_some_and(|a| a != Arithmetic::Onnx) {
             return Some((Field::Arithmetic, format!("{dtype} is computed as ONNX has it"), "it is for integers"));

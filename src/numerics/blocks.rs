@@ -172,7 +172,10 @@ impl Bands {
 
     /// Runs of bands of one stretch, counted from the first of `range`, with the places of their values from its start. All
     /// bands of a run are of the same size, but the last.
-    fn stretches(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
+    fn stretches(
+        &self,
+        range: std::ops::Range<usize>,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
         let from = self.start(range.start);
         let mut next = range.start;
         std::iter::from_fn(move || {
@@ -265,7 +268,10 @@ pub fn encode<V: Values + ?Sized>(values: &V, bands: &Bands, encoding: &Encoding
     check_magnitudes(scales, encoding)?;
     let (low, high) = encoding.format.range();
     if let Some(zero) = zero_points.iter().find(|&&zero| zero < low || zero > high) {
-        return Err(Error::model(format!("zero point {zero} is not in {low}..={high}, the range of {}", encoding.format)));
+        return Err(Error::model(format!(
+            "zero point {zero} is not in {low}..={high}, the range of {}",
+            encoding.format
+        )));
     }
     // Pieces need not be whole bands here, but whole rows.
     let bits = encoding.format.bits();
@@ -451,7 +457,7 @@ fn pieces<V: Values + ?Sized, T: Send>(
         zeros_left = more;
         parts.push((piece, codes, scales, zeros));
     }
-    let found: Vec<Result<(Vec<T>, (f64, f64))>> = parts
+    let found: Vec<Result<_>> = parts
         .into_par_iter()
         .map_init(Scratch::default, |scratch, (range, out, scales, zeros)| {
             let from = bands.start(range.start);
@@ -621,9 +627,8 @@ fn check_count<V: Values + ?Sized>(values: &V, bands: &Bands) -> Result<()> {
 fn check_magnitudes(scales: &[f32], encoding: &Encoding) -> Result<()> {
     let zero = matches!(encoding.coding, Coding::MlasSum | Coding::MlasQuotient);
     match scales.iter().find(|scale| !(scale.is_normal() || (zero && **scale == 0.0))) {
-        Some(&scale) => check_scales(&[scale.abs()]).and_then(|()| {
-            Err(Error::model(format!("scale {scale} is too small to divide by")))
-        }),
+        Some(&scale) => check_scales(&[scale.abs()])
+            .and_then(|()| Err(Error::model(format!("scale {scale} is too small to divide by")))),
         None => Ok(()),
     }
 }

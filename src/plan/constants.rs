@@ -102,15 +102,14 @@ impl Planner<'_> {
         let ask = self.ask(node, SiteKind::Weight);
         if quantizer.signed_scale && kind == Kindness::Integer {
             let site = self.site(node, SiteKind::Weight);
-            let error = self.reader(&site, SiteKind::Weight, ask).error(
-                Field::SignedScale,
-                "integer kernels take positive scales",
-            );
+            let error = self
+                .reader(&site, SiteKind::Weight, ask)
+                .error(Field::SignedScale, "integer kernels take positive scales");
             return Err(error.with_hint("leave it out, or input.enable = false for a float product"));
         }
         // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
         let free = kind == Kindness::WeightOnly && bytes && quantizer.given.is_none();
-        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned();
+        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned().map(Box::new);
         Ok(())
     }
 

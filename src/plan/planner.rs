@@ -103,7 +103,8 @@ fn refuse_idle(config: &Config, algorithm: Option<&Algorithm>, plan: &Plan, know
         return Ok(());
     }
     let name = algorithm.method.name();
-    let message = format!("\"{name}\" is for integer weights of products whose activations stay float, and there are none");
+    let message =
+        format!("\"{name}\" is for integer weights of products whose activations stay float, and there are none");
     Err(config.error("algorithm", message).with_hint("preset = \"w4\" has such; algorithm = \"max\" does without"))
 }
 

@@ -277,8 +277,7 @@ impl Reader<'_> {
         let signed = self.only_if(bytes, Field::SignedScale, signed, Field::Dtype, &message, "leave it out")?;
         let message = "a scale of either sign belongs to a zero point in the middle";
         let hint = "symmetric = true, or leave it out";
-        let signed =
-            self.only_if(quantizer.symmetric, Field::SignedScale, signed, Field::Symmetric, message, hint)?;
+        let signed = self.only_if(quantizer.symmetric, Field::SignedScale, signed, Field::Symmetric, message, hint)?;
         if signed {
             let narrow = spec.narrow_range == Some(true);
             if narrow && self.asked(Field::NarrowRange, Field::SignedScale) {

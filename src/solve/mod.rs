@@ -249,9 +249,7 @@ fn constant<'m>(model: &'m Model, tensor: &str) -> Result<&'m Tensor> {
 }
 
 fn misplanned(tensor: &str, message: &str) -> Error {
-    Error::new(Kind::Config, message)
-        .at_value(tensor)
-        .with_hint("the plan was made for another model; make it again")
+    Error::new(Kind::Config, message).at_value(tensor).with_hint("the plan was made for another model; make it again")
 }
 
 fn float_constant(model: &Model, tensor: &str, node: &str) -> Result<Vec<f32>> {

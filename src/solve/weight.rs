@@ -14,7 +14,9 @@ use crate::config::spec::{Arithmetic, ObserverKind, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::blocks::{self, Band, Bands, Coded, Coding, Encoding, Values};
-use crate::numerics::{self, Format, Granularity, QParams, RangeSpec, Round, Symmetry, metrics::Metrics, pack, pair_safe};
+use crate::numerics::{
+    self, Format, Granularity, QParams, RangeSpec, Round, Symmetry, metrics::Metrics, pack, pair_safe,
+};
 use crate::onnx::DataType;
 use crate::ops::{Reduction, reduction_rows};
 use crate::plan::{Given, Quantizer, Weight};
@@ -37,7 +39,8 @@ pub(super) struct Solver<'a> {
 impl<'a> Solver<'a> {
     pub(super) fn new(model: &Model, weight: &'a Weight) -> Result<Self> {
         let tensor = super::constant(model, &weight.tensor)?;
-        let source = Source::new(tensor).ok_or_else(|| super::misplanned(&weight.tensor, "a planned constant is not float"))?;
+        let source =
+            Source::new(tensor).ok_or_else(|| super::misplanned(&weight.tensor, "a planned constant is not float"))?;
         let dims = tensor.dims();
         let (dims, source) = match (weight.transpose, dims.as_slice()) {
             (false, _) => (dims, source),
@@ -230,7 +233,8 @@ impl<'a> Solver<'a> {
         if self.quantizer.given.is_none() {
             return encoding;
         }
-        let codes = qparams.zero_points.iter().fold(encoding.codes, |(low, high), &zero| (low.min(zero), high.max(zero)));
+        let codes =
+            qparams.zero_points.iter().fold(encoding.codes, |(low, high), &zero| (low.min(zero), high.max(zero)));
         Encoding { codes, ..encoding }
     }
 

@@ -11,8 +11,7 @@ use amax::numerics::{
 use proptest::prelude::*;
 use serde_json::Value;
 
-const FORMATS: [Format; 6] =
-    [Format::Int2, Format::Uint2, Format::Int4, Format::Uint4, Format::Int8, Format::Uint8];
+const FORMATS: [Format; 6] = [Format::Int2, Format::Uint2, Format::Int4, Format::Uint4, Format::Int8, Format::Uint8];
 
 const CODINGS: [Coding; 6] = [
     Coding::Divided(Round::HalfEven),
@@ -144,7 +143,8 @@ fn long_tensors_are_cut_without_a_trace() {
     let spec = RangeSpec::new(Format::Uint4, false);
     let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
     let x: Vec<f32> = (0..4_400_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 7.0).collect();
-    let all = |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| params(&spec, low, high, scales, zeros);
+    let all =
+        |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| params(&spec, low, high, scales, zeros);
     for (dims, granularity) in [
         (vec![4_400_000], Granularity::PerTensor),
         (vec![4_400, 1_000], Granularity::PerChannel { axis: 1 }),
@@ -166,7 +166,8 @@ fn long_tensors_are_cut_without_a_trace() {
 fn what_cannot_be_quantized_is_refused() {
     let spec = RangeSpec::new(Format::Int4, true);
     let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
-    let all = |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| params(&spec, low, high, scales, zeros);
+    let all =
+        |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| params(&spec, low, high, scales, zeros);
     let bands = Bands::new(&[2, 3], &Granularity::PerTensor).unwrap().unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let x = [1.0, 2.0, 3.0, bad, 5.0, 6.0];
@@ -199,8 +200,7 @@ fn numbers(value: &Value) -> Vec<f32> {
 fn hqq_finds_the_zero_points_of_others() {
     let file = vectors();
     let case = &file["hqq"];
-    let [x, inverse, mut zeros, expected] =
-        ["values", "inverse", "first", "zeros"].map(|key| numbers(&case[key]));
+    let [x, inverse, mut zeros, expected] = ["values", "inverse", "first", "zeros"].map(|key| numbers(&case[key]));
     hqq::fit_zeros(&x, 32, &inverse, &mut zeros, 15.0, hqq::ITERATIONS);
     for (found, expected) in zeros.iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-4, "{found} {expected}");
