@@ -346,7 +346,7 @@ pub enum Arithmetic {
     Onnx,
     /// torchao: scales in float32, the value times the reciprocal of the scale.
     Torch,
-    /// onnxruntime's `MatMulNBitsQuantizer` for MatMulNBits: the reciprocal, the zero point added before rounding half away.
+    /// onnxruntime's `MatMulNBitsQuantizer` for `MatMulNBits`: the reciprocal, the zero point added before rounding half away.
     Mlas,
     /// The same for DequantizeLinear: the zero point is added after rounding.
     MlasQdq,

@@ -457,7 +457,7 @@ fn pieces<V: Values + ?Sized, T: Send>(
         zeros_left = more;
         parts.push((piece, codes, scales, zeros));
     }
-    let found: Vec<Result<(Vec<T>, (f64, f64))>> = parts
+    let found: Vec<Result<_>> = parts
         .into_par_iter()
         .map_init(Scratch::default, |scratch, (range, out, scales, zeros)| {
             let from = bands.start(range.start);

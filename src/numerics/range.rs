@@ -66,7 +66,7 @@ pub enum Arithmetic {
     /// f32, every step of it: torch's. Scales of asymmetric ranges may differ in the last bit.
     Single,
     /// As `Single`, zero points rounded half away from zero; a range without width has the scale 0, or −0 where its sign is
-    /// free: that of MLAS, which onnxruntime quantizes MatMulNBits with.
+    /// free: that of MLAS, which onnxruntime quantizes `MatMulNBits` with.
     Mlas,
 }
 

@@ -121,6 +121,7 @@ fn rne(x: f32) -> f32 {
 /// Half away from zero: to even, and one further where that went towards zero from exactly between two.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "it has to be compiled with the caller's vectors")]
+#[allow(clippy::float_cmp, reason = "exactly between two")]
 fn away(x: f32) -> f32 {
     let near = rne(x);
     let rest = x - near;
@@ -205,7 +206,9 @@ fn bounds(x: &[f32]) -> (f32, f32) {
         }
     };
     let (whole, rest) = x.as_chunks::<LANES>();
-    whole.iter().for_each(|x| add(x));
+    for x in whole {
+        add(x);
+    }
     add(rest);
     let least = |a: f32, b: f32| if b < a { b } else { a };
     let most = |a: f32, b: f32| if b > a { b } else { a };
@@ -356,6 +359,13 @@ multiversion! {
             *low = if x < *low { x } else { *low };
             *high = if x > *high { x } else { *high };
         }
+    }
+
+    /// `Σ (x − y)²`.
+    fn squared_error(x: &[f32], y: &[f32]) -> f64 {
+        let mut sums = Sums::default();
+        squares(x, y, &mut sums);
+        sums.noise.iter().sum()
     }
 
     /// Smallest and largest of finite elements.

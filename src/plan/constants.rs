@@ -115,7 +115,7 @@ impl Planner<'_> {
         }
         // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
         let free = kind == Kindness::WeightOnly && bytes && quantizer.given.is_none();
-        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned();
+        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned().map(Box::new);
         if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
             let site = self.site(node, SiteKind::Weight);
             let message = format!("\"{}\" chooses scales, and has no ranges to change", algorithm.method.name());

@@ -70,6 +70,7 @@ pub struct Plan {
 }
 
 /// How numbers become codes: a spec with nothing left open.
+#[allow(clippy::struct_excessive_bools, reason = "the document's own keys")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantizer {
@@ -118,7 +119,7 @@ pub struct Quantizer {
     pub arithmetic: Arithmetic,
     /// What improves scale and zero point of a weight beyond its range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub algorithm: Option<Algorithm>,
+    pub algorithm: Option<Box<Algorithm>>,
     /// Numbers given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,

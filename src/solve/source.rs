@@ -75,9 +75,9 @@ impl Values for Source {
     }
 
     fn read(&self, start: usize, out: &mut [f32]) {
-        let Some((rows, columns)) = self.transpose else { return self.stretch(start, out) };
         // Squares of a few cache lines, so that neither side is walked in long strides.
         const TILE: usize = 32;
+        let Some((rows, columns)) = self.transpose else { return self.stretch(start, out) };
         let (mut done, mut tile) = (0, [0.0; TILE]);
         while done < out.len() {
             let at = start + done;
