@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
+use crate::ops::Form;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
 use crate::solve::Solution;
 use crate::statistics::{SiteStatistics, Statistics};
@@ -83,6 +84,8 @@ pub struct WeightRow {
     pub sqnr_db: f64,
     /// Whether adjacent pairs were kept from saturating.
     pub pair_safe: bool,
+    /// How it is stored.
+    pub form: Form,
 }
 
 /// What one pass did.
@@ -161,6 +164,7 @@ impl Report {
                 scales: solved.qparams.scales.len(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
+                form: weight.form,
             })
             .collect();
         self.splits.clone_from(&plan.splits);
