@@ -71,6 +71,7 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
         _ => vec![0; scales.len()],
     };
     let qparams = QParams { scales, zero_points };
+    input.release();
     let raw = numerics::quantize(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
     Ok(Ok(Tensor::new(dtype, &dims, raw)))
 }

@@ -11,6 +11,7 @@
 //! set must be new enough already ([`raise_opset`](super::raise_opset)).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
@@ -303,8 +304,9 @@ impl<'a> Insert<'a> {
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
                 let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
-                same && self.solution.weights[*other].qparams == solved.qparams
-                    && self.solution.weights[*other].changed == solved.changed
+                let theirs = &self.solution.weights[*other];
+                same && (Arc::ptr_eq(theirs, solved)
+                    || theirs.qparams == solved.qparams && theirs.changed == solved.changed)
             });
             let [codes, scale, zero] = if let Some((_, found)) = alike {
                 *found

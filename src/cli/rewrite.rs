@@ -92,6 +92,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
+    model.spill_beside(&args.output);
     if args.runtime != Runtime::default() {
         args.runtime.load()?;
     }

@@ -14,6 +14,7 @@
 //! their names once everything is written.
 
 mod external;
+mod mapped;
 mod wire;
 mod write;
 
@@ -23,6 +24,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
+
+pub use mapped::release;
+pub(super) use mapped::{is_mapped, share};
 
 use super::{Model, verify};
 use crate::error::{Error, Kind, Result};
@@ -189,7 +193,7 @@ fn map(path: &Path, metadata: &Metadata) -> Result<Bytes> {
     // SAFETY: the mapping is private and read-only. A file that another process truncates while it is mapped raises
     // SIGBUS, as with any mapped input; models are not edited while they are compiled.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
-    Ok(Bytes::from_owner(map))
+    Ok(share(map))
 }
 
 fn missing(path: &Path) -> Error {

@@ -5,6 +5,7 @@ mod guard;
 mod weight;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -13,7 +14,7 @@ pub use weight::transposed;
 
 use crate::config::spec::{ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, Tensor};
+use crate::ir::{Model, Scratch, Tensor};
 use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
 use crate::plan::{Bias, Plan, Quantizer, Weight};
 use crate::statistics::Statistics;
@@ -25,7 +26,7 @@ pub struct Solution {
     /// Scale and zero point of each static activation, by the name of its pair.
     pub activations: BTreeMap<String, (f32, i32)>,
     /// One entry for each of [`Plan::weights`].
-    pub weights: Vec<SolvedWeight>,
+    pub weights: Vec<Arc<SolvedWeight>>,
     /// The int32 values of each of [`Plan::biases`].
     pub biases: Vec<SolvedBias>,
 }
@@ -53,7 +54,7 @@ pub struct SolvedBias {
 
 /// Weights that were solved already: a plan is made several times, and layers share weights.
 #[derive(Debug, Default)]
-pub struct Solved(BTreeMap<String, SolvedWeight>);
+pub struct Solved(BTreeMap<String, Arc<SolvedWeight>>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
@@ -79,12 +80,15 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
         .map(|(k, w)| (k.as_str(), w))
         .collect();
     let missing: Vec<_> = missing.into_iter().collect();
-    let fresh: Vec<_> = missing
-        .par_iter()
-        .map(|&(key, weight)| Ok((key.to_owned(), Solver::new(model, weight)?.solve(0.0)?)))
-        .collect::<Result<_>>()?;
-    solved.0.extend(fresh);
-    let mut weights: Vec<SolvedWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
+    for window in windows(&missing, |(_, weight)| constant(model, &weight.tensor).map_or(0, Tensor::byte_len)) {
+        let fresh: Vec<_> = window
+            .par_iter()
+            .map(|&(key, weight)| Ok((key.to_owned(), Arc::new(solve_weight(model, weight)?))))
+            .collect::<Result<_>>()?;
+        solved.0.extend(fresh);
+        model.scratch().map_or(Ok(()), Scratch::check)?;
+    }
+    let mut weights: Vec<Arc<SolvedWeight>> = keys.iter().map(|k| solved.0[k].clone()).collect();
     for bias in &plan.biases {
         let bias = solve_bias(model, plan, bias, &solution.activations, &mut weights)?;
         solution.biases.push(bias);
@@ -93,13 +97,45 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
     Ok(solution)
 }
 
+/// Bytes of weights that are solved at the same time, or one weight that is larger.
+const WINDOW: usize = 1 << 28;
+
+/// Cuts a list into runs whose sizes sum up to [`WINDOW`] at most.
+fn windows<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut sum = 0usize;
+        let fits = rest.iter().take_while(|item| {
+            sum = sum.saturating_add(size(item));
+            sum <= WINDOW
+        });
+        let (window, tail) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = tail;
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+/// Solves one weight, and leaves no more of it in memory than its numbers.
+fn solve_weight(model: &Model, weight: &Weight) -> Result<SolvedWeight> {
+    let mut solved = Solver::new(model, weight)?.solve(0.0)?;
+    solved.changed = solved.changed.map(|tensor| model.keep(tensor));
+    if let Some(tensor) = constant(model, &weight.tensor) {
+        tensor.release();
+    }
+    Ok(solved)
+}
+
+fn constant<'a>(model: &'a Model, name: &str) -> Option<&'a Tensor> {
+    model.value_named(name).and_then(|value| model.constant(value))
+}
+
 /// Solves a bias, and its weight again where the weight's scale is too small for it.
 fn solve_bias(
     model: &Model,
     plan: &Plan,
     bias: &Bias,
     activations: &BTreeMap<String, (f32, i32)>,
-    weights: &mut [SolvedWeight],
+    weights: &mut [Arc<SolvedWeight>],
 ) -> Result<SolvedBias> {
     let fail = |message: &str| Error::new(Kind::Config, message).at_value(&bias.tensor);
     let Some(&(input, _)) = activations.get(&bias.activation) else {
@@ -121,7 +157,7 @@ fn solve_bias(
     }
     let floor = weight_floor(&values, input);
     if solved.qparams.scales.iter().any(|&s| s < floor) {
-        *solved = Solver::new(model, weight)?.solve(floor)?;
+        *solved = Arc::new(Solver::new(model, weight)?.solve(floor)?);
     }
     let scales: Vec<f32> = solved.qparams.scales.iter().map(|s| s * input).collect();
     let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };

@@ -15,7 +15,7 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tempfile::NamedTempFile;
 
-use super::{EXTERNAL_THRESHOLD, External, MAX_PROTOBUF, SaveOptions, folder_of, inputs};
+use super::{EXTERNAL_THRESHOLD, External, MAX_PROTOBUF, SaveOptions, folder_of, inputs, release};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Def, Function, GraphId, Model, NodeId, Tensor, ValueId};
 use crate::onnx::{
@@ -98,13 +98,23 @@ impl<'a> Encoding<'a> {
         for part in &self.parts {
             match part {
                 Part::Encoded(bytes) => to.write_all(bytes)?,
-                Part::Slice(bytes) => to.write_all(bytes)?,
+                Part::Slice(bytes) => write_released(to, bytes)?,
                 Part::Late(tensor, None) => to.write_all(&tensor.encode_to_vec())?,
                 Part::Late(tensor, Some(name)) => to.write_all(&renamed(tensor, name).encode_to_vec())?,
             }
         }
         Ok(())
     }
+}
+
+/// Writes weights piece by piece, so that no more than a piece of a mapped file is in memory.
+fn write_released(to: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    const PIECE: usize = 1 << 23;
+    for piece in bytes.chunks(PIECE) {
+        to.write_all(piece)?;
+        release(piece);
+    }
+    Ok(())
 }
 
 fn renamed(tensor: &TensorProto, name: &str) -> TensorProto {
@@ -147,7 +157,7 @@ impl<'a> DataFile<'a> {
             let gap = usize::try_from(offset - at).expect("less than the alignment");
             to.write_all(&[0; ALIGNMENT as usize][..gap])?;
             let bytes = tensor.raw();
-            to.write_all(&bytes)?;
+            write_released(to, &bytes)?;
             at = offset + bytes.len() as u64;
         }
         Ok(())
