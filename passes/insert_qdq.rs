@@ -11,7 +11,6 @@
 //! set must be new enough already ([`raise_opset`](super::raise_opset)).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::{Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
@@ -304,9 +303,7 @@ impl<'a> Insert<'a> {
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
                 let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
-                let theirs = &self.solution.weights[*other];
-                same && (Arc::ptr_eq(theirs, solved)
-                    || theirs.qparams == solved.qparams && theirs.changed == solved.changed)
+                same && self.solution.weights[*other] == *solved
             });
             let [codes, scale, zero] = if let Some((_, found)) = alike {
                 *found
@@ -373,7 +370,8 @@ impl<'a> Insert<'a> {
             None => value,
         };
         let dims = weight.quantizer.granularity.scale_dims(&dims);
-        let QParams { scales, zero_points: zeros } = &solved.qparams;
+        let qparams = solved.qparams();
+        let QParams { scales, zero_points: zeros } = &*qparams;
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
         let zero = zero_points(weight.quantizer.dtype, &dims, zeros);
         let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);

@@ -57,6 +57,9 @@ impl Console {
     /// Listens to Ctrl-C and SIGTERM: the first one asks the running step to stop, the second one ends the process.
     pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
         // Without handlers Ctrl-C still ends the process; outputs appear by renaming, so nothing partial is left.
+        // A file that passes the user's limit is an error of the write then, and not the end of the process.
+        #[cfg(unix)]
+        let _ = flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
         for signal in [SIGINT, SIGTERM] {
             let _ = flag::register_conditional_shutdown(signal, 130, INTERRUPTED.clone());
             let _ = flag::register(signal, INTERRUPTED.clone());

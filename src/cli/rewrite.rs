@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use amax::error::{Error, Kind, Result};
+use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
@@ -64,6 +65,9 @@ pub(crate) struct Args {
     /// Samples that run at once; results do not depend on it.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Write weights to OUTPUT.data beside the model, as is done anyway where the input has such a file or 2 GB are passed.
+    #[arg(long)]
+    external_data: bool,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -144,7 +148,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         _ => None,
     };
     let writing = Instant::now();
-    file::save(&done.model, &args.output)?;
+    let external = if args.external_data { External::Always } else { External::Auto };
+    let options = SaveOptions { external, ..SaveOptions::default() };
+    file::save_unless(&done.model, &args.output, &options, &|| amax::calibrate::Progress::interrupted(console))?;
     for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
         staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
     }

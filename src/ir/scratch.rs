@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -14,11 +14,14 @@ use crate::error::{Error, Kind, Result};
 /// Bytes of constants from which on a model is large: its new tensors do not stay in memory.
 pub const LARGE_MODEL: u64 = 1 << 29;
 
-/// Bytes from which on a tensor is moved to the file.
-const LEAST: usize = 1 << 20;
+/// Bytes from which on something is moved to the file.
+const LEAST: usize = 1 << 18;
 
-/// Where a tensor begins in the file, so that no two share a page of memory.
-const ALIGNMENT: u64 = 1 << 16;
+/// Where tensors begin in the file, so that no two share a page of memory on most processors.
+const ALIGNMENT: usize = 1 << 12;
+
+/// By how much the file grows, and what is mapped at once: processes may have only so many maps.
+const EXTENT: usize = 1 << 28;
 
 /// A file without a name for tensors that are made before they are written.
 ///
@@ -36,9 +39,38 @@ pub struct Scratch {
 
 #[derive(Debug, Default)]
 struct State {
-    file: Option<std::sync::Arc<File>>,
-    end: u64,
+    file: Option<Arc<File>>,
+    /// The last part of the file, and how much of it is taken.
+    extent: Bytes,
+    taken: usize,
+    /// Where that part begins.
+    start: u64,
+    kept: u64,
     failure: Option<io::Error>,
+}
+
+impl State {
+    /// Takes `len` bytes of the file: their place in it, and in memory.
+    fn take(&mut self, len: usize, folder: &Path) -> io::Result<(Arc<File>, u64, Bytes)> {
+        let file = match &self.file {
+            Some(file) => file.clone(),
+            None => self.file.insert(tempfile::tempfile_in(folder)?.into()).clone(),
+        };
+        let mut at = self.taken.next_multiple_of(ALIGNMENT);
+        if self.extent.len().saturating_sub(at) < len {
+            let start = self.start + self.extent.len() as u64;
+            let size = len.next_multiple_of(EXTENT);
+            file.set_len(start + size as u64)?;
+            // SAFETY: the file has no name and no other user. Each range of it is written once, by its own call of `store`,
+            // which hands it out afterwards.
+            #[allow(unsafe_code, reason = "a mapped file")]
+            let map = unsafe { memmap2::MmapOptions::new().offset(start).len(size).map(&*file) }?;
+            (self.extent, self.start, at) = (share(map), start, 0);
+        }
+        self.taken = at + len;
+        self.kept += len as u64;
+        Ok((file, self.start + at as u64, self.extent.slice(at..at + len)))
+    }
 }
 
 impl Scratch {
@@ -79,10 +111,10 @@ impl Scratch {
         }
     }
 
-    /// Bytes that the file has.
+    /// Bytes that were moved to the file.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.state().end
+        self.state().kept
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,24 +122,10 @@ impl Scratch {
     }
 
     fn store(&self, bytes: &[u8]) -> io::Result<Bytes> {
-        let (file, offset) = {
-            let mut state = self.state();
-            let file = match &state.file {
-                Some(file) => file.clone(),
-                None => {
-                    let folder = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                    state.file.insert(tempfile::tempfile_in(folder)?.into()).clone()
-                }
-            };
-            let offset = state.end.next_multiple_of(ALIGNMENT);
-            state.end = offset + bytes.len() as u64;
-            (file, offset)
-        };
+        let folder = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (file, offset, place) = self.state().take(bytes.len(), folder)?;
         write_at(&file, bytes, offset)?;
-        // SAFETY: the file has no name and no other user, and this range of it is written once, before it is mapped.
-        #[allow(unsafe_code, reason = "a mapped file")]
-        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes.len()).map(&*file) }?;
-        Ok(share(map))
+        Ok(place)
     }
 }
 

@@ -2,14 +2,15 @@
 
 mod activation;
 mod guard;
+mod stored;
 mod weight;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
 pub use guard::guard;
+pub use stored::StoredWeight;
 pub use weight::transposed;
 
 use crate::config::spec::{ScaleDtype, ScaleType};
@@ -26,7 +27,7 @@ pub struct Solution {
     /// Scale and zero point of each static activation, by the name of its pair.
     pub activations: BTreeMap<String, (f32, i32)>,
     /// One entry for each of [`Plan::weights`].
-    pub weights: Vec<Arc<SolvedWeight>>,
+    pub weights: Vec<StoredWeight>,
     /// The int32 values of each of [`Plan::biases`].
     pub biases: Vec<SolvedBias>,
 }
@@ -54,7 +55,7 @@ pub struct SolvedBias {
 
 /// Weights that were solved already: a plan is made several times, and layers share weights.
 #[derive(Debug, Default)]
-pub struct Solved(BTreeMap<String, Arc<SolvedWeight>>);
+pub struct Solved(BTreeMap<String, StoredWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
@@ -69,6 +70,20 @@ fn key(weight: &Weight) -> String {
 /// A weight with NaN or infinity, statistics that lack a planned tensor, numbers given by hand that do not fit or
 /// contradict each other, and fields of a quantizer that have no meaning together.
 pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved: &mut Solved) -> Result<Solution> {
+    solve_while(model, plan, statistics, solved, &|| Ok(()))
+}
+
+/// As [`solve`], as long as `go_on` has no objection, which is asked before every few hundred megabytes of weights.
+///
+/// # Errors
+/// As [`solve`], and that of `go_on`.
+pub fn solve_while(
+    model: &Model,
+    plan: &Plan,
+    statistics: Option<&Statistics>,
+    solved: &mut Solved,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<Solution> {
     let nothing = Statistics::default();
     let activations = activation::solve(plan, statistics.unwrap_or(&nothing))?;
     let mut solution = Solution { activations, ..Solution::default() };
@@ -81,14 +96,15 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
         .collect();
     let missing: Vec<_> = missing.into_iter().collect();
     for window in windows(&missing, |(_, weight)| constant(model, &weight.tensor).map_or(0, Tensor::byte_len)) {
+        go_on()?;
         let fresh: Vec<_> = window
             .par_iter()
-            .map(|&(key, weight)| Ok((key.to_owned(), Arc::new(solve_weight(model, weight)?))))
+            .map(|&(key, weight)| Ok((key.to_owned(), solve_weight(model, weight)?)))
             .collect::<Result<_>>()?;
         solved.0.extend(fresh);
         model.scratch().map_or(Ok(()), Scratch::check)?;
     }
-    let mut weights: Vec<Arc<SolvedWeight>> = keys.iter().map(|k| solved.0[k].clone()).collect();
+    let mut weights: Vec<StoredWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
     for bias in &plan.biases {
         let bias = solve_bias(model, plan, bias, &solution.activations, &mut weights)?;
         solution.biases.push(bias);
@@ -116,9 +132,8 @@ fn windows<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &
 }
 
 /// Solves one weight, and leaves no more of it in memory than its numbers.
-fn solve_weight(model: &Model, weight: &Weight) -> Result<SolvedWeight> {
-    let mut solved = Solver::new(model, weight)?.solve(0.0)?;
-    solved.changed = solved.changed.map(|tensor| model.keep(tensor));
+fn solve_weight(model: &Model, weight: &Weight) -> Result<StoredWeight> {
+    let solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(0.0)?);
     if let Some(tensor) = constant(model, &weight.tensor) {
         tensor.release();
     }
@@ -135,7 +150,7 @@ fn solve_bias(
     plan: &Plan,
     bias: &Bias,
     activations: &BTreeMap<String, (f32, i32)>,
-    weights: &mut [Arc<SolvedWeight>],
+    weights: &mut [StoredWeight],
 ) -> Result<SolvedBias> {
     let fail = |message: &str| Error::new(Kind::Config, message).at_value(&bias.tensor);
     let Some(&(input, _)) = activations.get(&bias.activation) else {
@@ -156,10 +171,10 @@ fn solve_bias(
         values.resize(bias.channels, values[0]);
     }
     let floor = weight_floor(&values, input);
-    if solved.qparams.scales.iter().any(|&s| s < floor) {
-        *solved = Arc::new(Solver::new(model, weight)?.solve(floor)?);
+    if solved.qparams().scales.iter().any(|&s| s < floor) {
+        *solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(floor)?);
     }
-    let scales: Vec<f32> = solved.qparams.scales.iter().map(|s| s * input).collect();
+    let scales: Vec<f32> = solved.qparams().scales.iter().map(|s| s * input).collect();
     let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };
     let codes = numerics::quantize_bias(&values, &spread).map_err(|e| e.at_value(&bias.tensor))?;
     Ok(SolvedBias { scales, codes })
