@@ -13,13 +13,13 @@ onnxruntime's tool writes MatMulNBits, in blocks of 32, symmetric, as does amax'
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import large_model
@@ -49,17 +49,26 @@ def commands(source, folder):
     }
 
 
+# A process begins at the peak memory of the one that starts it, so a small one starts those that are measured.
+STARTER = """
+import json, os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+wall = time.perf_counter() - start
+cpu = usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), wall, cpu, usage.ru_maxrss / 1024]))
+"""
+
+
 def measure(command):
     """Wall seconds, CPU seconds and peak MB of a process."""
-    start = time.perf_counter()
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"error: {' '.join(map(str, command))[:200]}\n{said[-2000:]}")
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    starter = [sys.executable, "-S", "-c", STARTER, *(str(part) for part in command)]
+    done = subprocess.run(starter, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    status, *figures = json.loads(done.stdout.splitlines()[-1])
+    if status:
+        raise RuntimeError(f"{' '.join(map(str, command))[:200]}\n{done.stderr[-2000:]}")
+    return figures
 
 
 def main():

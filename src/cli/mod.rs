@@ -30,7 +30,6 @@ use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use tempfile::NamedTempFile;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
@@ -347,16 +346,10 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 }
 
 /// Text in a temporary file beside its place, to appear there whole or not at all.
-pub(crate) fn staged(path: &Path, text: &str) -> Result<NamedTempFile> {
+pub(crate) fn staged(path: &Path, text: &str) -> Result<file::Staged> {
     let fail = |e| Error::io(Kind::Output, "write", path, e);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".amax.").suffix(".tmp");
-    // The default of temporary files is private; the kernel takes the umask off this.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut staged = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
-    staged.write_all(text.as_bytes()).map_err(fail)?;
+    let staged = file::Staged::beside(path).map_err(|e| fail(file::without_path(e)))?;
+    staged.file().write_all(text.as_bytes()).map_err(fail)?;
     Ok(staged)
 }
 

@@ -15,8 +15,6 @@ use amax::rewrite::{Request, rewrite, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
-use tempfile::NamedTempFile;
-
 use super::inspect::print;
 use super::{Console, SampleArgs, configure, runtime, set_inputs, summary, thread_count, threads};
 
@@ -152,7 +150,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let options = SaveOptions { external, ..SaveOptions::default() };
     file::save_unless(&done.model, &args.output, &options, &|| amax::calibrate::Progress::interrupted(console))?;
     for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
-        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+        staged.keep(path)?;
     }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
     if done.stopped {
@@ -232,7 +230,7 @@ fn place(path: &Path) -> PathBuf {
 }
 
 /// A report in a temporary file beside its place.
-fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
+fn staged(path: &Path, report: &Report) -> Result<file::Staged> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
     super::staged(path, &(json + "\n"))

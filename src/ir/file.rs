@@ -28,6 +28,7 @@ use prost::Message;
 
 pub use mapped::release;
 pub(super) use mapped::{is_mapped, share};
+pub use staged::Staged;
 
 use super::{Model, verify};
 use crate::error::{Error, Kind, Result};

@@ -8,15 +8,15 @@ the largest resident memory of the whole quantizing process, and how good the mo
 on prose, and for both models how often its most likely token is that of the float model (top-1) and the mean divergence
 of its tokens' probabilities from those of the float model (KL, in thousandths of a nat). It exits with 1 where a recipe
 of amax does worse than the one of onnxruntime that it is held to. The binary is $AMAX, else target/debug/amax. Run it in
-an environment with tests/differential/requirements.txt and onnx-ir, which onnxruntime's tool imports.
+an environment with tests/differential/requirements.txt and onnx-ir, which onnxruntime's tool imports; its HQQ wants torch too.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy
@@ -37,7 +37,7 @@ elif "k-quant" in recipe:
     config = KQuantWeightOnlyQuantConfig(**form)
 else:
     config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric="sym" in recipe.split(), accuracy_level=0, **form)
-tool = MatMulNBitsQuantizer(onnx.load(source), algo_config=config)
+tool = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=False, algo_config=config)
 tool.process()
 tool.model.save_model_to_file(target, True)
 """
@@ -56,15 +56,26 @@ RECIPES = {
 }
 
 
-def run_process(command):
-    start = time.perf_counter()
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(said[-2000:])
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+# A process begins at the peak memory of the one that starts it, so a small one starts those that are measured.
+STARTER = """
+import json, os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+wall = time.perf_counter() - start
+cpu = usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), wall, cpu, usage.ru_maxrss / 1024]))
+"""
+
+
+def measure(command):
+    """Wall seconds, CPU seconds and peak MB of a process."""
+    starter = [sys.executable, "-S", "-c", STARTER, *(str(part) for part in command)]
+    done = subprocess.run(starter, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    status, *figures = json.loads(done.stdout.splitlines()[-1])
+    if status:
+        raise RuntimeError(f"{' '.join(map(str, command))[:200]}\n{done.stderr[-2000:]}")
+    return figures
 
 
 def log_probabilities(path, data):
@@ -110,7 +121,7 @@ def evaluate(name, folder):
             else:
                 command = [sys.executable, "-c", TOOL, source, target, *arguments]
             try:
-                seconds, peak = run_process(command)
+                seconds, _, peak = measure(command)
                 size = sum(f.stat().st_size for f in Path(scratch).iterdir())
                 logs, _ = log_probabilities(target, data)
             except Exception as error:

@@ -14,11 +14,15 @@ use amax::config::Config;
 use amax::error::Kind;
 use amax::ir::file::{self, External, SaveOptions};
 use amax::ir::{LARGE_MODEL, Model, NewNode, Place, Scratch, Tensor, tensor_type};
-use amax::onnx::{Bytes, DataType};
+use amax::onnx::{
+    Bytes, DATA_LOCATION_EXTERNAL, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, ValueInfoProto,
+};
 use amax::passes::Outcome;
 use amax::rewrite::{Request, Rewritten, rewrite};
 use amax::runtime::{Runtime, TractEvaluate};
 use amax::targets::{self, Target};
+use prost::Message;
 use tempfile::TempDir;
 
 fn folder() -> TempDir {
@@ -225,4 +229,66 @@ fn a_file_that_grows_too_large_is_an_error_that_leaves_nothing() {
             fs::remove_file(folder.path().join(name)).unwrap();
         }
     }
+}
+
+/// A model of `count` weights of 32 MB, each behind a Transpose, all of which are the same bytes of one small file.
+fn transposed_layers(count: usize, folder: &Path) {
+    let name = |text: String| Some(text);
+    let entry = |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    let node = |op: &str, inputs: Vec<String>, output: String| NodeProto {
+        op_type: Some(op.into()),
+        input: inputs,
+        name: name(format!("make_{output}")),
+        output: vec![output],
+        ..NodeProto::default()
+    };
+    let mut graph = GraphProto { name: Some("layers".into()), ..GraphProto::default() };
+    for layer in 0..count {
+        let dims = if layer % 2 == 0 { vec![4096, 2048] } else { vec![2048, 4096] };
+        graph.initializer.push(TensorProto {
+            name: name(format!("w{layer}")),
+            data_type: Some(DataType::Float.code()),
+            dims,
+            data_location: Some(DATA_LOCATION_EXTERNAL),
+            external_data: vec![entry("location", "shared.bin")],
+            ..TensorProto::default()
+        });
+        graph.node.push(node("Transpose", vec![format!("w{layer}")], format!("t{layer}")));
+        graph.node.push(node("MatMul", vec![format!("h{layer}"), format!("t{layer}")], format!("h{}", layer + 1)));
+    }
+    let port = |name: String, width: usize| ValueInfoProto {
+        name: Some(name),
+        r#type: Some(tensor_type(DataType::Float, Some(&[None, Some(width)]))),
+        ..ValueInfoProto::default()
+    };
+    graph.input.push(port("h0".into(), 2048));
+    graph.output.push(port(format!("h{count}"), if count % 2 == 0 { 2048 } else { 4096 }));
+    let model = ModelProto {
+        ir_version: Some(10),
+        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(21) }],
+        graph: Some(graph),
+        ..ModelProto::default()
+    };
+    fs::write(folder.join("in.onnx"), model.encode_to_vec()).unwrap();
+    fs::File::create(folder.join("shared.bin")).unwrap().set_len(32 << 20).unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_does_not_grow_with_the_model() {
+    let folder = folder();
+    let rewritten = |count: usize| {
+        transposed_layers(count, folder.path());
+        let limit = format!("ulimit -d {} && export RAYON_NUM_THREADS=2", 450 << 10);
+        limited(&limit, &["rewrite", "in.onnx", "out.onnx", "--preset", "w4", "--calib", "none"], folder.path())
+    };
+    // Too little to be large: what is folded stays in memory, for which the limit leaves no room.
+    assert!(!rewritten(15).status.success(), "the limit does not hold");
+    for name in names_in(folder.path()) {
+        assert!(!name.starts_with("out"), "{name}");
+    }
+    let output = rewritten(20);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let written = fs::metadata(folder.path().join("out.onnx.data")).unwrap().len();
+    assert!((90 << 20..130 << 20).contains(&written), "{written}");
 }

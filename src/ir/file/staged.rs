@@ -12,7 +12,11 @@ use crate::error::{Error, Kind, Result};
 /// A file in the folder of its later place. Dropped, it is removed.
 ///
 /// Where the system can, it has no name at first, so that a process that is killed leaves nothing behind.
-pub(super) enum Staged {
+#[derive(Debug)]
+pub struct Staged(Kept);
+
+#[derive(Debug)]
+enum Kept {
     /// A file without a name.
     #[cfg(target_os = "linux")]
     Unnamed(File),
@@ -22,10 +26,13 @@ pub(super) enum Staged {
 
 impl Staged {
     /// An empty file in the folder of `path`.
-    pub(super) fn beside(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn beside(path: &Path) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         if let Ok(file) = unnamed(folder_of(path)) {
-            return Ok(Self::Unnamed(file));
+            return Ok(Self(Kept::Unnamed(file)));
         }
         let prefix = prefix(path);
         let mut builder = tempfile::Builder::new();
@@ -33,25 +40,29 @@ impl Staged {
         // The default of temporary files is private; the kernel takes the umask off this.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        builder.tempfile_in(folder_of(path)).map(Self::Named)
+        builder.tempfile_in(folder_of(path)).map(|file| Self(Kept::Named(file)))
     }
 
     /// The file.
-    pub(super) fn file(&self) -> &File {
-        match self {
+    #[must_use]
+    pub fn file(&self) -> &File {
+        match &self.0 {
             #[cfg(target_os = "linux")]
-            Self::Unnamed(file) => file,
-            Self::Named(file) => file.as_file(),
+            Kept::Unnamed(file) => file,
+            Kept::Named(file) => file.as_file(),
         }
     }
 
     /// Moves it to `path`, in place of what is there.
-    pub(super) fn keep(self, path: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Kind::Output`]: there is a folder, or the folder cannot be written.
+    pub fn keep(self, path: &Path) -> Result<()> {
         let fail = |e| Error::io(Kind::Output, "write", path, e);
-        match self {
+        match self.0 {
             // A link does not replace a file, and a renamed file does.
             #[cfg(target_os = "linux")]
-            Self::Unnamed(file) => {
+            Kept::Unnamed(file) => {
                 let prefix = prefix(path);
                 let mut builder = tempfile::Builder::new();
                 builder.prefix(&prefix).suffix(".tmp");
@@ -59,7 +70,7 @@ impl Staged {
                 let named = named.map_err(|e| fail(super::without_path(e)))?;
                 named.persist(path).map(|_| ()).map_err(|e| fail(e.error))
             }
-            Self::Named(file) => file.persist(path).map(|_| ()).map_err(|e| fail(e.error)),
+            Kept::Named(file) => file.persist(path).map(|_| ()).map_err(|e| fail(e.error)),
         }
     }
 }
