@@ -177,7 +177,7 @@ impl Report {
                 site: weight.site.clone(),
                 tensor: weight.tensor.clone(),
                 dtype: weight.quantizer.dtype.name(),
-                scales: solved.qparams.scales.len(),
+                scales: solved.scale_count(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
                 algorithm: solved

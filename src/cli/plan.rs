@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use amax::calibrate::prepare;
-use amax::error::{Error, Kind, Result};
+use amax::error::Result;
 use amax::ir::file;
 use amax::ops::Form;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
@@ -53,8 +53,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {
-        let staged = staged(path, &made.to_json()?)?;
-        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+        staged(path, &made.to_json()?)?.keep(path)?;
         console.say(&format!("wrote {}", path.display()));
     }
     if args.json {

@@ -188,6 +188,7 @@ impl<'a> Check<'a> {
             && unsigned;
         if hazardous {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
+            weight.codes.release();
             let rows = reduction_rows(&dims, layout.reduction);
             if rows.iter().any(|row| !pair_safe::is_safe(&row.iter().map(|&i| codes[i]).collect::<Vec<_>>())) {
                 self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));

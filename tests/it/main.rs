@@ -12,6 +12,7 @@ mod config;
 mod configured;
 mod file;
 mod forms;
+mod large;
 mod numerics;
 mod observers;
 mod onnxruntime;
