@@ -2,9 +2,11 @@
 //!
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
+mod arithmetic;
 pub mod drop_dead;
 pub mod exact;
 pub mod fold_constants;
+pub mod fold_fake_quant;
 pub mod fold_weights;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;

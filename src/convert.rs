@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use crate::error::Result;
 use crate::ir::Model;
 use crate::passes::drop_dead::DropDead;
+use crate::passes::fold_fake_quant::FoldFakeQuant;
 use crate::passes::fold_weights::FoldWeights;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
@@ -12,7 +13,7 @@ use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
 use crate::targets::{Target, check};
 
 /// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
-pub const FOLD: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldWeights, &DropDead];
+pub const FOLD: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldFakeQuant, &FoldWeights, &DropDead];
 
 /// What to do.
 pub struct Request<'a> {
@@ -48,7 +49,7 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let (mut folded, mut kept) = (Vec::new(), Vec::new());
     let context = Context { evaluate: request.evaluate, quantization: None };
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
-        if name == FoldWeights.name() {
+        if name == FoldWeights.name() || name == FoldFakeQuant.name() {
             folded.extend(outcome.changes.iter().cloned());
             kept.extend(outcome.skips.iter().cloned());
         }
