@@ -208,7 +208,8 @@ pub(super) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -
         }
         "Size" => Some(Tensor::from_i64(&[], &[first.len() as i64])),
         "Expand" => {
-            let dims: Vec<usize> = second()?.to_i64()?.into_iter().map(|d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+            let dims: Vec<usize> =
+                second()?.to_i64()?.into_iter().map(|d| usize::try_from(d).ok()).collect::<Option<_>>()?;
             expand(first, &broadcast(&first.dims(), &dims)?)
         }
         "QuantizeLinear" => quantize(model, node, inputs),

@@ -407,8 +407,7 @@ impl Product {
         }
         let granularity = super::fold_weights::granularity(model, node, &dims, &scale.dims())?;
         let scales = scale.to_f32().ok_or(unknown)?;
-        let zero_points =
-            zero.map_or_else(|| vec![0; scales.len()], |z| pack::unpack(&z.raw(), &format, z.len()));
+        let zero_points = zero.map_or_else(|| vec![0; scales.len()], |z| pack::unpack(&z.raw(), &format, z.len()));
         if zero_points.len() != scales.len() {
             return Err("it has another number of zero points than of scales".to_owned());
         }
@@ -461,13 +460,7 @@ fn inverted(numbers: &[f32], divisors: &[f32], entry: &[usize]) -> Result<Vec<f3
 }
 
 /// The zero point at each scale, if it is a whole number and there is one for each scale.
-fn zero_points_of(
-    own: &[usize],
-    values: &[f32],
-    dims: &[usize],
-    entry: &[usize],
-    scales: usize,
-) -> Option<Vec<i32>> {
+fn zero_points_of(own: &[usize], values: &[f32], dims: &[usize], entry: &[usize], scales: usize) -> Option<Vec<i32>> {
     if own.len() > dims.len() {
         return None;
     }
@@ -496,7 +489,11 @@ fn bounds(model: &Model, constants: &mut Constants, value: ValueId, offset: bool
         let slot = model.node(node);
         let scalar = |constants: &mut Constants, v: Option<ValueId>| -> Option<f32> {
             let tensor = constants.value(model, v?).filter(|t| t.len() == 1)?;
-            tensor.to_f32().or_else(|| tensor.to_i64().map(|v| v.into_iter().map(|v| v as f32).collect()))?.first().copied()
+            tensor
+                .to_f32()
+                .or_else(|| tensor.to_i64().map(|v| v.into_iter().map(|v| v as f32).collect()))?
+                .first()
+                .copied()
         };
         match slot.op_type() {
             "Sub" if pending => pending = false,

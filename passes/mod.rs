@@ -5,6 +5,7 @@
 mod arithmetic;
 pub mod drop_dead;
 pub mod exact;
+pub mod fold_clips;
 pub mod fold_constants;
 pub mod fold_fake_quant;
 pub mod fold_weights;
@@ -12,8 +13,11 @@ pub mod freeze_inputs;
 pub mod fuse_batchnorm;
 pub mod insert_qdq;
 pub mod lift_constants;
+pub mod name_quantizers;
 pub mod pipeline;
 pub mod raise_opset;
+pub mod recover_codes;
+pub mod standard_quantizers;
 
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};

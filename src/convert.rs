@@ -5,15 +5,29 @@ use std::ops::ControlFlow;
 use crate::error::Result;
 use crate::ir::Model;
 use crate::passes::drop_dead::DropDead;
+use crate::passes::fold_clips::FoldClips;
 use crate::passes::fold_fake_quant::FoldFakeQuant;
 use crate::passes::fold_weights::FoldWeights;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
+use crate::passes::name_quantizers::NameQuantizers;
+use crate::passes::recover_codes::RecoverCodes;
+use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
 use crate::targets::{Target, check};
 
 /// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
-pub const FOLD: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldFakeQuant, &FoldWeights, &DropDead];
+pub const FOLD: &[&dyn Pass] = &[
+    &FreezeInputs,
+    &LiftConstants,
+    &StandardQuantizers,
+    &FoldFakeQuant,
+    &FoldWeights,
+    &FoldClips,
+    &NameQuantizers,
+    &RecoverCodes,
+    &DropDead,
+];
 
 /// What to do.
 pub struct Request<'a> {
@@ -33,6 +47,8 @@ pub struct Converted {
     pub model: Model,
     /// Constants that were a float tensor and its quantizer and are codes now.
     pub folded: Vec<Note>,
+    /// Quantizers of activations that are written another way now.
+    pub rewritten: Vec<Note>,
     /// What was left as it is, and why.
     pub kept: Vec<Note>,
     /// What the target would compute wrongly, and did not in the input.
@@ -46,11 +62,15 @@ pub struct Converted {
 pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let already = check::violations(original, request.target);
     let mut model = original.clone();
-    let (mut folded, mut kept) = (Vec::new(), Vec::new());
+    let (mut folded, mut rewritten, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let context = Context { evaluate: request.evaluate, quantization: None };
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
-        if name == FoldWeights.name() || name == FoldFakeQuant.name() {
+        if [FoldWeights.name(), FoldFakeQuant.name(), RecoverCodes.name()].contains(&name) {
             folded.extend(outcome.changes.iter().cloned());
+        } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name()].contains(&name) {
+            rewritten.extend(outcome.changes.iter().cloned());
+        }
+        if ![FreezeInputs.name(), LiftConstants.name(), DropDead.name()].contains(&name) {
             kept.extend(outcome.skips.iter().cloned());
         }
         (request.after)(model, name, outcome)
@@ -59,5 +79,5 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
     let mut warnings = check::violations(&model, request.target);
     warnings.retain(|w| !already.contains(w));
-    Ok(Converted { model, folded, kept, warnings })
+    Ok(Converted { model, folded, rewritten, kept, warnings })
 }

@@ -61,6 +61,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     if done.folded.len() > listed {
         said += &format!("  and {} more (-v lists them)\n", done.folded.len() - listed);
     }
+    for note in &done.rewritten {
+        said += &format!("rewrote  {}: {}\n", note.at, note.text);
+    }
     for note in &done.kept {
         said += &format!("kept     {}: {}\n", note.at, note.text);
     }
