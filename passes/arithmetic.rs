@@ -6,9 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::Evaluate;
 use super::exact::{Exact, broadcast};
 use super::fold_weights::granularity;
-use super::{Evaluate, Note};
 use crate::ir::{GraphId, Model, Node, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
@@ -75,8 +75,10 @@ impl Constants {
         let known = |derived: &HashSet<ValueId>, v: ValueId| derived.contains(&v) || model.constant(v).is_some();
         for node in model.topological_order(graph).unwrap_or_default() {
             let slot = model.node(node);
-            let inputs = || slot.inputs().iter().flatten();
-            if is_known(slot) && inputs().next().is_some() && inputs().all(|&v| known(&derived, v)) {
+            // Of the second input of CastLike only the type matters.
+            let read = slot.inputs().iter().flatten().take(if slot.is("CastLike") { 1 } else { usize::MAX });
+            let mut read = read.peekable();
+            if is_known(slot) && read.peek().is_some() && read.all(|&v| known(&derived, v)) {
                 derived.extend(slot.outputs().iter().flatten());
             }
         }
@@ -139,9 +141,8 @@ impl Constants {
                 continue;
             };
             let slot = model.node(node);
-            let missing: Vec<ValueId> = slot
-                .inputs()
-                .iter()
+            let read = slot.inputs().iter().take(if slot.is("CastLike") { 1 } else { usize::MAX });
+            let missing: Vec<ValueId> = read
                 .flatten()
                 .copied()
                 .filter(|v| model.constant(*v).is_none() && !self.memo.contains_key(v))
@@ -151,9 +152,8 @@ impl Constants {
                 continue;
             }
             stack.pop();
-            let inputs: Option<Vec<Option<Tensor>>> = slot
-                .inputs()
-                .iter()
+            let read = slot.inputs().iter().take(if slot.is("CastLike") { 1 } else { usize::MAX });
+            let inputs: Option<Vec<Option<Tensor>>> = read
                 .map(|input| match input {
                     None => Some(None),
                     Some(v) => model.constant(*v).cloned().or_else(|| self.memo.get(v).cloned().flatten()).map(Some),
@@ -180,7 +180,7 @@ pub(super) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -
     let second = || inputs.get(1)?.as_ref();
     match slot.op_type() {
         "Cast" => cast(first, DataType::from_code(i32::try_from(slot.int("to")?).ok()?)?),
-        "CastLike" => cast(first, second()?.dtype()),
+        "CastLike" => cast(first, element_type(model, slot.input(1)?, 0)?),
         "Round" => unary(first, f32::round_ties_even),
         "Floor" => unary(first, f32::floor),
         "Ceil" => unary(first, f32::ceil),
@@ -214,6 +214,25 @@ pub(super) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -
         }
         "QuantizeLinear" => quantize(model, node, inputs),
         "DequantizeLinear" => dequantize(model, node, inputs),
+        _ => None,
+    }
+}
+
+/// The element type of a value, where the file says it or the operators behind the value do.
+fn element_type(model: &Model, value: ValueId, depth: usize) -> Option<DataType> {
+    if let Some(known) = model.dtype(value) {
+        return Some(known);
+    }
+    let slot = model.node(model.producer(value).filter(|_| depth < 64)?);
+    match slot.op_type() {
+        _ if !slot.domain().is_empty() => None,
+        "Cast" => DataType::from_code(i32::try_from(slot.int("to")?).ok()?),
+        "CastLike" => element_type(model, slot.input(1)?, depth + 1),
+        "Shape" | "Size" => Some(DataType::Int64),
+        "Add" | "Sub" | "Mul" | "Div" | "Round" | "Min" | "Max" | "Clip" | "ReduceMin" | "ReduceMax" | "Reshape"
+        | "Neg" | "Abs" | "Reciprocal" | "Identity" | "Expand" | "Transpose" | "Relu" | "Conv" | "Gemm" | "MatMul" => {
+            element_type(model, slot.input(0)?, depth + 1)
+        }
         _ => None,
     }
 }
@@ -424,22 +443,4 @@ fn dequantize(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<
     let Parameters { dtype, granularity, qparams } = parameters(model, node, inputs, Some(x.dtype()))?;
     let values = numerics::dequantize(&x.raw(), dtype.format()?, &x.dims(), &granularity, &qparams).ok()?;
     Some(Tensor::from_f32(&x.dims(), &values))
-}
-
-/// Makes constants of the values that `node` reads where constants derive them; what became one.
-pub(super) fn settle_inputs(model: &mut Model, constants: &mut Constants, node: NodeId, from: usize) -> Vec<Note> {
-    let mut notes = Vec::new();
-    for index in from..model.node(node).inputs().len() {
-        let Some(value) = model.node(node).input(index) else { continue };
-        if !constants.derives(value) || model.constant(value).is_some() {
-            continue;
-        }
-        let Some(tensor) = constants.value(model, value) else { continue };
-        let Some(graph) = model.node(node).graph() else { continue };
-        let name = model.value(value).name().to_owned();
-        let fresh = model.add_initializer(graph, &format!("{name}_value"), tensor);
-        model.set_input(node, index, Some(fresh));
-        notes.push(Note { at: name, text: "computed from constants".to_owned() });
-    }
-    notes
 }

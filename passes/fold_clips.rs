@@ -1,8 +1,10 @@
-//! Drops a Clip between Quantize and Dequantize whose bounds are the ends of the codes' own type: it does nothing.
+//! Folds the Clips that exporters of PyTorch and Brevitas write behind quantizers.
 //!
-//! Exporters of PyTorch and Brevitas write a Clip behind each quantizer. One that leaves codes unused (a narrow range, or
-//! fewer bits than the type has) is kept and listed; over a constant it is folded into the codes by the passes before.
+//! Over constant codes a Clip becomes the codes within its bounds. Over those of an activation it is dropped where its
+//! bounds are the ends of the codes' own type, so that it does nothing; one that leaves codes unused (a narrow range, or
+//! fewer bits than the type has) is kept and listed.
 
+use super::arithmetic::Constants;
 use super::lift_constants::{graphs_outside_functions, is_graph_output};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
@@ -21,6 +23,26 @@ impl Pass for FoldClips {
         let mut outcome = Outcome::default();
         let mut dropped = Vec::new();
         for graph in graphs_outside_functions(model) {
+            let mut constants = Constants::new(model, graph);
+            for node in model.graph(graph).nodes().to_vec() {
+                let slot = model.node(node);
+                let (true, Some(value)) = (slot.is("Clip"), slot.output(0)) else { continue };
+                let Some(codes) = slot.input(0).and_then(|v| model.dtype(v)).filter(|d| d.format().is_some()) else {
+                    continue;
+                };
+                if !constants.derives(value) || is_graph_output(model, value) {
+                    continue;
+                }
+                let name = model.value(value).name().to_owned();
+                match constants.value(model, value) {
+                    Some(tensor) => {
+                        model.make_constant(value, tensor);
+                        dropped.push(node);
+                        outcome.changed(name, format!("stored as {codes}, within the bounds of its Clip"));
+                    }
+                    None => outcome.skipped(name, "the Clip of constant codes cannot be computed"),
+                }
+            }
             for node in model.graph(graph).nodes().to_vec() {
                 let Some(found) = clip(model, node) else { continue };
                 let name = model.node_name(node).to_owned();

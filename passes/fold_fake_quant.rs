@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use super::arithmetic::{Constants, evaluate, settle_inputs, sources};
+use super::arithmetic::{Constants, evaluate, sources};
 use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
@@ -38,18 +38,14 @@ impl Pass for FoldFakeQuant {
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        for graph in graphs_outside_functions(model) {
-            let mut constants = Constants::new(model, graph);
-            settle_parameters(model, graph, &mut constants, &mut outcome);
-        }
         let mut found = find(model, &mut outcome);
         if found.iter().any(|f| f.folded.needs_21()) && model.opset().is_some_and(|v| v < 21) {
             // On a copy: a model that cannot be raised is left as it is.
             let mut raised = model.clone();
             match raise(&mut raised, 21) {
-                Ok(done) => {
+                Ok(_) => {
+                    outcome.changed("model", format!("operator set {} raised to 21", model.opset().unwrap_or(0)));
                     *model = raised;
-                    outcome.changes.extend(done.changes);
                     outcome.skips.clear();
                     found = find(model, &mut outcome);
                 }
@@ -95,26 +91,6 @@ fn find(model: &Model, outcome: &mut Outcome) -> Vec<Found> {
         }
     }
     found
-}
-
-/// Scales, zero points and bounds of Quantize, Clip and Dequantize nodes that are computed from constants become constants,
-/// and so do the codes of a Dequantize node behind a Clip.
-fn settle_parameters(model: &mut Model, graph: GraphId, constants: &mut Constants, outcome: &mut Outcome) {
-    for node in model.graph(graph).nodes().to_vec() {
-        let slot = model.node(node);
-        let quantizer = slot.is("QuantizeLinear") || slot.is("DequantizeLinear");
-        let first = slot.input(0);
-        let coded = |v: ValueId| model.producer(v).is_some_and(|p| model.node(p).is("QuantizeLinear"));
-        if quantizer {
-            let codes = slot.is("DequantizeLinear") && first.is_some_and(|v| constants.derives(v) && !coded(v));
-            let plain = slot.is("QuantizeLinear") && first.is_some_and(|v| constants.derives(v));
-            let notes = settle_inputs(model, constants, node, usize::from(!(codes || plain)));
-            outcome.changes.extend(notes);
-        } else if slot.is("Clip") && first.is_some_and(|v| !constants.holds(model, v)) {
-            outcome.changes.extend(settle_inputs(model, constants, node, 1));
-        }
-    }
-    constants.forget();
 }
 
 /// Float values that are computed from constants alone by something that rounds, and are read by what is not; with the
@@ -185,8 +161,8 @@ pub(super) struct Folded {
 
 /// The last product of a fake quantizer.
 struct Product {
-    /// Whole numbers, before the moves.
-    numbers: Vec<f32>,
+    /// Codes, before the moves.
+    codes: Vec<i64>,
     dims: Vec<usize>,
     scales: Vec<f32>,
     /// The scale of each number.
@@ -208,14 +184,6 @@ impl Folded {
             return Err(format!("it is of type {}", result.dtype()));
         }
         let product = Product::of(model, constants, scaled)?;
-        let zero_points: Vec<i32> = product.entry.iter().map(|&e| product.zero_points[e]).collect();
-        let mut codes = Vec::with_capacity(product.numbers.len());
-        for (&number, zero) in product.numbers.iter().zip(&zero_points) {
-            if number.fract() != 0.0 || number.abs() > 2_147_483_520.0 {
-                return Err(format!("it scales {number}, which is not a whole number"));
-            }
-            codes.push(number as i64 + i64::from(*zero));
-        }
         let operands: Vec<Vec<Option<Tensor>>> = moves
             .iter()
             .map(|&node| {
@@ -233,13 +201,13 @@ impl Folded {
         };
         let unmoved = "elements are moved in a way that cannot be followed";
         let entries: Vec<i64> = product.entry.iter().map(|&e| e as i64).collect();
-        let codes = moved(&codes).ok_or(unmoved)?;
+        let codes = moved(&product.codes).ok_or(unmoved)?;
         let entries = moved(&entries).and_then(|t| t.to_i64()).ok_or(unmoved)?;
         let dims = codes.dims();
         let codes = codes.to_i64().ok_or(unmoved)?;
         let granularity = granularity(&dims, &entries, product.scales.len())
             .ok_or("its scales lie neither along one axis nor in groups of one")?;
-        let format = product.format(&codes)?;
+        let format = product.format(&codes, &dims)?;
         let codes: Vec<i32> = codes.iter().map(|&c| i32::try_from(c).map_err(|_| unmoved)).collect::<Result<_, _>>()?;
         let picked = first_of_each(&dims, &granularity, &entries);
         let qparams = QParams {
@@ -387,7 +355,14 @@ impl Product {
             offset = true;
         }
         let bounds = bounds(model, constants, numbers_value, offset);
-        Ok(Self { numbers, dims, scales: scales_read, entry, zero_points, stored: None, bounds })
+        let mut codes = Vec::with_capacity(numbers.len());
+        for (&number, &entry) in numbers.iter().zip(&entry) {
+            if number.fract() != 0.0 || number.abs() > 2_147_483_520.0 {
+                return Err(format!("it scales {number}, which is not a whole number"));
+            }
+            codes.push(number as i64 + i64::from(zero_points[entry]));
+        }
+        Ok(Self { codes, dims, scales: scales_read, entry, zero_points, stored: None, bounds })
     }
 
     fn of_dequantizer(
@@ -401,7 +376,7 @@ impl Product {
         let scale = get(slot.input(1)).ok_or(unknown)?;
         let zero = slot.input(2).and_then(|v| get(Some(v)));
         let dims = codes.dims();
-        let format = codes.dtype().format().filter(|f| f.is_integer()).ok_or("its codes are floats")?;
+        let format = codes.dtype().format().ok_or("its codes have no quantized format")?;
         if scale.dtype() != DataType::Float {
             return Err("it computes in another type than float32".to_owned());
         }
@@ -412,14 +387,13 @@ impl Product {
             return Err("it has another number of zero points than of scales".to_owned());
         }
         let entry = entries(&dims, &granularity);
-        let codes = pack::unpack(&codes.raw(), &format, codes.len());
-        let numbers = codes.iter().zip(&entry).map(|(c, &e)| (c - zero_points[e]) as f32).collect();
+        let codes = pack::unpack(&codes.raw(), &format, codes.len()).into_iter().map(i64::from).collect();
         let stored = Some(DataType::from(format));
-        Ok(Self { numbers, dims, scales, entry, zero_points, stored, bounds: None })
+        Ok(Self { codes, dims, scales, entry, zero_points, stored, bounds: None })
     }
 
     /// The narrowest format that holds what can occur.
-    fn format(&self, codes: &[i64]) -> Result<Format, String> {
+    fn format(&self, codes: &[i64], dims: &[usize]) -> Result<Format, String> {
         let zeros = self.zero_points.iter().map(|&z| i64::from(z));
         let (low, high) = codes.iter().copied().chain(zeros).fold((0, 0), |(l, h), c| (l.min(c), h.max(c)));
         if let Some(stored) = self.stored.and_then(DataType::format) {
@@ -432,11 +406,14 @@ impl Product {
             let (l, h) = f.range();
             i64::from(l) <= low && high <= i64::from(h)
         };
-        // Without a Clip nothing says that the codes are few: eight bits are what quantizers have.
-        let wide = |f: &Format| declared.is_some() || f.bits() >= 8;
+        // Without a Clip nothing says that the codes are few: eight bits are what quantizers have. Kernels of convolutions
+        // have none for less.
+        let wide = |f: &Format| f.bits() >= 8 || (declared.is_some() && dims.len() == 2);
         let fitting = formats.into_iter().find(|f| holds(f) && wide(f));
         let zero = self.zero_points.iter().all(|&z| z == 0);
-        match fitting {
+        // A bias, whose codes nothing bounds.
+        let sums = declared.is_none() && dims.len() == 1 && zero;
+        match fitting.filter(|_| !sums) {
             Some(format) => Ok(format),
             None if zero && low >= i64::from(i32::MIN) && high <= i64::from(i32::MAX) => Ok(Format::Int32),
             None => Err(format!("its codes run from {low} to {high}, which no format holds")),
@@ -538,8 +515,13 @@ fn granularity(dims: &[usize], entries: &[i64], count: usize) -> Option<Granular
     if count == 1 {
         return Some(Granularity::PerTensor);
     }
+    let distinct = entries.iter().collect::<BTreeSet<_>>().len();
     let fits = |granularity: &Granularity| {
-        let mut to: Vec<Option<i64>> = vec![None; granularity.scale_dims(dims).iter().product()];
+        let own: usize = granularity.scale_dims(dims).iter().product();
+        if own != distinct {
+            return false;
+        }
+        let mut to: Vec<Option<i64>> = vec![None; own];
         let own = self::entries(dims, granularity);
         own.iter().zip(entries).all(|(&own, &given)| *to[own].get_or_insert(given) == given)
     };

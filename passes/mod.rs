@@ -17,6 +17,7 @@ pub mod name_quantizers;
 pub mod pipeline;
 pub mod raise_opset;
 pub mod recover_codes;
+pub mod settle_quantizers;
 pub mod standard_quantizers;
 
 use crate::error::Result;

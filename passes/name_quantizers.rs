@@ -115,8 +115,13 @@ impl Chain {
         // Forwards to the product.
         let mut at = model.node(round).output(0)?;
         loop {
-            let users = model.value(at).users();
-            let &[User::Node { node, .. }] = users else { return None };
+            // Constants may be cast to the type of a tensor, which does not read it.
+            let reads = |user: &&User| match user {
+                User::Node { node, .. } => !model.node(*node).outputs().iter().flatten().any(|&v| constants.derives(v)),
+                User::Output { .. } => true,
+            };
+            let mut users = model.value(at).users().iter().filter(reads);
+            let (Some(&User::Node { node, .. }), None) = (users.next(), users.next()) else { return None };
             let slot = model.node(node);
             let next = slot.output(0)?;
             match slot.op_type() {

@@ -53,6 +53,8 @@ impl Pass for RecoverCodes {
                 }
                 return Ok(outcome);
             }
+            let was = model.opset().unwrap_or(0);
+            outcome.changed("model", format!("operator set {was} raised to {}", need.unwrap_or(0)));
             let users: Vec<_> = candidates_of(&raised, &found);
             *model = raised;
             for ((value, _, codes), users) in found.into_iter().zip(users) {

@@ -38,7 +38,8 @@ impl Pass for StandardQuantizers {
         let need = found.iter().filter_map(|(.., dtype)| dtype.quantizers_since()).max();
         if let Some((opset, ir)) = need {
             if model.opset().is_some_and(|v| v < opset) {
-                outcome.changes.extend(raise(model, opset)?.changes);
+                outcome.changed("model", format!("operator set {} raised to {opset}", model.opset().unwrap_or(0)));
+                raise(model, opset)?;
             }
             model.set_ir_version(model.ir_version().max(ir));
         }

@@ -12,6 +12,7 @@ use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
 use crate::passes::name_quantizers::NameQuantizers;
 use crate::passes::recover_codes::RecoverCodes;
+use crate::passes::settle_quantizers::SettleQuantizers;
 use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
 use crate::targets::{Target, check};
@@ -22,6 +23,7 @@ pub const FOLD: &[&dyn Pass] = &[
     &LiftConstants,
     &StandardQuantizers,
     &FoldFakeQuant,
+    &SettleQuantizers,
     &FoldWeights,
     &FoldClips,
     &NameQuantizers,
@@ -65,9 +67,12 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let (mut folded, mut rewritten, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let context = Context { evaluate: request.evaluate, quantization: None };
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
-        if [FoldWeights.name(), FoldFakeQuant.name(), RecoverCodes.name()].contains(&name) {
-            folded.extend(outcome.changes.iter().cloned());
-        } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name()].contains(&name) {
+        if [FoldWeights.name(), FoldFakeQuant.name(), FoldClips.name(), RecoverCodes.name()].contains(&name) {
+            let (made, other): (Vec<_>, Vec<_>) =
+                outcome.changes.iter().cloned().partition(|n| n.text.contains("stored as"));
+            folded.extend(made);
+            rewritten.extend(other);
+        } else if [StandardQuantizers.name(), NameQuantizers.name()].contains(&name) {
             rewritten.extend(outcome.changes.iter().cloned());
         }
         if ![FreezeInputs.name(), LiftConstants.name(), DropDead.name()].contains(&name) {
