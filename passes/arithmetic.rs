@@ -229,6 +229,7 @@ fn element_type(model: &Model, value: ValueId, depth: usize) -> Option<DataType>
         "Cast" => DataType::from_code(i32::try_from(slot.int("to")?).ok()?),
         "CastLike" => element_type(model, slot.input(1)?, depth + 1),
         "Shape" | "Size" => Some(DataType::Int64),
+        "DequantizeLinear" => element_type(model, slot.input(1)?, depth + 1),
         "Add" | "Sub" | "Mul" | "Div" | "Round" | "Min" | "Max" | "Clip" | "ReduceMin" | "ReduceMax" | "Reshape"
         | "Neg" | "Abs" | "Reciprocal" | "Identity" | "Expand" | "Transpose" | "Relu" | "Conv" | "Gemm" | "MatMul" => {
             element_type(model, slot.input(0)?, depth + 1)

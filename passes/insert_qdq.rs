@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
+use crate::plan::form::is_bytes;
 use crate::plan::{Activation, Mode, Plan, Readers, Slot, Weight};
 use crate::solve::{Solution, transposed};
 
@@ -95,7 +96,8 @@ impl<'a> Insert<'a> {
     /// Checks that the operator set has every format, and raises the IR version to one that does.
     fn versions(&mut self, model: &mut Model) -> Result<()> {
         let activations = self.plan.activations.iter().map(|(name, a)| (name, &a.quantizer));
-        let weights = self.plan.weights.iter().map(|w| (&w.tensor, &w.quantizer));
+        let typed: Vec<&Weight> = self.plan.weights.iter().filter(|w| !is_bytes(model, w)).collect();
+        let weights = typed.into_iter().map(|w| (&w.tensor, &w.quantizer));
         let mut ir = model.ir_version();
         for (name, quantizer) in activations.chain(weights) {
             let groups = matches!(quantizer.granularity, Granularity::PerGroup { .. }).then_some((21, 10));

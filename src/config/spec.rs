@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numerics::{Format, Round};
+pub use crate::ops::Form;
 
 /// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
 macro_rules! fields {
@@ -97,6 +98,11 @@ fields! {
     reduce_range / ReduceRange: bool,
     /// The least scale.
     eps / Eps: f64,
+    /// How a quantized constant is stored. Unset: the first of the target's forms that the operator and the format have.
+    form / Form: Form,
+    /// How exactly `form = "matmulnbits"` computes: 4 lets the runtime quantize the other operand to int8, 1 is float32, 0
+    /// leaves it to the runtime.
+    accuracy_level / AccuracyLevel: u8,
 }
 
 /// A value as TOML writes it.

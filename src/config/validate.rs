@@ -3,7 +3,7 @@
 //! Only keys that stand in the same spec are held against each other: what is inherited may be replaced. Keys that do not
 //! fit what is inherited are found where a site is planned.
 
-use super::spec::{Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::spec::{Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
 use super::{Level, SiteKind, Spec};
 use crate::error::{Error, Kind};
 use crate::numerics::Round;
@@ -49,6 +49,10 @@ fn numbers(spec: &Spec) -> Option<Wrong> {
         Spec { eps: Some(e), .. } if !(e >= 0.0 && e.is_finite()) => {
             wrong(Field::Eps, format!("{e} is no least scale"), "give a small positive number, or 0 for none")
         }
+        Spec { accuracy_level: Some(level), .. } if level > 4 => {
+            let hint = "4 is fastest, 1 computes in float32";
+            wrong(Field::AccuracyLevel, format!("{level} is no level from 0 to 4"), hint)
+        }
         _ => None,
     }
 }
@@ -58,6 +62,15 @@ fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
     let constant = matches!(kind, SiteKind::Weight | SiteKind::Bias);
     if spec.dtype == Some(Dtype::Int32) && kind != SiteKind::Bias {
         return Some((Field::Dtype, "int32 is for biases".into(), "int16 is the widest that others can have"));
+    }
+    if kind != SiteKind::Weight {
+        for (field, said) in [(Field::Form, spec.form.is_some()), (Field::AccuracyLevel, spec.accuracy_level.is_some())]
+        {
+            if said {
+                let message = "only weights are stored in one form or another";
+                return Some((field, message.into(), "set it for weight"));
+            }
+        }
     }
     if constant && spec.dynamic == Some(true) {
         return Some((Field::Dynamic, format!("a {} is the same at every run", kind.name()), "set it for input"));
@@ -87,6 +100,12 @@ fn pairs(spec: &Spec) -> Option<Wrong> {
             let hint = "dynamic = true, or granularity = \"per-tensor\"";
             return Some((Field::Dynamic, "scales per token are found each time the model runs".into(), hint));
         }
+    }
+    if let (Some(form), Some(_)) = (spec.form, spec.accuracy_level)
+        && form != Form::Matmulnbits
+    {
+        let hint = "leave it out, or form = \"matmulnbits\"";
+        return Some((Field::AccuracyLevel, format!("{form} has no levels of accuracy"), hint));
     }
     if let Some(observer) = spec.observer {
         if spec.percentile.is_some() && observer != ObserverKind::Percentile {

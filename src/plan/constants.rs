@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
 use super::planner::{Kindness, Planner};
-use super::{Bias, Mode, Readers, Split, Weight};
+use super::{Bias, Mode, Quantizer, Readers, Split, Weight};
 use crate::config::SiteKind;
-use crate::config::spec::Dtype;
+use crate::config::spec::{Dtype, Form};
 use crate::error::Result;
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -45,6 +45,8 @@ impl Planner<'_> {
                     if let (true, Granularity::PerGroup { axis, size }) = (transpose, quantizer.granularity) {
                         quantizer.granularity = Granularity::PerGroup { axis: 1 - axis, size };
                     }
+                    let integer = kind == Kindness::Integer;
+                    let chosen = settle(self.form(node, index, integer, &quantizer, transpose))?;
                     let saturates = self.target.pair_safe
                         && kind == Kindness::Integer
                         && self.reads_bytes(node, 1 - index.min(1))
@@ -61,13 +63,15 @@ impl Planner<'_> {
                         quantizer,
                         transpose,
                         pair_safe,
+                        form: chosen.form,
+                        accuracy_level: chosen.accuracy_level,
                         why: match (kind, self.notes.get(&node)) {
                             (Kindness::Integer, _) => format!("weight of an integer {}", at.op_type()),
                             (Kindness::WeightOnly, None) => format!("weight of a float {}", at.op_type()),
                             (Kindness::WeightOnly, Some(why)) => {
                                 format!("weight of a float {}: {why}", at.op_type())
                             }
-                        },
+                        } + &chosen.note.map(|note| format!("; {note}")).unwrap_or_default(),
                     });
                 }
                 Role::Data if kind == Kindness::WeightOnly => {}
@@ -81,6 +85,8 @@ impl Planner<'_> {
                         quantizer: self.by_hand(Some(value), quantizer)?,
                         transpose: false,
                         pair_safe: None,
+                        form: Form::Qdq,
+                        accuracy_level: None,
                         why: format!("constant operand of an integer {}", at.op_type()),
                     });
                 }
@@ -227,9 +233,9 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
         let mut kinds: Vec<(&Weight, Vec<String>)> = Vec::new();
         for weight in weights {
             let same = |other: &Weight| {
-                other.quantizer == weight.quantizer
-                    && other.transpose == weight.transpose
-                    && other.pair_safe == weight.pair_safe
+                let alike = other.quantizer == weight.quantizer && other.transpose == weight.transpose;
+                let stored = alike && other.form == weight.form && other.pair_safe == weight.pair_safe;
+                stored || tied(other, weight)
             };
             match kinds.iter_mut().find(|(other, _)| same(other)) {
                 Some((_, sites)) => sites.push(weight.site.clone()),
@@ -245,6 +251,17 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
     splits
 }
 
+/// Whether two readers of a constant find the same bytes in it, one as rows of a table and one as blocks along its sum.
+fn tied(a: &Weight, b: &Weight) -> bool {
+    let blocks = |w: &Weight| {
+        let Granularity::PerGroup { axis, size } = w.quantizer.granularity else { return None };
+        let axis = if w.transpose { 1 - axis.min(1) } else { axis };
+        let granularity = Granularity::PerGroup { axis, size };
+        (w.form != Form::Qdq && axis == 1).then(|| Quantizer { granularity, ..w.quantizer.clone() })
+    };
+    a.form != b.form && blocks(a).is_some() && blocks(a) == blocks(b)
+}
+
 /// In what the readers of a constant differ: `dtype int4 for a.weight, int8 for b.weight`.
 fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
     let written = |weight: &Weight| {
@@ -253,6 +270,7 @@ fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
             keys.extend(object.into_iter().map(|(key, value)| (key, value.to_string().replace('"', ""))));
         }
         keys.insert("transpose".to_owned(), weight.transpose.to_string());
+        keys.insert("form".to_owned(), weight.form.to_string());
         keys.insert("pair_safe".to_owned(), weight.pair_safe.is_some().to_string());
         keys
     };

@@ -19,6 +19,7 @@ mod constants;
 mod document;
 pub mod explain;
 mod finish;
+pub mod form;
 mod planner;
 mod site;
 mod skips;
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use crate::config::spec::{Form, ObserverKind, ScaleDtype, ScaleType};
 use crate::ir::Model;
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::Reduction;
@@ -284,6 +285,12 @@ pub struct Weight {
     /// The order of the reduction whose adjacent pairs must not saturate 16 bits, where that matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair_safe: Option<Reduction>,
+    /// How it is stored.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub form: Form,
+    /// `accuracy_level` of a `MatMulNBits`; 4 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy_level: Option<u8>,
     /// Why it is quantized this way.
     pub why: String,
 }

@@ -7,7 +7,7 @@ use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
@@ -430,8 +430,11 @@ impl Planner<'_> {
         let op = at.op_type().to_owned();
         let Some(row) = ops::find(&op) else { return Ok(()) };
         let anchor = self.target.anchor(&op).cloned();
-        // A weight needs no integer kernel to be stored in few bits.
-        let stored = op == "ConvTranspose" && !self.knowledge.calibrated;
+        // A weight needs no integer kernel to be stored in few bits. A table would be dequantized as a whole at every run
+        // where the target has no form for it.
+        let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
+        let table = op == "Gather" && rows && !self.is_forced(node, SiteKind::Weight);
+        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table;
         let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
             return Ok(());
@@ -457,6 +460,12 @@ impl Planner<'_> {
         };
         if let Some(why) = weight.and_then(|_| self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight))) {
             self.refuse(node, why.why.clone());
+            return Ok(());
+        }
+        if let (true, Some(index), Some(quantizer)) = (table, weight, &quantizer)
+            && let Err(why) = self.fits(Form::GatherBlockQuantized, node, index, false, quantizer, false)
+        {
+            self.refuse(node, why);
             return Ok(());
         }
         let weight_value = weight.and_then(|index| self.model.node(node).input(index));
@@ -495,6 +504,10 @@ impl Planner<'_> {
             return no(why);
         }
         let ask = self.ask(node, SiteKind::Input).clone();
+        let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
+        if let Some(form) = stored.filter(|f| weight.is_some() && self.target.forms.contains(f)) {
+            return no(format!("stored as {form}, it reads floats"));
+        }
         let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
             Ok(found) => found,
             Err(Refusal::Wrong(error)) => return Err(error),

@@ -68,7 +68,7 @@ impl Reader<'_> {
     }
 
     /// An error where a rule about these nodes said so; a reason to stay float where one about all nodes did.
-    fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
+    pub(super) fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
         match self.rule(field) {
             Some(rule) if rule.is_named() && !rule.optional => self.wrong(field, message, hint),
             _ => Err(Refusal::Unfit(message)),
@@ -258,6 +258,15 @@ impl Reader<'_> {
             return self.wrong(Field::Observer, "this observer is for activations", hint);
         }
         Ok(quantizer)
+    }
+
+    /// Only one form has levels of accuracy.
+    pub(super) fn accuracy_level(&self, meant: bool) -> Outcome<()> {
+        if self.spec().accuracy_level.is_some() && !meant && self.asked(Field::AccuracyLevel, Field::Form) {
+            let message = "only form = \"matmulnbits\" has levels of accuracy";
+            return self.wrong(Field::AccuracyLevel, message, "add form = \"matmulnbits\"");
+        }
+        Ok(())
     }
 
     fn granularity(&self, shape: &Shape<'_>) -> Outcome<Granularity> {

@@ -57,7 +57,7 @@ pub struct Solved(BTreeMap<String, SolvedWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
-    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, why: _ } = weight;
+    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } = weight;
     format!("{tensor} {quantizer:?} {transpose} {pair_safe:?}")
 }
 
