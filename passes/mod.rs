@@ -18,12 +18,14 @@ pub mod lift_constants;
 pub mod lower_gather;
 pub mod lower_matmulnbits;
 pub mod name_quantizers;
+pub mod operands;
 pub mod pipeline;
 pub mod raise_opset;
 pub mod raise_qdq;
 pub mod recover_codes;
 pub mod settle_quantizers;
 pub mod standard_quantizers;
+pub mod switch_quantizers;
 
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};
