@@ -19,6 +19,7 @@ pub mod lower_gather;
 pub mod lower_matmulnbits;
 pub mod name_quantizers;
 pub mod operands;
+pub mod per_token;
 pub mod pipeline;
 pub mod raise_opset;
 pub mod raise_qdq;
@@ -26,6 +27,7 @@ pub mod recover_codes;
 pub mod settle_quantizers;
 pub mod standard_quantizers;
 pub mod switch_quantizers;
+pub mod unfold_weights;
 
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};

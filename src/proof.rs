@@ -7,6 +7,8 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
+use crate::passes::freeze_inputs::FreezeInputs;
+use crate::passes::lift_constants::LiftConstants;
 use crate::passes::operands::{self, Operand};
 use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::{Context, Evaluate, Pass};
@@ -114,7 +116,10 @@ pub fn prove(
     progress: &dyn Progress,
 ) -> Result<Proof> {
     let mut original = original.clone();
-    StandardQuantizers.run(&mut original, &Context { evaluate, quantization: None })?;
+    let context = Context { evaluate, quantization: None };
+    for pass in [&FreezeInputs as &dyn Pass, &LiftConstants, &StandardQuantizers] {
+        pass.run(&mut original, &context)?;
+    }
     let operands = operands::compare(&original, converted);
     let mut proof = Proof { operands, outputs: Vec::new(), samples: 0 };
     let Some(samples) = samples else { return Ok(proof) };
