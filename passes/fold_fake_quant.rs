@@ -157,6 +157,8 @@ pub(super) struct Folded {
     format: Format,
     granularity: Granularity,
     qparams: QParams,
+    /// The initializer that has the scales, where there is one.
+    scale: Option<ValueId>,
 }
 
 /// The last product of a fake quantizer.
@@ -165,6 +167,8 @@ struct Product {
     codes: Vec<i64>,
     dims: Vec<usize>,
     scales: Vec<f32>,
+    /// The initializer that has them.
+    source: Option<ValueId>,
     /// The scale of each number.
     entry: Vec<usize>,
     /// The zero point at each scale.
@@ -214,7 +218,7 @@ impl Folded {
             scales: picked.iter().map(|&e| product.scales[e]).collect(),
             zero_points: picked.iter().map(|&e| product.zero_points[e]).collect(),
         };
-        let folded = Self { name: source_name(model, constants, value), dims, codes, format, granularity, qparams };
+        let folded = Self { name: source_name(model, constants, value), dims, codes, format, granularity, qparams, scale: product.source };
         folded.prove(&result)?;
         Ok(folded)
     }
@@ -248,7 +252,7 @@ impl Folded {
 
     /// Puts codes and a Dequantize node for each use in the place of the expression.
     fn write(self, model: &mut Model, graph: GraphId, value: ValueId, users: &[User], outcome: &mut Outcome) {
-        let Self { name, dims, codes, format, granularity, qparams } = self;
+        let Self { name, dims, codes, format, granularity, qparams, scale: source } = self;
         let dtype = DataType::from(format);
         if users.iter().any(|u| matches!(u, User::Output { .. })) {
             outcome.skipped(model.value(value).name(), "it is an output of the graph");
@@ -258,7 +262,12 @@ impl Folded {
         let codes = Tensor::new(dtype, &dims, pack::pack(&codes, format.bits()));
         let codes = model.add_initializer(graph, &format!("{name}_quantized"), codes);
         let scale = Tensor::from_f32(&scale_dims, &qparams.scales);
-        let mut inputs = vec![codes, model.add_initializer(graph, &format!("{name}_scale"), scale)];
+        let there = source.filter(|&v| {
+            let here = model.graph(graph).initializers().contains(&v);
+            here && model.constant(v).is_some_and(|t| t.dims() == scale_dims && t.raw() == scale.raw())
+        });
+        let scale = there.unwrap_or_else(|| model.add_initializer(graph, &format!("{name}_scale"), scale));
+        let mut inputs = vec![codes, scale];
         if format != Format::Int32 {
             let zero = Tensor::new(dtype, &scale_dims, pack::pack(&qparams.zero_points, format.bits()));
             inputs.push(model.add_initializer(graph, &format!("{name}_zero_point"), zero));
@@ -362,7 +371,8 @@ impl Product {
             }
             codes.push(number as i64 + i64::from(zero_points[entry]));
         }
-        Ok(Self { codes, dims, scales: scales_read, entry, zero_points, stored: None, bounds })
+        let source = input(1 - at).filter(|&v| !divides && model.constant(v).is_some());
+        Ok(Self { codes, dims, scales: scales_read, source, entry, zero_points, stored: None, bounds })
     }
 
     fn of_dequantizer(
@@ -374,6 +384,7 @@ impl Product {
         let unknown = "it cannot be computed exactly";
         let codes = get(slot.input(0)).ok_or(unknown)?;
         let scale = get(slot.input(1)).ok_or(unknown)?;
+        let source = slot.input(1).filter(|&v| model.constant(v).is_some());
         let zero = slot.input(2).and_then(|v| get(Some(v)));
         let dims = codes.dims();
         let format = codes.dtype().format().ok_or("its codes have no quantized format")?;
@@ -389,7 +400,7 @@ impl Product {
         let entry = entries(&dims, &granularity);
         let codes = pack::unpack(&codes.raw(), &format, codes.len()).into_iter().map(i64::from).collect();
         let stored = Some(DataType::from(format));
-        Ok(Self { codes, dims, scales, entry, zero_points, stored, bounds: None })
+        Ok(Self { codes, dims, scales, source, entry, zero_points, stored, bounds: None })
     }
 
     /// The narrowest format that holds what can occur.

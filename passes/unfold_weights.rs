@@ -154,6 +154,7 @@ fn unfold(model: &mut Model, weight: &Weight, dequantize: NodeId, codes: ValueId
     let quantize = model.insert(Place::Before(first), node);
     if let Some(output) = model.node(quantize).output(0) {
         model.replace_uses(codes, output, |_| true);
+        model.take_name(codes, output, &format!("{name}_folded"));
     }
     Ok(replaced)
 }
