@@ -169,7 +169,7 @@ impl Constants {
 /// The output of a node, for an operator with one output.
 pub(super) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Tensor> {
     let slot = model.node(node);
-    if !is_known(slot) {
+    if !is_known(slot) || !is_bounded(slot, inputs) {
         return None;
     }
     if let Some(found) = Exact.evaluate(model, node, inputs) {
@@ -216,6 +216,28 @@ pub(super) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -
         "DequantizeLinear" => dequantize(model, node, inputs),
         _ => None,
     }
+}
+
+/// Whether the result of a node is not much larger than what it is made from: a file can ask for any number of elements.
+fn is_bounded(node: &Node, inputs: &[Option<Tensor>]) -> bool {
+    let given = || inputs.iter().flatten();
+    let most = given().map(Tensor::len).max().unwrap_or(0).saturating_mul(4).max(1 << 20);
+    let dims = |index: usize| inputs.get(index).and_then(Option::as_ref).map(Tensor::dims);
+    let shape = |index: usize| -> Option<Vec<usize>> {
+        let list = inputs.get(index)?.as_ref()?.to_i64()?;
+        list.into_iter().map(|d| usize::try_from(d).ok()).collect()
+    };
+    let result = match node.op_type() {
+        "Add" | "Sub" | "Mul" | "Div" | "Equal" | "Min" | "Max" => {
+            given().try_fold(Vec::new(), |dims, tensor| broadcast(&dims, &tensor.dims()))
+        }
+        "Expand" => dims(0).and_then(|own| broadcast(&own, &shape(1)?)),
+        "ConstantOfShape" => shape(0),
+        "Gather" => dims(0).and_then(|own| Some([own, dims(1)?].concat())),
+        _ => return true,
+    };
+    let count = result.and_then(|dims| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
+    count.is_some_and(|count| count <= most)
 }
 
 /// The element type of a value, where the file says it or the operators behind the value do.

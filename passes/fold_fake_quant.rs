@@ -127,7 +127,7 @@ fn roots(model: &Model, graph: GraphId, constants: &Constants) -> Vec<(ValueId, 
 fn is_quantizer(model: &Model, constants: &Constants, value: ValueId) -> bool {
     let (scaled, moves) = behind_moves(model, value);
     let Some(node) = model.producer(scaled).map(|n| model.node(n)) else { return false };
-    let ends = ["Mul", "Div", "DequantizeLinear"].iter().any(|op| node.is(op));
+    let ends = ["Mul", "Div", "DequantizeLinear", "Add"].iter().any(|op| node.is(op));
     if !ends || (moves.is_empty() && node.is("DequantizeLinear")) {
         return false;
     }
@@ -218,7 +218,15 @@ impl Folded {
             scales: picked.iter().map(|&e| product.scales[e]).collect(),
             zero_points: picked.iter().map(|&e| product.zero_points[e]).collect(),
         };
-        let folded = Self { name: source_name(model, constants, value), dims, codes, format, granularity, qparams, scale: product.source };
+        let folded = Self {
+            name: source_name(model, constants, value),
+            dims,
+            codes,
+            format,
+            granularity,
+            qparams,
+            scale: product.source,
+        };
         folded.prove(&result)?;
         Ok(folded)
     }
@@ -330,6 +338,9 @@ impl Product {
         let mut get = |v: Option<ValueId>| v.and_then(|v| constants.value(model, v));
         let result = get(Some(value)).ok_or(unknown)?;
         let dims = result.dims();
+        if slot.is("Add") {
+            return Err("its zero points are floats, which DequantizeLinear does not have".to_owned());
+        }
         if slot.is("DequantizeLinear") {
             return Self::of_dequantizer(model, node, &mut get);
         }

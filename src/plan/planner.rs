@@ -641,7 +641,7 @@ impl Planner<'_> {
         }
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
-        if self.is_forced(node, SiteKind::Input) {
+        if self.is_forced(node, SiteKind::Input) && !self.per_token(node, SiteKind::Input) {
             let inputs = self.model.node(node).inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
             let data: Vec<(usize, ValueId)> = inputs
                 .filter(|&(i, v)| {

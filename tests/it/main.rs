@@ -17,6 +17,7 @@ mod opset;
 mod passes;
 mod pipeline;
 mod plan;
+mod qat;
 mod roundtrip;
 mod runtime;
 mod samples;

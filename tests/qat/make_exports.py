@@ -103,6 +103,35 @@ def torchao_8da4w_optimized(path):
 
 
 @case
+def float_linear(path):
+    """The network of `torchao_8da4w` before torchao prepared it; what is expected is what torchao's prepared one gives."""
+    sample = torch.randn(5, 64)
+    model = torchao_linear()
+    plain = Mlp()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    dynamo(plain.eval(), sample, path, dynamic_shapes=({0: torch.export.Dim("tokens")},))
+    return model, [sample]
+
+
+@case
+def torchao_int4(path):
+    """torchao's int4 weight-only, whose zero points are floats."""
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+    from torchao.quantization.quant_primitives import ZeroPointDomain
+
+    model = Mlp()
+    weight = IntxFakeQuantizeConfig(
+        torch.uint4, group_size=32, is_symmetric=False, zero_point_domain=ZeroPointDomain.FLOAT
+    )
+    quantize_(model, QATConfig(weight_config=weight, step="prepare"))
+    model.eval()
+    sample = torch.randn(5, 64)
+    dynamo(model, sample, path, optimize=False, dynamic_shapes=({0: torch.export.Dim("tokens")},))
+    return model, [sample]
+
+
+@case
 def torch_fake_quantize(path):
     """`fake_quantize_per_tensor_affine` and `_per_channel_affine`, unoptimized: parameters behind Casts."""
 
@@ -369,7 +398,10 @@ def main():
         onnx.save(exported, path)
         pathlib.Path(path + ".data").unlink(missing_ok=True)
         np.savez(HERE / f"{name}.calib.npz", x=np.stack([s.numpy() for s in samples]))
-        by, values = outputs(path, model, samples)
+        if name == "float_linear":
+            by, values = "torch", [model(sample).detach().numpy() for sample in samples]
+        else:
+            by, values = outputs(path, model, samples)
         shape = list(values[0].shape)
         expected[name] = {"by": by, "shape": shape, "y": [float(v) for v in np.concatenate(values).ravel()]}
         print(f"{name}: {os.path.getsize(path)} bytes, {len(exported.graph.node)} nodes, outputs by {by}")
