@@ -29,6 +29,7 @@ impl Pass for Dequantize {
         let nodes: Vec<NodeId> = graphs.iter().flat_map(|&g| model.graph(g).nodes().to_vec()).collect();
         for node in nodes {
             let at = model.node(node);
+            let name = model.node_name(node).to_owned();
             let done = match (at.domain(), at.op_type()) {
                 ("", "DequantizeLinear") if model.constant_input(node, 0).is_some() => constant(model, node),
                 ("", "DequantizeLinear") => activation(model, node),
@@ -37,8 +38,8 @@ impl Pass for Dequantize {
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(model.node_name(node), text),
-                Err(why) => outcome.skipped(model.node_name(node), why),
+                Ok(text) => outcome.changed(name, text),
+                Err(why) => outcome.skipped(name, why),
             }
         }
         Ok(outcome)

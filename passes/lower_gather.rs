@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{MICROSOFT, Packed, Quantized, find_dequantized};
+use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
 use super::lower_matmulnbits::{base_name, in_function, planned};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
@@ -136,11 +136,20 @@ impl Lower {
         if let Some(found) = self.made.get(&key) {
             return Ok(found.clone());
         }
-        let packed = Quantized::from_qdq(model, dequantize)?.to_gather(axis)?;
+        let constant = Quantized::from_qdq(model, dequantize)?;
+        let mut packed = constant.to_gather(axis)?;
+        let mut twin = tied(model, graph, &packed);
+        if twin.is_none()
+            && let Some(blocks) = constant.in_groups(block_of(&constant.granularity))
+        {
+            let blocks = blocks.to_gather(axis)?;
+            twin = tied(model, graph, &blocks);
+            packed = if twin.is_some() { blocks } else { packed };
+        }
         let mut attributes = vec![("quantize_axis", packed.axis), ("block_size", packed.block)];
         attributes.extend(packed.bits.map(|bits| ("bits", bits)));
         let name = base_name(model, inputs[0]);
-        let stored = match tied(model, graph, &packed) {
+        let stored = match twin {
             Some((product, [codes, scales], zero_points)) => {
                 let shape: Vec<i64> = packed.codes.dims().iter().map(|&d| d as i64).collect();
                 let shape = Tensor::from_i64(&[shape.len()], &shape);

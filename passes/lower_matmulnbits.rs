@@ -141,6 +141,7 @@ impl Lower {
         let transpose = exchanged == (gemm && at.int("transB").unwrap_or(0) != 0);
         let stored = self.stored(model, graph, dequantize, transpose)?;
         let [n, k, bits, block] = stored.attributes;
+        let name = model.node_name(node).to_owned();
         let bias = if gemm { bias(model, node, n) } else { Bias::None };
         model.truncate_inputs(node, 1);
         for name in ["alpha", "beta", "transA", "transB"] {
@@ -166,7 +167,7 @@ impl Lower {
             model.set_domain_version(MICROSOFT, 1);
         }
         let text = format!("MatMulNBits of {bits} bits in blocks of {block}");
-        self.outcome.changed(model.node_name(node), text);
+        self.outcome.changed(name, text);
         Ok(())
     }
 

@@ -31,14 +31,15 @@ impl Pass for RaiseQdq {
         let mut since = (0, 0);
         for &node in &nodes {
             let at = model.node(node);
+            let name = model.node_name(node).to_owned();
             let done = match (at.domain(), at.op_type()) {
                 (MICROSOFT, "MatMulNBits") => product(model, node, &mut made, &mut since),
                 (MICROSOFT, "GatherBlockQuantized") => gather(model, node, &mut made, &mut since),
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(model.node_name(node), text),
-                Err(why) => outcome.skipped(model.node_name(node), why),
+                Ok(text) => outcome.changed(name, text),
+                Err(why) => outcome.skipped(name, why),
             }
         }
         for node in nodes {

@@ -106,7 +106,11 @@ pub struct Converted {
 /// Forms that exclude each other; switches that match nothing; a pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
 pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let lower = LowerMatmulnbits { accuracy_level: i64::from(request.accuracy_level) };
-    let passes = passes(request.into, &lower)?;
+    let mut passes = passes(request.into, &lower)?;
+    if !request.switches.is_empty() {
+        // The floats of codes that were taken out lie on a grid.
+        passes.retain(|pass| pass.name() != RecoverCodes.name());
+    }
     let already = check::violations(original, request.target);
     let mut model = original.clone();
     let (mut folded, mut changed, mut kept) = (Vec::new(), Vec::new(), Vec::new());

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
+use crate::ops::Form;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
 use crate::solve::Solution;
 use crate::statistics::{SiteStatistics, Statistics};
@@ -83,6 +84,8 @@ pub struct WeightRow {
     pub sqnr_db: f64,
     /// Whether adjacent pairs were kept from saturating.
     pub pair_safe: bool,
+    /// How it is stored.
+    pub form: Form,
 }
 
 /// What one pass did.
@@ -161,6 +164,7 @@ impl Report {
                 scales: solved.qparams.scales.len(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
+                form: weight.form,
             })
             .collect();
         self.splits.clone_from(&plan.splits);
@@ -186,7 +190,8 @@ impl Report {
             if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let stored = matches!(at.op_type(), "MatMulNBits" | "GatherBlockQuantized");
+            let reads = stored || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;
             row.0 += usize::from(reads && !left.contains(&(model.node_name(node), at.op_type())));

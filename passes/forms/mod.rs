@@ -96,6 +96,29 @@ impl Quantized {
         })
     }
 
+    /// The same matrix with its scales written out for groups of `size` along axis 1, where each row has one scale or all
+    /// have; `None` for others.
+    #[must_use]
+    pub fn in_groups(&self, size: usize) -> Option<Self> {
+        let &[rows, columns] = self.dims.as_slice() else { return None };
+        let groups = columns.div_ceil(size.max(1));
+        let row = |at: usize| match self.granularity {
+            Granularity::PerTensor => Some(0),
+            Granularity::PerChannel { axis: 0 } => Some(at / groups),
+            _ => None,
+        };
+        let entries: Vec<usize> = (0..rows * groups).map(row).collect::<Option<_>>()?;
+        Some(Self {
+            granularity: Granularity::PerGroup { axis: 1, size },
+            scales: entries.iter().map(|&e| self.scales[e]).collect(),
+            zero_points: match &self.zero_points {
+                ZeroPoints::Integers(zeros) => ZeroPoints::Integers(entries.iter().map(|&e| zeros[e]).collect()),
+                ZeroPoints::Floats(zeros) => ZeroPoints::Floats(entries.iter().map(|&e| zeros[e]).collect()),
+            },
+            ..self.clone()
+        })
+    }
+
     /// Codes as numbers of the unsigned format of the same width.
     fn unsigned(&self) -> Vec<u8> {
         if !self.format.is_signed() {

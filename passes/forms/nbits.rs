@@ -123,6 +123,9 @@ impl Quantized {
     /// runs.
     pub fn to_nbits(&self) -> Result<Blocks, String> {
         nbits_fits(self.format, &self.dims, &self.granularity, 1)?;
+        if let Some(grouped) = self.in_groups(block_of(&self.granularity)) {
+            return grouped.to_nbits();
+        }
         let &[n, k] = self.dims.as_slice() else { return Err("it is no matrix".to_owned()) };
         let bits = self.format.bits();
         let block = block_of(&self.granularity);
@@ -133,27 +136,16 @@ impl Quantized {
         } else {
             pack_rows(&self.unsigned(), k, bits, blocks * blob)
         };
-        let each = |at: usize| match self.granularity {
-            Granularity::PerTensor => 0,
-            Granularity::PerChannel { .. } => at / blocks,
-            Granularity::PerGroup { .. } => at,
-        };
-        let entries = n * blocks;
-        let scales: Vec<f32> = (0..entries).map(|at| self.scales[each(at)]).collect();
         let zero_points = match (&self.zero_points, self.unsigned_zeros()) {
             _ if self.is_centred() => None,
             (_, Some(zeros)) => {
-                let zeros: Vec<u8> = (0..entries).map(|at| zeros[each(at)]).collect();
                 let bytes = (blocks * bits).div_ceil(8);
                 Some(Tensor::new(DataType::Uint8, &[n, bytes], pack_rows(&zeros, blocks, bits, bytes)))
             }
             (ZeroPoints::Floats(_), _) if bits == 8 => {
                 return Err("onnxruntime does not run 8-bit codes with zero points between codes".to_owned());
             }
-            (ZeroPoints::Floats(zeros), _) => {
-                let zeros: Vec<f32> = (0..entries).map(|at| zeros[each(at)]).collect();
-                Some(float_tensor(self.scale_dtype, &[n, blocks], &zeros))
-            }
+            (ZeroPoints::Floats(zeros), _) => Some(float_tensor(self.scale_dtype, &[n, blocks], zeros)),
             (ZeroPoints::Integers(_), None) => return Err("its zero points are no codes".to_owned()),
         };
         Ok(Blocks {
@@ -162,7 +154,7 @@ impl Quantized {
             bits,
             block,
             codes: Tensor::new(DataType::Uint8, &[n, blocks, blob], codes),
-            scales: self.scale_tensor(&[n, blocks], &scales),
+            scales: self.scale_tensor(&[n, blocks], &self.scales),
             zero_points,
         })
     }

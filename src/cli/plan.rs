@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use amax::calibrate::prepare;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
+use amax::ops::Form;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 
 use super::inspect::print;
@@ -88,7 +89,8 @@ fn text(plan: &Plan) -> String {
         let rows = plan.weights.iter().map(|w| {
             let pairs = if w.pair_safe.is_some() { "; pair-safe" } else { "" };
             let turned = if w.transpose { "; stored transposed" } else { "" };
-            cells(&[&w.site, &w.tensor, &w.quantizer.describe(), &format!("{}{pairs}{turned}", w.why)])
+            let stored = if w.form == Form::Qdq { String::new() } else { format!(", as {}", w.form) };
+            cells(&[&w.site, &w.tensor, &(w.quantizer.describe() + &stored), &format!("{}{pairs}{turned}", w.why)])
         });
         out += &table(&rows.collect::<Vec<_>>(), &[]);
     }

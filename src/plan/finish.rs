@@ -405,7 +405,8 @@ impl Planner<'_> {
 
     /// The sites that the plan quantizes.
     fn planned(&self, plan: &Plan) -> BTreeSet<(NodeId, SiteKind)> {
-        let mut planned = BTreeSet::new();
+        let mut planned: BTreeSet<(NodeId, SiteKind)> =
+            self.tokens.keys().map(|&node| (node, SiteKind::Input)).collect();
         for (&value, want) in &self.wants {
             for ((node, _), _) in &want.reads {
                 planned.insert((*node, SiteKind::Input));

@@ -131,6 +131,7 @@ impl Planner<'_> {
                 },
             }
         }
+        // What no form serves well is stored as it always was.
         let first = || {
             let fits = |f: &&Form| self.fits(**f, node, index, integer, quantizer, transposed).is_ok();
             self.target.forms.iter().find(fits).copied().unwrap_or_default()
@@ -155,7 +156,21 @@ impl Planner<'_> {
     ) -> Result<(), String> {
         let at = self.model.node(node);
         let op = at.op_type();
+        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+        let Quantizer { dtype, granularity, .. } = quantizer;
+        // Whether the operator has the columns of the stored matrix last.
+        let across = at.int("transB").unwrap_or(0) != 0 && !transposed;
         if form == Form::Qdq {
+            let product = Form::Matmulnbits.serves(op) && index == 1 && dtype.bits() == 2 && !across;
+            let columns = if transposed { dims.first() } else { dims.last() };
+            let odd = columns.is_some_and(|c| !c.is_multiple_of(self.target.two_bit_columns.max(1)));
+            if product && odd && nbits_fits(*dtype, &dims, granularity, 0).is_ok() {
+                let multiple = self.target.two_bit_columns;
+                return Err(format!(
+                    "{} computes a dequantized {dtype} weight wrongly unless its columns are a multiple of {multiple}",
+                    self.target.name
+                ));
+            }
             return Ok(());
         }
         if !self.target.forms.contains(&form) {
@@ -167,8 +182,6 @@ impl Planner<'_> {
         if integer {
             return Err(format!("the {op} runs on integers"));
         }
-        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
-        let Quantizer { dtype, granularity, .. } = quantizer;
         if form == Form::GatherBlockQuantized {
             let axis = at.int("axis").unwrap_or(0);
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
@@ -181,7 +194,6 @@ impl Planner<'_> {
         if at.is("Gemm") && (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
             return Err("alpha is not 1".to_owned());
         }
-        let across = at.int("transB").unwrap_or(0) != 0 && !transposed;
         nbits_fits(*dtype, &dims, granularity, usize::from(across))
     }
 }

@@ -445,7 +445,8 @@ impl Planner<'_> {
         // A weight needs no integer kernel to be stored in few bits. A table would be dequantized as a whole at every run
         // where the target has no form for it.
         let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
-        let table = op == "Gather" && rows && !self.is_forced(node, SiteKind::Weight);
+        let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
+        let table = op == "Gather" && rows && floats && !self.is_forced(node, SiteKind::Weight);
         let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table;
         let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {

@@ -7,7 +7,8 @@
 //! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
 //! 4. An int32 bias has exactly the product of the scales of input and weight.
 //! 5. An operator that moves codes has the same scale and zero point on both sides.
-//! 6. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+//! 6. A product with a dequantized 2-bit weight has as many columns as its fusion can read.
+//! 7. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
 
 use std::collections::BTreeSet;
 
@@ -156,6 +157,24 @@ impl<'a> Check<'a> {
                     layout.channel_axis.map_or("none".to_owned(), |a| a.to_string())
                 ));
             }
+        }
+        let at = self.model.node(reader);
+        let columns = dims.last().copied().unwrap_or(0);
+        let multiple = self.target.two_bit_columns.max(1);
+        let block = self.model.node(weight.node).int("block_size").unwrap_or(0);
+        let fused = block == 0 || [16, 32, 64, 128, 256].contains(&block);
+        if (at.is("MatMul") || at.is("Gemm"))
+            && at.int("transB").unwrap_or(0) == 0
+            && input == 1
+            && fused
+            && weight.codes.dtype().bits() == Some(2)
+            && !columns.is_multiple_of(multiple)
+        {
+            let dtype = weight.codes.dtype();
+            self.found.push(format!(
+                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed rightly",
+                self.label(reader)
+            ));
         }
         let data = usize::from(input == 0);
         let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));

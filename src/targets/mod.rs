@@ -46,6 +46,9 @@ pub struct Target {
     /// How it takes quantized constants; of those that serve an operator, the first that fits is the default.
     #[serde(default = "qdq")]
     pub forms: Vec<Form>,
+    /// It computes a product with a dequantized 2-bit weight rightly only if the columns are a multiple of this.
+    #[serde(default = "one")]
+    pub two_bit_columns: usize,
     /// Where Q/DQ pairs go.
     pub placement: Placement,
     /// How biases are stored.
@@ -77,6 +80,10 @@ pub struct Target {
     /// Operators that vanish into the quantizer after them.
     #[serde(default)]
     pub absorb: Ops,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn qdq() -> Vec<Form> {

@@ -43,6 +43,8 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
         Field::Eps => ["0.001", "0.5"],
+        Field::Form => ["\"matmulnbits\"", "\"qdq\""],
+        Field::AccuracyLevel => ["0", "4"],
     }
 }
 
@@ -67,6 +69,10 @@ fn the_later_level_has_the_last_word_on_every_key() {
         for kind in SiteKind::ALL {
             let (key, kind_name) = (field.name(), kind.name());
             if field == Field::Dynamic && kind != SiteKind::Input {
+                continue;
+            }
+            // What is said of everything leaves out operators that have no such form; another test is about that.
+            if matches!(field, Field::Form | Field::AccuracyLevel) {
                 continue;
             }
             for (weak, &weaker) in LEVELS.iter().enumerate().skip(1) {
@@ -548,6 +554,24 @@ fn algorithms_are_typed_and_inherited() {
     assert_eq!(rules(&list).pre_quant_opt().iter().map(|a| a.alpha).collect::<Vec<_>>(), [None, Some(0.5)]);
 }
 
+/// A form that is asked for everywhere is meant for the operators that can have it; the others keep what they had.
+#[test]
+fn a_form_is_for_the_operators_that_it_serves() {
+    let check = |text: &str, expected: [Option<&str>; 3]| {
+        let rules = rules(&config(text));
+        let form = |op| rules.site("/a/node", op, SiteKind::Weight, false).spec.written(Field::Form);
+        let found = ["MatMul", "Gather", "Conv"].map(form);
+        assert_eq!(found, expected.map(|e| e.map(|e| format!("\"{e}\""))), "{text}");
+    };
+    let (nbits, rows) = (Some("matmulnbits"), Some("gather-block-quantized"));
+    check("default.weight.form = \"matmulnbits\"", [nbits, None, None]);
+    check("default.weight.form = \"qdq\"", [Some("qdq"); 3]);
+    check("preset = \"w4\"\ndefault.weight.form = \"matmulnbits\"", [nbits, rows, None]);
+    check("preset = \"w4\"\ndefault.weight.form = \"qdq\"", [Some("qdq"); 3]);
+    check("[[layer]]\nmatch = \"/a/*\"\nweight.form = \"matmulnbits\"", [nbits; 3]);
+    check("[[layer]]\nmatch = \"*\"\nweight.form = \"gather-block-quantized\"", [None, rows, None]);
+}
+
 /// A configuration survives being written and read, with every key in it.
 #[test]
 fn every_key_survives_toml() {
@@ -555,6 +579,9 @@ fn every_key_survives_toml() {
     for (kind, spec) in SiteKind::ALL.into_iter().zip(&mut specs) {
         for field in Field::ALL.iter().filter(|&&f| kind == SiteKind::Input || f != Field::Dynamic) {
             // Keys that only go with one observer or granularity are not held against others that are not there.
+            if matches!(field, Field::Form | Field::AccuracyLevel) && kind != SiteKind::Weight {
+                continue;
+            }
             let text = format!("{} = {}", field.name(), values(*field)[0]);
             if !matches!(field, Field::Granularity | Field::Observer) {
                 spec.overlay(&toml_spec(&text));
@@ -571,8 +598,12 @@ fn every_key_survives_toml() {
 }
 
 fn toml_spec(text: &str) -> Spec {
-    let config = config(&format!("[default.input]\n{text}"));
-    config.default.unwrap().input.unwrap()
+    // Of the keys that not every kind of site has, weights and inputs have all.
+    let level = |kind: &str| Config::parse(&format!("[default.{kind}]\n{text}")).map(|c| c.default.unwrap());
+    match level("input") {
+        Ok(level) => level.input.unwrap(),
+        Err(_) => level("weight").unwrap().weight.unwrap(),
+    }
 }
 
 /// The schema has every key, and forbids others.

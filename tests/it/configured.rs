@@ -72,6 +72,8 @@ fn no_key_is_decoration() {
             Field::NarrowRange => &["true"],
             Field::ReduceRange => &["true"],
             Field::Eps => &["1e-3", "-1.0"],
+            Field::Form => &["\"matmulnbits\""],
+            Field::AccuracyLevel => &["1"],
         }
     };
     let plain = planned("").unwrap();

@@ -10,6 +10,7 @@ mod compare;
 mod config;
 mod configured;
 mod file;
+mod forms;
 mod numerics;
 mod observers;
 mod onnxruntime;
