@@ -43,7 +43,7 @@ struct Cli {
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
     Rewrite(Box<cli::rewrite::Args>),
-    /// Quantize a model in fake, for training or study: Q/DQ as `rewrite`, around weights that stay float.
+    /// Quantize in fake, as `rewrite` would: Q/DQ around weights that stay float.
     #[command(after_help = cli::rewrite::PREPARE_HELP)]
     Prepare(Box<cli::rewrite::Args>),
     /// Fold what a quantized model still quantizes, and write it in another form.
