@@ -14,8 +14,10 @@ use super::{
     lift_constants::LiftConstants,
     lower_gather::LowerGather,
     lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
+    per_token::PerToken,
     raise_opset::RaiseOpset,
     raise_qdq::RaiseQdq,
+    unfold_weights::UnfoldWeights,
 };
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Scratch, verify};
@@ -35,6 +37,9 @@ pub const QUANTIZE: &[&dyn Pass] = &[
     &DropDead,
 ];
 
+/// After solving, where weights are to stay floats: the plan as fake quantizers.
+pub const FAKE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &DropDead];
+
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
 pub const FORMS: &[&dyn Pass] =
     &[&RaiseQdq, &Dequantize, &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL }, &LowerGather];
@@ -43,7 +48,7 @@ pub const FORMS: &[&dyn Pass] =
 #[must_use]
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut found: Vec<&'static dyn Pass> = Vec::new();
-    for &pass in PREPARE.iter().chain(QUANTIZE).chain(FORMS) {
+    for &pass in PREPARE.iter().chain(FAKE).chain(QUANTIZE).chain(FORMS) {
         if found.iter().all(|known| known.name() != pass.name()) {
             found.push(pass);
         }

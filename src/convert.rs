@@ -7,18 +7,40 @@ use crate::ir::Model;
 use crate::ops::Form;
 use crate::passes::dequantize::Dequantize;
 use crate::passes::drop_dead::DropDead;
+use crate::passes::fold_clips::FoldClips;
+use crate::passes::fold_fake_quant::FoldFakeQuant;
 use crate::passes::fold_weights::FoldWeights;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
 use crate::passes::lower_gather::LowerGather;
 use crate::passes::lower_matmulnbits::LowerMatmulnbits;
+use crate::passes::name_quantizers::NameQuantizers;
 use crate::passes::pipeline::FORMS;
 use crate::passes::raise_qdq::RaiseQdq;
+use crate::passes::recover_codes::RecoverCodes;
+use crate::passes::settle_quantizers::SettleQuantizers;
+use crate::passes::standard_quantizers::StandardQuantizers;
+use crate::passes::switch_quantizers::{Switch, switch};
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
 use crate::targets::{Target, check};
 
 /// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
-pub const FOLD: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldWeights, &DropDead];
+pub const FOLD: &[&dyn Pass] = &[
+    &FreezeInputs,
+    &LiftConstants,
+    &StandardQuantizers,
+    &FoldFakeQuant,
+    &DropDead,
+    &SettleQuantizers,
+    &FoldWeights,
+    &FoldClips,
+    &NameQuantizers,
+    &RecoverCodes,
+    &DropDead,
+];
+
+/// What the step that takes quantizers out is called where passes are.
+const SWITCH: &str = "switch-quantizers";
 
 /// What quantized constants become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +72,8 @@ pub struct Request<'a> {
     pub into: &'a [To],
     /// `accuracy_level` of new `MatMulNBits`.
     pub accuracy_level: u8,
+    /// Sites whose quantizers are taken out, and sites that keep theirs; the last to match decides.
+    pub switches: &'a [Switch],
     /// Where the result runs; what it would compute wrongly becomes a warning.
     pub target: &'a Target,
     /// Runs constant nodes.
@@ -64,6 +88,8 @@ pub struct Request<'a> {
 pub struct Converted {
     /// The model.
     pub model: Model,
+    /// The original without the quantizers that were taken out, where some were: what the result is to be compared with.
+    pub reference: Option<Model>,
     /// Constants that were a float tensor and its quantizer and are codes now.
     pub folded: Vec<Note>,
     /// Nodes that changed their form.
@@ -77,29 +103,46 @@ pub struct Converted {
 /// Folds the quantizers of constants, and stores what is quantized in other forms, with the same codes and scales.
 ///
 /// # Errors
-/// Forms that exclude each other; a pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
+/// Forms that exclude each other; switches that match nothing; a pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
 pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let lower = LowerMatmulnbits { accuracy_level: i64::from(request.accuracy_level) };
-    let passes = passes(request.into, &lower)?;
+    let mut passes = passes(request.into, &lower)?;
+    if !request.switches.is_empty() {
+        // The floats of codes that were taken out lie on a grid.
+        passes.retain(|pass| pass.name() != RecoverCodes.name());
+    }
     let already = check::violations(original, request.target);
     let mut model = original.clone();
     let (mut folded, mut changed, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let context = Context { evaluate: request.evaluate, quantization: None };
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
-        if name == FoldWeights.name() {
-            folded.extend(outcome.changes.iter().cloned());
-            kept.extend(outcome.skips.iter().cloned());
-        } else if FORMS.iter().any(|pass| pass.name() == name) {
+        if [FoldWeights.name(), FoldFakeQuant.name(), RecoverCodes.name()].contains(&name) {
+            let made = |note: &&Note| note.text.contains("stored as");
+            folded.extend(outcome.changes.iter().filter(made).cloned());
+            changed.extend(outcome.changes.iter().filter(|n| !made(n)).cloned());
+        } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name(), SWITCH].contains(&name)
+            || FORMS.iter().any(|pass| pass.name() == name)
+        {
             changed.extend(outcome.changes.iter().cloned());
+        }
+        if ![FreezeInputs.name(), LiftConstants.name(), DropDead.name()].contains(&name) {
             kept.extend(outcome.skips.iter().cloned());
         }
         (request.after)(model, name, outcome)
     };
+    let mut reference = None;
+    if !request.switches.is_empty() {
+        let first: [&dyn Pass; 3] = [&FreezeInputs, &LiftConstants, &StandardQuantizers];
+        pipeline::run(&mut model, &first, &context, &mut after)?;
+        let outcome = switch(&mut model, request.switches)?;
+        let _ = after(&model, SWITCH, &outcome)?;
+        reference = Some(model.clone());
+    }
     pipeline::run(&mut model, &passes, &context, &mut after)?;
     model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
     let mut warnings = check::violations(&model, request.target);
     warnings.retain(|w| !already.contains(w));
-    Ok(Converted { model, folded, changed, kept, warnings })
+    Ok(Converted { model, reference, folded, changed, kept, warnings })
 }
 
 /// The passes that make these of a model.

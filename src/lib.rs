@@ -50,6 +50,7 @@ pub mod ops;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod plan;
+pub mod proof;
 pub mod report;
 pub mod rewrite;
 pub mod runtime;

@@ -43,6 +43,9 @@ struct Cli {
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
     Rewrite(Box<cli::rewrite::Args>),
+    /// Quantize in fake, as `rewrite` would: Q/DQ around weights that stay float.
+    #[command(after_help = cli::rewrite::PREPARE_HELP)]
+    Prepare(Box<cli::rewrite::Args>),
     /// Fold what a quantized model still quantizes, and write it in another form.
     #[command(alias = "fold")]
     Convert(cli::convert::Args),
@@ -75,6 +78,7 @@ fn run() -> ExitCode {
     let console = cli::Console::new(quiet, verbose);
     let result = match command {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
+        Command::Prepare(args) => cli::rewrite::run_prepare(&args, &console),
         Command::Convert(args) => cli::convert::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Plan(args) => cli::plan::run(&args, &console),

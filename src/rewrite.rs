@@ -8,6 +8,7 @@ use crate::calibrate::{self, Calibrated, Memory, Observation, Progress, Site};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
+use crate::numerics::Granularity;
 use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
@@ -68,6 +69,19 @@ pub struct Rewritten {
 /// # Errors
 /// Anything on the line that fails; nothing has been written then.
 pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
+    line(original, request, false)
+}
+
+/// Quantizes a model in fake: what [`rewrite`] would store as codes stays float, behind a quantizer that gives these codes.
+/// Scales per token become operators.
+///
+/// # Errors
+/// As [`rewrite`], and groups that do not divide the axis that they cut.
+pub fn prepare(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
+    line(original, request, true)
+}
+
+fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten> {
     let mut clock = Clock::default();
     let mut report = Report {
         schema: 1,
@@ -96,12 +110,15 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
                 .to_owned(),
         );
     }
-    let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
+    let mut decided = Decided::new(&prepared, request, fake, &mut report, &mut clock)?;
     let mut measured = None;
     if measure && request.config.guard.enabled && request.plan.is_none() {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
+    if fake {
+        check_groups(&prepared, &plan)?;
+    }
     let seen = request.samples.is_some() || request.statistics.is_some();
     report.describe(&plan, &solution, seen.then_some(&statistics));
     report.sufficiency = seen.then(|| judge(&plan, &solution, &statistics)).filter(|found| !found.sites.is_empty());
@@ -110,7 +127,8 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
     }
     let mut model = prepared.clone();
     let quantize = Context { evaluate: request.evaluate, quantization: Some((&plan, &solution)) };
-    if passes(&mut model, pipeline::QUANTIZE, &quantize, request, &mut report)? {
+    let list = if fake { pipeline::FAKE } else { pipeline::QUANTIZE };
+    if passes(&mut model, list, &quantize, request, &mut report)? {
         return Ok(Rewritten { model, report, plan: Some(plan), stopped: true });
     }
     report.opset.1 = model.opset().unwrap_or(0);
@@ -128,6 +146,26 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         clock.lap(&mut report, "measure");
     }
     Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
+}
+
+/// Refuses groups that leave a rest: frameworks that train with groups have none, so that their kernels need none.
+fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
+    for weight in &plan.weights {
+        let Granularity::PerGroup { axis, size } = weight.quantizer.granularity else { continue };
+        let Some(tensor) = model.value_named(&weight.tensor).and_then(|v| model.constant(v)) else { continue };
+        let mut dims = tensor.dims();
+        if weight.transpose {
+            dims.reverse();
+        }
+        let length = dims.get(axis).copied().unwrap_or(0);
+        if length % size != 0 {
+            let message = format!("its {length} input channels cannot be cut into groups of {size}");
+            return Err(Error::new(Kind::Config, message)
+                .at_value(&weight.site)
+                .with_hint("set another group_size for it, or --disable it"));
+        }
+    }
+    Ok(())
 }
 
 /// Quality of each output on the held-out samples.
@@ -191,9 +229,15 @@ struct Decided<'a> {
 }
 
 impl<'a> Decided<'a> {
-    fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
+    fn new(
+        model: &'a Model,
+        request: &'a Request<'a>,
+        fake: bool,
+        report: &mut Report,
+        clock: &mut Clock,
+    ) -> Result<Self> {
         let calibrated = request.samples.is_some() || request.statistics.is_some();
-        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
+        let knowledge = Knowledge { calibrated, tokens: fake, vetoes: BTreeMap::new() };
         let plan = match request.plan {
             None => plan(model, request.config, request.target, &knowledge)?,
             Some(given) => {

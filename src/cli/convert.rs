@@ -3,14 +3,22 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use amax::convert::{Request, To, convert};
+use amax::config::Pattern;
+use amax::convert::{Converted, Request, To, convert};
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::passes::Outcome;
+use amax::passes::switch_quantizers::Switch;
+use amax::proof::Proof;
+use amax::runtime::Runtime;
+use amax::samples::SampleSet;
 use amax::targets::{self, Target};
 
 use super::inspect::print;
-use super::{Console, bytes, count};
+use super::{Console, SampleArgs, bytes, count, runtime};
+
+/// Made-up samples that `--check` runs where there are none.
+const RANDOM: usize = 4;
 
 /// Arguments of `amax convert`.
 #[derive(clap::Args)]
@@ -20,7 +28,9 @@ training gets its integer weights. Codes and scales that are there already are k
 Examples:
   amax convert trained.onnx out.onnx
   amax convert w4.onnx out.onnx --form matmulnbits,gather-block-quantized
-  amax convert nbits.onnx out.onnx --form qdq")]
+  amax convert nbits.onnx out.onnx --form qdq
+  amax convert trained.onnx out.onnx --check --calib samples.npz
+  amax convert prepared.onnx out.onnx --disable 'head.*'")]
 pub(crate) struct Args {
     /// Quantized model.
     input: PathBuf,
@@ -36,6 +46,23 @@ pub(crate) struct Args {
     /// Where the result will run: what it would compute wrongly there is a warning.
     #[arg(long, value_name = "NAME", default_value = targets::DEFAULT)]
     target: String,
+    /// Take out the quantizers of sites or nodes whose name matches, before anything is folded; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    disable: Vec<String>,
+    /// Keep them all the same where --disable matches as well; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    enable: Vec<String>,
+    /// Prove that the result is the same: every folded constant number for number, and the outputs on samples.
+    #[arg(long)]
+    check: bool,
+    /// Samples for --check: as for `rewrite`; without, the file beside the model, or random ones.
+    #[arg(long, value_name = "PATH", requires = "check")]
+    calib: Option<String>,
+    #[command(flatten)]
+    sampling: SampleArgs,
+    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
     /// Print the model as text after this pass, or after `all`.
     #[arg(long, value_name = "PASS")]
     print_after: Vec<String>,
@@ -51,9 +78,11 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         }
         Ok(ControlFlow::Continue(()))
     };
+    let switches = switches(args)?;
     let request = Request {
         into: &args.form,
         accuracy_level: args.accuracy_level,
+        switches: &switches,
         target: &target,
         evaluate: &amax::runtime::TractEvaluate,
         after: &after,
@@ -64,6 +93,13 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     })?;
     if amax::calibrate::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+    }
+    let proof = args.check.then(|| check(args, &model, &done, console)).transpose()?;
+    if let Some(proof) = &proof
+        && let Err(error) = proof.verdict()
+    {
+        console.say(&proof.to_string());
+        return Err(error.in_file(&args.input));
     }
     file::save(&done.model, &args.output)?;
     let sizes = (file::estimated_size(&model), file::estimated_size(&done.model));
@@ -76,9 +112,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     if done.folded.len() > listed {
         said += &format!("  and {} more (-v lists them)\n", done.folded.len() - listed);
     }
-    if !args.form.is_empty() {
+    if !args.form.is_empty() || !done.changed.is_empty() {
         let names: Vec<&str> = args.form.iter().map(|f| f.name()).collect();
-        said += &format!("form     {}: {}\n", names.join(", "), count(done.changed.len(), "change"));
+        let what = if names.is_empty() { "changed ".to_owned() } else { format!("form     {}:", names.join(", ")) };
+        said += &format!("{what} {}\n", count(done.changed.len(), "change"));
         for note in done.changed.iter().take(listed.min(done.changed.len())) {
             said += &format!("  {}: {}\n", note.at, note.text);
         }
@@ -89,12 +126,48 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     for note in &done.kept {
         said += &format!("kept     {}: {}\n", note.at, note.text);
     }
+    if let Some(proof) = &proof {
+        said += &format!("{proof}\n");
+    }
     said += &format!("bytes    {} -> {}", bytes(sizes.0), bytes(sizes.1));
     console.say(&said);
     for warning in &done.warnings {
         console.say(&format!("warning: {warning}"));
     }
     Ok(())
+}
+
+/// What `--disable` and `--enable` ask for; the latter have the last word.
+fn switches(args: &Args) -> Result<Vec<Switch>> {
+    let disable = args.disable.iter().map(|text| (text, false));
+    let all = disable.chain(args.enable.iter().map(|text| (text, true)));
+    all.map(|(text, on)| Ok(Switch { pattern: Pattern::new(text)?, on })).collect()
+}
+
+/// Compares the result with the model, on samples where it can be run.
+fn check(args: &Args, model: &Model, done: &Converted, console: &Console) -> Result<Proof> {
+    args.runtime.load()?;
+    let original = done.reference.as_ref().unwrap_or(model);
+    let prove = |samples: Option<&SampleSet>| {
+        let evaluate = &amax::runtime::TractEvaluate;
+        amax::proof::prove(original, &done.model, samples, evaluate, args.runtime, console)
+    };
+    let found = match args.calib.as_deref() {
+        Some("random") => None,
+        given => args.sampling.samples(given, model, &args.input, console)?,
+    };
+    let samples = match found {
+        Some(found) => found,
+        None if args.calib.as_deref() == Some("none") => return prove(None),
+        None => SampleSet::random(model, RANDOM, 0)?,
+    };
+    match prove(Some(&samples)) {
+        Err(error) if error.kind() == Kind::Runtime => {
+            console.say(&format!("warning: outputs were not compared, constants only: {error}"));
+            prove(None)
+        }
+        other => other,
+    }
 }
 
 /// Reads a value of `--form`.

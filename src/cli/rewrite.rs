@@ -12,12 +12,24 @@ use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
 use amax::report::Report;
-use amax::rewrite::{Request, rewrite, split};
+use amax::rewrite::{Request, Rewritten, prepare, rewrite, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
 use super::inspect::print;
 use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, summary, thread_count, threads};
+
+/// What `amax prepare --help` ends with.
+pub(crate) const PREPARE_HELP: &str =
+    "Everything is decided and solved as by `rewrite`, and `amax convert` of the result stores
+the codes that `rewrite` does. Until then weights are float initializers behind a
+QuantizeLinear, and scales for each token (preset 8da4w) are operators.
+
+Examples:
+  amax prepare model.onnx fake.onnx --calib samples.npz
+  amax prepare model.onnx fake.onnx --preset 8da4w
+  amax prepare model.onnx fake.onnx --disable '/head/*'
+  amax convert fake.onnx out.onnx --check";
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -88,6 +100,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    line(args, console, rewrite)
+}
+
+/// `amax prepare`: the same, but for weights that stay float.
+pub(crate) fn run_prepare(args: &Args, console: &Console) -> Result<()> {
+    line(args, console, prepare)
+}
+
+fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) -> Result<Rewritten>) -> Result<()> {
     let begun = Instant::now();
     for name in args.print_after.iter().filter(|n| *n != "all").chain(&args.stop_after) {
         pipeline::parse_pipeline(name)?;
@@ -139,7 +160,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         after: &after,
         measure: !args.no_measure,
     };
-    let mut done = rewrite(&model, &request).map_err(|e| in_file(e, args))?;
+    let mut done = quantize(&model, &request).map_err(|e| in_file(e, args))?;
     if amax::calibrate::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }

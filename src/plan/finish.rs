@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
-use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight};
+use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Token, Weight};
 use crate::config::SiteKind;
 use crate::config::rules::Resolved;
 use crate::config::spec::{Dtype, Field};
@@ -49,6 +49,13 @@ impl Planner<'_> {
                 }
             }
         }
+        let read = |(&node, &(input, eps)): (&NodeId, &(usize, f32))| {
+            let planned = weights.iter().any(|w| w.at.node == self.slot(node, 0).node);
+            planned.then(|| Token { site: self.site(node, SiteKind::Input), at: self.slot(node, input), eps })
+        };
+        let mut ordered: Vec<_> = self.tokens.iter().collect();
+        ordered.sort_by_key(|(node, _)| nodes.iter().position(|n| n == *node));
+        let tokens: Vec<Token> = ordered.into_iter().filter_map(read).collect();
         let splits = super::constants::splits(&weights);
         let skipped = self.skipped(nodes, &weights, &biases);
         let opset = self.needed(opset, &self.pairs, &weights)?;
@@ -60,6 +67,7 @@ impl Planner<'_> {
             weights,
             biases,
             sums,
+            tokens,
             splits,
             skipped,
         };
@@ -404,7 +412,8 @@ impl Planner<'_> {
 
     /// The sites that the plan quantizes.
     fn planned(&self, plan: &Plan) -> BTreeSet<(NodeId, SiteKind)> {
-        let mut planned = BTreeSet::new();
+        let mut planned: BTreeSet<(NodeId, SiteKind)> =
+            self.tokens.keys().map(|&node| (node, SiteKind::Input)).collect();
         for (&value, want) in &self.wants {
             for ((node, _), _) in &want.reads {
                 planned.insert((*node, SiteKind::Input));

@@ -62,6 +62,9 @@ pub struct Plan {
     /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sums: Vec<String>,
+    /// Inputs that get a scale for each token, in operators.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<Token>,
     /// Constants that are stored more than once, since their readers want them in different formats.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub splits: Vec<Split>,
@@ -212,6 +215,18 @@ impl Quantizer {
         }
         words.join(", ")
     }
+}
+
+/// An input that is fake quantized to int8, asymmetric, with a scale for each token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// `<node>.input`.
+    pub site: String,
+    /// Which input of which node.
+    pub at: Slot,
+    /// The least scale.
+    pub eps: f32,
 }
 
 /// A constant that is stored more than once.

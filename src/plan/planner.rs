@@ -7,7 +7,7 @@ use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field, Form};
+use crate::config::spec::{Dtype, Field, Form, Share};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
@@ -29,6 +29,8 @@ pub struct Veto {
 pub struct Knowledge {
     /// Whether there are samples; without, activations stay float unless their range is given or found at run time.
     pub calibrated: bool,
+    /// Whether scales for each token may be written as operators; otherwise they are refused.
+    pub tokens: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
 }
@@ -68,6 +70,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         notes: BTreeMap::new(),
         reasons: BTreeMap::new(),
         wants: BTreeMap::new(),
+        tokens: BTreeMap::new(),
         pairs: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
@@ -139,6 +142,8 @@ pub(super) struct Planner<'a> {
     /// Why a node that might have been quantized is not.
     pub(super) reasons: BTreeMap<NodeId, String>,
     pub(super) wants: BTreeMap<ValueId, Want>,
+    /// The input of a node that gets a scale for each token, and the least scale.
+    pub(super) tokens: BTreeMap<NodeId, (usize, f32)>,
     /// The pairs that serve them, once these are made.
     pub(super) pairs: BTreeMap<String, Activation>,
 }
@@ -200,7 +205,7 @@ impl Planner<'_> {
         for &node in nodes {
             let Some(row) = ops::of(self.model, node) else { continue };
             for kind in [SiteKind::Input, SiteKind::Output] {
-                if !self.ask(node, kind).is_off() {
+                if !self.ask(node, kind).is_off() && !self.per_token(node, kind) {
                     self.activation(node, kind, self.ask(node, kind)).map(drop).or_else(fit)?;
                 }
             }
@@ -210,6 +215,13 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether an input is to get a scale for each token, and may.
+    fn per_token(&self, node: NodeId, kind: SiteKind) -> bool {
+        let spec = &self.ask(node, kind).spec;
+        let asked = spec.granularity == Some(Share::PerToken) && spec.dynamic == Some(true);
+        self.knowledge.tokens && kind == SiteKind::Input && asked
     }
 
     /// How an activation is quantized at a site, and whether at run time.
@@ -487,6 +499,20 @@ impl Planner<'_> {
         if let Some(why) = self.off(node, SiteKind::Input) {
             return no(why);
         }
+        if self.per_token(node, SiteKind::Input) {
+            let site = self.site(node, SiteKind::Input);
+            let ask = self.ask(node, SiteKind::Input).clone();
+            let eps = match self.reader(&site, SiteKind::Input, &ask).per_token() {
+                Ok(eps) => eps,
+                Err(Refusal::Wrong(error)) => return Err(error),
+                Err(Refusal::Unfit(why)) => return no(why),
+            };
+            if let (&[index], Some(1)) = (data, weight) {
+                self.tokens.insert(node, (index, eps));
+                return no("its input has a scale for each token, and is computed in float".to_owned());
+            }
+            return no("its input has no tokens".to_owned());
+        }
         let ask = self.ask(node, SiteKind::Input).clone();
         let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
         if let Some(form) = stored.filter(|f| weight.is_some() && self.target.forms.contains(f)) {
@@ -599,7 +625,7 @@ impl Planner<'_> {
         }
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
-        if self.is_forced(node, SiteKind::Input) {
+        if self.is_forced(node, SiteKind::Input) && !self.per_token(node, SiteKind::Input) {
             let inputs = self.model.node(node).inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
             let data: Vec<(usize, ValueId)> = inputs
                 .filter(|&(i, v)| {

@@ -192,7 +192,11 @@ impl Reader<'_> {
         let share = spec.granularity.unwrap_or(Share::PerTensor);
         if share == Share::PerToken {
             return if dynamic {
-                self.wrong(Field::Granularity, "scales per token are not implemented yet", "per-tensor is")
+                self.wrong(
+                    Field::Granularity,
+                    "scales per token are written by `amax prepare` alone so far",
+                    "per-tensor is",
+                )
             } else {
                 self.wrong(Field::Granularity, "scales per token are found at run time", "add dynamic = true")
             };
@@ -228,6 +232,34 @@ impl Reader<'_> {
             return Ok((Quantizer::new(Format::Uint8, false, Granularity::PerTensor), true));
         }
         Ok((quantizer, false))
+    }
+
+    /// The least scale of an activation that has one for each token.
+    pub(super) fn per_token(&self) -> Outcome<f32> {
+        let spec = self.spec();
+        if spec.dtype != Some(Dtype::Int8) {
+            return self.wrong(Field::Dtype, "scales per token are for int8", "set dtype = \"int8\"");
+        }
+        if spec.symmetric != Some(false) {
+            let message = "symmetric scales per token are not implemented";
+            return self.wrong(Field::Symmetric, message, "set symmetric = false");
+        }
+        let differs = [
+            (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
+            (Field::ScaleType, spec.scale_type.is_some_and(|s| s != crate::config::spec::ScaleType::Float)),
+            (Field::ScaleDtype, spec.scale_dtype.is_some_and(|s| s != ScaleDtype::Float32)),
+            (Field::NarrowRange, spec.narrow_range == Some(true)),
+            (Field::ReduceRange, spec.reduce_range == Some(true)),
+            (Field::Round, spec.round.is_some_and(|r| r != Round::HalfEven)),
+        ];
+        for (field, differs) in differs {
+            if differs && self.asked(field, Field::Granularity) {
+                let message = "a scale per token goes from minimum to maximum, over -128 to 127";
+                return self.wrong(field, message, "leave it out");
+            }
+        }
+        let eps = spec.eps.map_or(f32::MIN_POSITIVE, |eps| eps as f32);
+        Ok(eps.max(f32::MIN_POSITIVE))
     }
 
     /// `DynamicQuantizeLinear` makes uint8 with a zero point, from the smallest to the largest value, and nothing else.

@@ -23,16 +23,9 @@ impl Evaluate for NoRuntime {
 
 fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
     let target = Target::load("ort-cpu").unwrap();
-    convert(
-        model,
-        &Request {
-            into,
-            accuracy_level: 4,
-            target: &target,
-            evaluate: &NoRuntime,
-            after: &|_, _, _| Ok(ControlFlow::Continue(())),
-        },
-    )
+    let after: &dyn Fn(&Model, &str, &amax::passes::Outcome) -> amax::Result<ControlFlow<()>> =
+        &|_, _, _| Ok(ControlFlow::Continue(()));
+    convert(model, &Request { into, accuracy_level: 4, switches: &[], target: &target, evaluate: &NoRuntime, after })
 }
 
 const BITS: [(Format, usize); 6] = [

@@ -21,6 +21,7 @@ mod passes;
 mod pipeline;
 mod plan;
 mod postprocess;
+mod qat;
 mod roundtrip;
 mod runtime;
 mod samples;

@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan", "solve"],
     &["passes"],
     &["runtime"],
-    &["calibrate", "compare", "report", "sensitivity"],
+    &["calibrate", "compare", "proof", "report", "sensitivity"],
     &["convert", "rewrite", "cli", "main", "lib"],
 ];
 
