@@ -263,7 +263,9 @@ fn said(message: &str) -> Error {
         Error::new(Kind::Config, format!("unknown {what} \"{key}\": what can stand here is {}", valid.join(", ")));
     let lower = key.to_lowercase();
     let bits = lower.trim_start_matches('u').strip_prefix("int").filter(|_| valid.contains(&"int4"));
-    if let Some(bits) = bits.and_then(|bits| bits.parse::<u8>().ok()).filter(|bits| (3..16).contains(bits)) {
+    if let Some(bits) =
+        bits.and_then(|bits| bits.parse::<u8>().ok()).filter(|bits| (3..16).contains(bits) && ![4, 8].contains(bits))
+    {
         return unknown.with_hint(format!(
             "ONNX has no integers of {bits} bits, and no runtime takes them: 2, 4, 8 and 16 are there"
         ));
