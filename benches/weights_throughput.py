@@ -53,7 +53,7 @@ def commands(source, folder):
 STARTER = """
 import json, os, sys, time
 start = time.perf_counter()
-pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
 _, status, usage = os.wait4(pid, 0)
 wall = time.perf_counter() - start
 cpu = usage.ru_utime + usage.ru_stime
@@ -65,7 +65,7 @@ def measure(command):
     """Wall seconds, CPU seconds and peak MB of a process."""
     starter = [sys.executable, "-S", "-c", STARTER, *(str(part) for part in command)]
     done = subprocess.run(starter, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    status, *figures = json.loads(done.stdout.splitlines()[-1])
+    status, *figures = json.loads(done.stdout)
     if status:
         raise RuntimeError(f"{' '.join(map(str, command))[:200]}\n{done.stderr[-2000:]}")
     return figures

@@ -264,9 +264,11 @@ impl<'a> Decided<'a> {
         loop {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
-                let go_on = || match self.request.progress.interrupted() {
-                    true => Err(Error::new(Kind::Interrupted, "interrupted; nothing was written")),
-                    false => Ok(()),
+                let go_on = || {
+                    if self.request.progress.interrupted() {
+                        return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+                    }
+                    Ok(())
                 };
                 let statistics = Some(&self.statistics);
                 self.solution = solve_while(self.model, &self.plan, statistics, &mut self.solved, &go_on)?;

@@ -174,7 +174,9 @@ fn what_is_being_written_has_no_name_and_can_be_given_up() {
         file::save_unless(&model, &path, &options, &watch).unwrap();
         let files = names_in(folder.path());
         assert_eq!(files.len(), if external == External::Always { 2 } else { 1 });
-        files.iter().for_each(|name| fs::remove_file(folder.path().join(name)).unwrap());
+        for name in files {
+            fs::remove_file(folder.path().join(name)).unwrap();
+        }
         for last in 1..asked.get() {
             let left = Cell::new(last);
             let watch = || {
@@ -263,7 +265,7 @@ fn transposed_layers(count: usize, folder: &Path) {
         ..ValueInfoProto::default()
     };
     graph.input.push(port("h0".into(), 2048));
-    graph.output.push(port(format!("h{count}"), if count % 2 == 0 { 2048 } else { 4096 }));
+    graph.output.push(port(format!("h{count}"), if count.is_multiple_of(2) { 2048 } else { 4096 }));
     let model = ModelProto {
         ir_version: Some(10),
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(21) }],

@@ -91,6 +91,7 @@ fn page_size() -> usize {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use std::io::Write;
 

@@ -68,7 +68,7 @@ impl Staged {
                 builder.prefix(&prefix).suffix(".tmp");
                 let named = builder.make_in(folder_of(path), |name| link(&file, name));
                 let named = named.map_err(|e| fail(super::without_path(e)))?;
-                named.persist(path).map(|_| ()).map_err(|e| fail(e.error))
+                named.persist(path).map_err(|e| fail(e.error))
             }
             Kept::Named(file) => file.persist(path).map(|_| ()).map_err(|e| fail(e.error)),
         }
