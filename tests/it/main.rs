@@ -21,6 +21,7 @@ mod postprocess;
 mod roundtrip;
 mod runtime;
 mod samples;
+mod scales;
 #[cfg(feature = "tract")]
 mod segments;
 mod snapshot;

@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan", "solve"],
     &["passes"],
     &["runtime"],
-    &["calibrate", "compare", "report", "sensitivity"],
+    &["calibrate", "compare", "report", "scales", "sensitivity"],
     &["rewrite", "cli", "main", "lib"],
 ];
 
@@ -204,7 +204,7 @@ fn no_snapshot_is_left_over() {
 fn the_readme_names_every_flag() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     for command in
-        ["rewrite", "inspect", "plan", "explain", "calibrate", "merge", "compare", "presets", "config import"]
+        ["rewrite", "inspect", "plan", "explain", "calibrate", "merge", "compare", "presets", "scales", "config import"]
     {
         let words = command.split(' ').chain(["--help"]);
         let help = Command::new(env!("CARGO_BIN_EXE_amax")).args(words).output().unwrap();
