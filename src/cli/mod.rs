@@ -11,6 +11,7 @@ pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
+pub(crate) mod scales;
 mod summary;
 
 use std::collections::BTreeMap;

@@ -79,8 +79,11 @@ impl Planner<'_> {
                 }
                 Role::Data if kind == Kindness::WeightOnly => {}
                 Role::Data => {
-                    let (quantizer, _) =
-                        settle(self.activation(node, SiteKind::Input, self.ask(node, SiteKind::Input)))?;
+                    let (quantizer, _) = settle(self.activation(
+                        node,
+                        SiteKind::Input,
+                        &self.ask_of(value, self.ask(node, SiteKind::Input)),
+                    ))?;
                     weights.push(Weight {
                         site: self.site(node, SiteKind::Input),
                         at: self.slot(node, index),

@@ -6,9 +6,9 @@ use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
 use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Token, Weight};
-use crate::config::SiteKind;
 use crate::config::rules::Resolved;
 use crate::config::spec::{Dtype, Field};
+use crate::config::{SiteKind, Spec, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -393,15 +393,16 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// So are numbers by hand for a tensor that stays float.
+    /// So is what is said of a tensor that stays float.
     fn refuse_idle_numbers(&self, plan: &Plan) -> Result<()> {
-        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| t.range.is_some() || t.scale.is_some()) {
+        let says = |t: &ByHand| !t.optional && (t.range.is_some() || t.scale.is_some() || t.spec() != Spec::default());
+        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| says(t)) {
             let used = by_hand.enable != Some(false)
                 && (plan.activations.iter().any(|(pair, a)| a.tensor.as_ref().unwrap_or(pair) == name)
                     || plan.weights.iter().any(|w| w.tensor == *name));
             if !used {
                 let error =
-                    self.config.error(&format!("tensor.{name}"), "numbers are given for a tensor that stays float");
+                    self.config.error(&format!("tensor.{name}"), "it says how a tensor is quantized that stays float");
                 return Err(error.at_value(name).with_hint(format!(
                     "remove [tensor.\"{name}\"]; `amax explain MODEL '{name}'` says why it stays float"
                 )));

@@ -176,6 +176,15 @@ impl Planner<'_> {
         &self.sites[&node][index]
     }
 
+    /// The same with what is said of the tensor there by its name.
+    pub(super) fn ask_of(&self, value: ValueId, ask: &Resolved) -> Resolved {
+        let mut ask = ask.clone();
+        if let Some(said) = self.rules.tensor(self.model.value(value).name()) {
+            ask.strengthen(&said);
+        }
+        ask
+    }
+
     pub(super) fn reader<'r>(&'r self, site: &'r str, kind: SiteKind, resolved: &'r Resolved) -> Reader<'r> {
         Reader { rules: &self.rules, target: self.target, site, kind, resolved }
     }
@@ -246,9 +255,9 @@ impl Planner<'_> {
         let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
         let shape = Shape { dims: &dims, layout, kernel: kernel && self.target.placement != Placement::Everywhere };
         let value = self.model.node(node).input(index);
-        let quantizer = self
-            .reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, self.ask(node, SiteKind::Weight))
-            .weight(&shape)?;
+        let ask = self.ask(node, SiteKind::Weight);
+        let ask = value.map_or_else(|| ask.clone(), |value| self.ask_of(value, ask));
+        let quantizer = self.reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, &ask).weight(&shape)?;
         self.by_hand(value, quantizer).map_err(Refusal::Wrong)
     }
 
@@ -298,7 +307,7 @@ impl Planner<'_> {
     /// what is asked for there.
     pub(super) fn output_site(&self, node: NodeId) -> Option<(ValueId, Resolved)> {
         let output = self.model.node(node).output(0)?;
-        let ask = self.ask(node, SiteKind::Output).clone();
+        let ask = self.ask_of(output, self.ask(node, SiteKind::Output));
         let [User::Node { node: next, input: 0 }] = self.model.value(output).users() else {
             return Some((output, ask));
         };
@@ -307,6 +316,9 @@ impl Planner<'_> {
         }
         let mut both = ask.clone();
         both.strengthen(self.ask(*next, SiteKind::Output));
+        if let Some(&value) = self.model.node(*next).outputs().iter().flatten().next() {
+            both = self.ask_of(value, &both);
+        }
         if !self.absorbs(*next, &both) {
             return Some((output, ask));
         }
@@ -655,14 +667,16 @@ impl Planner<'_> {
         Some(dims[axis])
     }
 
-    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), read: Read) {
+    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), mut read: Read) {
+        read.ask = self.ask_of(value, &read.ask);
         let reads = &mut self.wants.entry(value).or_default().reads;
         if reads.iter().all(|(s, _)| *s != slot) {
             reads.push((slot, read));
         }
     }
 
-    pub(super) fn make(&mut self, value: ValueId, made: Made) {
+    pub(super) fn make(&mut self, value: ValueId, mut made: Made) {
+        made.ask = self.ask_of(value, &made.ask);
         self.wants.entry(value).or_default().made.get_or_insert(made);
     }
 

@@ -351,7 +351,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
     config.switch("--enable", "a", true).unwrap();
     let rules = rules(&config);
     let mut out = String::new();
-    for step in rules.chain("a", "Conv", SiteKind::Weight, false).iter().skip(1) {
+    for step in rules.chain("a", "Conv", SiteKind::Weight, false, "w").iter().skip(1) {
         let _ = write!(out, "{}:", rules.all()[step.rule].label);
         for (field, before, after) in &step.changes {
             let _ = write!(out, " {} {} -> {after}", field.name(), before.as_deref().unwrap_or("none"));

@@ -25,6 +25,7 @@ mod qat;
 mod roundtrip;
 mod runtime;
 mod samples;
+mod scales;
 #[cfg(feature = "tract")]
 mod segments;
 mod snapshot;
