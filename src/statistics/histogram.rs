@@ -5,7 +5,7 @@
 //! it is a lower one: a bin is at most 1/1024 of the largest magnitude wide, and at most 1/512 of its own values (of the
 //! smallest normal number, for subnormal ones). So whatever range is chosen, there are four bins or more to a step of
 //! eight bits in it: one huge outlier, or the constant of an attention mask, costs nothing. Values that span twenty
-//! octaves on both sides of zero take 90 kB.
+//! octaves on both sides of zero take 20 to 90 kB.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
 //! of the multiset of values alone, whatever their order, their grouping, or how parts were merged.
@@ -50,12 +50,15 @@ struct Octave {
     counts: Counts,
 }
 
-/// Counts, as wide as the largest of them needs: they only ever grow, so that equal counts have one form.
+/// Counts, as wide as the largest of them needs: they only ever grow, so that equal counts have one form. Most octaves are
+/// low ones, where few values are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<u64>", into = "Vec<u64>")]
 enum Counts {
-    Narrow(Vec<u32>),
-    Wide(Vec<u64>),
+    Bits8(Vec<u8>),
+    Bits16(Vec<u16>),
+    Bits32(Vec<u32>),
+    Bits64(Vec<u64>),
 }
 
 /// A range of values and how many fell into it.
@@ -249,40 +252,53 @@ impl Histogram {
 
 impl Counts {
     fn zeros(len: usize) -> Self {
-        Self::Narrow(vec![0; len])
+        Self::Bits8(vec![0; len])
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::Narrow(counts) => counts.len(),
-            Self::Wide(counts) => counts.len(),
+            Self::Bits8(counts) => counts.len(),
+            Self::Bits16(counts) => counts.len(),
+            Self::Bits32(counts) => counts.len(),
+            Self::Bits64(counts) => counts.len(),
         }
     }
 
     fn iter(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + '_ {
         (0..self.len()).map(|bin| match self {
-            Self::Narrow(counts) => u64::from(counts[bin]),
-            Self::Wide(counts) => counts[bin],
+            Self::Bits8(counts) => counts[bin].into(),
+            Self::Bits16(counts) => counts[bin].into(),
+            Self::Bits32(counts) => counts[bin].into(),
+            Self::Bits64(counts) => counts[bin],
         })
     }
 
     #[inline]
     fn add(&mut self, bin: usize, more: u64) {
-        match self {
-            Self::Narrow(counts) => match u32::try_from(u64::from(counts[bin]).saturating_add(more)) {
-                Ok(sum) => counts[bin] = sum,
-                Err(_) => self.widen(bin, more),
-            },
-            Self::Wide(counts) => counts[bin] += more,
+        let fits = match self {
+            Self::Bits8(counts) => grow(&mut counts[bin], more),
+            Self::Bits16(counts) => grow(&mut counts[bin], more),
+            Self::Bits32(counts) => grow(&mut counts[bin], more),
+            Self::Bits64(counts) => grow(&mut counts[bin], more),
+        };
+        if !fits {
+            self.widen(bin, more);
         }
     }
 
     #[cold]
     fn widen(&mut self, bin: usize, more: u64) {
         let mut counts: Vec<u64> = self.iter().collect();
-        counts[bin] += more;
-        *self = Self::Wide(counts);
+        counts[bin] = counts[bin].saturating_add(more);
+        *self = Self::from(counts);
     }
+}
+
+/// Adds to a count, unless it is too narrow for the sum.
+#[inline]
+fn grow<T: Copy + Into<u64> + TryFrom<u64>>(count: &mut T, more: u64) -> bool {
+    let sum = T::try_from((*count).into().saturating_add(more));
+    sum.map(|sum| *count = sum).is_ok()
 }
 
 impl FromIterator<u64> for Counts {
@@ -293,9 +309,12 @@ impl FromIterator<u64> for Counts {
 
 impl From<Vec<u64>> for Counts {
     fn from(counts: Vec<u64>) -> Self {
-        match counts.iter().map(|&count| u32::try_from(count)).collect() {
-            Ok(narrow) => Self::Narrow(narrow),
-            Err(_) => Self::Wide(counts),
+        let narrow = counts.iter();
+        match counts.iter().max() {
+            Some(0x1_0000_0000..) => Self::Bits64(counts),
+            Some(0x1_0000..) => Self::Bits32(narrow.map(|&c| c as u32).collect()),
+            Some(0x100..) => Self::Bits16(narrow.map(|&c| c as u16).collect()),
+            _ => Self::Bits8(narrow.map(|&c| c as u8).collect()),
         }
     }
 }

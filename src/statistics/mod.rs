@@ -225,15 +225,14 @@ impl SiteStatistics {
 
     fn add(&mut self, index: u32, finite: &[f32], scan: &scan::Scan) {
         let range = (!finite.is_empty()).then_some(Range { min: scan.min, max: scan.max });
-        let (sum, sum_squares) = scan::sums(finite);
         self.count += finite.len() as u64;
         self.range = union(self.range, range);
         self.histogram.add(finite, scan);
         let record = self.record(index);
         record.count += finite.len() as u64;
         record.range = union(record.range, range);
-        record.sum += sum;
-        record.sum_squares += sum_squares;
+        record.sum += scan.sum;
+        record.sum_squares += scan.squares;
     }
 
     fn record(&mut self, index: u32) -> &mut SampleRecord {
