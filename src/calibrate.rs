@@ -215,7 +215,7 @@ impl Observation<'_> {
                 ..estimate
             });
         }
-        let every_site: Arc<[usize]> = (0..sites.len()).collect();
+        let every_site: Arc<[Option<usize>]> = (0..sites.len()).map(Some).collect();
         let saved = Mutex::new(Instant::now());
         progress.start("calibrate", order.len() as u64);
         let ran = run(
@@ -523,13 +523,13 @@ impl Shared {
 /// One thread's view of the sites.
 struct Watch {
     shared: Arc<Shared>,
-    /// Which of the shared sites each observed one is.
-    sites: Arc<[usize]>,
+    /// Which of the shared sites each observed one is, if any.
+    sites: Arc<[Option<usize>]>,
     sample: AtomicUsize,
 }
 
 impl Watch {
-    fn new(shared: &Arc<Shared>, sites: &Arc<[usize]>) -> Self {
+    fn new(shared: &Arc<Shared>, sites: &Arc<[Option<usize>]>) -> Self {
         Self { shared: shared.clone(), sites: sites.clone(), sample: AtomicUsize::new(0) }
     }
 }
@@ -537,7 +537,9 @@ impl Watch {
 impl Observe for Watch {
     fn see(&self, site: usize, values: &[f32], shape: &[usize]) {
         let index = self.sample.load(Ordering::Relaxed) as u32;
-        lock(&self.shared.states[self.sites[site]].1).observe_tensor(index, shape, values);
+        if let Some(site) = self.sites[site] {
+            lock(&self.shared.states[site].1).observe_tensor(index, shape, values);
+        }
     }
 }
 

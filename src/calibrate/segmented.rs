@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::memory::{Estimate, Share, UNLIMITED, largest, too_low};
 use super::{Checkpoint, Observation, Shared, Watch, lock, run};
 use crate::error::{Error, Result};
-use crate::ir::Model;
+use crate::ir::{Model, ValueId};
 use crate::onnx::DataType;
 use crate::runtime::segments::{self, Segment};
 use crate::runtime::{Carried, Footprint, Observe, Sample, Session};
@@ -41,6 +41,7 @@ impl Observation<'_> {
             limit: memory.limit,
         });
         let own = observed(model, &segments, &sites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>());
+        let constant = constant(model);
         let mut types: BTreeMap<String, DataType> = BTreeMap::new();
         let mut silent: BTreeMap<String, String> = BTreeMap::new();
         let together = order.chunks(TOGETHER);
@@ -56,7 +57,7 @@ impl Observation<'_> {
                 if together.len() > 1 {
                     step = format!("part {}/{}, {step}", part + 1, together.len());
                 }
-                let stage = Stage { segment, own, carried: &carried, share, fixed, step };
+                let stage = Stage { segment, own, constant: &constant, carried: &carried, share, fixed, step };
                 self.run_segment(shared, some, &stage, &mut types, &mut silent)?;
             }
             {
@@ -100,7 +101,8 @@ impl Observation<'_> {
             return Err(too_low("the weights of one segment and the tensors of one sample", needed, limit));
         };
         let found: Mutex<BTreeMap<String, DataType>> = Mutex::default();
-        let which: Arc<[usize]> = stage.own.into();
+        let shown = |&site: &usize| (!stage.constant.contains(sites[site].name.as_str())).then_some(site);
+        let which: Arc<[Option<usize>]> = stage.own.iter().map(shown).collect();
         progress.start(&stage.step, order.len() as u64);
         run(
             order,
@@ -124,6 +126,9 @@ impl Observation<'_> {
         )?;
         types.append(&mut lock(&found));
         silent.extend(session.unobserved());
+        for name in names.into_iter().filter(|name| stage.constant.contains(name.as_str())) {
+            silent.entry(name).or_insert_with(|| "it is constant".to_owned());
+        }
         progress.finish();
         Ok(())
     }
@@ -134,6 +139,8 @@ struct Stage<'a> {
     segment: &'a Segment,
     /// The sites that it shows.
     own: &'a [usize],
+    /// What the model as a whole does not show, because shapes decide it.
+    constant: &'a BTreeSet<&'a str>,
     carried: &'a Carried,
     share: Share,
     /// Bytes of everything but weights and samples.
@@ -173,6 +180,23 @@ fn same_type(types: &mut BTreeMap<String, DataType>, name: &str, dtype: DataType
         }
         _ => Ok(()),
     }
+}
+
+/// Tensors that are the same in all samples of one shape. Beyond a cut the runtime cannot see that.
+fn constant(model: &Model) -> BTreeSet<&str> {
+    let mut found: BTreeSet<ValueId> = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for &id in model.graph(model.main()).nodes() {
+        let (node, reads) = (model.node(id), model.reads(id));
+        let random = ["Random", "Multinomial", "Bernoulli"].iter().any(|op| node.op_type().starts_with(op));
+        let known = |value| model.constant(value).is_some() || found.contains(&value);
+        let shape = matches!(node.op_type(), "Shape" | "Size");
+        if shape || !random && !reads.is_empty() && reads.into_iter().all(known) {
+            found.extend(node.outputs().iter().flatten());
+            names.extend(node.outputs().iter().flatten().map(|&value| model.value(value).name()));
+        }
+    }
+    names
 }
 
 /// For each segment, which of the sites it shows: what it makes, and what goes into it that no earlier one shows.
