@@ -185,7 +185,7 @@ impl Observation<'_> {
             return Err(Error::new(Kind::Usage, format!("the runtime {} keeps to no memory limit", runtime.name()))
                 .with_hint("drop the limit, or run in tract"));
         }
-        let shared = Arc::new(Shared::new(sites, start)?);
+        let shared = Arc::new(Shared::new(sites, start, indices.len())?);
         let left: Vec<usize> = {
             let statistics = lock(&shared.rest);
             indices.iter().copied().filter(|&i| statistics.ran.binary_search(&(i as u32)).is_err()).collect()
@@ -200,13 +200,11 @@ impl Observation<'_> {
         let mut threads = threads.min(order.len()).max(1);
         if let Some(estimate) = memory::estimate(&session, samples, &order, share.is_some())? {
             if let Some(share) = share {
-                match share.threads(&estimate, threads) {
-                    Some(some) => threads = some,
-                    None => {
-                        drop(session);
-                        return self.run_segments(&shared, &order, share);
-                    }
-                }
+                let Some(some) = share.threads(&estimate, threads) else {
+                    drop(session);
+                    return self.run_segments(&shared, &order, share);
+                };
+                threads = some;
             }
             progress.memory(&Estimate {
                 threads,
@@ -472,7 +470,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(sites: &[Site], mut start: Statistics) -> Result<Self> {
+    /// States for `samples` samples, those of `start` among them.
+    fn new(sites: &[Site], mut start: Statistics, samples: usize) -> Result<Self> {
         let known: BTreeSet<&str> = start.sites.keys().chain(start.unobserved.keys()).map(String::as_str).collect();
         let asked: BTreeSet<&str> = sites.iter().map(|s| s.name.as_str()).collect();
         if !start.ran.is_empty() && known != asked {
@@ -482,7 +481,9 @@ impl Shared {
         let mut found = std::mem::take(&mut start.sites);
         let mut state = |site: &Site| {
             let fresh = || site.channels.map_or_else(SiteStatistics::new, SiteStatistics::per_channel);
-            (site.name.clone(), Mutex::new(found.remove(&site.name).unwrap_or_else(fresh)))
+            let mut state = found.remove(&site.name).unwrap_or_else(fresh);
+            state.reserve(samples);
+            (site.name.clone(), Mutex::new(state))
         };
         Ok(Self { states: sites.iter().map(&mut state).collect(), rest: Mutex::new(start), gate: RwLock::default() })
     }

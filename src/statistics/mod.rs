@@ -188,6 +188,11 @@ impl SiteStatistics {
         Self { channels: Some(channels), ..Self::default() }
     }
 
+    /// Makes room for the records of `samples` samples, so that memory is not left in pieces where they come one by one.
+    pub fn reserve(&mut self, samples: usize) {
+        self.samples.reserve_exact(samples.saturating_sub(self.samples.len()));
+    }
+
     /// Adds values that sample `index` gave. A sample may give several slices; its sums then depend, in their last
     /// bits, on where it was cut, and nothing else does.
     pub fn observe(&mut self, index: u32, values: &[f32]) {

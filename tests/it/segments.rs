@@ -106,6 +106,7 @@ impl Writer {
 
 /// Blocks of attention and MLP over sequences of any length. The shape of the heads is computed once, and every block
 /// reads it.
+#[allow(clippy::many_single_char_names, reason = "as papers call them")]
 fn transformer(blocks: usize) -> Model {
     let mut model = Model::new("transformer", 8, 17);
     let main = model.main();

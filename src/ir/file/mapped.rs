@@ -48,6 +48,8 @@ pub fn release(bytes: &[u8]) {
     {
         // Below this the calls cost more than the memory is worth.
         const LEAST: usize = 1 << 18;
+        // Pages of 64 KiB are the largest in use, and a multiple of the others.
+        const PAGE: usize = 1 << 16;
         if bytes.len() < LEAST {
             return;
         }
@@ -56,8 +58,6 @@ pub fn release(bytes: &[u8]) {
         if !maps.iter().any(|map| map.start <= wanted.start && wanted.end <= map.end) {
             return;
         }
-        // Pages of 64 KiB are the largest in use, and a multiple of the others.
-        const PAGE: usize = 1 << 16;
         let (start, end) = (wanted.start.next_multiple_of(PAGE), wanted.end / PAGE * PAGE);
         if start < end {
             let first = bytes[start - wanted.start..].as_ptr();
@@ -74,6 +74,7 @@ pub fn release(bytes: &[u8]) {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use std::io::Write;
 
