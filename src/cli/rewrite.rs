@@ -153,7 +153,7 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
         statistics: statistics.as_ref(),
         runtime: args.runtime,
         threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), segment: None },
+        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
         progress: console,
         evaluate: &amax::runtime::TractEvaluate,
         passes: passes.as_deref(),
