@@ -362,6 +362,8 @@ impl Planner<'_> {
         for (index, input) in at.inputs().iter().enumerate() {
             let Some(input) = *input else { continue };
             match row.role(index) {
+                // Of the two weights of a recurrent operator the first stands for both.
+                Role::Weight(ops::Channel::Gates) if weight.is_some() && self.model.constant(input).is_some() => {}
                 Role::Weight(_) if self.model.constant(input).is_some() => {
                     if weight.replace(index).is_some() {
                         return Err("both operands are constant".into());

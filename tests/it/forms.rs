@@ -302,3 +302,25 @@ fn the_planner_takes_the_form_that_fits() {
     );
     ort("[default.weight]\nform = \"matmulnbit\"", "error: …");
 }
+
+/// Both weights of a recurrent operator are stored where that is asked for, a scale for each row of its gates.
+#[test]
+fn weights_of_recurrent_operators_are_stored_when_asked_for() {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\nnet (float[3,1,2] x) => (float[3,1,1,2] y) <float[1,6,2] w = {{{}}}, float[1,6,2] r = {{{}}}> {{\n  [gru] y = GRU <hidden_size = 2> (x, w, r)\n}}",
+        row(12),
+        row(12)
+    );
+    let model = parse(&text).unwrap();
+    let planned = |text: &str| {
+        let config = amax::config::Config::parse(text).unwrap();
+        let knowledge = amax::plan::Knowledge::default();
+        amax::plan::plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge).unwrap().weights
+    };
+    assert_eq!(planned("preset = \"w8\"").len(), 0);
+    let weights = planned("preset = \"w8\"\n[op_type.GRU]\nweight.enable = true");
+    let found: Vec<_> = weights.iter().map(|w| (w.tensor.as_str(), w.quantizer.granularity, w.form)).collect();
+    let rows = Granularity::PerChannel { axis: 1 };
+    assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)]);
+}
