@@ -57,8 +57,6 @@ pub fn release(bytes: &[u8]) {
     {
         // Below this the calls cost more than the memory is worth.
         const LEAST: usize = 1 << 18;
-        // Pages of 64 KiB are the largest in use, and a multiple of the others.
-        const PAGE: usize = 1 << 16;
         if bytes.len() < LEAST {
             return;
         }
