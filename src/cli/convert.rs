@@ -55,7 +55,7 @@ pub(crate) struct Args {
     /// Prove that the result is the same: every folded constant number for number, and the outputs on samples.
     #[arg(long)]
     check: bool,
-    /// Samples for --check: as for `rewrite`; without, the file beside the model, or random ones.
+    /// Samples for --check, as for `rewrite`; without, the file beside the model, or random ones.
     #[arg(long, value_name = "PATH", requires = "check")]
     calib: Option<String>,
     #[command(flatten)]

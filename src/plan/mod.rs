@@ -25,6 +25,7 @@ mod planner;
 mod site;
 mod skips;
 mod spread;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -7,7 +7,7 @@ use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field, Form, Share};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
@@ -82,7 +82,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     }
     match target.placement {
         Placement::Inputs => {
-            if target.residual == Residual::Shortcut && knowledge.calibrated {
+            if target.residual == Residual::Shortcut {
                 let depths = planner.depths(&nodes);
                 for &node in &nodes {
                     planner.shortcut(node, &depths);
@@ -224,13 +224,6 @@ impl Planner<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Whether an input is to get a scale for each token, and may.
-    fn per_token(&self, node: NodeId, kind: SiteKind) -> bool {
-        let spec = &self.ask(node, kind).spec;
-        let asked = spec.granularity == Some(Share::PerToken) && spec.dynamic == Some(true);
-        self.knowledge.tokens && kind == SiteKind::Input && asked
     }
 
     /// How an activation is quantized at a site, and whether at run time.
@@ -514,18 +507,7 @@ impl Planner<'_> {
             return no(why);
         }
         if self.per_token(node, SiteKind::Input) {
-            let site = self.site(node, SiteKind::Input);
-            let ask = self.ask(node, SiteKind::Input).clone();
-            let eps = match self.reader(&site, SiteKind::Input, &ask).per_token() {
-                Ok(eps) => eps,
-                Err(Refusal::Wrong(error)) => return Err(error),
-                Err(Refusal::Unfit(why)) => return no(why),
-            };
-            if let (&[index], Some(1)) = (data, weight) {
-                self.tokens.insert(node, (index, eps));
-                return no("its input has a scale for each token, and is computed in float".to_owned());
-            }
-            return no("its input has no tokens".to_owned());
+            return self.token(node, data, weight).map(|why| Err(NotInteger::WeightOnly(why)));
         }
         let ask = self.ask(node, SiteKind::Input).clone();
         let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));

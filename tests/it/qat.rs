@@ -514,6 +514,10 @@ fn what_torchao_refuses_is_refused() {
     check(&[fits, "op_type.MatMul.input.dtype=uint8"], Line::Prepare, "scales per token are for int8");
     check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are found at run time");
     check(&[fits, "op_type.MatMul.weight.granularity=per-token"], Line::Prepare, "no tokens");
-    check(&["op_type.MatMul.weight.granularity=per-channel", fits], Line::Prepare, "no group size");
+    check(
+        &["op_type.MatMul.weight.granularity=per-channel", fits],
+        Line::Prepare,
+        "only per-group scales have a group size",
+    );
     check(&[fits], Line::Rewrite, "written by `amax prepare` alone");
 }

@@ -153,10 +153,18 @@ const PLANNED: &[(&str, &str)] = &[
     ("fold-weights", "tests/it/pipeline.rs"),
     ("raise-opset", "tests/it/opset.rs"),
     ("freeze-inputs", "tests/passes"),
+    ("standard-quantizers", "tests/it/qat.rs"),
+    ("fold-fake-quant", "tests/it/qat.rs"),
+    ("settle-quantizers", "tests/it/qat.rs"),
+    ("fold-clips", "tests/it/qat.rs"),
+    ("name-quantizers", "tests/it/qat.rs"),
+    ("recover-codes", "tests/it/qat.rs"),
+    ("unfold-weights", "tests/it/qat.rs"),
+    ("per-token", "tests/it/qat.rs"),
 ];
 
 /// Files in `passes/` that are not passes.
-const SHARED: &[&str] = &["mod", "pipeline", "arithmetic", "exact", "forms"];
+const SHARED: &[&str] = &["mod", "pipeline", "exact", "forms", "arithmetic", "operands", "switch_quantizers"];
 
 #[test]
 fn every_pass_is_declared_listed_and_tested() {
