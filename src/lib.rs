@@ -39,6 +39,7 @@ pub mod algorithms;
 pub mod calibrate;
 pub mod compare;
 pub mod config;
+pub mod convert;
 pub mod document;
 pub mod error;
 pub mod ir;

@@ -43,6 +43,9 @@ struct Cli {
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
     Rewrite(Box<cli::rewrite::Args>),
+    /// Fold what a quantized model still quantizes, and write it in another form.
+    #[command(alias = "fold")]
+    Convert(cli::convert::Args),
     /// Summarize a model, or print it as text.
     Inspect(cli::inspect::Args),
     /// Show every decision about a model without running it, or write them as a plan to edit.
@@ -72,6 +75,7 @@ fn run() -> ExitCode {
     let console = cli::Console::new(quiet, verbose);
     let result = match command {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
+        Command::Convert(args) => cli::convert::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Plan(args) => cli::plan::run(&args, &console),
         Command::Explain(args) => cli::explain::run(&args, &console),

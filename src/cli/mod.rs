@@ -4,6 +4,7 @@ pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod config;
 pub(crate) mod configure;
+pub(crate) mod convert;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod merge;

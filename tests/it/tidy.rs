@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["passes"],
     &["runtime"],
     &["calibrate", "compare", "report", "sensitivity"],
-    &["rewrite", "cli", "main", "lib"],
+    &["convert", "rewrite", "cli", "main", "lib"],
 ];
 
 /// Files beyond the limit, with the reason.
