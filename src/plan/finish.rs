@@ -72,7 +72,11 @@ impl Planner<'_> {
             return Ok(self.model.opset().unwrap_or(0));
         }
         let quantizers = activations.values().map(|a| &a.quantizer).chain(weights.iter().map(|w| &w.quantizer));
+        let needs = |q: &Quantizer| (q.since().0, q.since().2);
         let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
+        if self.target.simulate {
+            return Ok(opset);
+        }
         if needed > self.target.opset_max {
             return Err(Error::new(
                 Kind::Config,
@@ -103,6 +107,9 @@ impl Planner<'_> {
             for pair in others {
                 let (mut quantizer, run_time) =
                     settle(self.reader(&pair.site, SiteKind::Input, &pair.ask).activation())?;
+                if let (Granularity::PerGroup { size, .. }, Some(shape)) = (quantizer.granularity, self.model.shape(value)) {
+                    quantizer.granularity = Granularity::PerGroup { axis: shape.len().saturating_sub(1), size };
+                }
                 if pair.mode == Mode::Dynamic && !run_time {
                     quantizer = Quantizer::new(Format::Uint8, false, Granularity::PerTensor);
                 }
@@ -446,19 +453,4 @@ pub(super) fn settle<T>(outcome: Result<T, Refusal>) -> Result<T> {
         Refusal::Wrong(error) => error,
         Refusal::Unfit(why) => Error::new(Kind::Config, why),
     })
-}
-
-/// The operator set from which on Quantize and Dequantize take these codes, and their name.
-fn needs(quantizer: &Quantizer) -> (i64, &'static str) {
-    let format = match quantizer.dtype {
-        Format::Int2 | Format::Uint2 => 25,
-        Format::Float4e2m1 => 23,
-        Format::Int4 | Format::Uint4 | Format::Int16 | Format::Uint16 => 21,
-        Format::Int8 | Format::Uint8 | Format::Int32 => 13,
-        _ => 19,
-    };
-    match quantizer.granularity {
-        Granularity::PerGroup { .. } if format < 21 => (21, "a scale for each group"),
-        _ => (format, quantizer.dtype.name()),
-    }
 }

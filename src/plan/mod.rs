@@ -32,7 +32,8 @@ pub use planner::{Knowledge, Veto, plan};
 
 use crate::config::spec::{ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
-use crate::numerics::{Format, Granularity, Round};
+use crate::numerics::{Format, Granularity, MxRounding, Round};
+use crate::onnx::DataType;
 use crate::ops::Reduction;
 
 /// Version of the plan document.
@@ -98,6 +99,9 @@ pub struct Quantizer {
     /// The precision that scales are rounded to.
     #[serde(default, skip_serializing_if = "is_default")]
     pub scale_dtype: ScaleDtype,
+    /// How the power of two of a block follows from its largest magnitude.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mx_rounding: MxRounding,
     /// How quotients become codes; half to even for everything but constants.
     #[serde(default, skip_serializing_if = "is_default")]
     pub round: Round,
@@ -161,11 +165,29 @@ impl Quantizer {
             mse_p: None,
             scale_type: ScaleType::Float,
             scale_dtype: ScaleDtype::Float32,
+            mx_rounding: MxRounding::default(),
             round: Round::HalfEven,
             eps: 0.0,
             postprocess: None,
             given: None,
         }
+    }
+
+    /// The operator set and the IR version from which on Quantize and Dequantize have this, and the name of what needs them.
+    #[must_use]
+    pub fn since(&self) -> (i64, i64, &'static str) {
+        let (opset, ir) = DataType::from(self.dtype).quantizers_since().unwrap_or_default();
+        let (opset, ir) = (opset.max(13), ir.max(7));
+        let groups = matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "a scale for each group"));
+        let scale = match self.scale_dtype {
+            ScaleDtype::Float8e8m0 => DataType::Float8e8m0.quantizers_since(),
+            ScaleDtype::Float8e4m3fn => DataType::Float8e4m3fn.quantizers_since(),
+            _ => None,
+        };
+        let scale = scale.map(|(opset, ir)| (opset, ir, self.scale_dtype.name()));
+        [groups, scale].into_iter().flatten().fold((opset, ir, self.dtype.name()), |most, need| {
+            if need.0 > most.0 { need } else { most }
+        })
     }
 
     /// In words: `int4, groups of 32 on axis 0`.
