@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Context, Outcome, Pass};
+use super::{Context, Outcome, Pass, insert_blocks};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
@@ -42,7 +42,9 @@ impl Pass for InsertQdq {
             quantizers: BTreeSet::new(),
             outcome: Outcome::default(),
         };
-        insert.versions(model)?;
+        if !plan.simulate {
+            insert.versions(model)?;
+        }
         insert.pairs(model)?;
         insert.readers(model)?;
         insert.weights(model)?;
@@ -78,7 +80,7 @@ impl Names {
     }
 }
 
-struct Insert<'a> {
+pub(super) struct Insert<'a> {
     plan: &'a Plan,
     solution: &'a Solution,
     names: Names,
@@ -98,12 +100,9 @@ impl<'a> Insert<'a> {
         let weights = self.plan.weights.iter().map(|w| (&w.tensor, &w.quantizer));
         let mut ir = model.ir_version();
         for (name, quantizer) in activations.chain(weights) {
-            let groups = matches!(quantizer.granularity, Granularity::PerGroup { .. }).then_some((21, 10));
-            let need = DataType::from(quantizer.dtype).quantizers_since().max(groups);
-            let Some((need_opset, need_ir)) = need else { continue };
+            let (need_opset, need_ir, what) = quantizer.since();
             let opset = model.opset().unwrap_or(0);
             if opset < need_opset {
-                let what = if need == groups { "scales in groups" } else { quantizer.dtype.name() };
                 return Err(Error::new(
                     Kind::Config,
                     format!("the plan asks for {what}, which needs operator set {need_opset}; it says {opset}"),
@@ -137,6 +136,12 @@ impl<'a> Insert<'a> {
                 };
                 let back = match activation.mode {
                     Mode::Static => self.pair(model, name, activation, source)?,
+                    Mode::Dynamic if activation.quantizer.scale_dtype.is_block() => {
+                        let made = insert_blocks::activation(model, name, &activation.quantizer, source)?;
+                        self.quantizers.extend(made.readers);
+                        self.outcome.changed(name, "quantized in blocks at run time");
+                        made.back
+                    }
                     Mode::Dynamic => self.dynamic(model, name, source),
                 };
                 self.made.insert(name.clone(), back);
@@ -223,7 +228,7 @@ impl<'a> Insert<'a> {
         (scale, zero)
     }
 
-    fn place(model: &Model, value: ValueId) -> Place {
+    pub(super) fn place(model: &Model, value: ValueId) -> Place {
         model.producer(value).map_or(Place::First(model.main()), Place::After)
     }
 
@@ -306,15 +311,25 @@ impl<'a> Insert<'a> {
                 same && self.solution.weights[*other].qparams == solved.qparams
                     && self.solution.weights[*other].changed == solved.changed
             });
+            let block = weight.quantizer.scale_dtype.is_block();
             let [codes, scale, zero] = if let Some((_, found)) = alike {
                 *found
+            } else if block {
+                let dims = Self::stored_dims(model, value, weight);
+                let found = insert_blocks::weight(model, value, weight, solved, &dims)?;
+                made.push((index, found));
+                found
             } else {
                 let found = self.quantized_weight(model, value, index)?;
                 made.push((index, found));
                 found
             };
-            let granularity = &weight.quantizer.granularity;
-            let back = Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, granularity);
+            let back = if block {
+                insert_blocks::dequantize(model, node, weight, [codes, scale, zero])
+            } else {
+                let granularity = &weight.quantizer.granularity;
+                Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, granularity)
+            };
             let dims = Self::stored_dims(model, value, weight);
             let shape: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
@@ -425,7 +440,7 @@ impl<'a> Insert<'a> {
 }
 
 /// Says along which axis a quantizer has its scales.
-fn along(node: NewNode, granularity: &Granularity) -> NewNode {
+pub(super) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
     match *granularity {
         Granularity::PerTensor => node,
         Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),

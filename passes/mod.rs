@@ -4,14 +4,17 @@
 
 pub mod drop_dead;
 pub mod exact;
+mod float_ops;
 pub mod fold_constants;
 pub mod fold_weights;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
+mod insert_blocks;
 pub mod insert_qdq;
 pub mod lift_constants;
 pub mod pipeline;
 pub mod raise_opset;
+pub mod simulate;
 
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};

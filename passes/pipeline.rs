@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::{
     Context, Outcome, Pass, drop_dead::DropDead, fold_constants::FoldConstants, fold_weights::FoldWeights,
     freeze_inputs::FreezeInputs, fuse_batchnorm::FuseBatchnorm, insert_qdq::InsertQdq, lift_constants::LiftConstants,
-    raise_opset::RaiseOpset,
+    raise_opset::RaiseOpset, simulate::Simulate,
 };
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, verify};
@@ -16,7 +16,7 @@ use crate::nearest::nearest;
 pub const PREPARE: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
 
 /// After solving: applies the plan.
-pub const QUANTIZE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &DropDead];
+pub const QUANTIZE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &Simulate, &DropDead];
 
 /// Every pass, each once, in run order.
 #[must_use]

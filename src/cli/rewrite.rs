@@ -33,6 +33,7 @@ Examples:
   amax rewrite model.onnx out.onnx --calib test_data/ --target tensorrt
   amax rewrite model.onnx out.onnx --exclude '/head/*' --exclude last_conv
   amax rewrite model.onnx out.onnx --calib none
+  amax rewrite model.onnx out.onnx --preset nvfp4 --simulate
   amax rewrite silero_vad.onnx out.onnx --set-input sr=16000
   amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
 pub(crate) struct Args {
@@ -68,6 +69,9 @@ pub(crate) struct Args {
     /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
+    /// Write quantizers as float operators with the same results: for accuracy studies on any runtime, of any format.
+    #[arg(long)]
+    simulate: bool,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -92,6 +96,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let passes = args.passes.as_deref().map(pipeline::parse_pipeline).transpose()?;
     let (config, target) = args.configure.load()?;
+    let target = if args.simulate { target.simulated() } else { target };
     let plan = args.plan.as_deref().map(Plan::load).transpose()?;
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;

@@ -39,6 +39,7 @@ impl Planner<'_> {
                     let mut quantizer = settle(self.weight(node, index))?;
                     let grouped = matches!(quantizer.granularity, Granularity::PerGroup { .. });
                     let transpose = grouped
+                        && !quantizer.scale_dtype.is_block()
                         && self.target.placement == Placement::Fused
                         && at.is("Gemm")
                         && at.int("transB").unwrap_or(0) != 0;

@@ -55,6 +55,7 @@ impl Planner<'_> {
             schema: SCHEMA,
             target: self.target.name.clone(),
             opset,
+            simulate: self.target.simulate,
             activations: std::mem::take(&mut self.pairs),
             weights,
             biases,
@@ -107,9 +108,6 @@ impl Planner<'_> {
             for pair in others {
                 let (mut quantizer, run_time) =
                     settle(self.reader(&pair.site, SiteKind::Input, &pair.ask).activation())?;
-                if let (Granularity::PerGroup { size, .. }, Some(shape)) = (quantizer.granularity, self.model.shape(value)) {
-                    quantizer.granularity = Granularity::PerGroup { axis: shape.len().saturating_sub(1), size };
-                }
                 if pair.mode == Mode::Dynamic && !run_time {
                     quantizer = Quantizer::new(Format::Uint8, false, Granularity::PerTensor);
                 }

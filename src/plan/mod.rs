@@ -49,6 +49,9 @@ pub struct Plan {
     pub target: String,
     /// Version of the default operator set that the result needs.
     pub opset: i64,
+    /// Whether quantizers become float operators in the end, which any runtime has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulate: bool,
     /// Quantized activations, by the name of the pair: that of the tensor, or for a second pair on one tensor the tensor's
     /// with the format behind it.
     pub activations: BTreeMap<String, Activation>,
@@ -177,17 +180,19 @@ impl Quantizer {
     #[must_use]
     pub fn since(&self) -> (i64, i64, &'static str) {
         let (opset, ir) = DataType::from(self.dtype).quantizers_since().unwrap_or_default();
-        let (opset, ir) = (opset.max(13), ir.max(7));
-        let groups = matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "a scale for each group"));
+        let opset = opset.max(13);
+        let groups =
+            matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "a scale for each group"));
         let scale = match self.scale_dtype {
             ScaleDtype::Float8e8m0 => DataType::Float8e8m0.quantizers_since(),
             ScaleDtype::Float8e4m3fn => DataType::Float8e4m3fn.quantizers_since(),
             _ => None,
         };
         let scale = scale.map(|(opset, ir)| (opset, ir, self.scale_dtype.name()));
-        [groups, scale].into_iter().flatten().fold((opset, ir, self.dtype.name()), |most, need| {
-            if need.0 > most.0 { need } else { most }
-        })
+        [groups, scale]
+            .into_iter()
+            .flatten()
+            .fold((opset, ir, self.dtype.name()), |most, need| if need.0 > most.0 { need } else { most })
     }
 
     /// In words: `int4, groups of 32 on axis 0`.

@@ -401,6 +401,26 @@ impl Planner<'_> {
         Ok((weight, data))
     }
 
+    /// Why an input cannot be cut into blocks.
+    fn unfit_blocks(&self, node: NodeId, asked: &Quantizer) -> Option<String> {
+        use crate::numerics::Granularity;
+        let Granularity::PerGroup { size, .. } = asked.granularity else { return None };
+        let at = self.model.node(node);
+        let last = at.is("MatMul") || at.is("Gemm") && at.int("transA").unwrap_or(0) == 0;
+        if !last || at.input(1).is_none_or(|w| self.model.constant(w).is_none()) {
+            let message =
+                "blocks of an activation run along its last axis, which only products with a constant sum over";
+            return Some(message.to_owned());
+        }
+        let dims = self.model.constant_input(node, 1).map(Tensor::dims).unwrap_or_default();
+        let transposed = at.is("Gemm") && at.int("transB").unwrap_or(0) != 0;
+        let depth = if transposed { dims.last() } else { dims.iter().rev().nth(usize::from(dims.len() > 1)) };
+        match depth {
+            Some(depth) if depth.is_multiple_of(size) => None,
+            _ => Some(format!("the {} values it sums over are not whole blocks of {size}", depth.unwrap_or(&0))),
+        }
+    }
+
     /// Why a Gemm does not run in integers for its bias: an integer Gemm takes an int32 bias or none.
     fn unfit_bias(&self, node: NodeId, weight: Option<usize>) -> Option<String> {
         let at = self.model.node(node);
@@ -500,8 +520,13 @@ impl Planner<'_> {
             Err(Refusal::Wrong(error)) => return Err(error),
             Err(Refusal::Unfit(why)) => return no(why),
         };
-        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && self.target.placement == Placement::Fused) {
+        let fused = self.target.placement == Placement::Fused && !self.target.simulate;
+        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && fused) {
             return no(format!("{} does not load {} weights beside codes", self.target.name, weight.dtype));
+        }
+        let blocks = asked.scale_dtype.is_block();
+        if let Some(why) = self.unfit_blocks(node, &asked) {
+            return no(why);
         }
         let kernel = integer_kernel(&asked, quantizer);
         let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
@@ -517,7 +542,7 @@ impl Planner<'_> {
             && weight == Some(1)
             && integer_kernel(&Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
             && !(op == "Gemm" && self.model.node(node).input(2).is_some());
-        if run_time && !dynamic_fits {
+        if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
             return match self.rules.rule(&ask, Field::Dynamic) {
                 Some(rule) if rule.is_named() && !rule.optional => {
@@ -529,6 +554,7 @@ impl Planner<'_> {
             };
         }
         let output = match self.output_site(node) {
+            Some(_) if blocks => None,
             Some((site, ask)) if anchor.output || self.is_forced(node, SiteKind::Output) => {
                 if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
                     return no(format!("{why}, and the integer {op} needs a quantized output"));
@@ -610,8 +636,9 @@ impl Planner<'_> {
                 })
                 .collect();
             for (index, value) in data {
-                if self.unquantizable(value).is_none() {
-                    let ask = self.ask(node, SiteKind::Input).clone();
+                let ask = self.ask(node, SiteKind::Input).clone();
+                let blocks = ask.spec.dtype.is_some_and(|d| d.block().is_some());
+                if self.unquantizable(value).is_none() && !blocks {
                     let why = format!("input of the {op} \"{name}\", as asked for");
                     self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
                 }

@@ -283,8 +283,8 @@ impl Reader<'_> {
         Ok((quantizer, false))
     }
 
-    /// An activation in blocks, whose scales follow from the values at each run. The axis is that of a vector; whoever knows
-    /// the tensor sets it.
+    /// An activation in blocks, whose scales follow from the values at each run. The axis is that of a
+    /// matrix with a block a row.
     fn blocks(&self) -> Outcome<(Quantizer, bool)> {
         let spec = self.spec();
         let dtype = spec.dtype.map(|d| d.to_string()).unwrap_or_default();
@@ -307,6 +307,8 @@ impl Reader<'_> {
             (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
             (Field::Postprocess, spec.postprocess.is_some()),
             (Field::Round, spec.round.is_some_and(|r| r != Round::HalfEven)),
+            (Field::NarrowRange, spec.narrow_range == Some(true)),
+            (Field::ReduceRange, spec.reduce_range == Some(true)),
         ];
         for (field, differs) in differs {
             if differs && self.asked(field, Field::Dtype) {
@@ -318,13 +320,17 @@ impl Reader<'_> {
         let Some(block) = spec.dtype.and_then(Dtype::block) else { return Ok((found, true)) };
         if !self.target.activation_formats.contains(&found.dtype) {
             let message = format!("{} does not run {dtype} activations", self.target.name);
-            return self.wrong(Field::Dtype, message, &format!("{}.enable = false leaves them in float; {ELSEWHERE}", self.kind.name()));
+            return self.wrong(
+                Field::Dtype,
+                message,
+                &format!("{}.enable = false leaves them in float; {ELSEWHERE}", self.kind.name()),
+            );
         }
         self.block_size(block)?;
-        let granularity = Granularity::PerGroup { axis: 0, size: block.size as usize };
+        let granularity = Granularity::PerGroup { axis: 1, size: block.size as usize };
         let plain = Quantizer::new(found.dtype, true, granularity);
-        let Quantizer { narrow_range, reduce_range, scale_dtype, mx_rounding, eps, .. } = found;
-        Ok((Quantizer { narrow_range, reduce_range, scale_dtype, mx_rounding, eps, ..plain }, true))
+        let Quantizer { scale_dtype, mx_rounding, eps, .. } = found;
+        Ok((Quantizer { narrow_range: false, scale_dtype, mx_rounding, eps, ..plain }, true))
     }
 
     /// Refuses another size of blocks than the format has.
@@ -405,8 +411,7 @@ impl Reader<'_> {
             return self.wrong(Field::GroupSize, "only per-group scales have a group size", hint);
         }
         // An axis given for another granularity says nothing about this one.
-        let asked_axis =
-            spec.ch_axis.filter(|_| block.is_some() || self.asked(Field::ChAxis, Field::Granularity));
+        let asked_axis = spec.ch_axis.filter(|_| block.is_some() || self.asked(Field::ChAxis, Field::Granularity));
         let positive = |axis: i64| if axis < 0 { axis + dims.len() as i64 } else { axis };
         let axis = asked_axis.and_then(|a| usize::try_from(positive(a)).ok()).filter(|&a| a < dims.len());
         if let (Some(asked), None) = (asked_axis, axis) {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{SolvedWeight, check_range, float_constant, given_qparams, range_spec};
+use super::{SolvedWeight, check_range, float_constant, given_qparams, microscaled, range_spec};
 use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
@@ -62,7 +62,14 @@ impl<'a> Solver<'a> {
 
     fn solved(&self, floor: f32) -> Result<SolvedWeight> {
         let (format, granularity) = (self.spec.format, &self.quantizer.granularity);
+        let mut tensor_scale = None;
         let (qparams, changed) = match self.weight.pair_safe {
+            _ if self.quantizer.scale_dtype.is_block() => {
+                let (qparams, whole) = self.microscaled()?;
+                tensor_scale = whole;
+                let changed = self.changed(&qparams, None)?;
+                (qparams, changed)
+            }
             Some(order) if self.has_searched_pairs(order) => self.pair_safe(order, floor),
             Some(order) if self.quantizer.given.is_none() => self.widened(order, floor)?,
             order => {
@@ -77,7 +84,26 @@ impl<'a> Solver<'a> {
         let mut metrics = Metrics::default();
         metrics.feed(&self.values, &back);
         let changed = changed.map(|values| Tensor::from_f32(&self.dims, &values));
-        Ok(SolvedWeight { qparams, changed, sqnr_db: metrics.sqnr_db() })
+        Ok(SolvedWeight { qparams, tensor_scale, changed, sqnr_db: metrics.sqnr_db() })
+    }
+
+    /// Scales of 8 bits, and the one above them.
+    fn microscaled(&self) -> Result<(QParams, Option<f32>)> {
+        let granularity = &self.quantizer.granularity;
+        granularity.check(&self.dims)?;
+        let ranges = match &self.quantizer.given {
+            Some(Given::Scales { .. }) => {
+                let name = self.quantizer.scale_dtype.name();
+                return Err(Error::new(Kind::Config, format!("{name} scales of groups cannot be given by hand"))
+                    .with_hint("a range can be given, or another scale_dtype chosen"));
+            }
+            Some(Given::Range(low, high)) => {
+                check_range(*low, *high)?;
+                vec![(*low, *high); granularity.scale_dims(&self.dims).iter().product()]
+            }
+            None => self.ranges()?,
+        };
+        Ok(microscaled::scales(self.quantizer, &self.spec, &ranges))
     }
 
     fn qparams(&self, floor: f32) -> Result<QParams> {
@@ -168,6 +194,7 @@ impl<'a> Solver<'a> {
         let covered = (high - low) % 2 == 0
             && self.spec.symmetry == Symmetry::Symmetric
             && self.spec.precision == Precision::Float32
+            && !self.quantizer.scale_dtype.is_block()
             && self.quantizer.observer == ObserverKind::Minmax
             && self.quantizer.postprocess.is_none()
             && self.quantizer.given.is_none();
