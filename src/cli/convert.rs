@@ -18,7 +18,8 @@ use super::{Console, bytes, count};
 training gets its integer weights. Codes and scales that are there already are kept.
 
 Examples:
-  amax convert trained.onnx out.onnx")]
+  amax convert trained.onnx out.onnx
+  amax convert quantized.onnx out.onnx --simulate")]
 pub(crate) struct Args {
     /// Quantized model.
     input: PathBuf,
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// Where the result will run: what it would compute wrongly there is a warning.
     #[arg(long, value_name = "NAME", default_value = targets::DEFAULT)]
     target: String,
+    /// Write quantizers as float operators with the same results, and quantized constants as floats.
+    #[arg(long)]
+    simulate: bool,
     /// Print the model as text after this pass, or after `all`.
     #[arg(long, value_name = "PASS")]
     print_after: Vec<String>,
@@ -42,7 +46,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         }
         Ok(ControlFlow::Continue(()))
     };
-    let request = Request { target: &target, evaluate: &amax::runtime::TractEvaluate, after: &after };
+    let request =
+        Request { simulate: args.simulate, target: &target, evaluate: &amax::runtime::TractEvaluate, after: &after };
     let done = convert(&model, &request).map_err(|e| match e.kind() {
         Kind::Model => e.in_file(&args.input),
         _ => e,
@@ -60,6 +65,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     if done.folded.len() > listed {
         said += &format!("  and {} more (-v lists them)\n", done.folded.len() - listed);
+    }
+    if args.simulate {
+        said += &format!("floats   {}\n", count(done.simulated.len(), "quantizer"));
     }
     for note in &done.kept {
         said += &format!("kept     {}: {}\n", note.at, note.text);

@@ -41,6 +41,7 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::MseP => ["2.0", "2.4"],
         Field::ScaleType => ["\"power-of-two\"", "\"float\""],
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
+        Field::MxRounding => ["\"floor\"", "\"even\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
         Field::Eps => ["0.001", "0.5"],
         Field::Postprocess => ["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }"],

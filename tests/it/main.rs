@@ -10,6 +10,7 @@ mod compare;
 mod config;
 mod configured;
 mod file;
+mod formats;
 mod numerics;
 mod observers;
 mod onnxruntime;
