@@ -118,10 +118,6 @@ fn formats(spec: &Spec) -> Option<Wrong> {
             return Some((Field::Symmetric, message.into(), "leave it out, or set it to true"));
         }
     }
-    if let Some(scale) = spec.scale_dtype.filter(|&s| s != ScaleDtype::Float8e8m0 && spec.mx_rounding.is_some()) {
-        let message = format!("{} scales are not powers of two that could be rounded up or down", scale.name());
-        return Some((Field::MxRounding, message, "it is for scale_dtype = \"float8e8m0\" and the mx formats"));
-    }
     let dtype = spec.dtype?;
     let block = dtype.block();
     let integer = block.map(|b| b.format).or(dtype.format()).is_some_and(Format::is_integer);

@@ -89,12 +89,11 @@ fn exponent(x: f32) -> i32 {
     (x.to_bits() >> 23 & 0xff) as i32 - 127
 }
 
-/// ⌈log2 x⌉ of a number that is not negative, at least −127.
-fn exponent_above(x: f32) -> i32 {
-    let mantissa = x.to_bits() & 0x7f_ffff;
-    // Below 2⁻¹²⁶ there is 2⁻¹²⁷ only, whose bits are those of a mantissa of one half.
-    let exact = if exponent(x) == -127 { mantissa <= 1 << 22 } else { mantissa == 0 };
-    exponent(x) + i32::from(!exact)
+/// ⌈log2 (x / y)⌉ of numbers that are not negative, at least −1023. The quotient is rounded to 53 bits, which cannot hide that it
+/// is above a power of two.
+fn exponent_above(x: f32, y: f32) -> i32 {
+    let bits = (f64::from(x) / f64::from(y)).to_bits();
+    (bits >> 52 & 0x7ff) as i32 - 1023 + i32::from(bits & 0xf_ffff_ffff_ffff != 0)
 }
 
 /// The `float8e8m0` code of the scale of a block with this largest magnitude. 0 (2^−127) for a block of zeros, 255 for NaN.
@@ -115,8 +114,7 @@ pub fn e8m0_scale(amax: f32, elements: ElementRange, rounding: MxRounding) -> u8
             let half = 1 << (23 - elements.mantissa_bits - 1);
             exponent(f32::from_bits(amax.to_bits() + half)) - elements.exponent
         }
-        // Rounding the quotient cannot hide that it is above a power of two: MAX is one, or above 1.5 times one.
-        MxRounding::Rceil => exponent_above(amax / elements.max),
+        MxRounding::Rceil => exponent_above(amax, elements.max),
     };
     (exponent.clamp(-127, 127) + 127) as u8
 }

@@ -14,6 +14,7 @@
 //!
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
+mod blocks;
 mod by_hand;
 mod constants;
 mod document;
