@@ -31,8 +31,9 @@ impl<'a> Ops<'a> {
 
     /// A node with attributes; its result.
     pub(super) fn node(&mut self, op: &str, inputs: &[ValueId], attrs: Vec<AttributeProto>, output: &str) -> ValueId {
-        let name = self.name;
-        let node = NewNode::new(op, format!("{name}_{op}_{output}"), inputs, &[&format!("{name}_{output}")]);
+        self.count += 1;
+        let (name, count) = (self.name, self.count);
+        let node = NewNode::new(op, format!("{name}_{op}_{count}"), inputs, &[&format!("{name}_{output}")]);
         let node = attrs.into_iter().fold(node, NewNode::with);
         let id = self.model.insert(self.place, node);
         self.place = Place::After(id);
@@ -42,8 +43,7 @@ impl<'a> Ops<'a> {
 
     /// A node without attributes; its result.
     pub(super) fn op(&mut self, op: &str, inputs: &[ValueId]) -> ValueId {
-        self.count += 1;
-        let output = format!("{}_{}", op.to_lowercase(), self.count);
+        let output = format!("{op}_{}", self.count + 1);
         self.node(op, inputs, Vec::new(), &output)
     }
 
@@ -67,8 +67,7 @@ impl<'a> Ops<'a> {
 
     /// The largest element of each row, as a column, or of all.
     pub(super) fn largest(&mut self, x: ValueId, rows: bool) -> ValueId {
-        self.count += 1;
-        let output = format!("reducemax_{}", self.count);
+        let output = if rows { "amax" } else { "tensor_amax" };
         let mut attrs = vec![Attr::int("keepdims", i64::from(rows))];
         let mut inputs = vec![x];
         if rows && self.model.opset().unwrap_or(0) < 18 {
@@ -76,7 +75,7 @@ impl<'a> Ops<'a> {
         } else if rows {
             inputs.push(self.integers("axes", &[1]));
         }
-        self.node("ReduceMax", &inputs, attrs, &output)
+        self.node("ReduceMax", &inputs, attrs, output)
     }
 
     /// The largest power of two that is not above |x|, and 0 for 0: Rump's `ufp`, exact for magnitudes below 2^104.

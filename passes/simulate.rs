@@ -42,6 +42,7 @@ impl Pass for Simulate {
                 continue;
             }
             let op = at.op_type().to_owned();
+            let name = model.node_name(node).to_owned();
             let done = match op.as_str() {
                 "DequantizeLinear" if model.constant_input(node, 0).is_some() => constant(model, node),
                 "DequantizeLinear" => dequantize(model, node, &lowered),
@@ -52,7 +53,6 @@ impl Pass for Simulate {
                 }
                 _ => continue,
             };
-            let name = model.node_name(node).to_owned();
             match done {
                 Ok(said) => {
                     if matches!(op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear") || said == CONSTANT {
@@ -75,14 +75,10 @@ const CONSTANT: &str = "stored as float";
 #[derive(Clone, Copy)]
 struct Codes {
     steps: ValueId,
-    /// The zero point, where the codes have one.
-    zero: Option<ValueId>,
     /// What the steps are multiplied by, already in the shape that does so.
     scale: ValueId,
     /// The scale as the quantizer has it.
     source: ValueId,
-    /// The element format.
-    format: Format,
 }
 
 /// A float constant in place of a dequantized one.
@@ -191,8 +187,7 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
         return Err("it does not quantize float32".to_owned());
     }
     check_opset(model)?;
-    readers(model, output)?;
-    let scale = spread(model, node, source)?;
+    readers(model, output, source, zero, format)?;
     let zeros = match &zero_tensor {
         Some(tensor) if format.is_integer() => pack::unpack(&tensor.raw(), &format, tensor.len()),
         _ => vec![0],
@@ -201,6 +196,7 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     if zeros.iter().any(|&z| z != first) {
         return Err("its zero points differ from each other".to_owned());
     }
+    let scale = spread(model, node, source)?;
     let name = model.value(output).name().to_owned();
     let mut ops = Ops::new(model, &name, Place::Before(node));
     let quotient = ops.op("Div", &[x, scale]);
@@ -213,7 +209,7 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     let (low, high) = (ops.constant("number", low), ops.constant("number", high));
     let clamped = ops.op("Clip", &[quotient, low, high]);
     let steps = if format.is_integer() { ops.op("Round", &[clamped]) } else { ops.to_float(clamped, format) };
-    lowered.insert(output, Codes { steps, zero, scale, source, format });
+    lowered.insert(output, Codes { steps, scale, source });
     Ok("written as float operators")
 }
 
@@ -225,7 +221,7 @@ fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Code
         return Err("an output is missing".to_owned());
     };
     check_opset(model)?;
-    readers(model, output)?;
+    readers(model, output, source, Some(zero), Format::Uint8)?;
     let name = model.value(output).name().to_owned();
     let mut ops = Ops::new(model, &name, Place::Before(node));
     let nothing = ops.constant("number", 0.0);
@@ -248,7 +244,7 @@ fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Code
     let codes = ops.op("Add", &[rounded, middle]);
     let codes = ops.op("Clip", &[codes, nothing, high]);
     let steps = ops.op("Sub", &[codes, middle]);
-    lowered.insert(output, Codes { steps, zero: Some(zero), scale, source, format: Format::Uint8 });
+    lowered.insert(output, Codes { steps, scale, source });
     Ok("written as float operators")
 }
 
@@ -256,23 +252,7 @@ fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Code
 fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
     let at = model.node(node);
     let (Some(x), Some(source)) = (at.input(0), at.input(1)) else { return Err("an input is missing".to_owned()) };
-    let zero = at.input(2);
     let codes = *lowered.get(&x).ok_or("its codes are not those of a quantizer here")?;
-    let same = |a: Option<ValueId>, b: Option<ValueId>| match (a, b) {
-        _ if a == b || !codes.format.is_integer() => true,
-        (Some(a), Some(b)) => match (model.constant(a), model.constant(b)) {
-            (Some(a), Some(b)) => a.raw() == b.raw(),
-            _ => false,
-        },
-        (Some(z), None) | (None, Some(z)) => model.constant(z).is_some_and(|t| t.raw().iter().all(|&byte| byte == 0)),
-        (None, None) => true,
-    };
-    if !same(codes.zero, zero) {
-        return Err("it has another zero point than its quantizer".to_owned());
-    }
-    if model.node(node).int("output_dtype").is_some_and(|code| code != 0 && code != i64::from(DataType::Float.code())) {
-        return Err("its result is not float32".to_owned());
-    }
     let scale = if source == codes.source { codes.scale } else { spread(model, node, source)? };
     model.set_op(node, "", "Mul");
     model.truncate_inputs(node, 2);
@@ -284,18 +264,38 @@ fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes
     Ok("written as a float operator")
 }
 
-/// Codes must be read by nothing but DequantizeLinear.
-fn readers(model: &Model, codes: ValueId) -> Result<(), String> {
+/// Codes must be read by nothing but DequantizeLinear with the same zero point.
+fn readers(model: &Model, codes: ValueId, scale: ValueId, zero: Option<ValueId>, format: Format) -> Result<(), String> {
     for &user in model.value(codes).users() {
-        match user {
-            User::Node { node, input: 0 } if model.node(node).op_type() == "DequantizeLinear" => {}
-            User::Node { node, .. } => {
-                return Err(format!("its codes are read by a {}", model.node(node).op_type()));
-            }
-            User::Output { .. } => return Err("its codes are an output of the graph".to_owned()),
+        let User::Node { node, input } = user else { return Err("its codes are an output of the graph".to_owned()) };
+        let at = model.node(node);
+        if input != 0 || at.op_type() != "DequantizeLinear" {
+            return Err(format!("its codes are read by a {}", at.op_type()));
+        }
+        if format.is_integer() && !same_zero(model, zero, at.input(2)) {
+            return Err("its codes are dequantized with another zero point".to_owned());
+        }
+        let float = i64::from(DataType::Float.code());
+        if at.int("output_dtype").is_some_and(|code| code != 0 && code != float) {
+            return Err("its codes are not dequantized to float32".to_owned());
+        }
+        if at.input(1).is_none_or(|s| s != scale && model.constant(s).is_none()) {
+            return Err("its codes are dequantized with another scale, which is found at run time".to_owned());
         }
     }
     Ok(())
+}
+
+fn same_zero(model: &Model, a: Option<ValueId>, b: Option<ValueId>) -> bool {
+    match (a, b) {
+        _ if a == b => true,
+        (Some(a), Some(b)) => match (model.constant(a), model.constant(b)) {
+            (Some(a), Some(b)) => a.raw() == b.raw(),
+            _ => false,
+        },
+        (Some(z), None) | (None, Some(z)) => model.constant(z).is_some_and(|t| t.raw().iter().all(|&byte| byte == 0)),
+        (None, None) => true,
+    }
 }
 
 fn check_opset(model: &Model) -> Result<(), String> {

@@ -359,7 +359,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 fn presets_print_as_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let names: Vec<&str> = presets::names().collect();
-    assert_eq!(names.len(), 12);
+    assert_eq!(names.len(), 22);
     for name in names {
         let path = folder.path().join("amax.toml");
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();

@@ -327,7 +327,7 @@ fn refusals_name_the_ways_out() {
         ("generic", "[default.input]\ndtype = \"mxfp8\"\ndynamic = false".to_owned(), "each time the model runs"),
         ("generic", "[default.input]\ndtype = \"mxfp8\"\nobserver = \"mse\"".to_owned(), "largest magnitude"),
         ("generic", "[op_type.MatMul.output]\ndtype = \"mxfp8\"".to_owned(), "for inputs only"),
-        ("generic", "[default.input]\nscale_dtype = \"float8e8m0\"".to_owned(), "belong to"),
+        ("generic", "[default.input]\ndtype = \"int8\"\nscale_dtype = \"float8e8m0\"".to_owned(), "belong to"),
     ];
     for (target, config, part) in cases {
         let error = refused(target, &config);
