@@ -34,7 +34,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// divides by twice what it multiplies with; there the result only has to be nearer.
 #[test]
 fn blocks_as_torchao_and_modelopt() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/blocks.json");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/block_scales.json");
     let document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut checked = 0;
     for case in document["cases"].as_array().unwrap() {
