@@ -8,30 +8,16 @@ use super::float_ops::Ops;
 use super::insert_qdq::{Insert, along};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId, tensor_type};
-use crate::numerics::{self, BlockScale, ElementRange, Format, Granularity, Round, encode_float8e8m0};
+use crate::numerics::{BlockScale, ElementRange, Format, Granularity, encode_float8e8m0};
 use crate::onnx::DataType;
 use crate::plan::{Quantizer, Weight};
-use crate::solve::{SolvedWeight, transposed};
+use crate::solve::SolvedWeight;
 
-/// Codes, group scales and tensor scale of a weight as initializers; where there is no tensor scale, its place has that of
-/// the groups once more.
-pub(super) fn weight(
-    model: &mut Model,
-    value: ValueId,
-    weight: &Weight,
-    solved: &SolvedWeight,
-    dims: &[usize],
-) -> Result<[ValueId; 3]> {
-    let Quantizer { dtype, granularity, .. } = &weight.quantizer;
-    let values = solved.changed.as_ref().or_else(|| model.constant(value)).and_then(Tensor::to_f32).unwrap_or_default();
-    let values = match dims {
-        &[columns, rows] if weight.transpose && solved.changed.is_none() => transposed(&values, rows, columns),
-        _ => values,
-    };
-    let raw = numerics::quantize(&values, dims, granularity, &solved.qparams, *dtype, Round::HalfEven)
-        .map_err(|e| e.at_value(&weight.tensor))?;
-    let unfit =
-        || Error::new(Kind::Internal, "a scale was solved that its format does not have").at_value(&weight.tensor);
+/// Group scales and tensor scale of a weight as initializers; where there is no tensor scale, its place has that of the
+/// groups once more.
+pub(super) fn scales(model: &mut Model, weight: &Weight, solved: &SolvedWeight) -> Result<[ValueId; 2]> {
+    let Weight { tensor: name, quantizer, .. } = weight;
+    let unfit = || Error::new(Kind::Internal, "a scale was solved that its format does not have").at_value(name);
     let scales = &solved.qparams.scales;
     let (scale_type, scales): (DataType, Option<Vec<u8>>) = match solved.tensor_scale {
         None => (DataType::Float8e8m0, scales.iter().map(|&scale| encode_float8e8m0(scale)).collect()),
@@ -43,18 +29,17 @@ pub(super) fn weight(
             (DataType::Float8e4m3fn, scales.iter().map(code).collect())
         }
     };
-    let (graph, name) = (model.main(), &weight.tensor);
-    let codes = Tensor::new(DataType::from(*dtype), dims, raw);
-    let codes = model.add_initializer(graph, &format!("{name}_quantized"), codes);
-    let scales = Tensor::new(scale_type, &granularity.scale_dims(dims), scales.ok_or_else(unfit)?);
+    let graph = model.main();
+    let dims = quantizer.granularity.scale_dims(&solved.codes.dims());
+    let scales = Tensor::new(scale_type, &dims, scales.ok_or_else(unfit)?);
     let scales = model.add_initializer(graph, &format!("{name}_scale"), scales);
     let whole = solved
         .tensor_scale
         .map(|scale| model.add_initializer(graph, &format!("{name}_tensor_scale"), Tensor::from_f32(&[], &[scale])));
-    Ok([codes, scales, whole.unwrap_or(scales)])
+    Ok([scales, whole.unwrap_or(scales)])
 }
 
-/// Dequantizes what [`weight`] stored, for one reader.
+/// Dequantizes codes with what [`scales`] stored, for one reader.
 pub(super) fn dequantize(
     model: &mut Model,
     reader: NodeId,

@@ -2,18 +2,23 @@
 //!
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
+pub mod dequantize;
 pub mod drop_dead;
 pub mod exact;
 mod float_ops;
 pub mod fold_constants;
 pub mod fold_weights;
+pub mod forms;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
 mod insert_blocks;
 pub mod insert_qdq;
 pub mod lift_constants;
+pub mod lower_gather;
+pub mod lower_matmulnbits;
 pub mod pipeline;
 pub mod raise_opset;
+pub mod raise_qdq;
 pub mod simulate;
 
 use crate::error::Result;

@@ -3,9 +3,20 @@
 use std::ops::ControlFlow;
 
 use super::{
-    Context, Outcome, Pass, drop_dead::DropDead, fold_constants::FoldConstants, fold_weights::FoldWeights,
-    freeze_inputs::FreezeInputs, fuse_batchnorm::FuseBatchnorm, insert_qdq::InsertQdq, lift_constants::LiftConstants,
-    raise_opset::RaiseOpset, simulate::Simulate,
+    Context, Outcome, Pass,
+    dequantize::Dequantize,
+    drop_dead::DropDead,
+    fold_constants::FoldConstants,
+    fold_weights::FoldWeights,
+    freeze_inputs::FreezeInputs,
+    fuse_batchnorm::FuseBatchnorm,
+    insert_qdq::InsertQdq,
+    lift_constants::LiftConstants,
+    lower_gather::LowerGather,
+    lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
+    raise_opset::RaiseOpset,
+    raise_qdq::RaiseQdq,
+    simulate::Simulate,
 };
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, verify};
@@ -16,13 +27,25 @@ use crate::nearest::nearest;
 pub const PREPARE: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
 
 /// After solving: applies the plan.
-pub const QUANTIZE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &Simulate, &DropDead];
+pub const QUANTIZE: &[&dyn Pass] = &[
+    &RaiseOpset,
+    &InsertQdq,
+    &FoldWeights,
+    &Simulate,
+    &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerGather,
+    &DropDead,
+];
+
+/// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
+pub const FORMS: &[&dyn Pass] =
+    &[&RaiseQdq, &Dequantize, &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL }, &LowerGather];
 
 /// Every pass, each once, in run order.
 #[must_use]
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut found: Vec<&'static dyn Pass> = Vec::new();
-    for &pass in PREPARE.iter().chain(QUANTIZE) {
+    for &pass in PREPARE.iter().chain(QUANTIZE).chain(FORMS) {
         if found.iter().all(|known| known.name() != pass.name()) {
             found.push(pass);
         }

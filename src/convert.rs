@@ -2,12 +2,18 @@
 
 use std::ops::ControlFlow;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
+use crate::ops::Form;
+use crate::passes::dequantize::Dequantize;
 use crate::passes::drop_dead::DropDead;
 use crate::passes::fold_weights::FoldWeights;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
+use crate::passes::lower_gather::LowerGather;
+use crate::passes::lower_matmulnbits::LowerMatmulnbits;
+use crate::passes::pipeline::FORMS;
+use crate::passes::raise_qdq::RaiseQdq;
 use crate::passes::simulate::Simulate;
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
 use crate::targets::{Target, check};
@@ -15,10 +21,38 @@ use crate::targets::{Target, check};
 /// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
 pub const FOLD: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldWeights, &DropDead];
 
+/// What quantized constants become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Codes in a form; operators that it is not for stay as they are.
+    Form(Form),
+    /// The numbers that the codes stand for; the quantizers of activations go too.
+    Float,
+}
+
+impl To {
+    /// Every word.
+    pub const ALL: [Self; 4] =
+        [Self::Form(Form::Qdq), Self::Form(Form::Matmulnbits), Self::Form(Form::GatherBlockQuantized), Self::Float];
+
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Form(form) => form.name(),
+            Self::Float => "float",
+        }
+    }
+}
+
 /// What to do.
 pub struct Request<'a> {
     /// Whether quantizers then become float operators; see [`simulate`](crate::passes::simulate).
     pub simulate: bool,
+    /// What quantized constants become; empty to leave them as they are. One for products and one for tables go together.
+    pub into: &'a [To],
+    /// `accuracy_level` of new `MatMulNBits`.
+    pub accuracy_level: u8,
     /// Where the result runs; what it would compute wrongly becomes a warning.
     pub target: &'a Target,
     /// Runs constant nodes.
@@ -37,20 +71,25 @@ pub struct Converted {
     pub folded: Vec<Note>,
     /// Quantizers that are float operators now.
     pub simulated: Vec<Note>,
+    /// Nodes that changed their form.
+    pub changed: Vec<Note>,
     /// What was left as it is, and why.
     pub kept: Vec<Note>,
     /// What the target would compute wrongly, and did not in the input.
     pub warnings: Vec<String>,
 }
 
-/// Folds the quantizers of constants.
+/// Folds the quantizers of constants, and stores what is quantized in other forms, with the same codes and scales.
 ///
 /// # Errors
-/// A pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
+/// Forms that exclude each other; a pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
 pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
+    let lower = LowerMatmulnbits { accuracy_level: i64::from(request.accuracy_level) };
+    let passes = passes(request.into, &lower)?;
     let already = check::violations(original, request.target);
     let mut model = original.clone();
-    let (mut folded, mut simulated, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut folded, mut changed, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let mut simulated = Vec::new();
     let context = Context { evaluate: request.evaluate, quantization: None };
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
         if name == Simulate.name() {
@@ -60,15 +99,46 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
         if name == FoldWeights.name() {
             folded.extend(outcome.changes.iter().cloned());
             kept.extend(outcome.skips.iter().cloned());
+        } else if FORMS.iter().any(|pass| pass.name() == name) {
+            changed.extend(outcome.changes.iter().cloned());
+            kept.extend(outcome.skips.iter().cloned());
         }
         (request.after)(model, name, outcome)
     };
-    pipeline::run(&mut model, FOLD, &context, &mut after)?;
+    pipeline::run(&mut model, &passes, &context, &mut after)?;
     if request.simulate {
         pipeline::run(&mut model, &[&Simulate, &DropDead], &context, &mut after)?;
     }
     model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
     let mut warnings = check::violations(&model, request.target);
     warnings.retain(|w| !already.contains(w));
-    Ok(Converted { model, folded, simulated, kept, warnings })
+    Ok(Converted { model, folded, changed, simulated, kept, warnings })
+}
+
+/// The passes that make these of a model.
+fn passes<'a>(into: &[To], lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pass>> {
+    let has = |what: To| into.contains(&what);
+    let alone = [To::Form(Form::Qdq), To::Float];
+    if let Some(only) = alone.into_iter().find(|&only| has(only) && into.iter().any(|&other| other != only)) {
+        let message = format!("\"{}\" is for everything, and leaves nothing to another form", only.name());
+        return Err(Error::new(Kind::Usage, message).with_hint("give one of them"));
+    }
+    let mut passes: Vec<&dyn Pass> = FOLD.to_vec();
+    if has(To::Form(Form::Qdq)) {
+        passes.push(&RaiseQdq);
+    }
+    if has(To::Float) {
+        passes.push(&Dequantize);
+    }
+    // Tables look for products with the same weight.
+    if has(To::Form(Form::Matmulnbits)) {
+        passes.push(lower);
+    }
+    if has(To::Form(Form::GatherBlockQuantized)) {
+        passes.push(&LowerGather);
+    }
+    if !into.is_empty() {
+        passes.push(&DropDead);
+    }
+    Ok(passes)
 }

@@ -8,7 +8,7 @@ use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
-use crate::solve::Solution;
+use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// What a rewrite did.
@@ -86,6 +86,19 @@ pub struct WeightRow {
     pub sqnr_db: f64,
     /// Whether adjacent pairs were kept from saturating.
     pub pair_safe: bool,
+    /// What an algorithm made of it, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<AlgorithmRow>,
+}
+
+/// What an algorithm made of a constant.
+#[derive(Clone, Debug, Serialize)]
+pub struct AlgorithmRow {
+    /// Its method.
+    pub method: String,
+    /// How it compares with plain rounding.
+    #[serde(flatten)]
+    pub fit: Fit,
 }
 
 /// What one pass did.
@@ -164,6 +177,10 @@ impl Report {
                 scales: solved.qparams.scales.len(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
+                algorithm: solved
+                    .fit
+                    .zip(weight.quantizer.algorithm.as_ref())
+                    .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
             })
             .collect();
         self.splits.clone_from(&plan.splits);
@@ -189,7 +206,8 @@ impl Report {
             if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let stored = matches!(at.op_type(), "MatMulNBits" | "GatherBlockQuantized");
+            let reads = stored || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;
             row.0 += usize::from(reads && !left.contains(&(model.node_name(node), at.op_type())));

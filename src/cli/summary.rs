@@ -7,7 +7,7 @@ use std::time::Instant;
 use amax::algorithms::sufficiency::{FEW, Sufficiency};
 use amax::ir::Model;
 use amax::plan::{QUANTIZED_ALREADY, Skip};
-use amax::report::{QualityRow, Report};
+use amax::report::{AlgorithmRow, QualityRow, Report};
 
 use super::rewrite::Args;
 use super::{bytes, count, decibels, table, wrap};
@@ -304,9 +304,19 @@ fn details(report: &Report) -> String {
         rows.push(vec![a.tensor.clone(), a.dtype.to_owned(), range, quality, a.why.clone()]);
     }
     for w in &report.weights {
-        let safe = if w.pair_safe { "pair-safe" } else { "" };
+        let how = match &w.algorithm {
+            Some(AlgorithmRow { method, fit }) => {
+                let kept = match fit.fell_back {
+                    0 => String::new(),
+                    some => format!(", which {some} of {} groups keep", fit.groups),
+                };
+                format!("{method}: {} by rounding{kept}", decibels(fit.rounding_db))
+            }
+            None if w.pair_safe => "pair-safe".to_owned(),
+            None => String::new(),
+        };
         let scales = count(w.scales, "scale");
-        rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), safe.to_owned()]);
+        rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), how]);
     }
     if rows.is_empty() { String::new() } else { format!("\ntensors\n{}", table(&rows, &[3])) }
 }

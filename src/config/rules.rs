@@ -11,7 +11,7 @@ use crate::nearest::nearest;
 use crate::ops;
 use crate::targets::{BiasForm, Slot, Target};
 
-use super::spec::{Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::spec::{Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
 
 /// One level: what it says, and about whom.
 #[derive(Clone, Debug, PartialEq)]
@@ -279,8 +279,14 @@ impl Rules {
             } else {
                 specs[slot].as_ref()
             };
-            if let Some(spec) = spec.filter(|_| rule.applies(&names, op)) {
+            let Some(spec) = spec.filter(|_| rule.applies(&names, op)) else { continue };
+            // What is said of everything is meant for the operators that it can be meant for.
+            let form = spec.form.filter(|f| f.serves(op));
+            let level = spec.accuracy_level.filter(|_| Form::Matmulnbits.serves(op));
+            if rule.is_named() || (form, level) == (spec.form, spec.accuracy_level) {
                 found(index, spec);
+            } else {
+                found(index, &Spec { form, accuracy_level: level, ..spec.clone() });
             }
         }
     }

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numerics::{BlockScale, Format, MxRounding, Round};
+pub use crate::ops::Form;
 
 /// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
 macro_rules! fields {
@@ -101,6 +102,16 @@ fields! {
     eps / Eps: f64,
     /// What becomes of the range that was chosen.
     postprocess / Postprocess: Postprocess,
+    /// How a quantized constant is stored. Unset: the first of the target's forms that the operator and the format have.
+    form / Form: Form,
+    /// How exactly `form = "matmulnbits"` computes: 4 lets the runtime quantize the other operand to int8, 1 is float32, 0
+    /// leaves it to the runtime.
+    accuracy_level / AccuracyLevel: u8,
+    /// Whether scales of weights may be negative, so that the value of largest magnitude always has the lowest code, of
+    /// which there is one more: -8 of int4. Symmetric integers only.
+    signed_scale / SignedScale: bool,
+    /// Whose arithmetic makes scales and codes of weights, to the last bit.
+    arithmetic / Arithmetic: Arithmetic,
 }
 
 /// A value as TOML writes it.
@@ -409,6 +420,21 @@ impl ScaleDtype {
             Self::Float32 | Self::Float16 | Self::Bfloat16 => None,
         }
     }
+}
+
+/// Whose arithmetic makes scales and codes, to the last bit. They differ where a quotient is almost between two codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arithmetic {
+    /// ONNX `QuantizeLinear`: the value divided by the scale. Scales as onnxruntime's tools make them or, with `eps`, torch.
+    #[default]
+    Onnx,
+    /// torchao: scales in float32, the value times the reciprocal of the scale.
+    Torch,
+    /// onnxruntime's `MatMulNBitsQuantizer` for `MatMulNBits`: the reciprocal, the zero point added before rounding half away.
+    Mlas,
+    /// The same for DequantizeLinear: the zero point is added after rounding.
+    MlasQdq,
 }
 
 /// What is asked for at the sites of some nodes.

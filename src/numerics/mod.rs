@@ -41,6 +41,7 @@
 mod affine;
 mod bias;
 mod block_scale;
+pub mod blocks;
 mod fake;
 mod format;
 mod grid;
@@ -51,6 +52,7 @@ pub mod pack;
 pub mod pair_safe;
 mod range;
 mod search;
+mod wide;
 
 pub use affine::{
     Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value, quantize_within,

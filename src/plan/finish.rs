@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
 use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight};
@@ -72,7 +73,10 @@ impl Planner<'_> {
         if activations.is_empty() && weights.is_empty() {
             return Ok(self.model.opset().unwrap_or(0));
         }
-        let quantizers = activations.values().map(|a| &a.quantizer).chain(weights.iter().map(|w| &w.quantizer));
+        let quantizers = activations
+            .values()
+            .map(|a| &a.quantizer)
+            .chain(weights.iter().filter(|w| !is_bytes(self.model, w)).map(|w| &w.quantizer));
         let needs = |q: &Quantizer| (q.since().0, q.since().2);
         let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
         if self.target.simulate {

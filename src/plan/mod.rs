@@ -14,12 +14,14 @@
 //!
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
+mod algorithms;
 mod blocks;
 mod by_hand;
 mod constants;
 mod document;
 pub mod explain;
 mod finish;
+pub mod form;
 mod planner;
 mod site;
 mod skips;
@@ -31,7 +33,8 @@ use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::spec::{ObserverKind, Postprocess, ScaleDtype, ScaleType};
+use crate::config::algorithm::Algorithm;
+use crate::config::spec::{Arithmetic, Form, ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
 use crate::numerics::{Format, Granularity, MxRounding, Round};
 use crate::onnx::DataType;
@@ -72,6 +75,7 @@ pub struct Plan {
 }
 
 /// How numbers become codes: a spec with nothing left open.
+#[allow(clippy::struct_excessive_bools, reason = "the document's own keys")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantizer {
@@ -115,6 +119,15 @@ pub struct Quantizer {
     /// What becomes of the range that the observer chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postprocess: Option<Postprocess>,
+    /// Whether the scale may be negative, for the sake of the lowest code.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed_scale: bool,
+    /// Whose arithmetic makes scales and codes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub arithmetic: Arithmetic,
+    /// What improves scale and zero point of a weight beyond its range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<Box<Algorithm>>,
     /// Numbers given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
@@ -173,6 +186,9 @@ impl Quantizer {
             round: Round::HalfEven,
             eps: 0.0,
             postprocess: None,
+            signed_scale: false,
+            arithmetic: Arithmetic::Onnx,
+            algorithm: None,
             given: None,
         }
     }
@@ -316,6 +332,12 @@ pub struct Weight {
     /// The order of the reduction whose adjacent pairs must not saturate 16 bits, where that matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair_safe: Option<Reduction>,
+    /// How it is stored.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub form: Form,
+    /// `accuracy_level` of a `MatMulNBits`; 4 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy_level: Option<u8>,
     /// Why it is quantized this way.
     pub why: String,
 }

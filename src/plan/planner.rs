@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
-use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
@@ -41,7 +41,7 @@ pub struct Knowledge {
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
-    refuse_algorithms(config, &rules)?;
+    algorithms::refuse_missing(config, &rules)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(
@@ -88,27 +88,10 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         }
         Placement::Fused | Placement::Everywhere => planner.spread(&nodes),
     }
-    planner.finish(opset, &nodes)
-}
-
-/// Refuses algorithms that do not exist yet.
-fn refuse_algorithms(config: &Config, rules: &Rules) -> Result<()> {
-    let place = |error: Error, own: bool, path: &str| {
-        if own {
-            return config.source.at(error, path);
-        }
-        let preset = config.preset.as_deref().unwrap_or_default();
-        Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
-            .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
-    };
-    if let Some(algorithm) = rules.algorithm() {
-        algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;
-    }
-    for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
-        let own = !config.pre_quant_opt.is_empty();
-        algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
-    }
-    Ok(())
+    let algorithm = planner.rules.algorithm().cloned();
+    let plan = planner.finish(opset, &nodes)?;
+    algorithms::refuse_idle(config, algorithm.as_ref(), &plan, knowledge)?;
+    Ok(plan)
 }
 
 /// What is asked of a value.
@@ -430,8 +413,12 @@ impl Planner<'_> {
         let op = at.op_type().to_owned();
         let Some(row) = ops::find(&op) else { return Ok(()) };
         let anchor = self.target.anchor(&op).cloned();
-        // A weight needs no integer kernel to be stored in few bits.
-        let stored = op == "ConvTranspose" && !self.knowledge.calibrated;
+        // A weight needs no integer kernel to be stored in few bits. A table would be dequantized as a whole at every run
+        // where the target has no form for it.
+        let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
+        let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
+        let table = op == "Gather" && rows && floats && !self.is_forced(node, SiteKind::Weight);
+        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table;
         let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
             return Ok(());
@@ -457,6 +444,12 @@ impl Planner<'_> {
         };
         if let Some(why) = weight.and_then(|_| self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight))) {
             self.refuse(node, why.why.clone());
+            return Ok(());
+        }
+        if let (true, Some(index), Some(quantizer)) = (table, weight, &quantizer)
+            && let Err(why) = self.fits(Form::GatherBlockQuantized, node, index, false, quantizer, false)
+        {
+            self.refuse(node, why);
             return Ok(());
         }
         let weight_value = weight.and_then(|index| self.model.node(node).input(index));
@@ -495,6 +488,10 @@ impl Planner<'_> {
             return no(why);
         }
         let ask = self.ask(node, SiteKind::Input).clone();
+        let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
+        if let Some(form) = stored.filter(|f| weight.is_some() && self.target.forms.contains(f)) {
+            return no(format!("stored as {form}, it reads floats"));
+        }
         let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
             Ok(found) => found,
             Err(Refusal::Wrong(error)) => return Err(error),

@@ -3,6 +3,7 @@
 mod activation;
 mod guard;
 mod microscaled;
+mod source;
 mod weight;
 
 use std::collections::BTreeMap;
@@ -11,15 +12,14 @@ use rayon::prelude::*;
 
 pub use activation::judge;
 pub use guard::guard;
-pub use weight::transposed;
 
-use crate::config::spec::{ScaleDtype, ScaleType};
+use crate::config::spec::{self, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
-use crate::ir::file::release;
 use crate::ir::{Model, Tensor};
 use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
 use crate::plan::{Bias, Plan, Quantizer, Weight};
 use crate::statistics::Statistics;
+use source::Source;
 use weight::Solver;
 
 /// The numbers of a plan.
@@ -38,14 +38,26 @@ pub struct Solution {
 pub struct SolvedWeight {
     /// Scales and zero points.
     pub qparams: QParams,
+    /// The codes, packed, in the shape in which they are stored: transposed where the weight is to be.
+    pub codes: Tensor,
     /// The scale of the whole tensor, where its groups have float8 scales beneath it; [`qparams`](Self::qparams) has the
     /// products of both.
     pub tensor_scale: Option<f32>,
-    /// The values to quantize in place of the initializer's, where plain rounding would not give the wanted codes; already
-    /// transposed, where the weight is to be.
-    pub changed: Option<Tensor>,
     /// Signal to quantization noise over the whole tensor, in dB.
     pub sqnr_db: f64,
+    /// What an algorithm made of it, where one was asked for.
+    pub fit: Option<Fit>,
+}
+
+/// How an algorithm compares with rounding to the nearest code.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Fit {
+    /// Signal to quantization noise of plain rounding, in dB.
+    pub rounding_db: f64,
+    /// Groups of elements that share a scale.
+    pub groups: usize,
+    /// How many of them are rounded plainly, since the algorithm does not lower the error that it minimizes.
+    pub fell_back: usize,
 }
 
 /// The numbers of a bias.
@@ -63,7 +75,7 @@ pub struct Solved(BTreeMap<String, SolvedWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
-    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, why: _ } = weight;
+    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } = weight;
     format!("{tensor} {quantizer:?} {transpose} {pair_safe:?}")
 }
 
@@ -87,7 +99,7 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
     let missing: Vec<_> = missing.into_iter().collect();
     let fresh: Vec<_> = missing
         .par_iter()
-        .map(|&(key, weight)| Ok((key.to_owned(), Solver::new(model, weight)?.solve(0.0)?)))
+        .map(|&(key, weight)| Ok((key.to_owned(), Solver::new(model, weight)?.solve(model, 0.0)?)))
         .collect::<Result<_>>()?;
     solved.0.extend(fresh);
     let mut weights: Vec<SolvedWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
@@ -127,7 +139,7 @@ fn solve_bias(
     }
     let floor = weight_floor(&values, input);
     if solved.qparams.scales.iter().any(|&s| s < floor) {
-        *solved = Solver::new(model, weight)?.solve(floor)?;
+        *solved = Solver::new(model, weight)?.solve(model, floor)?;
     }
     let scales: Vec<f32> = solved.qparams.scales.iter().map(|s| s * input).collect();
     let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };
@@ -150,6 +162,7 @@ fn weight_floor(bias: &[f32], input_scale: f32) -> f32 {
 fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
     let Quantizer { dtype, symmetric, granularity, narrow_range, reduce_range, .. } = quantizer;
     let Quantizer { scale_type, scale_dtype, round, eps, .. } = quantizer;
+    let Quantizer { signed_scale, arithmetic, .. } = quantizer;
     let fail = |message: String| Err(Error::new(Kind::Config, message));
     let precision = match scale_dtype {
         // Scales of 8 bits are made of ranges in their own way.
@@ -170,18 +183,35 @@ fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
     if *round != Round::HalfEven && !dtype.is_integer() {
         return fail(format!("{dtype} has no other rounding than half to even"));
     }
+    let bytes = dtype.is_integer() && dtype.bits() <= 8;
+    if (*signed_scale || *arithmetic != spec::Arithmetic::Onnx) && !bytes {
+        return fail(format!("{dtype} has scales and codes as ONNX has them"));
+    }
+    if *signed_scale && (!symmetric || *narrow_range) {
+        return fail("scales of either sign belong to symmetric codes of which none is left unused".to_owned());
+    }
     if !(eps.is_finite() && *eps >= 0.0) {
         return fail(format!("the least scale is {eps}, which is not a positive number"));
     }
     Ok(RangeSpec {
         format: *dtype,
-        symmetry: if *symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric },
+        symmetry: match (*symmetric, *signed_scale) {
+            (true, true) => Symmetry::Signed,
+            (true, false) => Symmetry::Symmetric,
+            (false, _) => Symmetry::Asymmetric,
+        },
         narrow: *narrow_range,
         reduce: *reduce_range,
         power_of_two: *scale_type == ScaleType::PowerOfTwo,
         precision,
-        arithmetic: if least > 0.0 { Arithmetic::Single } else { Arithmetic::Double },
-        eps: least,
+        arithmetic: match arithmetic {
+            spec::Arithmetic::Onnx if least > 0.0 => Arithmetic::Single,
+            spec::Arithmetic::Onnx => Arithmetic::Double,
+            spec::Arithmetic::Torch => Arithmetic::Single,
+            spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
+        },
+        // torch has a least scale always.
+        eps: if *arithmetic == spec::Arithmetic::Torch { eps.max(f32::MIN_POSITIVE) } else { least },
         min_width: 0.0,
     })
 }
@@ -221,28 +251,27 @@ fn check_range(low: f32, high: f32) -> Result<()> {
     Err(Error::new(Kind::Config, format!("the range {low} to {high} is given, which holds nothing")))
 }
 
+/// A constant that a plan names.
+fn constant<'m>(model: &'m Model, tensor: &str) -> Result<&'m Tensor> {
+    let value = model
+        .value_named(tensor)
+        .ok_or_else(|| misplanned(tensor, "the plan names a constant that the model does not have"))?;
+    model.constant(value).ok_or_else(|| misplanned(tensor, "a planned constant is not constant"))
+}
+
+fn misplanned(tensor: &str, message: &str) -> Error {
+    Error::new(Kind::Config, message).at_value(tensor).with_hint("the plan was made for another model; make it again")
+}
+
 fn float_constant(model: &Model, tensor: &str, node: &str) -> Result<Vec<f32>> {
-    let fail = |message: &str| {
-        Error::new(Kind::Config, message)
-            .at_value(tensor)
-            .with_hint("the plan was made for another model; make it again")
-    };
-    let value =
-        model.value_named(tensor).ok_or_else(|| fail("the plan names a constant that the model does not have"))?;
-    let constant = model.constant(value).ok_or_else(|| fail("a planned constant is not constant"))?;
-    let values = constant.to_f32().ok_or_else(|| fail("a planned constant is not float"))?;
-    if constant.proto().raw_data.is_some() || constant.is_external() {
-        release(&constant.raw());
-    }
-    let op = model.value_named(node).and_then(|v| model.producer(v));
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        let error = Error::model(format!("element {at} of the constant is {}", values[at])).at_value(tensor).with_hint(
-            "a tensor with NaN or infinity cannot be quantized; repair the checkpoint or --exclude the node",
-        );
-        return Err(match op {
-            Some(id) => error.at_node(model.node_name(id), model.node(id).op_type()),
-            None => error,
-        });
-    }
-    Ok(values)
+    let constant = constant(model, tensor)?;
+    let source = Source::new(constant).ok_or_else(|| misplanned(tensor, "a planned constant is not float"))?;
+    source.check_finite().map_err(|e| {
+        let e = e.at_value(tensor);
+        match model.value_named(node).and_then(|v| model.producer(v)) {
+            Some(id) => e.at_node(model.node_name(id), model.node(id).op_type()),
+            None => e,
+        }
+    })?;
+    Ok(source.all())
 }

@@ -7,7 +7,8 @@
 //! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
 //! 4. An int32 bias has exactly the product of the scales of input and weight.
 //! 5. An operator that moves codes has the same scale and zero point on both sides.
-//! 6. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+//! 6. A product with a dequantized 2-bit weight has as many columns as its fusion can read.
+//! 7. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
 
 use std::collections::BTreeSet;
 
@@ -101,7 +102,10 @@ impl<'a> Check<'a> {
     fn quantizer(&mut self, node: NodeId) {
         self.quantizer_versions(node);
         if let Some(scale) = self.model.constant_input(node, 1).and_then(Tensor::to_f32) {
-            if let Some(bad) = scale.iter().find(|s| !s.is_normal() || **s <= 0.0) {
+            // What only multiplies codes that are stored may do so with a number of either sign, and groups of zeros with zero.
+            let stored = self.model.node(node).is("DequantizeLinear") && self.model.constant_input(node, 0).is_some();
+            let fits = |s: f32| (s.is_normal() && s > 0.0) || (stored && (s.is_normal() || s == 0.0));
+            if let Some(bad) = scale.iter().find(|s| !fits(**s)) {
                 self.found.push(format!("{} has the scale {bad}", self.label(node)));
             }
             let zeros = self.model.constant_input(node, 2).map(Tensor::len);
@@ -156,6 +160,21 @@ impl<'a> Check<'a> {
                     layout.channel_axis.map_or("none".to_owned(), |a| a.to_string())
                 ));
             }
+        }
+        let at = self.model.node(reader);
+        let columns = dims.last().copied().unwrap_or(0);
+        let multiple = self.target.two_bit_columns.max(1);
+        if (at.is("MatMul") || at.is("Gemm"))
+            && at.int("transB").unwrap_or(0) == 0
+            && input == 1
+            && weight.codes.dtype().bits() == Some(2)
+            && !columns.is_multiple_of(multiple)
+        {
+            let dtype = weight.codes.dtype();
+            self.found.push(format!(
+                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed rightly",
+                self.label(reader)
+            ));
         }
         let data = usize::from(input == 0);
         let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));

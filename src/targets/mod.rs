@@ -13,6 +13,7 @@ use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
 use crate::numerics::{BlockScale, Format};
+use crate::ops::Form;
 
 /// Profiles that come with amax, by name.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -48,6 +49,12 @@ pub struct Target {
     /// Whether quantizers are written as float operators, so that every format can be had.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulate: bool,
+    /// How it takes quantized constants; of those that serve an operator, the first that fits is the default.
+    #[serde(default = "qdq")]
+    pub forms: Vec<Form>,
+    /// It computes a product with a dequantized 2-bit weight rightly only if the columns are a multiple of this.
+    #[serde(default = "one")]
+    pub two_bit_columns: usize,
     /// Where Q/DQ pairs go.
     pub placement: Placement,
     /// How biases are stored.
@@ -79,6 +86,14 @@ pub struct Target {
     /// Operators that vanish into the quantizer after them.
     #[serde(default)]
     pub absorb: Ops,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn qdq() -> Vec<Form> {
+    vec![Form::Qdq]
 }
 
 /// Where Q/DQ pairs go.
@@ -170,6 +185,7 @@ impl Target {
         self.formats = Format::ALL.into_iter().filter(|&f| f != Format::Int32).collect();
         self.activation_formats.clone_from(&self.formats);
         self.block_scales = vec![BlockScale::Float8e4m3fn, BlockScale::Float8e8m0];
+        self.forms = vec![Form::Qdq];
         self.simulate = true;
         self
     }

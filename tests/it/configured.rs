@@ -76,6 +76,10 @@ fn no_key_is_decoration() {
             Field::Postprocess => {
                 &["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }", "{ min = 2.0, max = 1.0 }"]
             }
+            Field::Form => &["\"matmulnbits\""],
+            Field::AccuracyLevel => &["1"],
+            Field::SignedScale => &["true"],
+            Field::Arithmetic => &["\"torch\"", "\"mlas\"", "\"mlas-qdq\""],
         }
     };
     let plain = planned("").unwrap();

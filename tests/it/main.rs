@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
 mod backend;
+mod blocks;
 mod calibration;
 mod check;
 mod cli;
@@ -11,6 +12,7 @@ mod config;
 mod configured;
 mod file;
 mod formats;
+mod forms;
 mod numerics;
 mod observers;
 mod onnxruntime;

@@ -156,7 +156,7 @@ const PLANNED: &[(&str, &str)] = &[
 ];
 
 /// Files in `passes/` that are not passes.
-const SHARED: &[&str] = &["mod", "pipeline", "exact", "float_ops", "insert_blocks"];
+const SHARED: &[&str] = &["mod", "pipeline", "exact", "float_ops", "forms", "insert_blocks"];
 
 #[test]
 fn every_pass_is_declared_listed_and_tested() {
@@ -203,9 +203,18 @@ fn no_snapshot_is_left_over() {
 #[test]
 fn the_readme_names_every_flag() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    for command in
-        ["rewrite", "inspect", "plan", "explain", "calibrate", "merge", "compare", "presets", "config import"]
-    {
+    for command in [
+        "rewrite",
+        "inspect",
+        "plan",
+        "explain",
+        "calibrate",
+        "merge",
+        "compare",
+        "presets",
+        "config import",
+        "convert",
+    ] {
         let words = command.split(' ').chain(["--help"]);
         let help = Command::new(env!("CARGO_BIN_EXE_amax")).args(words).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();
