@@ -315,8 +315,7 @@ impl<'a> Insert<'a> {
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
                 let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
-                let other = &self.solution.weights[*other];
-                same && other.qparams == solved.qparams && other.codes == solved.codes
+                same && self.solution.weights[*other] == *solved
             });
             let (first, [scale, zero]) = if let Some(&(other, found)) = alike {
                 (other, found)
@@ -381,7 +380,8 @@ impl<'a> Insert<'a> {
         let solved = &self.solution.weights[index];
         let graph = model.main();
         let dims = quantizer.granularity.scale_dims(&solved.codes.dims());
-        let QParams { scales, zero_points: zeros } = &solved.qparams;
+        let qparams = solved.qparams();
+        let QParams { scales, zero_points: zeros } = &*qparams;
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
         let zero = zero_points(quantizer.dtype, &dims, zeros);
         let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);

@@ -149,27 +149,24 @@ impl Lower {
         let mut attributes = vec![("quantize_axis", packed.axis), ("block_size", packed.block)];
         attributes.extend(packed.bits.map(|bits| ("bits", bits)));
         let name = base_name(model, inputs[0]);
-        let stored = match twin {
-            Some((product, [codes, scales], zero_points)) => {
-                let shape: Vec<i64> = packed.codes.dims().iter().map(|&d| d as i64).collect();
-                let shape = Tensor::from_i64(&[shape.len()], &shape);
-                let shape = model.add_initializer(graph, &format!("{name}_blocks_shape"), shape);
-                let reshape =
-                    NewNode::new("Reshape", format!("{name}_Reshape"), &[codes, shape], &[&format!("{name}_blocks")]);
-                let reshape = model.insert(Place::Before(node), reshape);
-                let codes = model.node(reshape).output(0).ok_or("a Reshape has an output")?;
-                self.outcome.changed(&name, format!("stored once, with the weight of \"{product}\""));
-                Stored { codes, scales, zero_points, attributes }
-            }
-            None => {
-                let mut add =
-                    |suffix: &str, tensor: Tensor| model.add_initializer(graph, &format!("{name}{suffix}"), tensor);
-                Stored {
-                    codes: add("_blocks", packed.codes),
-                    scales: add("_blocks_scale", packed.scales),
-                    zero_points: packed.zero_points.map(|zeros| add("_blocks_zero_point", zeros)),
-                    attributes,
-                }
+        let stored = if let Some((product, [codes, scales], zero_points)) = twin {
+            let shape: Vec<i64> = packed.codes.dims().iter().map(|&d| d as i64).collect();
+            let shape = Tensor::from_i64(&[shape.len()], &shape);
+            let shape = model.add_initializer(graph, &format!("{name}_blocks_shape"), shape);
+            let reshape =
+                NewNode::new("Reshape", format!("{name}_Reshape"), &[codes, shape], &[&format!("{name}_blocks")]);
+            let reshape = model.insert(Place::Before(node), reshape);
+            let codes = model.node(reshape).output(0).ok_or("a Reshape has an output")?;
+            self.outcome.changed(&name, format!("stored once, with the weight of \"{product}\""));
+            Stored { codes, scales, zero_points, attributes }
+        } else {
+            let mut add =
+                |suffix: &str, tensor: Tensor| model.add_initializer(graph, &format!("{name}{suffix}"), tensor);
+            Stored {
+                codes: add("_blocks", packed.codes),
+                scales: add("_blocks_scale", packed.scales),
+                zero_points: packed.zero_points.map(|zeros| add("_blocks_zero_point", zeros)),
+                attributes,
             }
         };
         // A Reshape stands before one reader; others may come earlier in the graph and make their own.

@@ -110,10 +110,13 @@ struct Stored {
     attributes: [usize; 4],
 }
 
+/// A DequantizeLinear by its graph, inputs and attributes, and whether its result is transposed.
+type Key = (GraphId, [Option<ValueId>; 3], [Option<i64>; 2], bool);
+
 #[derive(Default)]
 struct Lower {
-    /// What a DequantizeLinear of the same inputs became, in the same graph and orientation.
-    made: BTreeMap<(GraphId, [Option<ValueId>; 3], [Option<i64>; 2], bool), Stored>,
+    /// What became of a DequantizeLinear.
+    made: BTreeMap<Key, Stored>,
     outcome: Outcome,
 }
 

@@ -19,7 +19,7 @@ use super::{
     simulate::Simulate,
 };
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, verify};
+use crate::ir::{Model, Scratch, verify};
 use crate::nearest::nearest;
 
 /// Before planning: brings a float model into the form that the planner knows. Outputs stay as they were, but for the
@@ -65,6 +65,7 @@ pub fn run(model: &mut Model, passes: &[&dyn Pass], context: &Context<'_>, after
     for pass in passes {
         let name = pass.name();
         let outcome = pass.run(model, context).map_err(|e| e.in_pass(name))?;
+        model.scratch().map_or(Ok(()), Scratch::check)?;
         verify::verify(model).map_err(|e| {
             Error::new(Kind::Internal, format!("the pass left an invalid model: {}", e.message())).in_pass(name)
         })?;

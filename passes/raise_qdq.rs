@@ -94,14 +94,13 @@ fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64,
     let sizes = ["N", "K", "bits", "block_size"].map(|name| at.int(name)).to_vec();
     let key = (graph, [1, 2, 3].map(|i| at.input(i)), sizes);
     let name = base_name(model, at.input(1));
-    let made = match cache.get(&key) {
-        Some(found) => found.clone(),
-        None => {
-            let pair = Quantized::from_nbits(model, node)?.transposed()?.to_qdq()?;
-            let made = store(model, graph, &name, &pair, since);
-            cache.insert(key, made.clone());
-            made
-        }
+    let made = if let Some(found) = cache.get(&key) {
+        found.clone()
+    } else {
+        let pair = Quantized::from_nbits(model, node)?.transposed()?.to_qdq()?;
+        let made = store(model, graph, &name, &pair, since);
+        cache.insert(key, made.clone());
+        made
     };
     let bias = model.node(node).input(5);
     let weight = dequantize(model, node, &name, &made).ok_or("a DequantizeLinear has an output")?;
@@ -125,15 +124,14 @@ fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, 
     let name = base_name(model, at.input(0));
     let axis = at.int("gather_axis").unwrap_or(0);
     let indices = at.input(1).ok_or("it has no indices")?;
-    let made = match cache.get(&key) {
-        Some(found) => found.clone(),
-        None => {
-            let codes = table_codes(model, node).ok_or("its codes are not constant")?;
-            let pair = Quantized::from_gather(model, node, &codes)?.to_qdq()?;
-            let made = store(model, graph, &name, &pair, since);
-            cache.insert(key, made.clone());
-            made
-        }
+    let made = if let Some(found) = cache.get(&key) {
+        found.clone()
+    } else {
+        let codes = table_codes(model, node).ok_or("its codes are not constant")?;
+        let pair = Quantized::from_gather(model, node, &codes)?.to_qdq()?;
+        let made = store(model, graph, &name, &pair, since);
+        cache.insert(key, made.clone());
+        made
     };
     let table = dequantize(model, node, &name, &made).ok_or("a DequantizeLinear has an output")?;
     model.truncate_inputs(node, 2);

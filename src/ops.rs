@@ -245,7 +245,7 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
             let rows = rank >= 2 && model.node(node).int("axis").unwrap_or(0) == 0;
             layout(rows.then_some(0), Some(rank - 1), Reduction::None)
         }
-        Gates if rank == 3 => layout(None, Some(2), Reduction::None),
+        Gates if rank == 3 => layout(Some(1), Some(2), Reduction::None),
         _ => return None,
     })
 }

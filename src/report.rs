@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
+use crate::ops::Form;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
 use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
@@ -86,6 +87,8 @@ pub struct WeightRow {
     pub sqnr_db: f64,
     /// Whether adjacent pairs were kept from saturating.
     pub pair_safe: bool,
+    /// How it is stored.
+    pub form: Form,
     /// What an algorithm made of it, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<AlgorithmRow>,
@@ -174,13 +177,14 @@ impl Report {
                 site: weight.site.clone(),
                 tensor: weight.tensor.clone(),
                 dtype: weight.quantizer.dtype.name(),
-                scales: solved.qparams.scales.len(),
+                scales: solved.scale_count(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
                 algorithm: solved
                     .fit
                     .zip(weight.quantizer.algorithm.as_ref())
                     .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
+                form: weight.form,
             })
             .collect();
         self.splits.clone_from(&plan.splits);

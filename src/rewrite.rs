@@ -15,7 +15,7 @@ use crate::report::{PassRow, QualityRow, Report};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 use crate::sensitivity::{self, Reference, Sensitivity};
-use crate::solve::{Solution, Solved, guard, judge, solve};
+use crate::solve::{Solution, Solved, guard, judge, solve, solve_while};
 use crate::statistics::Statistics;
 use crate::targets::{Target, check};
 
@@ -220,7 +220,12 @@ impl<'a> Decided<'a> {
         loop {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
-                self.solution = solve(self.model, &self.plan, Some(&self.statistics), &mut self.solved)?;
+                let go_on = || match self.request.progress.interrupted() {
+                    true => Err(Error::new(Kind::Interrupted, "interrupted; nothing was written")),
+                    false => Ok(()),
+                };
+                let statistics = Some(&self.statistics);
+                self.solution = solve_while(self.model, &self.plan, statistics, &mut self.solved, &go_on)?;
                 guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
             } else {
                 unobserved

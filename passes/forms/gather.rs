@@ -79,7 +79,9 @@ impl Quantized {
         let mut all = pack::unpack_bytes(&codes.raw(), bits, count);
         if bytes && signed {
             let middle = 1 << (bits - 1);
-            all.iter_mut().for_each(|code| *code ^= middle);
+            for code in &mut all {
+                *code ^= middle;
+            }
         }
         let rows = last == 1 && axis == 1 && scale_dims[1] == 1;
         Ok(Self {

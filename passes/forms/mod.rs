@@ -185,12 +185,13 @@ fn float_tensor(dtype: DataType, dims: &[usize], values: &[f32]) -> Tensor {
     }
 }
 
+/// Rows and columns that are transposed together, so that neither side misses the cache at every element.
+const TILE: usize = 64;
+
 /// A matrix with its axes exchanged; what has another rank stays as it is.
 fn transpose<T: Copy + Default>(values: &[T], dims: &[usize]) -> Vec<T> {
     let &[rows, columns] = dims else { return values.to_vec() };
     let mut out = vec![T::default(); values.len()];
-    // Tiles, so that neither side misses the cache at every element.
-    const TILE: usize = 64;
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {
             for row in top..rows.min(top + TILE) {

@@ -83,7 +83,9 @@ impl Quantized {
         }
         if signed {
             let middle = 1 << (bits - 1);
-            all.iter_mut().for_each(|code| *code ^= middle);
+            for code in &mut all {
+                *code ^= middle;
+            }
         }
         Ok(Self {
             format,

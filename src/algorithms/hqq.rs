@@ -2,10 +2,10 @@
 //!
 //! The error is `Σ |x − y|^0.7`, for which few large errors are better than many small ones. It is split in two: an error `e`
 //! that shrinks what rounding leaves, and a zero point in closed form that has the rest; both by turns, with a growing weight
-//! on their agreement. The scale stays that of the range.
+//! on their agreement.
 //!
-//! With a symmetric format there is no zero point to choose, and the scale is fitted to its own codes by turns instead, as
-//! torchao does there.
+//! A zero point that is a code rarely moves by that: the step to the next is too large. So the scale is found by turns with
+//! `e` in the same way, at the codes on both sides of the zero point and at the one that the range gives.
 
 use super::{Choice, Group};
 
@@ -18,8 +18,7 @@ const GROWTH: f32 = 1.01;
 /// Steps where the configuration does not say.
 pub const ITERATIONS: u32 = 20;
 
-/// Chooses for one group of finite values. The zero point is rounded to the code, of the two next to it, that leaves the
-/// smaller error; nothing is taken that is not better than rounding.
+/// Chooses for one group of finite values. Nothing is taken that is not better than rounding.
 #[must_use]
 pub fn choose(group: &Group<'_>, iterations: u32) -> Choice {
     let rounding = group.rounded();
@@ -27,18 +26,22 @@ pub fn choose(group: &Group<'_>, iterations: u32) -> Choice {
     if !(scale.is_normal() && group.values.iter().any(|x| *x != 0.0)) {
         return Choice::rounding(group, rounding);
     }
-    let candidates = if group.spec.is_symmetric() {
-        [fitted_scale(group, scale, zero, iterations).map(|scale| (scale, zero)), None]
-    } else {
+    let mut zeros = vec![zero];
+    if !group.spec.is_symmetric() {
         let (qmin, qmax) = group.spec.codes();
-        let mut zeros = [(zero - qmin) as f32];
-        fit_zeros(group.values, group.values.len(), &[1.0 / scale], &mut zeros, (qmax - qmin) as f32, iterations);
-        let near = |zero: f32| (scale, (zero as i32).clamp(0, qmax - qmin) + qmin);
-        [Some(near(zeros[0].floor())), Some(near(zeros[0].ceil()))]
-    };
+        let mut exact = [(zero - qmin) as f32];
+        fit_zeros(group.values, group.values.len(), &[1.0 / scale], &mut exact, (qmax - qmin) as f32, iterations);
+        let near = [exact[0].floor(), exact[0].ceil()].map(|zero| (zero as i32).clamp(0, qmax - qmin) + qmin);
+        zeros.extend(near.into_iter().filter(|near| *near != zero));
+        zeros.dedup();
+    }
+    let candidates = zeros.into_iter().flat_map(|zero| {
+        let fitted = fitted_scale(group, scale, zero, iterations).map(|scale| (scale, zero));
+        [Some((scale, zero)), fitted]
+    });
     let limit = error(group, rounding);
     let mut best = (limit, rounding);
-    for found in candidates.into_iter().flatten().filter(|&found| found != rounding) {
+    for found in candidates.flatten().filter(|&found| found != rounding) {
         let error = error(group, found);
         if error < best.0 {
             best = (error, found);
@@ -85,29 +88,36 @@ fn step(x: &[f32], inverse: f32, zero: f32, highest: f32, beta: f32) -> (f64, f3
             // Half to even, as adding 1.5 · 2²³ rounds.
             let code = ((x * inverse + zero).clamp(0.0, highest) + 12_582_912.0) - 12_582_912.0;
             let error = x - (code - zero) / inverse;
-            let shrunk = (error.abs() - power(error.abs() + 1e-8, POWER - 1.0) / beta).max(0.0);
-            let shrunk = if error < 0.0 { -shrunk } else { shrunk };
             *sum += f64::from(error.abs());
-            *mean += f64::from(code - (x - shrunk) * inverse);
+            *mean += f64::from(code - (x - shrunk(error, beta)) * inverse);
         }
     }
     (errors.iter().sum(), (means.iter().sum::<f64>() / x.len() as f64) as f32)
 }
 
-/// The scale that fits the codes it makes.
+/// What is left of an error where the rest is to be made up for.
+#[inline]
+fn shrunk(error: f32, beta: f32) -> f32 {
+    let magnitude = error.abs();
+    (magnitude - power(magnitude + 1e-8, POWER - 1.0) / beta).max(0.0).copysign(error)
+}
+
+/// The scale that fits the codes it makes, but for sparse errors.
 fn fitted_scale(group: &Group<'_>, first: f32, zero: i32, iterations: u32) -> Option<f32> {
     let mut levels = vec![0.0; group.values.len()];
-    let mut scale = first;
+    let (mut scale, mut beta) = (first, BETA);
     for _ in 0..iterations {
         group.levels(scale, zero, &mut levels);
         let (mut product, mut square) = (0.0, 0.0);
         for (&x, &l) in group.values.iter().zip(&levels) {
-            product += f64::from(x) * f64::from(l);
+            product += f64::from(x - shrunk(x - l * scale, beta)) * f64::from(l);
             square += f64::from(l) * f64::from(l);
         }
-        let next = group.usable(product / square, first)?;
+        let exact = product / square * f64::from(first.signum());
+        let next = group.usable(if exact > 0.0 { exact } else { return None }, first)?;
         let change = ((next - scale) / scale).abs();
         scale = next;
+        beta *= GROWTH;
         if change < 1e-5 {
             break;
         }

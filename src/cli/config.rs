@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
                 let message = format!("cannot write {}: the configuration is read from it", path.display());
                 return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
             }
-            staged(path, &text)?.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+            staged(path, &text)?.keep(path)?;
             let notes = count(imported.notes.len(), "note");
             console.say(&format!("converted a {} to {}; {notes} at its head", imported.from, path.display()));
             Ok(())

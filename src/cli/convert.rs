@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Codes and scales stay. Those for products and for tables may be given together, with a comma.
     #[arg(long, value_name = "FORM", value_delimiter = ',', value_parser = form)]
     form: Vec<To>,
-    /// `accuracy_level` of new MatMulNBits: 4 lets the runtime quantize the other operand to int8, 1 is float32.
+    /// `accuracy_level` of new `MatMulNBits`: 4 lets the runtime quantize the other operand to int8, 1 is float32.
     #[arg(long, value_name = "LEVEL", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=4))]
     accuracy_level: u8,
     /// Where the result will run: what it would compute wrongly there is a warning.

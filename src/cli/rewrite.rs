@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use amax::calibrate::Memory;
 use amax::error::{Error, Kind, Result};
+use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
@@ -14,8 +15,6 @@ use amax::report::Report;
 use amax::rewrite::{Request, rewrite, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
-
-use tempfile::NamedTempFile;
 
 use super::inspect::print;
 use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, summary, thread_count, threads};
@@ -69,6 +68,9 @@ pub(crate) struct Args {
     /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
+    /// Write weights to OUTPUT.data beside the model, as is done anyway where the input has such a file or 2 GB are passed.
+    #[arg(long)]
+    external_data: bool,
     /// Write quantizers as float operators with the same results: for accuracy studies on any runtime, of any format.
     #[arg(long)]
     simulate: bool,
@@ -101,6 +103,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
+    model.spill_beside(&args.output);
     if args.runtime != Runtime::default() {
         args.runtime.load()?;
     }
@@ -153,9 +156,11 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         _ => None,
     };
     let writing = Instant::now();
-    file::save(&done.model, &args.output)?;
+    let external = if args.external_data { External::Always } else { External::Auto };
+    let options = SaveOptions { external, ..SaveOptions::default() };
+    file::save_unless(&done.model, &args.output, &options, &|| amax::calibrate::Progress::interrupted(console))?;
     for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
-        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+        staged.keep(path)?;
     }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
     if done.stopped {
@@ -235,7 +240,7 @@ fn place(path: &Path) -> PathBuf {
 }
 
 /// A report in a temporary file beside its place.
-fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
+fn staged(path: &Path, report: &Report) -> Result<file::Staged> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
     super::staged(path, &(json + "\n"))

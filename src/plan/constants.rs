@@ -38,13 +38,15 @@ impl Planner<'_> {
                     let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else { continue };
                     let mut quantizer = settle(self.weight(node, index))?;
                     let grouped = matches!(quantizer.granularity, Granularity::PerGroup { .. });
-                    let transpose = grouped
+                    let narrow = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
+                    // Fused to MatMulNBits only as [K, N].
+                    let transpose = (grouped || (kind == Kindness::WeightOnly && narrow))
                         && !quantizer.scale_dtype.is_block()
                         && self.target.placement == Placement::Fused
                         && at.is("Gemm")
                         && at.int("transB").unwrap_or(0) != 0;
-                    if let (true, Granularity::PerGroup { axis, size }) = (transpose, quantizer.granularity) {
-                        quantizer.granularity = Granularity::PerGroup { axis: 1 - axis, size };
+                    if transpose {
+                        quantizer.granularity = turned(quantizer.granularity);
                     }
                     let integer = kind == Kindness::Integer;
                     let chosen = settle(self.form(node, index, integer, &quantizer, transpose))?;
@@ -277,13 +279,22 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
     splits
 }
 
+/// The granularity of the transpose of a matrix.
+fn turned(granularity: Granularity) -> Granularity {
+    match granularity {
+        Granularity::PerTensor => Granularity::PerTensor,
+        Granularity::PerChannel { axis } => Granularity::PerChannel { axis: 1 - axis.min(1) },
+        Granularity::PerGroup { axis, size } => Granularity::PerGroup { axis: 1 - axis.min(1), size },
+    }
+}
+
 /// Whether two readers of a constant find the same bytes in it, one as rows of a table and one as blocks along its sum.
 fn tied(a: &Weight, b: &Weight) -> bool {
     let blocks = |w: &Weight| {
-        let Granularity::PerGroup { axis, size } = w.quantizer.granularity else { return None };
-        let axis = if w.transpose { 1 - axis.min(1) } else { axis };
-        let granularity = Granularity::PerGroup { axis, size };
-        (w.form != Form::Qdq && axis == 1).then(|| Quantizer { granularity, ..w.quantizer.clone() })
+        let own = w.quantizer.granularity;
+        let granularity = if w.transpose { turned(own) } else { own };
+        let rows = matches!(granularity, Granularity::PerGroup { axis: 1, .. } | Granularity::PerChannel { axis: 0 });
+        (w.form != Form::Qdq && rows).then(|| Quantizer { granularity, ..w.quantizer.clone() })
     };
     a.form != b.form && blocks(a).is_some() && blocks(a) == blocks(b)
 }

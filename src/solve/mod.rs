@@ -4,6 +4,7 @@ mod activation;
 mod guard;
 mod microscaled;
 mod source;
+mod stored;
 mod weight;
 
 use std::collections::BTreeMap;
@@ -12,10 +13,11 @@ use rayon::prelude::*;
 
 pub use activation::judge;
 pub use guard::guard;
+pub use stored::StoredWeight;
 
 use crate::config::spec::{self, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, Tensor};
+use crate::ir::{Model, Scratch, Tensor};
 use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
 use crate::plan::{Bias, Plan, Quantizer, Weight};
 use crate::statistics::Statistics;
@@ -28,7 +30,7 @@ pub struct Solution {
     /// Scale and zero point of each static activation, by the name of its pair.
     pub activations: BTreeMap<String, (f32, i32)>,
     /// One entry for each of [`Plan::weights`].
-    pub weights: Vec<SolvedWeight>,
+    pub weights: Vec<StoredWeight>,
     /// The int32 values of each of [`Plan::biases`].
     pub biases: Vec<SolvedBias>,
 }
@@ -71,7 +73,7 @@ pub struct SolvedBias {
 
 /// Weights that were solved already: a plan is made several times, and layers share weights.
 #[derive(Debug, Default)]
-pub struct Solved(BTreeMap<String, SolvedWeight>);
+pub struct Solved(BTreeMap<String, StoredWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
@@ -86,6 +88,20 @@ fn key(weight: &Weight) -> String {
 /// A weight with NaN or infinity, statistics that lack a planned tensor, numbers given by hand that do not fit or
 /// contradict each other, and fields of a quantizer that have no meaning together.
 pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved: &mut Solved) -> Result<Solution> {
+    solve_while(model, plan, statistics, solved, &|| Ok(()))
+}
+
+/// As [`solve`], as long as `go_on` has no objection, which is asked before every few hundred megabytes of weights.
+///
+/// # Errors
+/// As [`solve`], and that of `go_on`.
+pub fn solve_while(
+    model: &Model,
+    plan: &Plan,
+    statistics: Option<&Statistics>,
+    solved: &mut Solved,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<Solution> {
     let nothing = Statistics::default();
     let activations = activation::solve(plan, statistics.unwrap_or(&nothing))?;
     let mut solution = Solution { activations, ..Solution::default() };
@@ -97,12 +113,16 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
         .map(|(k, w)| (k.as_str(), w))
         .collect();
     let missing: Vec<_> = missing.into_iter().collect();
-    let fresh: Vec<_> = missing
-        .par_iter()
-        .map(|&(key, weight)| Ok((key.to_owned(), Solver::new(model, weight)?.solve(model, 0.0)?)))
-        .collect::<Result<_>>()?;
-    solved.0.extend(fresh);
-    let mut weights: Vec<SolvedWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
+    for window in windows(&missing, |(_, weight)| constant(model, &weight.tensor).map_or(0, Tensor::byte_len)) {
+        go_on()?;
+        let fresh: Vec<_> = window
+            .par_iter()
+            .map(|&(key, weight)| Ok((key.to_owned(), solve_weight(model, weight)?)))
+            .collect::<Result<_>>()?;
+        solved.0.extend(fresh);
+        model.scratch().map_or(Ok(()), Scratch::check)?;
+    }
+    let mut weights: Vec<StoredWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
     for bias in &plan.biases {
         let bias = solve_bias(model, plan, bias, &solution.activations, &mut weights)?;
         solution.biases.push(bias);
@@ -111,13 +131,38 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
     Ok(solution)
 }
 
+/// Bytes of weights that are solved at the same time, or one weight that is larger.
+const WINDOW: usize = 1 << 28;
+
+/// Cuts a list into runs whose sizes sum up to [`WINDOW`] at most.
+fn windows<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut sum = 0usize;
+        let fits = rest.iter().take_while(|item| {
+            sum = sum.saturating_add(size(item));
+            sum <= WINDOW
+        });
+        let (window, tail) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = tail;
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+/// Solves one weight, and leaves no more of it in memory than its numbers.
+fn solve_weight(model: &Model, weight: &Weight) -> Result<StoredWeight> {
+    let solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(model, 0.0)?);
+    constant(model, &weight.tensor)?.release();
+    Ok(solved)
+}
+
 /// Solves a bias, and its weight again where the weight's scale is too small for it.
 fn solve_bias(
     model: &Model,
     plan: &Plan,
     bias: &Bias,
     activations: &BTreeMap<String, (f32, i32)>,
-    weights: &mut [SolvedWeight],
+    weights: &mut [StoredWeight],
 ) -> Result<SolvedBias> {
     let fail = |message: &str| Error::new(Kind::Config, message).at_value(&bias.tensor);
     let Some(&(input, _)) = activations.get(&bias.activation) else {
@@ -138,10 +183,10 @@ fn solve_bias(
         values.resize(bias.channels, values[0]);
     }
     let floor = weight_floor(&values, input);
-    if solved.qparams.scales.iter().any(|&s| s < floor) {
-        *solved = Solver::new(model, weight)?.solve(model, floor)?;
+    if solved.qparams().scales.iter().any(|&s| s < floor) {
+        *solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(model, floor)?);
     }
-    let scales: Vec<f32> = solved.qparams.scales.iter().map(|s| s * input).collect();
+    let scales: Vec<f32> = solved.qparams().scales.iter().map(|s| s * input).collect();
     let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };
     let codes = numerics::quantize_bias(&values, &spread).map_err(|e| e.at_value(&bias.tensor))?;
     Ok(SolvedBias { scales, codes })

@@ -164,9 +164,12 @@ impl<'a> Check<'a> {
         let at = self.model.node(reader);
         let columns = dims.last().copied().unwrap_or(0);
         let multiple = self.target.two_bit_columns.max(1);
+        let block = self.model.node(weight.node).int("block_size").unwrap_or(0);
+        let fused = block == 0 || [16, 32, 64, 128, 256].contains(&block);
         if (at.is("MatMul") || at.is("Gemm"))
             && at.int("transB").unwrap_or(0) == 0
             && input == 1
+            && fused
             && weight.codes.dtype().bits() == Some(2)
             && !columns.is_multiple_of(multiple)
         {
@@ -185,6 +188,7 @@ impl<'a> Check<'a> {
             && unsigned;
         if hazardous {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
+            weight.codes.release();
             let rows = reduction_rows(&dims, layout.reduction);
             if rows.iter().any(|row| !pair_safe::is_safe(&row.iter().map(|&i| codes[i]).collect::<Vec<_>>())) {
                 self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));

@@ -23,9 +23,17 @@ impl Evaluate for NoRuntime {
 
 fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
     let target = Target::load("ort-cpu").unwrap();
-    let after: &dyn Fn(&Model, &str, &amax::passes::Outcome) -> amax::Result<ControlFlow<()>> =
-        &|_, _, _| Ok(ControlFlow::Continue(()));
-    convert(model, &Request { simulate: false, into, accuracy_level: 4, target: &target, evaluate: &NoRuntime, after })
+    convert(
+        model,
+        &Request {
+            simulate: false,
+            into,
+            accuracy_level: 4,
+            target: &target,
+            evaluate: &NoRuntime,
+            after: &|_, _, _| Ok(ControlFlow::Continue(())),
+        },
+    )
 }
 
 const BITS: [(Format, usize); 6] = [
@@ -208,4 +216,97 @@ fn forms_that_exclude_each_other_are_refused() {
     check(&[To::Float], true);
     check(&[qdq, nbits], false);
     check(&[To::Float, gather], false);
+}
+
+/// An embedding, a product, a transposed Gemm, and a convolution, none of them with more than the columns it needs.
+const NET: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+net (int64[2] i, float[1,2,8] x) => (float[2,6] y, float[1,2,8] z) <
+  float[5,32] table = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2},
+  float[8,32] even = {EVEN},
+  float[32,6] odd = {ODD},
+  float[2,2,1] kernel = {1, 2, 3, 4}
+> {
+  [embed] e = Gather (table, i)
+  [fc1] m = Gemm <transB = 1> (e, even)
+  [fc2] y = MatMul (e, odd)
+  [conv] z = Conv (x, kernel)
+}"#;
+
+/// The plan of [`NET`] under a configuration: what each weight is stored as.
+fn planned(target: &str, text: &str) -> Result<String, String> {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(", ");
+    let model = parse(&NET.replace("EVEN", &row(256)).replace("ODD", &row(192))).unwrap();
+    let config = amax::config::Config::parse(text).map_err(|e| e.to_string())?;
+    let target = Target::load(target).unwrap();
+    let knowledge = amax::plan::Knowledge::default();
+    let plan = amax::plan::plan(&model, &config, &target, &knowledge).map_err(|e| e.message().to_owned())?;
+    let line = |w: &amax::plan::Weight| {
+        let level = w.accuracy_level.map(|l| format!(" {l}")).unwrap_or_default();
+        format!("{} {}{level}", w.site.trim_end_matches(".weight"), w.form)
+    };
+    let mut lines: Vec<String> = plan.weights.iter().map(line).collect();
+    lines.push(format!("set {}", plan.opset));
+    Ok(lines.join(", "))
+}
+
+#[test]
+fn the_planner_takes_the_form_that_fits() {
+    let check = |target: &str, text: &str, expected: &str| {
+        let found = planned(target, text).unwrap_or_else(|e| format!("error: {e}"));
+        assert!(
+            found == expected || (expected.ends_with('…') && found.starts_with(expected.trim_end_matches('…'))),
+            "{text}\n  {found}"
+        );
+    };
+    let ort = |text: &str, expected: &str| check("ort-cpu", text, expected);
+    let groups = |bits: &str| {
+        format!("[op_type.{{}}.weight]\ndtype = \"{bits}\"\ngranularity = \"per-group\"\ngroup_size = 16\n")
+    };
+    let [int2, int4] = ["int2", "int4"].map(|bits| {
+        ["MatMul", "Gemm"].map(|op| groups(bits).replace("{}", op)).concat() + "[default.input]\nenable = false\n"
+    });
+    ort("", "fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort("preset = \"w8\"", "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort("preset = \"w4\"", "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 21");
+    check("generic", "preset = \"w8\"", "fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort(&int4, "fc1 qdq, fc2 qdq, conv qdq, set 21");
+    // Six columns of 2 bits are what onnxruntime fuses wrongly; eight are not.
+    ort(&int2, "fc1 qdq, fc2 matmulnbits, conv qdq, set 25");
+    ort(
+        &format!("{int2}[[layer]]\nmatch = \"fc2\"\nweight.form = \"qdq\""),
+        "error: [[layer]] \"fc2\", weight.form: ort-cpu computes…",
+    );
+    ort(&format!("{int2}[default.weight]\nform = \"qdq\""), "fc1 qdq, fc2 matmulnbits, conv qdq, set 25");
+    // As bytes, no operator set need know them.
+    ort(
+        &format!("{int4}[default.weight]\nform = \"matmulnbits\"\naccuracy_level = 1"),
+        "fc1 matmulnbits 1, fc2 matmulnbits 1, conv qdq, set 17",
+    );
+    ort(
+        "default.weight.form = \"gather-block-quantized\"",
+        "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 17",
+    );
+    ort("op_type.Gather.weight.enable = true", "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort("op_type.Gather.weight = { enable = true, form = \"qdq\" }", "embed qdq, fc1 qdq, fc2 qdq, conv qdq, set 17");
+    // What fits nothing: an error where it was asked for by name, else another form.
+    let small = "weight = { granularity = \"per-group\", group_size = 8";
+    ort(
+        &format!("[op_type.MatMul]\n{small} }}\n[default.weight]\nform = \"matmulnbits\""),
+        "fc1 matmulnbits, fc2 qdq, conv qdq, set 21",
+    );
+    ort(
+        &format!("[op_type.MatMul]\n{small}, form = \"matmulnbits\" }}"),
+        "error: [op_type.MatMul], weight.form: MatMulNBits has groups of…",
+    );
+    ort("[op_type.Conv.weight]\nform = \"matmulnbits\"", "error: [op_type.Conv], weight.form: a Conv has no such form");
+    check(
+        "generic",
+        "[op_type.MatMul.weight]\nform = \"matmulnbits\"",
+        "error: [op_type.MatMul], weight.form: generic has no matmulnbits",
+    );
+    ort(
+        "[default.weight]\naccuracy_level = 1",
+        "error: [default], weight.accuracy_level: only form = \"matmulnbits\" has levels of accuracy",
+    );
+    ort("[default.weight]\nform = \"matmulnbit\"", "error: …");
 }

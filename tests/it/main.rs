@@ -13,6 +13,7 @@ mod configured;
 mod file;
 mod formats;
 mod forms;
+mod large;
 mod numerics;
 mod observers;
 mod onnxruntime;

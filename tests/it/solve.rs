@@ -112,10 +112,9 @@ fn stored(dims: &[usize], values: &[f32], weight: &Value) -> Result<Stored> {
     let solution = solve(&model, &plan, None, &mut Solved::default())?;
     let made = applied(&model, &plan, &solution)?;
     assert!(made.ir_version() >= ir);
-    let mut violations = check::violations(&made, &Target::load("ort-cpu").unwrap());
-    // Any shape will do here.
-    violations.retain(|v| !v.contains("only multiples of 4 are computed rightly"));
-    assert_eq!(violations, Vec::<String>::new());
+    // The planner would not have asked for 2 bits in so few columns.
+    let target = Target { two_bit_columns: 1, ..Target::load("ort-cpu").unwrap() };
+    assert_eq!(check::violations(&made, &target), Vec::<String>::new());
 
     let reader = made.producer(made.value_named("y").unwrap()).unwrap();
     assert_eq!(made.node(reader).int("transB"), None);
