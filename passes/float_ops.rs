@@ -132,11 +132,11 @@ impl<'a> Ops<'a> {
     fn rounded(&mut self, x: ValueId, format: Format, least: f32) -> ValueId {
         let (least, most) = (self.constant("number", least), self.constant("number", format.max_value()));
         let clamped = self.op("Clip", &[x, least, most]);
-        self.to_float(clamped, format)
+        self.nearest(clamped, format)
     }
 
     /// The nearest number of a float format, half to even, for numbers that are not above its largest one.
-    pub(super) fn to_float(&mut self, x: ValueId, format: Format) -> ValueId {
+    pub(super) fn nearest(&mut self, x: ValueId, format: Format) -> ValueId {
         let Some(float) = format.float() else { return x };
         let first = self.unit_in_the_first_place(x);
         let step = self.with("Mul", first, (-(float.mantissa_bits() as f32)).exp2());

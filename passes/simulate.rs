@@ -4,7 +4,7 @@
 //! |---|---|
 //! | DequantizeLinear of a constant | a float constant |
 //! | QuantizeLinear, then DequantizeLinear | Div, Clip, Round, Mul; for small floats with the step of each number's binade |
-//! | DynamicQuantizeLinear, then DequantizeLinear | the same, behind ReduceMin and ReduceMax |
+//! | DynamicQuantizeLinear, then DequantizeLinear | the same, behind `ReduceMin` and `ReduceMax` |
 //!
 //! Results are bit-identical to the quantizers', but for the sign of zero in formats that have no negative one. What else is
 //! quantized (operators on codes) is left and said.
@@ -111,12 +111,10 @@ fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
 
 /// Scales as f32, and the type that a result has by default.
 fn scale_values(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
-    match scale.dtype() {
-        DataType::Float8e8m0 => {
-            Some((scale.raw().iter().map(|&code| decode_float8e8m0(code)).collect(), DataType::Float))
-        }
-        dtype => Some((scale.to_f32()?, dtype)),
+    if scale.dtype() == DataType::Float8e8m0 {
+        return Some((scale.raw().iter().map(|&code| decode_float8e8m0(code)).collect(), DataType::Float));
     }
+    Some((scale.to_f32()?, scale.dtype()))
 }
 
 /// A scale in the shape that divides its tensor by broadcasting, if there is one.
@@ -208,7 +206,7 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     };
     let (low, high) = (ops.constant("number", low), ops.constant("number", high));
     let clamped = ops.op("Clip", &[quotient, low, high]);
-    let steps = if format.is_integer() { ops.op("Round", &[clamped]) } else { ops.to_float(clamped, format) };
+    let steps = if format.is_integer() { ops.op("Round", &[clamped]) } else { ops.nearest(clamped, format) };
     lowered.insert(output, Codes { steps, scale, source });
     Ok("written as float operators")
 }

@@ -112,7 +112,7 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
     let mut warnings = check::violations(&model, request.target);
     warnings.retain(|w| !already.contains(w));
-    Ok(Converted { model, folded, changed, simulated, kept, warnings })
+    Ok(Converted { model, folded, simulated, changed, kept, warnings })
 }
 
 /// The passes that make these of a model.

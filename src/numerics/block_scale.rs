@@ -73,13 +73,13 @@ pub struct ElementRange {
 impl ElementRange {
     /// The range of a format; for integers that of the codes above zero.
     pub fn new(format: Format) -> Self {
-        let (max, mantissa_bits) = match format.float() {
-            Some(float) => (float.max(), float.mantissa_bits()),
-            None => {
+        let (max, mantissa_bits) = format.float().map_or_else(
+            || {
                 let (_, high) = format.range();
                 (high as f32, i32::BITS - 1 - high.max(1).leading_zeros())
-            }
-        };
+            },
+            |float| (float.max(), float.mantissa_bits()),
+        );
         Self { max, exponent: exponent(max), mantissa_bits }
     }
 }
