@@ -91,13 +91,13 @@ fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
     let (scales, given) = scale_values(scale).ok_or_else(|| format!("its scale is {}", scale.dtype()))?;
     let dims = codes.dims();
     let granularity = granularity(model, node, &dims, &scale.dims())?;
-    let zero_points = match at.input(2) {
-        None => vec![0; scales.len()],
-        Some(_) => {
-            let zero = model.constant_input(node, 2).ok_or("its zero point is not constant")?;
-            if format.is_integer() { pack::unpack(&zero.raw(), &format, zero.len()) } else { vec![0; scales.len()] }
+    let mut zero_points = vec![0; scales.len()];
+    if at.input(2).is_some() {
+        let zero = model.constant_input(node, 2).ok_or("its zero point is not constant")?;
+        if format.is_integer() {
+            zero_points = pack::unpack(&zero.raw(), &format, zero.len());
         }
-    };
+    }
     let qparams = QParams { scales, zero_points };
     let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)
         .map_err(|e| e.message().to_owned())?;
