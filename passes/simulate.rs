@@ -126,8 +126,11 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, St
     let Some(tensor) = model.constant(scale) else {
         // One block a row, or one scale.
         let dims = model.shape(scale);
-        let whole = block > 0
-            && shape.as_ref().is_some_and(|s| s.get(positive(s.len())).copied().flatten() == Some(block as usize));
+        let known = shape.as_ref().and_then(|s| s.get(positive(s.len())).copied().flatten());
+        let reshape = at.input(0).and_then(|x| model.producer(x)).filter(|&p| model.node(p).is("Reshape"));
+        let made = reshape.and_then(|p| model.constant_input(p, 1)).and_then(Tensor::to_i64).unwrap_or_default();
+        let extent = known.map(|extent| extent as i64).or_else(|| made.get(positive(made.len())).copied());
+        let whole = block > 0 && extent == Some(block);
         return if whole || block == 0 && dims.is_some_and(|d| d.is_empty()) {
             Ok(scale)
         } else {

@@ -432,8 +432,9 @@ mod runs {
                 let qparams = QParams { zero_points: vec![0; scales.len()], scales };
                 let granularity = Granularity::PerGroup { axis: 1, size };
                 numerics::fake_quantize_nd(&mut due, &[x.len() / size, size], &granularity, &qparams, format).unwrap();
-                for target in [&generic, &ort] {
+                for (target, again) in [(&generic, false), (&ort, false), (&generic, true)] {
                     let made = rewritten(&model, &config, target);
+                    let made = if again { converted(&made) } else { made };
                     let got = run(&made, &input);
                     // A sum with zeros has no negative zero.
                     let plain = |values: &[f32]| bits(&values.iter().map(|v| v + 0.0).collect::<Vec<_>>());
@@ -441,6 +442,23 @@ mod runs {
                 }
             }
         }
+    }
+
+    /// A saved model, its quantizers as float operators.
+    fn converted(model: &Model) -> Model {
+        use std::ops::ControlFlow;
+        let saved = file::from_bytes(file::to_bytes(model).unwrap()).unwrap();
+        let request = amax::convert::Request {
+            simulate: true,
+            into: &[],
+            accuracy_level: 4,
+            target: &Target::load("generic").unwrap(),
+            evaluate: &amax::runtime::TractEvaluate,
+            after: &|_, _, _| Ok(ControlFlow::Continue(())),
+        };
+        let done = amax::convert::convert(&saved, &request).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(done.kept, [], "every quantizer has become float operators");
+        done.model
     }
 
     fn dtype_format(dtype: &str) -> Format {
