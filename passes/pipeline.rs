@@ -22,6 +22,7 @@ use super::{
     raise_qdq::RaiseQdq,
     recover_codes::RecoverCodes,
     settle_quantizers::SettleQuantizers,
+    simulate::Simulate,
     standard_quantizers::StandardQuantizers,
     unfold_weights::UnfoldWeights,
 };
@@ -38,6 +39,7 @@ pub const QUANTIZE: &[&dyn Pass] = &[
     &RaiseOpset,
     &InsertQdq,
     &FoldWeights,
+    &Simulate,
     &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
     &LowerGather,
     &DropDead,

@@ -63,6 +63,7 @@ impl Planner<'_> {
             schema: SCHEMA,
             target: self.target.name.clone(),
             opset,
+            simulate: self.target.simulate,
             activations: std::mem::take(&mut self.pairs),
             weights,
             biases,
@@ -84,7 +85,11 @@ impl Planner<'_> {
             .values()
             .map(|a| &a.quantizer)
             .chain(weights.iter().filter(|w| !is_bytes(self.model, w)).map(|w| &w.quantizer));
+        let needs = |q: &Quantizer| (q.since().0, q.since().2);
         let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
+        if self.target.simulate {
+            return Ok(opset);
+        }
         if needed > self.target.opset_max {
             return Err(Error::new(
                 Kind::Config,
@@ -460,19 +465,4 @@ pub(super) fn settle<T>(outcome: Result<T, Refusal>) -> Result<T> {
         Refusal::Wrong(error) => error,
         Refusal::Unfit(why) => Error::new(Kind::Config, why),
     })
-}
-
-/// The operator set from which on Quantize and Dequantize take these codes, and their name.
-fn needs(quantizer: &Quantizer) -> (i64, &'static str) {
-    let format = match quantizer.dtype {
-        Format::Int2 | Format::Uint2 => 25,
-        Format::Float4e2m1 => 23,
-        Format::Int4 | Format::Uint4 | Format::Int16 | Format::Uint16 => 21,
-        Format::Int8 | Format::Uint8 | Format::Int32 => 13,
-        _ => 19,
-    };
-    match quantizer.granularity {
-        Granularity::PerGroup { .. } if format < 21 => (21, "a scale for each group"),
-        _ => (format, quantizer.dtype.name()),
-    }
 }

@@ -1,6 +1,6 @@
 //! Decides which operators run quantized, and what that asks of the tensors around them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::by_hand::given;
 use super::constants::one_each;
@@ -519,8 +519,13 @@ impl Planner<'_> {
             Err(Refusal::Wrong(error)) => return Err(error),
             Err(Refusal::Unfit(why)) => return no(why),
         };
-        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && self.target.placement == Placement::Fused) {
+        let fused = self.target.placement == Placement::Fused && !self.target.simulate;
+        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && fused) {
             return no(format!("{} does not load {} weights beside codes", self.target.name, weight.dtype));
+        }
+        let blocks = asked.scale_dtype.is_block();
+        if let Some(why) = self.unfit_blocks(node, &asked) {
+            return no(why);
         }
         let kernel = integer_kernel(&asked, quantizer);
         let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
@@ -536,7 +541,7 @@ impl Planner<'_> {
             && weight == Some(1)
             && integer_kernel(&Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
             && !(op == "Gemm" && self.model.node(node).input(2).is_some());
-        if run_time && !dynamic_fits {
+        if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
             return match self.rules.rule(&ask, Field::Dynamic) {
                 Some(rule) if rule.is_named() && !rule.optional => {
@@ -548,6 +553,7 @@ impl Planner<'_> {
             };
         }
         let output = match self.output_site(node) {
+            Some(_) if blocks => None,
             Some((site, ask)) if anchor.output || self.is_forced(node, SiteKind::Output) => {
                 if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
                     return no(format!("{why}, and the integer {op} needs a quantized output"));
@@ -629,8 +635,9 @@ impl Planner<'_> {
                 })
                 .collect();
             for (index, value) in data {
-                if self.unquantizable(value).is_none() {
-                    let ask = self.ask(node, SiteKind::Input).clone();
+                let ask = self.ask(node, SiteKind::Input).clone();
+                let blocks = ask.spec.dtype.is_some_and(|d| d.block().is_some());
+                if self.unquantizable(value).is_none() && !blocks {
                     let why = format!("input of the {op} \"{name}\", as asked for");
                     self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
                 }
@@ -642,35 +649,6 @@ impl Planner<'_> {
         {
             self.make(site, Made { ask, keeps: None, why: format!("output of the {op} \"{name}\", as asked for") });
         }
-    }
-
-    /// Output channels of the constant weight at `input`.
-    pub(super) fn channels(&self, node: NodeId, input: usize) -> Option<usize> {
-        let dims = self.model.constant_input(node, input)?.dims();
-        let axis = ops::weight_layout(self.model, node, input, &dims)?.channel_axis?;
-        Some(dims[axis])
-    }
-
-    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), mut read: Read) {
-        read.ask = self.ask_of(value, &read.ask);
-        let reads = &mut self.wants.entry(value).or_default().reads;
-        if reads.iter().all(|(s, _)| *s != slot) {
-            reads.push((slot, read));
-        }
-    }
-
-    pub(super) fn make(&mut self, value: ValueId, mut made: Made) {
-        made.ask = self.ask_of(value, &made.ask);
-        self.wants.entry(value).or_default().made.get_or_insert(made);
-    }
-
-    /// Whether a value has a pair with a fixed scale.
-    pub(super) fn wanted(&self, value: ValueId) -> bool {
-        self.wants.get(&value).is_some_and(|w| w.made.is_some() || w.reads.iter().any(|(_, r)| r.mode == Mode::Static))
-    }
-
-    pub(super) fn outputs(&self, node: NodeId) -> BTreeSet<ValueId> {
-        self.model.node(node).outputs().iter().flatten().copied().collect()
     }
 }
 

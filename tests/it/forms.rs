@@ -25,7 +25,18 @@ fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
     let target = Target::load("ort-cpu").unwrap();
     let after: &dyn Fn(&Model, &str, &amax::passes::Outcome) -> amax::Result<ControlFlow<()>> =
         &|_, _, _| Ok(ControlFlow::Continue(()));
-    convert(model, &Request { into, accuracy_level: 4, switches: &[], target: &target, evaluate: &NoRuntime, after })
+    convert(
+        model,
+        &Request {
+            into,
+            accuracy_level: 4,
+            switches: &[],
+            simulate: false,
+            target: &target,
+            evaluate: &NoRuntime,
+            after,
+        },
+    )
 }
 
 const BITS: [(Format, usize); 6] = [

@@ -11,6 +11,7 @@ mod compare;
 mod config;
 mod configured;
 mod file;
+mod formats;
 mod forms;
 mod large;
 mod numerics;

@@ -39,7 +39,15 @@ fn target(name: &str) -> Target {
 fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
     let target = target("generic");
     let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let request = Request { into: &[], accuracy_level: 0, switches, target: &target, evaluate: &Exact, after: &after };
+    let request = Request {
+        into: &[],
+        accuracy_level: 0,
+        switches,
+        simulate: false,
+        target: &target,
+        evaluate: &Exact,
+        after: &after,
+    };
     convert(model, &request)
 }
 
