@@ -215,6 +215,7 @@ impl Fold<'_> {
             .evaluate(model, id, &inputs)
             .or_else(|| self.context.evaluate.evaluate(model, id, &inputs))
             .ok_or("its inputs are constant, but it could not be evaluated")?;
+        inputs.iter().flatten().for_each(Tensor::release);
         if tensors.len() < node.outputs().len() {
             return Err("its inputs are constant, but not all of its outputs could be evaluated");
         }

@@ -71,6 +71,9 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
         _ => vec![0; scales.len()],
     };
     let qparams = QParams { scales, zero_points };
+    for read in [Some(input), Some(scale), zero].into_iter().flatten() {
+        read.release();
+    }
     let raw = numerics::quantize(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
     Ok(Ok(Tensor::new(dtype, &dims, raw)))
 }

@@ -1,7 +1,8 @@
 //! Puts Quantize/Dequantize pairs where the plan says, with the scales that were solved.
 //!
-//! Weights get a pair too, still float in front: [`fold_weights`](super::fold_weights) makes them integers. Scale and
-//! zero point initializers are shared by tensors that share a scale. Each consumer of a weight has a DequantizeLinear of
+//! Weights become the codes that were solved, behind a DequantizeLinear; the float tensor stays until nobody uses it
+//! ([`drop_dead`](super::drop_dead) removes it then). Scale and zero point initializers are shared by tensors that share a
+//! scale. Each consumer of a weight has a DequantizeLinear of
 //! its own, which is what runtimes fuse. Zero points are always written out.
 //!
 //! Every pair is made before any reader is moved, and readers that are listed are moved before those that are not, so that
@@ -17,8 +18,9 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
+use crate::plan::form::is_bytes;
 use crate::plan::{Activation, Mode, Plan, Readers, Slot, Weight};
-use crate::solve::{Solution, transposed};
+use crate::solve::Solution;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ impl Pass for InsertQdq {
             scales: BTreeMap::new(),
             made: BTreeMap::new(),
             quantizers: BTreeSet::new(),
+            coded: Vec::new(),
             outcome: Outcome::default(),
         };
         insert.versions(model)?;
@@ -48,6 +51,7 @@ impl Pass for InsertQdq {
         insert.weights(model)?;
         insert.biases(model)?;
         insert.sums(model)?;
+        insert.codes(model);
         Ok(insert.outcome)
     }
 }
@@ -88,6 +92,8 @@ struct Insert<'a> {
     made: BTreeMap<String, ValueId>,
     /// Nodes that read a float tensor in order to quantize it.
     quantizers: BTreeSet<NodeId>,
+    /// Nodes that dequantize a weight, with the weight whose codes they read.
+    coded: Vec<(NodeId, usize)>,
     outcome: Outcome,
 }
 
@@ -95,7 +101,8 @@ impl<'a> Insert<'a> {
     /// Checks that the operator set has every format, and raises the IR version to one that does.
     fn versions(&mut self, model: &mut Model) -> Result<()> {
         let activations = self.plan.activations.iter().map(|(name, a)| (name, &a.quantizer));
-        let weights = self.plan.weights.iter().map(|w| (&w.tensor, &w.quantizer));
+        let typed: Vec<&Weight> = self.plan.weights.iter().filter(|w| !is_bytes(model, w)).collect();
+        let weights = typed.into_iter().map(|w| (&w.tensor, &w.quantizer));
         let mut ir = model.ir_version();
         for (name, quantizer) in activations.chain(weights) {
             let groups = matches!(quantizer.granularity, Granularity::PerGroup { .. }).then_some((21, 10));
@@ -296,27 +303,27 @@ impl<'a> Insert<'a> {
 
     fn weights(&mut self, model: &mut Model) -> Result<()> {
         // Consumers of one tensor that agree on its format share the codes.
-        let mut made: Vec<(usize, [ValueId; 3])> = Vec::new();
+        let mut made: Vec<(usize, [ValueId; 2])> = Vec::new();
         for (index, (weight, solved)) in self.plan.weights.iter().zip(&self.solution.weights).enumerate() {
             let value = self.names.value(&weight.tensor)?;
             let node = self.names.node(model, &weight.at)?;
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
                 let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
-                same && self.solution.weights[*other].qparams == solved.qparams
-                    && self.solution.weights[*other].changed == solved.changed
+                same && self.solution.weights[*other] == *solved
             });
-            let [codes, scale, zero] = if let Some((_, found)) = alike {
-                *found
+            let (first, [scale, zero]) = if let Some(&(other, found)) = alike {
+                (other, found)
             } else {
-                let found = self.quantized_weight(model, value, index)?;
+                let found = self.scales(model, index);
                 made.push((index, found));
-                found
+                (index, found)
             };
+            // The codes are not there yet: the float tensor stands for them.
             let granularity = &weight.quantizer.granularity;
-            let back = Self::dequantize(model, Place::Before(node), &weight.tensor, codes, scale, zero, granularity);
-            let dims = Self::stored_dims(model, value, weight);
-            let shape: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
+            let back = Self::dequantize(model, Place::Before(node), &weight.tensor, value, scale, zero, granularity);
+            self.coded.extend(model.producer(back).map(|node| (node, first)));
+            let shape: Vec<Option<usize>> = solved.codes.dims().into_iter().map(Some).collect();
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
             model.set_input(node, weight.at.input, Some(back));
             if weight.transpose {
@@ -327,13 +334,17 @@ impl<'a> Insert<'a> {
         Ok(())
     }
 
-    /// The shape in which a weight is stored.
-    fn stored_dims(model: &Model, value: ValueId, weight: &Weight) -> Vec<usize> {
-        let mut dims = model.constant(value).map(Tensor::dims).unwrap_or_default();
-        if weight.transpose {
-            dims.reverse();
+    /// Stores the codes of weights, behind all that is small.
+    fn codes(&mut self, model: &mut Model) {
+        let mut stored: BTreeMap<usize, ValueId> = BTreeMap::new();
+        let graph = model.main();
+        for &(node, index) in &self.coded {
+            let codes = *stored.entry(index).or_insert_with(|| {
+                let name = format!("{}_quantized", self.plan.weights[index].tensor);
+                model.add_initializer(graph, &name, self.solution.weights[index].codes.clone())
+            });
+            model.set_input(node, 0, Some(codes));
         }
-        dims
     }
 
     /// Makes a Gemm read its right operand as it is stored now.
@@ -350,41 +361,18 @@ impl<'a> Insert<'a> {
         .at_value(&weight.tensor))
     }
 
-    /// Codes, scale and zero point of a weight; the codes are still a QuantizeLinear of a float constant.
-    fn quantized_weight(&mut self, model: &mut Model, value: ValueId, index: usize) -> Result<[ValueId; 3]> {
-        let weight = &self.plan.weights[index];
+    /// Scale and zero point of a weight.
+    fn scales(&self, model: &mut Model, index: usize) -> [ValueId; 2] {
+        let Weight { tensor: name, quantizer, .. } = &self.plan.weights[index];
         let solved = &self.solution.weights[index];
         let graph = model.main();
-        let name = &weight.tensor;
-        let dims = Self::stored_dims(model, value, weight);
-        let source = match &solved.changed {
-            Some(tensor) => model.add_initializer(graph, &format!("{name}_rounded"), tensor.clone()),
-            None if weight.transpose => {
-                let values = model.constant(value).and_then(Tensor::to_f32).unwrap_or_default();
-                // `dims` is that of the transpose.
-                let values = match dims.as_slice() {
-                    &[columns, rows] => transposed(&values, rows, columns),
-                    _ => values,
-                };
-                model.add_initializer(graph, &format!("{name}_transposed"), Tensor::from_f32(&dims, &values))
-            }
-            None => value,
-        };
-        let dims = weight.quantizer.granularity.scale_dims(&dims);
-        let QParams { scales, zero_points: zeros } = &solved.qparams;
+        let dims = quantizer.granularity.scale_dims(&solved.codes.dims());
+        let qparams = solved.qparams();
+        let QParams { scales, zero_points: zeros } = &*qparams;
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
-        let zero = zero_points(weight.quantizer.dtype, &dims, zeros);
+        let zero = zero_points(quantizer.dtype, &dims, zeros);
         let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);
-        let node = NewNode::new(
-            "QuantizeLinear",
-            format!("{name}_QuantizeLinear"),
-            &[source, scale, zero],
-            &[&format!("{name}_quantized")],
-        );
-        let node = along(node, &weight.quantizer.granularity);
-        let reader = self.names.node(model, &weight.at)?;
-        let q = model.insert(Place::Before(reader), node);
-        Ok([model.node(q).output(0).expect("just made"), scale, zero])
+        [scale, zero]
     }
 
     fn sums(&mut self, model: &mut Model) -> Result<()> {

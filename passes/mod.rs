@@ -2,16 +2,32 @@
 //!
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
+mod arithmetic;
+pub mod dequantize;
 pub mod drop_dead;
 pub mod exact;
+pub mod fold_clips;
 pub mod fold_constants;
+pub mod fold_fake_quant;
 pub mod fold_weights;
+pub mod forms;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
 pub mod insert_qdq;
 pub mod lift_constants;
+pub mod lower_gather;
+pub mod lower_matmulnbits;
+pub mod name_quantizers;
+pub mod operands;
+pub mod per_token;
 pub mod pipeline;
 pub mod raise_opset;
+pub mod raise_qdq;
+pub mod recover_codes;
+pub mod settle_quantizers;
+pub mod standard_quantizers;
+pub mod switch_quantizers;
+pub mod unfold_weights;
 
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};

@@ -3,12 +3,30 @@
 use std::ops::ControlFlow;
 
 use super::{
-    Context, Outcome, Pass, drop_dead::DropDead, fold_constants::FoldConstants, fold_weights::FoldWeights,
-    freeze_inputs::FreezeInputs, fuse_batchnorm::FuseBatchnorm, insert_qdq::InsertQdq, lift_constants::LiftConstants,
+    Context, Outcome, Pass,
+    dequantize::Dequantize,
+    drop_dead::DropDead,
+    fold_clips::FoldClips,
+    fold_constants::FoldConstants,
+    fold_fake_quant::FoldFakeQuant,
+    fold_weights::FoldWeights,
+    freeze_inputs::FreezeInputs,
+    fuse_batchnorm::FuseBatchnorm,
+    insert_qdq::InsertQdq,
+    lift_constants::LiftConstants,
+    lower_gather::LowerGather,
+    lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
+    name_quantizers::NameQuantizers,
+    per_token::PerToken,
     raise_opset::RaiseOpset,
+    raise_qdq::RaiseQdq,
+    recover_codes::RecoverCodes,
+    settle_quantizers::SettleQuantizers,
+    standard_quantizers::StandardQuantizers,
+    unfold_weights::UnfoldWeights,
 };
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, verify};
+use crate::ir::{Model, Scratch, verify};
 use crate::nearest::nearest;
 
 /// Before planning: brings a float model into the form that the planner knows. Outputs stay as they were, but for the
@@ -16,13 +34,31 @@ use crate::nearest::nearest;
 pub const PREPARE: &[&dyn Pass] = &[&FreezeInputs, &LiftConstants, &FoldConstants, &FuseBatchnorm, &DropDead];
 
 /// After solving: applies the plan.
-pub const QUANTIZE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &DropDead];
+pub const QUANTIZE: &[&dyn Pass] = &[
+    &RaiseOpset,
+    &InsertQdq,
+    &FoldWeights,
+    &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerGather,
+    &DropDead,
+];
+
+/// After solving, where weights are to stay floats: the plan as fake quantizers.
+pub const FAKE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &DropDead];
+
+/// Before conversions: reads what training frameworks export, and makes codes of what they quantize in fake.
+pub const IMPORT: &[&dyn Pass] =
+    &[&StandardQuantizers, &FoldFakeQuant, &SettleQuantizers, &FoldClips, &NameQuantizers, &RecoverCodes];
+
+/// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
+pub const FORMS: &[&dyn Pass] =
+    &[&RaiseQdq, &Dequantize, &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL }, &LowerGather];
 
 /// Every pass, each once, in run order.
 #[must_use]
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut found: Vec<&'static dyn Pass> = Vec::new();
-    for &pass in PREPARE.iter().chain(QUANTIZE) {
+    for &pass in PREPARE.iter().chain(IMPORT).chain(FAKE).chain(QUANTIZE).chain(FORMS) {
         if found.iter().all(|known| known.name() != pass.name()) {
             found.push(pass);
         }
@@ -42,6 +78,7 @@ pub fn run(model: &mut Model, passes: &[&dyn Pass], context: &Context<'_>, after
     for pass in passes {
         let name = pass.name();
         let outcome = pass.run(model, context).map_err(|e| e.in_pass(name))?;
+        model.scratch().map_or(Ok(()), Scratch::check)?;
         verify::verify(model).map_err(|e| {
             Error::new(Kind::Internal, format!("the pass left an invalid model: {}", e.message())).in_pass(name)
         })?;

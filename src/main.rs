@@ -43,6 +43,12 @@ struct Cli {
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
     Rewrite(Box<cli::rewrite::Args>),
+    /// Quantize in fake, as `rewrite` would: Q/DQ around weights that stay float.
+    #[command(after_help = cli::rewrite::PREPARE_HELP)]
+    Prepare(Box<cli::rewrite::Args>),
+    /// Fold what a quantized model still quantizes, and write it in another form.
+    #[command(alias = "fold")]
+    Convert(cli::convert::Args),
     /// Summarize a model, or print it as text.
     Inspect(cli::inspect::Args),
     /// Show every decision about a model without running it, or write them as a plan to edit.
@@ -57,6 +63,11 @@ enum Command {
     Compare(cli::compare::Args),
     /// List the named configurations, or print one as TOML to start from.
     Presets(cli::presets::Args),
+    /// Print the scales of a quantized model, as a configuration that gives them by hand.
+    #[command(after_help = "Examples:
+  amax scales model.int8.onnx --output scales.json
+  amax rewrite finetuned.onnx finetuned.int8.onnx --config scales.json")]
+    Scales(cli::scales::Args),
     /// Print the configuration's JSON Schema, or convert another tool's configuration.
     Config(cli::config::Args),
 }
@@ -72,6 +83,8 @@ fn run() -> ExitCode {
     let console = cli::Console::new(quiet, verbose);
     let result = match command {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
+        Command::Prepare(args) => cli::rewrite::run_prepare(&args, &console),
+        Command::Convert(args) => cli::convert::run(&args, &console),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Plan(args) => cli::plan::run(&args, &console),
         Command::Explain(args) => cli::explain::run(&args, &console),
@@ -79,6 +92,7 @@ fn run() -> ExitCode {
         Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
         Command::Presets(args) => cli::presets::run(&args),
+        Command::Scales(args) => cli::scales::run(&args, &console),
         Command::Config(args) => cli::config::run(&args, &console),
     };
     match result {

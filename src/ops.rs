@@ -4,6 +4,7 @@
 //! range of the output follows from that of the inputs. An operator without a row is never quantized. What a runtime
 //! executes in integers is not said here but in [`targets`](crate::targets).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Model, NodeId};
@@ -146,6 +147,50 @@ impl Row {
     }
 }
 
+/// How a quantized constant is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Codes in front of a DequantizeLinear.
+    #[default]
+    Qdq,
+    /// The weight of a `MatMulNBits` of onnxruntime.
+    Matmulnbits,
+    /// The table of a `GatherBlockQuantized` of onnxruntime.
+    GatherBlockQuantized,
+}
+
+impl Form {
+    /// Every form.
+    pub const ALL: [Self; 3] = [Self::Qdq, Self::Matmulnbits, Self::GatherBlockQuantized];
+
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qdq => "qdq",
+            Self::Matmulnbits => "matmulnbits",
+            Self::GatherBlockQuantized => "gather-block-quantized",
+        }
+    }
+
+    /// Whether it is one for weights of this operator.
+    #[must_use]
+    pub fn serves(self, op: &str) -> bool {
+        match self {
+            Self::Qdq => true,
+            Self::Matmulnbits => matches!(op, "MatMul" | "Gemm"),
+            Self::GatherBlockQuantized => op == "Gather",
+        }
+    }
+}
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// How a constant weight of some shape is laid out for its operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightLayout {
@@ -196,8 +241,11 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
         // A batch of matrices has one scale for all: kernels take one scale a column of a single matrix only.
         Right if rank > 2 => layout(None, Some(rank - 2), Reduction::Along(rank - 2)),
         Left if rank >= 2 => layout(None, Some(rank - 1), Reduction::Along(rank - 1)),
-        Rows if rank >= 1 => layout(None, Some(rank - 1), Reduction::None),
-        Gates if rank == 3 => layout(None, Some(2), Reduction::None),
+        Rows if rank >= 1 => {
+            let rows = rank >= 2 && model.node(node).int("axis").unwrap_or(0) == 0;
+            layout(rows.then_some(0), Some(rank - 1), Reduction::None)
+        }
+        Gates if rank == 3 => layout(Some(1), Some(2), Reduction::None),
         _ => return None,
     })
 }

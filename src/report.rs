@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
+use crate::ops::Form;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
-use crate::solve::Solution;
+use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// What a rewrite did.
@@ -37,6 +39,8 @@ pub struct Report {
     pub samples: Option<String>,
     /// How many samples were run for statistics, and how many were held out to measure quality.
     pub sample_counts: (usize, usize),
+    /// Whether the samples were enough for the static ranges; `None` without samples or statistics.
+    pub sufficiency: Option<Sufficiency>,
     /// Tensors that vetoes kept float, with the reason.
     pub guarded: BTreeMap<String, String>,
     /// Quality of each output on the held-out samples.
@@ -83,6 +87,21 @@ pub struct WeightRow {
     pub sqnr_db: f64,
     /// Whether adjacent pairs were kept from saturating.
     pub pair_safe: bool,
+    /// How it is stored.
+    pub form: Form,
+    /// What an algorithm made of it, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<AlgorithmRow>,
+}
+
+/// What an algorithm made of a constant.
+#[derive(Clone, Debug, Serialize)]
+pub struct AlgorithmRow {
+    /// Its method.
+    pub method: String,
+    /// How it compares with plain rounding.
+    #[serde(flatten)]
+    pub fit: Fit,
 }
 
 /// What one pass did.
@@ -158,9 +177,14 @@ impl Report {
                 site: weight.site.clone(),
                 tensor: weight.tensor.clone(),
                 dtype: weight.quantizer.dtype.name(),
-                scales: solved.qparams.scales.len(),
+                scales: solved.scale_count(),
                 sqnr_db: solved.sqnr_db,
                 pair_safe: weight.pair_safe.is_some(),
+                algorithm: solved
+                    .fit
+                    .zip(weight.quantizer.algorithm.as_ref())
+                    .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
+                form: weight.form,
             })
             .collect();
         self.splits.clone_from(&plan.splits);
@@ -186,7 +210,8 @@ impl Report {
             if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let reads = at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let stored = matches!(at.op_type(), "MatMulNBits" | "GatherBlockQuantized");
+            let reads = stored || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;
             row.0 += usize::from(reads && !left.contains(&(model.node_name(node), at.op_type())));

@@ -8,6 +8,7 @@ use crate::calibrate::{self, Calibrated, Memory, Observation, Progress, Site};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
+use crate::numerics::Granularity;
 use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
@@ -15,7 +16,7 @@ use crate::report::{PassRow, QualityRow, Report};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 use crate::sensitivity::{self, Reference, Sensitivity};
-use crate::solve::{Solution, Solved, guard, solve};
+use crate::solve::{Solution, Solved, guard, judge, solve, solve_while};
 use crate::statistics::Statistics;
 use crate::targets::{Target, check};
 
@@ -68,6 +69,19 @@ pub struct Rewritten {
 /// # Errors
 /// Anything on the line that fails; nothing has been written then.
 pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
+    line(original, request, false)
+}
+
+/// Quantizes a model in fake: what [`rewrite`] would store as codes stays float, behind a quantizer that gives these codes.
+/// Scales per token become operators.
+///
+/// # Errors
+/// As [`rewrite`], and groups that do not divide the axis that they cut.
+pub fn prepare(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
+    line(original, request, true)
+}
+
+fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten> {
     let mut clock = Clock::default();
     let mut report = Report {
         schema: 1,
@@ -96,20 +110,25 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
                 .to_owned(),
         );
     }
-    let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
+    let mut decided = Decided::new(&prepared, request, fake, &mut report, &mut clock)?;
     let mut measured = None;
     if measure && request.config.guard.enabled && request.plan.is_none() {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
     }
     let Decided { plan, solution, statistics, .. } = decided;
+    if fake {
+        check_groups(&prepared, &plan)?;
+    }
     let seen = request.samples.is_some() || request.statistics.is_some();
     report.describe(&plan, &solution, seen.then_some(&statistics));
+    report.sufficiency = seen.then(|| judge(&plan, &solution, &statistics)).filter(|found| !found.sites.is_empty());
     if plan.weights.is_empty() && plan.activations.is_empty() {
         report.warnings.push("nothing was quantized; see what was left float and why".to_owned());
     }
     let mut model = prepared.clone();
     let quantize = Context { evaluate: request.evaluate, quantization: Some((&plan, &solution)) };
-    if passes(&mut model, pipeline::QUANTIZE, &quantize, request, &mut report)? {
+    let list = if fake { pipeline::FAKE } else { pipeline::QUANTIZE };
+    if passes(&mut model, list, &quantize, request, &mut report)? {
         return Ok(Rewritten { model, report, plan: Some(plan), stopped: true });
     }
     report.opset.1 = model.opset().unwrap_or(0);
@@ -127,6 +146,26 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
         clock.lap(&mut report, "measure");
     }
     Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
+}
+
+/// Refuses groups that leave a rest: frameworks that train with groups have none, so that their kernels need none.
+fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
+    for weight in &plan.weights {
+        let Granularity::PerGroup { axis, size } = weight.quantizer.granularity else { continue };
+        let Some(tensor) = model.value_named(&weight.tensor).and_then(|v| model.constant(v)) else { continue };
+        let mut dims = tensor.dims();
+        if weight.transpose {
+            dims.reverse();
+        }
+        let length = dims.get(axis).copied().unwrap_or(0);
+        if length % size != 0 {
+            let message = format!("its {length} input channels cannot be cut into groups of {size}");
+            return Err(Error::new(Kind::Config, message)
+                .at_value(&weight.site)
+                .with_hint("set another group_size for it, or --disable it"));
+        }
+    }
+    Ok(())
 }
 
 /// Quality of each output on the held-out samples.
@@ -190,9 +229,15 @@ struct Decided<'a> {
 }
 
 impl<'a> Decided<'a> {
-    fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
+    fn new(
+        model: &'a Model,
+        request: &'a Request<'a>,
+        fake: bool,
+        report: &mut Report,
+        clock: &mut Clock,
+    ) -> Result<Self> {
         let calibrated = request.samples.is_some() || request.statistics.is_some();
-        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
+        let knowledge = Knowledge { calibrated, tokens: fake, vetoes: BTreeMap::new() };
         let plan = match request.plan {
             None => plan(model, request.config, request.target, &knowledge)?,
             Some(given) => {
@@ -219,7 +264,14 @@ impl<'a> Decided<'a> {
         loop {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
-                self.solution = solve(self.model, &self.plan, Some(&self.statistics), &mut self.solved)?;
+                let go_on = || {
+                    if self.request.progress.interrupted() {
+                        return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+                    }
+                    Ok(())
+                };
+                let statistics = Some(&self.statistics);
+                self.solution = solve_while(self.model, &self.plan, statistics, &mut self.solved, &go_on)?;
                 guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
             } else {
                 unobserved
@@ -275,8 +327,9 @@ impl<'a> Decided<'a> {
         };
         let Calibrated { statistics: seen, unobserved } =
             calibrate::usable(model, observation.run(Statistics::default())?)?;
-        self.statistics.sample_count = seen.sample_count;
-        self.statistics.sites.extend(seen.sites);
+        let Statistics { sample_count, sample_total, ran, sites, .. } = seen;
+        self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
+        self.statistics.sites.extend(sites);
         warn_about_values(&self.statistics, report);
         clock.lap(report, "calibrate");
         Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
@@ -303,7 +356,9 @@ impl<'a> Decided<'a> {
         report: &mut Report,
     ) -> Result<BTreeMap<String, Veto>> {
         let Calibrated { mut statistics, unobserved } = calibrate::usable(self.model, given.clone())?;
-        self.statistics.sample_count = statistics.sample_count;
+        let Statistics { sample_count, sample_total, .. } = statistics;
+        let ran = std::mem::take(&mut statistics.ran);
+        self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
         let mut vetoes = BTreeMap::new();
         for name in missing {
             if let Some(site) = statistics.sites.remove(&name) {
@@ -396,9 +451,13 @@ fn warn_about_values(statistics: &Statistics, report: &mut Report) {
     for (name, site) in &statistics.sites {
         let (nan, inf) = (site.nan(), site.inf());
         if nan + inf > 0 {
-            let line = format!(
-                "\"{name}\" was NaN {nan} times and infinite {inf} times in the samples; its range ignores them"
-            );
+            let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+            let seen: Vec<String> = [("NaN", nan), ("infinite", inf)]
+                .into_iter()
+                .filter(|&(_, count)| count > 0)
+                .map(|(what, count)| format!("{what} {}", times(count)))
+                .collect();
+            let line = format!("\"{name}\" was {} in the samples; its range ignores them", seen.join(" and "));
             if !report.warnings.contains(&line) {
                 report.warnings.push(line);
             }

@@ -1,4 +1,77 @@
 //! Choices of numbers: functions of statistics and matrices that know no graph.
 
+pub mod hqq;
+pub mod kquant;
 pub mod observers;
 pub mod sufficiency;
+
+use crate::numerics::blocks::{self, Encoding};
+use crate::numerics::{RangeSpec, qparams_from_range};
+
+/// Values that share a scale, and what it has to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Group<'a> {
+    /// Finite.
+    pub values: &'a [f32],
+    /// How a range becomes a scale.
+    pub spec: &'a RangeSpec,
+    /// How a value becomes a code.
+    pub encoding: &'a Encoding,
+}
+
+/// What an algorithm chose for a group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Size of a step.
+    pub scale: f32,
+    /// Code of zero.
+    pub zero_point: i32,
+    /// Whether this is what the range alone gives, since nothing that was tried is better.
+    pub fell_back: bool,
+    /// `Σ (x − y)²` of what the range alone gives.
+    pub rounding_noise: f64,
+}
+
+impl Group<'_> {
+    /// Smallest and largest value, and zero.
+    fn range(&self) -> (f32, f32) {
+        let (low, high) = blocks::extremes(self.values);
+        (low.min(0.0), high.max(0.0))
+    }
+
+    /// What the range alone gives.
+    fn rounded(&self) -> (f32, i32) {
+        let (low, high) = self.range();
+        qparams_from_range(low, high, self.spec)
+    }
+
+    /// How many steps each value is from zero.
+    fn levels(&self, scale: f32, zero_point: i32, out: &mut [f32]) {
+        blocks::levels(out, self.values, self.encoding, scale, zero_point);
+    }
+
+    /// A scale as it would be stored, with the sign of another; `None` if it cannot be.
+    fn usable(&self, scale: f64, like: f32) -> Option<f32> {
+        let magnitude = scale.abs();
+        let least = f64::from(self.spec.eps.max(f32::MIN_POSITIVE));
+        (magnitude >= least && magnitude <= f64::from(f32::MAX)).then(|| self.spec.scale(magnitude).copysign(like))
+    }
+}
+
+impl Choice {
+    fn new(group: &Group<'_>, rounding: (f32, i32), (scale, zero_point): (f32, i32), fell_back: bool) -> Self {
+        let mut levels = vec![0.0; group.values.len()];
+        group.levels(rounding.0, rounding.1, &mut levels);
+        let errors = group.values.iter().zip(&levels).map(|(&x, &l)| f64::from(x) - f64::from(l * rounding.0));
+        Self { scale, zero_point, fell_back, rounding_noise: errors.map(|error| error * error).sum() }
+    }
+
+    /// What the range alone gives.
+    fn rounding(group: &Group<'_>, rounding: (f32, i32)) -> Self {
+        Self::new(group, rounding, rounding, true)
+    }
+
+    fn better(group: &Group<'_>, rounding: (f32, i32), found: (f32, i32)) -> Self {
+        Self::new(group, rounding, found, false)
+    }
+}

@@ -10,7 +10,7 @@ use crate::numerics::RangeSpec;
 use crate::statistics::{Range, SiteStatistics, Statistics};
 
 /// Below this many samples nothing can be said.
-const FEW: usize = 8;
+pub const FEW: usize = 8;
 /// A range that gets narrower by more than this share without one sample rests on that sample.
 pub const STEADY: f64 = 0.1;
 
@@ -76,11 +76,33 @@ pub struct Extreme {
     pub sample: u32,
 }
 
-/// Judges statistics, with ranges chosen by `observer` for `spec`.
+/// A range, and how it was chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// By whom.
+    pub observer: Observer,
+    /// For which codes.
+    pub spec: RangeSpec,
+    /// The range.
+    pub range: (f32, f32),
+}
+
+impl Choice {
+    /// What an observer says of a site.
+    #[must_use]
+    pub fn new(site: &SiteStatistics, observer: Observer, spec: RangeSpec) -> Self {
+        Self { observer, spec, range: observers::range(site, observer, spec) }
+    }
+}
+
+/// Judges statistics; sites without a choice are left out.
 #[must_use]
-pub fn sufficiency(statistics: &Statistics, observer: Observer, spec: RangeSpec) -> Sufficiency {
-    let sites: BTreeMap<String, Site> =
-        statistics.sites.par_iter().map(|(name, site)| (name.clone(), judge(site, observer, spec))).collect();
+pub fn sufficiency(
+    statistics: &Statistics,
+    choose: impl Fn(&str, &SiteStatistics) -> Option<Choice> + Sync,
+) -> Sufficiency {
+    let judged = |(name, site): (&String, &SiteStatistics)| Some((name.clone(), judge(site, &choose(name, site)?)));
+    let sites: BTreeMap<String, Site> = statistics.sites.par_iter().filter_map(judged).collect();
     let mut unsteady: Vec<(&String, &Site)> = sites.iter().filter(|(_, s)| s.moves > STEADY).collect();
     unsteady.sort_by(|a, b| b.1.moves.total_cmp(&a.1.moves).then_with(|| a.0.cmp(b.0)));
     let mut by_sample: BTreeMap<u32, usize> = BTreeMap::new();
@@ -137,8 +159,7 @@ fn verdict(
     )
 }
 
-fn judge(site: &SiteStatistics, observer: Observer, spec: RangeSpec) -> Site {
-    let range = observers::range(site, observer, spec);
+fn judge(site: &SiteStatistics, &Choice { observer, spec, range }: &Choice) -> Site {
     let first = |has: &dyn Fn(Range) -> bool| {
         site.samples().iter().find(|record| record.range.is_some_and(has)).map(|record| record.index)
     };

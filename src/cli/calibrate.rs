@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use amax::algorithms::observers::{Observer, Tails};
-use amax::algorithms::sufficiency::{Sufficiency, sufficiency};
+use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use amax::calibrate::{Checkpoint, Memory, Observation, Site, prepare, sites};
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
@@ -279,7 +279,7 @@ impl Judge {
             return Ok(());
         }
         let spec = RangeSpec::new(target.activation.dtype, target.activation.symmetric);
-        let found = sufficiency(statistics, self.observer, spec);
+        let found = sufficiency(statistics, |_, site| Some(Choice::new(site, self.observer, spec)));
         if self.json {
             let json = serde_json::to_string_pretty(&found)
                 .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;

@@ -41,6 +41,10 @@ struct Given {
     /// Do the same as --disable does; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
+    /// How quantized weights are stored: `qdq`, `matmulnbits` or `gather-block-quantized`, where they can be; the same as
+    /// `--set default.weight.form=FORM`.
+    #[arg(long, value_name = "FORM")]
+    form: Vec<String>,
     /// Quantize every planned tensor, however badly its range serves it.
     #[arg(long)]
     no_guard: bool,
@@ -54,7 +58,7 @@ struct Change {
 }
 
 /// The options whose order counts.
-const ORDERED: [&str; 4] = ["set", "enable", "disable", "exclude"];
+const ORDERED: [&str; 5] = ["set", "enable", "disable", "exclude", "form"];
 
 impl clap::Args for Args {
     fn augment_args(command: Command) -> Command {
@@ -71,7 +75,8 @@ impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = Given::from_arg_matches(matches)?;
         let mut changes = Vec::new();
-        for (option, values) in ORDERED.into_iter().zip([&given.set, &given.enable, &given.disable, &given.exclude]) {
+        let lists = [&given.set, &given.enable, &given.disable, &given.exclude, &given.form];
+        for (option, values) in ORDERED.into_iter().zip(lists) {
             let places = matches.indices_of(option).into_iter().flatten();
             changes.extend(places.zip(values).map(|(at, value)| (at, Change { option, value: value.clone() })));
         }
@@ -91,7 +96,8 @@ impl Args {
     /// # Errors
     /// What is wrong with the file, the preset, the target, or one of the changes.
     pub(crate) fn load(&self) -> Result<(Config, Target)> {
-        let Given { config: file, target, preset, set: _, enable: _, disable: _, exclude: _, no_guard } = &self.given;
+        let Given { config: file, target, preset, set: _, enable: _, disable: _, exclude: _, form: _, no_guard } =
+            &self.given;
         let mut config = match file {
             Some(path) => Config::load(path)?,
             None => Config::default(),
@@ -104,6 +110,7 @@ impl Args {
         for Change { option, value } in &self.changes {
             match *option {
                 "set" => config.set(value)?,
+                "form" => config.set(&format!("default.weight.form={value}"))?,
                 option => config.switch(&format!("--{option}"), value, option == "enable")?,
             }
         }

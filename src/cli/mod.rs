@@ -4,12 +4,14 @@ pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod config;
 pub(crate) mod configure;
+pub(crate) mod convert;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
+pub(crate) mod scales;
 mod summary;
 
 use std::collections::BTreeMap;
@@ -30,7 +32,6 @@ use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use tempfile::NamedTempFile;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
@@ -59,6 +60,9 @@ impl Console {
     /// Listens to Ctrl-C and SIGTERM: the first one asks the running step to stop, the second one ends the process.
     pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
         // Without handlers Ctrl-C still ends the process; outputs appear by renaming, so nothing partial is left.
+        // A file that passes the user's limit is an error of the write then, and not the end of the process.
+        #[cfg(unix)]
+        let _ = flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
         for signal in [SIGINT, SIGTERM] {
             let _ = flag::register_conditional_shutdown(signal, 130, INTERRUPTED.clone());
             let _ = flag::register(signal, INTERRUPTED.clone());
@@ -386,16 +390,10 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 }
 
 /// Text in a temporary file beside its place, to appear there whole or not at all.
-pub(crate) fn staged(path: &Path, text: &str) -> Result<NamedTempFile> {
+pub(crate) fn staged(path: &Path, text: &str) -> Result<file::Staged> {
     let fail = |e| Error::io(Kind::Output, "write", path, e);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".amax.").suffix(".tmp");
-    // The default of temporary files is private; the kernel takes the umask off this.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut staged = builder.tempfile_in(folder).map_err(|e| fail(file::without_path(e)))?;
-    staged.write_all(text.as_bytes()).map_err(fail)?;
+    let staged = file::Staged::beside(path).map_err(|e| fail(file::without_path(e)))?;
+    staged.file().write_all(text.as_bytes()).map_err(fail)?;
     Ok(staged)
 }
 

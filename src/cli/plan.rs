@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use amax::calibrate::prepare;
-use amax::error::{Error, Kind, Result};
+use amax::error::Result;
 use amax::ir::file;
+use amax::ops::Form;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 
 use super::inspect::print;
@@ -52,8 +53,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {
-        let staged = staged(path, &made.to_json()?)?;
-        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+        staged(path, &made.to_json()?)?.keep(path)?;
         console.say(&format!("wrote {}", path.display()));
     }
     if args.json {
@@ -88,7 +88,8 @@ fn text(plan: &Plan) -> String {
         let rows = plan.weights.iter().map(|w| {
             let pairs = if w.pair_safe.is_some() { "; pair-safe" } else { "" };
             let turned = if w.transpose { "; stored transposed" } else { "" };
-            cells(&[&w.site, &w.tensor, &w.quantizer.describe(), &format!("{}{pairs}{turned}", w.why)])
+            let stored = if w.form == Form::Qdq { String::new() } else { format!(", as {}", w.form) };
+            cells(&[&w.site, &w.tensor, &(w.quantizer.describe() + &stored), &format!("{}{pairs}{turned}", w.why)])
         });
         out += &table(&rows.collect::<Vec<_>>(), &[]);
     }

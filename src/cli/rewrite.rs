@@ -6,19 +6,30 @@ use std::time::Instant;
 
 use amax::calibrate::Memory;
 use amax::error::{Error, Kind, Result};
+use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
 use amax::report::Report;
-use amax::rewrite::{Request, rewrite, split};
+use amax::rewrite::{Request, Rewritten, prepare, rewrite, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
-use tempfile::NamedTempFile;
-
 use super::inspect::print;
 use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, summary, thread_count, threads};
+
+/// What `amax prepare --help` ends with.
+pub(crate) const PREPARE_HELP: &str =
+    "Everything is decided and solved as by `rewrite`, and `amax convert` of the result stores
+the codes that `rewrite` does. Until then weights are float initializers behind a
+QuantizeLinear, and scales for each token (preset 8da4w) are operators.
+
+Examples:
+  amax prepare model.onnx fake.onnx --calib samples.npz
+  amax prepare model.onnx fake.onnx --preset 8da4w
+  amax prepare model.onnx fake.onnx --disable '/head/*'
+  amax convert fake.onnx out.onnx --check";
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
@@ -68,6 +79,9 @@ pub(crate) struct Args {
     /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
+    /// Write weights to OUTPUT.data beside the model, as is done anyway where the input has such a file or 2 GB are passed.
+    #[arg(long)]
+    external_data: bool,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -86,6 +100,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    line(args, console, rewrite)
+}
+
+/// `amax prepare`: the same, but for weights that stay float.
+pub(crate) fn run_prepare(args: &Args, console: &Console) -> Result<()> {
+    line(args, console, prepare)
+}
+
+fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) -> Result<Rewritten>) -> Result<()> {
     let begun = Instant::now();
     for name in args.print_after.iter().filter(|n| *n != "all").chain(&args.stop_after) {
         pipeline::parse_pipeline(name)?;
@@ -96,6 +119,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
     check_paths(args, &model)?;
+    model.spill_beside(&args.output);
     if args.runtime != Runtime::default() {
         args.runtime.load()?;
     }
@@ -136,7 +160,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         after: &after,
         measure: !args.no_measure,
     };
-    let mut done = rewrite(&model, &request).map_err(|e| in_file(e, args))?;
+    let mut done = quantize(&model, &request).map_err(|e| in_file(e, args))?;
     if amax::calibrate::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
@@ -148,9 +172,11 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         _ => None,
     };
     let writing = Instant::now();
-    file::save(&done.model, &args.output)?;
+    let external = if args.external_data { External::Always } else { External::Auto };
+    let options = SaveOptions { external, ..SaveOptions::default() };
+    file::save_unless(&done.model, &args.output, &options, &|| amax::calibrate::Progress::interrupted(console))?;
     for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
-        staged.persist(path).map_err(|e| Error::io(Kind::Output, "write", path, e.error))?;
+        staged.keep(path)?;
     }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
     if done.stopped {
@@ -230,7 +256,7 @@ fn place(path: &Path) -> PathBuf {
 }
 
 /// A report in a temporary file beside its place.
-fn staged(path: &Path, report: &Report) -> Result<NamedTempFile> {
+fn staged(path: &Path, report: &Report) -> Result<file::Staged> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
     super::staged(path, &(json + "\n"))

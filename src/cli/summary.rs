@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Instant;
 
+use amax::algorithms::sufficiency::{FEW, Sufficiency};
 use amax::ir::Model;
 use amax::plan::{QUANTIZED_ALREADY, Skip};
-use amax::report::{QualityRow, Report};
+use amax::report::{AlgorithmRow, QualityRow, Report};
 
 use super::rewrite::Args;
 use super::{bytes, count, decibels, table, wrap};
@@ -69,6 +70,10 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
             Split::Apart => writeln!(out, "samples  {samples}: {used} for ranges, {held} held out"),
         };
     }
+    if let Some(found) = &report.sufficiency {
+        let line = format!("ranges   {}", ranges(found));
+        let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
+    }
     if !report.quality.is_empty() {
         let mut rows = vec![["quality", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
         rows.extend(report.quality.iter().map(quality));
@@ -87,6 +92,18 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
     let line = format!("seconds  {total:.2}{stages}");
     let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
     out
+}
+
+/// How far the ranges can be relied on.
+fn ranges(found: &Sufficiency) -> String {
+    if found.samples < FEW as u64 {
+        return "too few samples to tell whether more would change them".to_owned();
+    }
+    let all = found.sites.len();
+    let steady = all - found.unsteady.len();
+    let worst = found.unsteady.first().and_then(|name| Some((name, found.sites.get(name)?.moved_by?)));
+    let rest = worst.map(|(name, sample)| format!("; \"{name}\" rests on sample {sample}")).unwrap_or_default();
+    format!("{steady} of {all} would hold without any one sample{rest}")
 }
 
 /// A row of the table of outputs.
@@ -287,9 +304,19 @@ fn details(report: &Report) -> String {
         rows.push(vec![a.tensor.clone(), a.dtype.to_owned(), range, quality, a.why.clone()]);
     }
     for w in &report.weights {
-        let safe = if w.pair_safe { "pair-safe" } else { "" };
+        let how = match &w.algorithm {
+            Some(AlgorithmRow { method, fit }) => {
+                let kept = match fit.fell_back {
+                    0 => String::new(),
+                    some => format!(", which {some} of {} groups keep", fit.groups),
+                };
+                format!("{method}: {} by rounding{kept}", decibels(fit.rounding_db))
+            }
+            None if w.pair_safe => "pair-safe".to_owned(),
+            None => String::new(),
+        };
         let scales = count(w.scales, "scale");
-        rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), safe.to_owned()]);
+        rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), how]);
     }
     if rows.is_empty() { String::new() } else { format!("\ntensors\n{}", table(&rows, &[3])) }
 }

@@ -67,6 +67,8 @@ pub enum Method {
     Gptq,
     /// Half-quadratic splitting of the weights' error.
     Hqq,
+    /// Weighted least squares of the weights' error, as llama.cpp's k-quants.
+    Kquant,
 }
 
 /// The two ways to write an [`Algorithm`], for the schema.
@@ -142,6 +144,12 @@ impl Algorithm {
         matches!(self.method, Method::None | Method::Max)
     }
 
+    /// Whether it looks at nothing but a weight's values, group by group.
+    #[must_use]
+    pub fn is_by_group(&self) -> bool {
+        matches!(self.method, Method::Hqq | Method::Kquant)
+    }
+
     /// Parameters that the method does not have, or that are out of range.
     ///
     /// # Errors
@@ -194,12 +202,12 @@ impl Algorithm {
     /// Refuses what does not exist yet.
     ///
     /// # Errors
-    /// Every method but `none` and `max`.
+    /// Every method but `none`, `max`, `hqq` and `kquant`.
     pub fn refuse(&self) -> Result<()> {
-        if self.is_plain() {
+        if self.is_plain() || self.is_by_group() {
             return Ok(());
         }
         Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
-            .with_hint("method = \"max\" is what there is: observed ranges, and rounding to the nearest code"))
+            .with_hint("\"max\" is there: observed ranges, and rounding to the nearest code; for weights also \"hqq\" and \"kquant\""))
     }
 }

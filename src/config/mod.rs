@@ -1,8 +1,8 @@
 //! What the user asks for: `amax.toml`.
 //!
 //! A configuration is a list of levels. Each says something about some sites, and a later one has the last word, key by
-//! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[tensor.…]`, `exclude`, and
-//! what the command line adds. [`rules`] puts them in that order and asks them about one site.
+//! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[[postprocess]]`, `[tensor.…]`,
+//! `exclude`, and what the command line adds. [`rules`] puts them in that order and asks them about one site.
 
 pub mod algorithm;
 pub mod import;
@@ -25,6 +25,7 @@ use crate::document::{self, Lines};
 use crate::error::{Error, Kind, Result};
 use algorithm::Algorithm;
 use rules::Rule;
+use spec::Postprocess;
 
 /// A configuration. Every key may be left out; unknown keys are errors.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -50,7 +51,10 @@ pub struct Config {
     /// Nodes and sites by name; later ones have the last word.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer: Vec<Layer>,
-    /// Single tensors, by name: numbers given by hand.
+    /// What becomes of ranges after they were chosen, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub postprocess: Vec<Adjusted>,
+    /// Single tensors, by name: formats, and numbers given by hand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tensor: BTreeMap<String, Tensor>,
     /// How weights and scales are improved beyond rounding.
@@ -121,13 +125,64 @@ impl Layer {
     }
 }
 
-/// Numbers given by hand for one tensor.
+/// A rule about what becomes of ranges.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adjusted {
+    /// A glob on names of nodes or of sites; `re:` begins a regular expression.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Whether it may match nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+    /// What amax is multiplied by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// What it is at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// What it is at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// Whether it is rounded up to a power of two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub power_of_two: bool,
+}
+
+impl Adjusted {
+    /// What it says, without whom it says it about: every kind of site that has a range of its own.
+    fn level(&self) -> Level {
+        let Self { pattern: _, optional: _, scale, min, max, power_of_two } = *self;
+        let spec = Spec { postprocess: Some(Postprocess { scale, min, max, power_of_two }), ..Spec::default() };
+        Level { enable: None, input: Some(spec.clone()), output: Some(spec.clone()), weight: Some(spec), bias: None }
+    }
+}
+
+/// What is said of one tensor.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tensor {
+    /// Whether the model need not have it, or may leave it in float.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
     /// Whether it is quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
+    /// Number format of the codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<spec::Dtype>,
+    /// Whether the zero point is fixed at the middle code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// How many elements of a constant share a scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granularity: Option<spec::Share>,
+    /// The axis of `per-channel` and `per-group`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ch_axis: Option<i64>,
+    /// Elements in a group of `per-group`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u32>,
     /// The smallest and the largest value that must be representable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<[f32; 2]>,
@@ -137,6 +192,14 @@ pub struct Tensor {
     /// The code of zero; with `scale`. Unset: the middle code of a symmetric tensor, 0 otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_point: Option<Numbers<i32>>,
+}
+
+impl Tensor {
+    /// The keys that sites have as well.
+    pub(crate) fn spec(&self) -> Spec {
+        let Self { dtype, symmetric, granularity, ch_axis, group_size, .. } = *self;
+        Spec { dtype, symmetric, granularity, ch_axis, group_size, ..Spec::default() }
+    }
 }
 
 /// One number, or several.
@@ -150,6 +213,15 @@ pub enum Numbers<T> {
 }
 
 impl<T: Copy> Numbers<T> {
+    /// These numbers.
+    #[must_use]
+    pub fn new(list: Vec<T>) -> Self {
+        match list.as_slice() {
+            [one] => Self::One(*one),
+            _ => Self::Many(list),
+        }
+    }
+
     /// All of them.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
@@ -248,7 +320,7 @@ impl Config {
         for (name, tensor) in &self.tensor {
             let fail =
                 |key: &str, message: &str| Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name));
-            let Tensor { enable: _, range, scale, zero_point } = tensor;
+            let Tensor { range, scale, zero_point, .. } = tensor;
             match (range, scale, zero_point) {
                 (Some(_), Some(_), _) => {
                     return fail("range", "both a range and a scale are given; one follows from the other");

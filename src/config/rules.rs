@@ -1,5 +1,6 @@
 //! The levels of a configuration in order, and what they say about one site.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::algorithm::Algorithm;
@@ -11,7 +12,7 @@ use crate::nearest::nearest;
 use crate::ops;
 use crate::targets::{BiasForm, Slot, Target};
 
-use super::spec::{Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::spec::{Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
 
 /// One level: what it says, and about whom.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,8 @@ pub struct Rule {
     pub ops: Vec<String>,
     /// Whether it may match nothing.
     pub optional: bool,
+    /// Whether it means whatever kinds of sites match: that some kind does not is no mistake.
+    pub any_kind: bool,
     /// What.
     pub level: Level,
 }
@@ -63,6 +66,7 @@ impl Rule {
         match &self.scope {
             Scope::All => false,
             Scope::Op(_) => true,
+            Scope::Tensor(_) => !self.optional,
             Scope::Name(pattern) => {
                 let text = pattern.text().trim_end_matches("_quantizer");
                 let kinds = SiteKind::ALL.map(SiteKind::name);
@@ -88,13 +92,15 @@ pub enum Scope {
     Op(String),
     /// Nodes and sites by name.
     Name(Pattern),
+    /// All sites of one tensor.
+    Tensor(String),
 }
 
 impl PartialEq for Scope {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::All, Self::All) => true,
-            (Self::Op(a), Self::Op(b)) => a == b,
+            (Self::Op(a), Self::Op(b)) | (Self::Tensor(a), Self::Tensor(b)) => a == b,
             (Self::Name(a), Self::Name(b)) => a.text() == b.text(),
             _ => false,
         }
@@ -127,6 +133,8 @@ impl Rule {
             Scope::All => true,
             Scope::Op(name) => name == op,
             Scope::Name(pattern) => names.matched_by(pattern),
+            // Sites do not know their tensors: see [`Rules::tensor`].
+            Scope::Tensor(_) => false,
         };
         meant && (self.ops.is_empty() || self.ops.iter().any(|name| name == op))
     }
@@ -191,6 +199,8 @@ pub struct Rules {
     all: Vec<Rule>,
     /// What [`Rules::site`] overlays: a rule's own spec with its `enable`.
     specs: Vec<[Option<Spec>; 4]>,
+    /// The rules about single tensors.
+    tensors: BTreeMap<String, usize>,
     left_weight: Spec,
     algorithm: Option<Algorithm>,
     pre_quant_opt: Vec<Algorithm>,
@@ -217,7 +227,12 @@ impl Rules {
         rules.extend(config.overrides.iter().cloned());
         let specs = rules.iter().map(|rule| SiteKind::ALL.map(|kind| effective(&rule.level, kind))).collect();
         let left_weight = weight_spec(target.left_weight.unwrap_or(target.weight));
-        Ok(Self { all: rules, specs, left_weight, algorithm, pre_quant_opt })
+        let tensor = |(index, rule): (usize, &Rule)| match &rule.scope {
+            Scope::Tensor(name) => Some((name.clone(), index)),
+            _ => None,
+        };
+        let tensors = rules.iter().enumerate().filter_map(tensor).collect();
+        Ok(Self { all: rules, specs, tensors, left_weight, algorithm, pre_quant_opt })
     }
 
     /// How weights and scales are improved: what the configuration says, or its preset.
@@ -252,19 +267,38 @@ impl Rules {
         resolved
     }
 
+    /// What is said of a tensor by its name, to be laid over what is asked for at its sites.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<Resolved> {
+        let index = *self.tensors.get(name)?;
+        let mut resolved = Resolved::default();
+        resolved.overlay(self.all[index].level.weight.as_ref()?, index);
+        Some(resolved)
+    }
+
     /// How a site came to its spec: each rule that changed something.
     #[must_use]
-    pub fn chain(&self, node: &str, op: &str, kind: SiteKind, left: bool) -> Vec<Step> {
+    pub fn chain(&self, node: &str, op: &str, kind: SiteKind, left: bool, tensor: &str) -> Vec<Step> {
         let mut spec = Spec::default();
         let mut steps = Vec::new();
-        self.each(node, op, kind, left, |rule, later| {
+        let mut step = |rule: usize, later: &Spec| {
             let said = Field::ALL.iter().filter_map(|&f| Some((f, later.written(f)?)));
             let changes: Vec<_> = said.map(|(f, new)| (f, spec.written(f), new)).collect();
             spec.overlay(later);
             if !changes.is_empty() {
                 steps.push(Step { rule, changes });
             }
+        };
+        let mut by_name = self.tensors.get(tensor).copied();
+        self.each(node, op, kind, left, |rule, later| {
+            if let Some(index) = by_name.filter(|&index| index < rule).and_then(|_| by_name.take()) {
+                step(index, self.all[index].level.weight.as_ref().unwrap_or(&Spec::default()));
+            }
+            step(rule, later);
         });
+        if let Some(index) = by_name {
+            step(index, self.all[index].level.weight.as_ref().unwrap_or(&Spec::default()));
+        }
         steps
     }
 
@@ -277,8 +311,14 @@ impl Rules {
             } else {
                 specs[slot].as_ref()
             };
-            if let Some(spec) = spec.filter(|_| rule.applies(&names, op)) {
+            let Some(spec) = spec.filter(|_| rule.applies(&names, op)) else { continue };
+            // What is said of everything is meant for the operators that it can be meant for.
+            let form = spec.form.filter(|f| f.serves(op));
+            let level = spec.accuracy_level.filter(|_| Form::Matmulnbits.serves(op));
+            if rule.is_named() || (form, level) == (spec.form, spec.accuracy_level) {
                 found(index, spec);
+            } else {
+                found(index, &Spec { form, accuracy_level: level, ..spec.clone() });
             }
         }
     }
@@ -297,7 +337,7 @@ impl Rules {
                 return Err(unmatched(rule, pattern, nodes().map(|(node, _)| node)));
             }
             let said = SiteKind::ALL.into_iter().filter(|&kind| rule.level.spec(kind).is_some());
-            if let Some(kind) = said.into_iter().find(|&kind| !matches(kind)) {
+            if let Some(kind) = said.into_iter().find(|&kind| !rule.any_kind && !matches(kind)) {
                 let kind = kind.name();
                 let message = format!("{} says something about {kind}, and matches no {kind}", rule.label);
                 let hint = "a pattern that ends in .weight means weights only; one on names of nodes means all sites";
@@ -366,6 +406,7 @@ fn defaults(target: &Target) -> Rule {
         scope: Scope::All,
         ops: Vec::new(),
         optional: true,
+        any_kind: false,
         level: Level {
             enable: None,
             input: Some(activation_spec(target.activation)),
@@ -386,7 +427,7 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         let origin = Origin { source: source.clone(), path };
         level.validate().map_err(|(key, error)| origin.at(error, &key))?;
         let label = format!("{prefix}{label}");
-        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, level })
+        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, any_kind: false, level })
     };
     let mut rules = Vec::new();
     if let Some(level) = &config.default {
@@ -412,6 +453,29 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         }
         let rule = rule(path.clone(), label, Scope::Name(pattern), layer.level())?;
         rules.push(Rule { ops: layer.op_type.clone(), optional: layer.optional, ..rule });
+    }
+    for (index, adjusted) in config.postprocess.iter().enumerate() {
+        let path = format!("postprocess.{index}");
+        let pattern = Pattern::new(&adjusted.pattern).map_err(|e| config.source.at(e, &format!("{path}.match")))?;
+        let label = format!("[[postprocess]] \"{}\"", adjusted.pattern);
+        let level = adjusted.level();
+        // Any of its specs says what is wrong with all of them.
+        if let Some(Err((message, hint))) = level.weight.as_ref().and_then(|w| w.postprocess).map(|p| p.check()) {
+            let error = Error::new(Kind::Config, format!("{label}: {message}")).with_hint(hint);
+            return Err(config.source.at(error, &path));
+        }
+        let rule = rule(path, label, Scope::Name(pattern), level)?;
+        rules.push(Rule { optional: adjusted.optional, any_kind: true, ..rule });
+    }
+    for (name, tensor) in &config.tensor {
+        let spec = tensor.spec();
+        if spec != Spec::default() {
+            // Weights have every key that any tensor has.
+            let level = Level { weight: Some(spec), ..Level::default() };
+            let scope = Scope::Tensor(name.clone());
+            let rule = rule(format!("tensor.{name}"), format!("[tensor.\"{name}\"]"), scope, level)?;
+            rules.push(Rule { optional: tensor.optional, ..rule });
+        }
     }
     for (index, text) in config.exclude.iter().enumerate() {
         let path = format!("exclude.{index}");
@@ -450,7 +514,7 @@ impl Config {
     /// Adds a rule of the command line.
     fn push(&mut self, label: String, scope: Scope, level: Level) {
         let (origin, ops) = (Origin::default(), Vec::new());
-        self.overrides.push(Rule { label, origin, scope, ops, optional: false, level });
+        self.overrides.push(Rule { label, origin, scope, ops, optional: false, any_kind: false, level });
     }
 
     /// Sets one key, as `--set` does: `default.weight.dtype=int4`, `op_type.Conv.enable=false`,

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numerics::{Format, Round};
+pub use crate::ops::Form;
 
 /// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
 macro_rules! fields {
@@ -97,11 +98,27 @@ fields! {
     reduce_range / ReduceRange: bool,
     /// The least scale.
     eps / Eps: f64,
+    /// What becomes of the range that was chosen.
+    postprocess / Postprocess: Postprocess,
+    /// How a quantized constant is stored. Unset: the first of the target's forms that the operator and the format have.
+    form / Form: Form,
+    /// How exactly `form = "matmulnbits"` computes: 4 lets the runtime quantize the other operand to int8, 1 is float32, 0
+    /// leaves it to the runtime.
+    accuracy_level / AccuracyLevel: u8,
+    /// Whether scales of weights may be negative, so that the value of largest magnitude always has the lowest code, of
+    /// which there is one more: -8 of int4. Symmetric integers only.
+    signed_scale / SignedScale: bool,
+    /// Whose arithmetic makes scales and codes of weights, to the last bit.
+    arithmetic / Arithmetic: Arithmetic,
 }
 
 /// A value as TOML writes it.
 fn word<T: Serialize>(value: &T) -> String {
-    serde_json::to_value(value).map(|v| v.to_string()).unwrap_or_default()
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::Object(_)) => toml::Value::try_from(value).map(|v| v.to_string()).unwrap_or_default(),
+        Ok(plain) => plain.to_string(),
+        Err(_) => String::new(),
+    }
 }
 
 /// A number format of the configuration: those of [`Format`], and block formats.
@@ -222,6 +239,76 @@ pub enum ObserverKind {
     Entropy,
 }
 
+/// What becomes of amax, the largest magnitude of a range, before its scale is computed: it is multiplied, then clamped, then
+/// rounded. Both ends of the range move in proportion. Numbers given by hand stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Postprocess {
+    /// What amax is multiplied by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// What it is at least. A range of only 0 becomes that of 0 to `min`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// What it is at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// Whether it is rounded up to a power of two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub power_of_two: bool,
+}
+
+impl Postprocess {
+    /// What is wrong with the numbers, and a way out.
+    ///
+    /// # Errors
+    /// Nothing to do, a factor that is not positive, a clamp that nothing is in.
+    pub fn check(&self) -> Result<(), (String, &'static str)> {
+        let positive = |n: f64| n > 0.0 && n <= f64::from(f32::MAX);
+        let wrong = |message: String, hint| Err((message, hint));
+        match *self {
+            Self { scale: None, min: None, max: None, power_of_two: false } => {
+                wrong("nothing is to be done with amax".into(), "give scale, min, max or power_of_two = true")
+            }
+            Self { scale: Some(n), .. } if !positive(n) => {
+                wrong(format!("amax cannot be multiplied by {n}"), "give a positive number")
+            }
+            Self { min: Some(n), .. } | Self { max: Some(n), .. } if !positive(n) => {
+                wrong(format!("{n} is no bound of amax"), "give a positive number")
+            }
+            Self { min: Some(min), max: Some(max), .. } if min > max => {
+                wrong(format!("amax cannot be at least {min} and at most {max}"), "min is the smaller number")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The range that takes the place of `low..=high`.
+    #[must_use]
+    pub fn apply(&self, (low, high): (f32, f32)) -> (f32, f32) {
+        let amax = f64::from(low.abs().max(high.abs()));
+        let mut wanted = amax * self.scale.unwrap_or(1.0);
+        wanted = wanted.max(self.min.unwrap_or(0.0)).min(self.max.unwrap_or(f64::INFINITY));
+        if self.power_of_two && wanted > 0.0 {
+            wanted = next_power_of_two(wanted);
+        }
+        let wanted = wanted.min(f64::from(f32::MAX));
+        if amax > 0.0 {
+            let factor = wanted / amax;
+            ((f64::from(low) * factor) as f32, (f64::from(high) * factor) as f32)
+        } else {
+            (0.0, wanted as f32)
+        }
+    }
+}
+
+/// The least power of two that is not below a positive number.
+fn next_power_of_two(x: f64) -> f64 {
+    let floor = 2f64.powi(x.log2().floor() as i32);
+    // The logarithm is rounded, so the power may be one off on either side.
+    [floor / 2.0, floor, floor * 2.0].into_iter().find(|&power| power >= x).unwrap_or(floor * 4.0)
+}
+
 /// Which scales are allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -248,6 +335,21 @@ pub enum ScaleDtype {
     Float8e4m3fn,
     /// A power of two; of block formats.
     Float8e8m0,
+}
+
+/// Whose arithmetic makes scales and codes, to the last bit. They differ where a quotient is almost between two codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arithmetic {
+    /// ONNX `QuantizeLinear`: the value divided by the scale. Scales as onnxruntime's tools make them or, with `eps`, torch.
+    #[default]
+    Onnx,
+    /// torchao: scales in float32, the value times the reciprocal of the scale.
+    Torch,
+    /// onnxruntime's `MatMulNBitsQuantizer` for `MatMulNBits`: the reciprocal, the zero point added before rounding half away.
+    Mlas,
+    /// The same for DequantizeLinear: the zero point is added after rounding.
+    MlasQdq,
 }
 
 /// What is asked for at the sites of some nodes.

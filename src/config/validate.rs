@@ -3,7 +3,7 @@
 //! Only keys that stand in the same spec are held against each other: what is inherited may be replaced. Keys that do not
 //! fit what is inherited are found where a site is planned.
 
-use super::spec::{Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::spec::{Arithmetic, Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
 use super::{Level, SiteKind, Spec};
 use crate::error::{Error, Kind};
 use crate::numerics::Round;
@@ -49,6 +49,13 @@ fn numbers(spec: &Spec) -> Option<Wrong> {
         Spec { eps: Some(e), .. } if !(e >= 0.0 && e.is_finite()) => {
             wrong(Field::Eps, format!("{e} is no least scale"), "give a small positive number, or 0 for none")
         }
+        Spec { postprocess: Some(p), .. } => {
+            p.check().err().and_then(|(message, hint)| wrong(Field::Postprocess, message, hint))
+        }
+        Spec { accuracy_level: Some(level), .. } if level > 4 => {
+            let hint = "4 is fastest, 1 computes in float32";
+            wrong(Field::AccuracyLevel, format!("{level} is no level from 0 to 4"), hint)
+        }
         _ => None,
     }
 }
@@ -59,12 +66,30 @@ fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
     if spec.dtype == Some(Dtype::Int32) && kind != SiteKind::Bias {
         return Some((Field::Dtype, "int32 is for biases".into(), "int16 is the widest that others can have"));
     }
+    if kind != SiteKind::Weight {
+        for (field, said) in [(Field::Form, spec.form.is_some()), (Field::AccuracyLevel, spec.accuracy_level.is_some())]
+        {
+            if said {
+                let message = "only weights are stored in one form or another";
+                return Some((field, message.into(), "set it for weight"));
+            }
+        }
+    }
     if constant && spec.dynamic == Some(true) {
         return Some((Field::Dynamic, format!("a {} is the same at every run", kind.name()), "set it for input"));
     }
     if constant && spec.granularity == Some(Share::PerToken) {
         let hint = "per-channel is the nearest";
         return Some((Field::Granularity, format!("a {} has no tokens", kind.name()), hint));
+    }
+    if kind != SiteKind::Weight {
+        let message = "it is for weights, which are quantized before the model runs";
+        let plain = spec.arithmetic.is_none_or(|a| a == Arithmetic::Onnx);
+        for (field, on) in [(Field::SignedScale, spec.signed_scale == Some(true)), (Field::Arithmetic, !plain)] {
+            if on {
+                return Some((field, message.into(), "leave it out"));
+            }
+        }
     }
     if kind == SiteKind::Output && spec.dynamic == Some(true) {
         return Some((Field::Dynamic, "only inputs are quantized at run time".into(), "set it for input"));
@@ -74,6 +99,20 @@ fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
 
 /// Keys that contradict each other.
 fn pairs(spec: &Spec) -> Option<Wrong> {
+    if spec.signed_scale == Some(true) {
+        let message = "a scale of either sign belongs to a zero point in the middle, and uses the lowest code";
+        if spec.symmetric == Some(false) {
+            return Some((Field::SignedScale, message.into(), "symmetric = true, or leave it out"));
+        }
+        if spec.narrow_range == Some(true) {
+            return Some((Field::SignedScale, message.into(), "narrow_range = false, or leave it out"));
+        }
+    }
+    if let (Some(_), Some(arithmetic)) = (spec.round, spec.arithmetic)
+        && arithmetic != Arithmetic::Onnx
+    {
+        return Some((Field::Round, "the arithmetic that is chosen rounds as it does".into(), "leave it out"));
+    }
     if let Some(share) = spec.granularity {
         if spec.group_size.is_some() && share != Share::PerGroup {
             let hint = "leave it out, or granularity = \"per-group\"";
@@ -87,6 +126,12 @@ fn pairs(spec: &Spec) -> Option<Wrong> {
             let hint = "dynamic = true, or granularity = \"per-tensor\"";
             return Some((Field::Dynamic, "scales per token are found each time the model runs".into(), hint));
         }
+    }
+    if let (Some(form), Some(_)) = (spec.form, spec.accuracy_level)
+        && form != Form::Matmulnbits
+    {
+        let hint = "leave it out, or form = \"matmulnbits\"";
+        return Some((Field::AccuracyLevel, format!("{form} has no levels of accuracy"), hint));
     }
     if let Some(observer) = spec.observer {
         if spec.percentile.is_some() && observer != ObserverKind::Percentile {
@@ -118,6 +163,16 @@ fn formats(spec: &Spec) -> Option<Wrong> {
         }
         if spec.round.is_some_and(|round| round != Round::HalfEven) {
             return Some((Field::Round, format!("{dtype} is rounded half to even"), "leave it out"));
+        }
+        if spec.signed_scale == Some(true) {
+            return Some((
+                Field::SignedScale,
+                format!("{dtype} has as many codes below zero as above"),
+                "leave it out",
+            ));
+        }
+        if spec.arithmetic.is_some_and(|a| a != Arithmetic::Onnx) {
+            return Some((Field::Arithmetic, format!("{dtype} is computed as ONNX has it"), "it is for integers"));
         }
     } else if dtype == Dtype::Int32 && spec.symmetric == Some(false) {
         return Some((Field::Symmetric, "an int32 bias has no zero point".into(), "leave it out"));

@@ -46,6 +46,7 @@ impl Model {
             node_names: None,
             path: None,
             sources: Vec::new(),
+            scratch: None,
             cursor: 0,
         };
         let mut reader = Reader { model, external, scopes: Vec::new() };

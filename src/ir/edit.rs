@@ -72,6 +72,7 @@ impl Model {
             node_names: None,
             path: None,
             sources: Vec::new(),
+            scratch: None,
             cursor: 0,
         };
         model.open(Owner::Main, name);
@@ -357,7 +358,7 @@ impl Model {
 
     /// Adds an initializer; its name is made unique.
     pub fn add_initializer(&mut self, graph: GraphId, name: &str, tensor: Tensor) -> ValueId {
-        let value = self.new_value(name, Def::Constant(tensor));
+        let value = self.new_value(name, Def::Constant(self.keep(tensor)));
         self.graphs[graph.0 as usize].initializers.push(value);
         value
     }
@@ -367,6 +368,7 @@ impl Model {
     /// # Panics
     /// If `value` is not an initializer.
     pub fn set_constant(&mut self, value: ValueId, tensor: Tensor) {
+        let tensor = self.keep(tensor);
         match &mut self.values[value.0 as usize].def {
             Def::Constant(slot) | Def::Input { default: Some(slot) } => *slot = tensor,
             other => panic!("not an initializer: {other:?}"),
@@ -383,7 +385,7 @@ impl Model {
         };
         let graph = self.node(node).graph.expect("producer is in a graph");
         self.nodes[node.0 as usize].outputs[index] = None;
-        self.values[value.0 as usize].def = Def::Constant(tensor);
+        self.values[value.0 as usize].def = Def::Constant(self.keep(tensor));
         self.graphs[graph.0 as usize].initializers.push(value);
     }
 

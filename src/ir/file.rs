@@ -11,10 +11,11 @@
 //! written when the model came with external data, or does not fit into one protobuf.
 //!
 //! **Save** (`write`) encodes the structure and streams the weights to temporary files beside the output, which get
-//! their names once everything is written.
+//! their names once everything is written (`staged`). What was written is released from memory.
 
 mod external;
 mod mapped;
+mod staged;
 mod wire;
 mod write;
 
@@ -26,6 +27,8 @@ use bytes::Bytes;
 use prost::Message;
 
 pub use mapped::release;
+pub(super) use mapped::{is_mapped, share};
+pub use staged::Staged;
 
 use super::{Model, verify};
 use crate::error::{Error, Kind, Result};
@@ -139,8 +142,16 @@ pub fn save(model: &Model, path: &Path) -> Result<()> {
 /// [`Kind::Output`]: a folder that is missing or cannot be written, an output that is a file the model was loaded from,
 /// or is a folder or device, a model that does not fit. The error of [`verify`] for an invalid model.
 pub fn save_with(model: &Model, path: &Path, options: &SaveOptions) -> Result<()> {
+    save_unless(model, path, options, &|| false)
+}
+
+/// As [`save_with`], but stops when `interrupted` says so, which is asked after every few megabytes.
+///
+/// # Errors
+/// As [`save_with`], and [`Kind::Interrupted`]; nothing was written then.
+pub fn save_unless(model: &Model, path: &Path, options: &SaveOptions, interrupted: &dyn Fn() -> bool) -> Result<()> {
     verify::verify(model).map_err(|e| e.in_file(path))?;
-    write::save(model, path, options)
+    write::save(model, path, options, interrupted)
 }
 
 fn decode(bytes: Bytes, mut folder: external::Folder) -> Result<Model> {
@@ -192,7 +203,7 @@ fn map(path: &Path, metadata: &Metadata) -> Result<Bytes> {
     // SAFETY: the mapping is private and read-only. A file that another process truncates while it is mapped raises
     // SIGBUS, as with any mapped input; models are not edited while they are compiled.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
-    Ok(mapped::share(map))
+    Ok(share(map))
 }
 
 fn missing(path: &Path) -> Error {

@@ -17,6 +17,7 @@ mod edit;
 mod extract;
 pub mod file;
 pub mod hash;
+mod scratch;
 mod tensor;
 pub mod text;
 pub mod verify;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 
 pub use edit::{NewNode, Place};
 pub use hash::content_hash;
+pub use scratch::{LARGE_MODEL, Scratch};
 pub use tensor::{Tensor, element_count};
 
 use crate::onnx::{
@@ -63,6 +65,8 @@ pub struct Model {
     pub(crate) path: Option<PathBuf>,
     /// Files its external data came from.
     pub(crate) sources: Vec<PathBuf>,
+    /// Where new tensors are held, if not in memory.
+    pub(crate) scratch: Option<std::sync::Arc<Scratch>>,
     /// Where the last node was found in its graph's list.
     pub(crate) cursor: usize,
 }

@@ -141,6 +141,12 @@ impl Tensor {
         self.external.as_ref().or(self.proto.raw_data.as_ref())
     }
 
+    /// The tensor with its raw bytes held elsewhere; typed data and external bytes stay.
+    pub(super) fn map_raw(mut self, hold: impl FnOnce(Bytes) -> Bytes) -> Self {
+        self.proto.raw_data = self.proto.raw_data.map(hold);
+        self
+    }
+
     /// Element type.
     ///
     /// # Panics

@@ -36,6 +36,7 @@
 
 mod affine;
 mod bias;
+pub mod blocks;
 mod fake;
 mod format;
 mod grid;
@@ -46,6 +47,7 @@ pub mod pack;
 pub mod pair_safe;
 mod range;
 mod search;
+mod wide;
 
 pub use affine::{
     Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value, quantize_within,

@@ -25,8 +25,8 @@ pub struct RangeSpec {
     pub precision: Precision,
     /// In which precision scale and zero point are computed.
     pub arithmetic: Arithmetic,
-    /// The least scale. Where 0, a range whose scale would be below the smallest normal f32 gives scale 1 and zero point 0,
-    /// or the code next to it that is used.
+    /// The least scale, or its least magnitude. Where 0, a range whose scale would be below the smallest normal f32 gives
+    /// scale 1 and zero point 0, or the code next to it that is used; but see [`Arithmetic::Mlas`].
     pub eps: f32,
     /// The least width of the range, which grows upwards: `max = max(max, min + width)` in f32.
     pub min_width: f32,
@@ -42,6 +42,9 @@ pub enum Symmetry {
     Symmetric,
     /// At the middle code, with a scale at which neither end of the range is beyond its code.
     NoClipping,
+    /// At the middle code, with a scale of either sign: the end of the range that is further from zero has the lowest code,
+    /// of which there is one more than of those above the middle. Equal ends count as the lower one.
+    Signed,
 }
 
 /// What a scale is rounded to. It is an f32 all the same.
@@ -62,6 +65,9 @@ pub enum Arithmetic {
     Double,
     /// f32, every step of it: torch's. Scales of asymmetric ranges may differ in the last bit.
     Single,
+    /// As `Single`, zero points rounded half away from zero; a range without width has the scale 0, or −0 where its sign is
+    /// free: that of MLAS, which onnxruntime quantizes `MatMulNBits` with.
+    Mlas,
 }
 
 impl RangeSpec {
@@ -115,8 +121,8 @@ impl RangeSpec {
         }
     }
 
-    /// The scale that is used where `scale` would do.
-    fn rounded(&self, scale: f64) -> f32 {
+    /// The scale that is used where a positive `scale` would do: a power of two not below it, in the precision.
+    pub fn scale(&self, scale: f64) -> f32 {
         let scale = if self.power_of_two { power_of_two_above(scale) } else { scale };
         let scale = (scale.min(f64::from(f32::MAX)) as f32).max(f32::MIN_POSITIVE);
         // Rounded to nothing, or below what is asked for at least: the next one.
@@ -151,9 +157,10 @@ fn power_of_two_above(x: f64) -> f64 {
 /// - Symmetric integers: `z = ⌊(qmin + qmax + 1) / 2⌋`, `s = amax / ((qmax − qmin) / 2)`: `amax / 127` for narrow `int8` and
 ///   `uint8`, `amax / 127.5` otherwise.
 /// - Without clipping: the same `z`, `s = max(−min / (z − qmin), max / (qmax − z))`.
+/// - Signed: the same `z`, `s = −v / (z − qmin)` with `v` the end of larger magnitude.
 /// - Floats: `s = amax / MAX`, `z = 0`.
 ///
-/// The scale is raised to `eps`, then to a power of two, then rounded to the precision; it stays within the normal numbers of
+/// The magnitude of the scale is raised to `eps`, then to a power of two, then rounded to the precision; it stays within the normal numbers of
 /// f32 and the finite ones of the precision. The zero point uses that scale where either rounds it, and otherwise, in f64,
 /// the unrounded one. NaN bounds count as 0, infinite ones as the largest f32.
 pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
@@ -168,7 +175,8 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
     let steps = f64::from(qmax) - f64::from(qmin);
     let middle = ((i64::from(qmin) + i64::from(qmax) + 1).div_euclid(2)) as i32;
     let (below, above) = (f64::from(middle) - f64::from(qmin), f64::from(qmax) - f64::from(middle));
-    let single = spec.arithmetic == Arithmetic::Single;
+    let single = spec.arithmetic != Arithmetic::Double;
+    let mlas = spec.arithmetic == Arithmetic::Mlas;
     let width = if single { f64::from(max - min) } else { high - low };
     let symmetry = if spec.format.is_integer() { Some(spec.symmetry) } else { None };
     let scale = match symmetry {
@@ -180,15 +188,27 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
             let up = if above > 0.0 { high / above } else { 0.0 };
             (-low / below).max(up)
         }
+        Some(Symmetry::Signed) => amax / below,
     };
+    let sign = if symmetry == Some(Symmetry::Signed) && high <= -low { 1.0 } else { -1.0 };
+    let signed = |scale: f32| if symmetry == Some(Symmetry::Signed) { scale * sign } else { scale };
     if spec.eps <= 0.0 && scale < f64::from(f32::MIN_POSITIVE) {
-        return (1.0, if spec.format.is_integer() { 0.max(qmin) } else { 0 });
+        return match symmetry {
+            Some(Symmetry::Asymmetric) if mlas => (0.0, qmin),
+            Some(Symmetry::Signed) if mlas => (-0.0, middle),
+            Some(_) if mlas => (0.0, middle),
+            Some(_) => (1.0, 0.max(qmin)),
+            None => (1.0, 0),
+        };
     }
     let scale = scale.max(f64::from(spec.eps));
-    let rounded = spec.rounded(scale);
+    let rounded = spec.scale(scale);
     let zero_point = match symmetry {
         None => 0,
-        Some(Symmetry::Symmetric | Symmetry::NoClipping) => middle,
+        Some(Symmetry::Symmetric | Symmetry::NoClipping | Symmetry::Signed) => middle,
+        Some(Symmetry::Asymmetric) if mlas => {
+            (f64::from(qmin) + f64::from((-min / rounded).round())).clamp(f64::from(qmin), f64::from(qmax)) as i32
+        }
         Some(Symmetry::Asymmetric) if single => (f64::from(qmin) - f64::from((min / rounded).round_ties_even()))
             .clamp(f64::from(qmin), f64::from(qmax)) as i32,
         Some(Symmetry::Asymmetric) => {
@@ -197,7 +217,7 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
             (f64::from(qmin) - low / scale).round_ties_even().clamp(f64::from(qmin), f64::from(qmax)) as i32
         }
     };
-    (rounded, zero_point)
+    (signed(rounded), zero_point)
 }
 
 /// The extremes of a tensor.

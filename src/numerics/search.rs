@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::affine::{CHUNK, quantize_value};
 use super::grid::{Grid, Run};
-use super::{Format, Granularity, RangeSpec, Round, kernels, min_max, qparams_from_range};
+use super::{Format, Granularity, RangeSpec, Round, kernels, min_max, qparams_from_range, wide};
 use crate::error::{Error, Result};
 
 /// How many ranges [`mse_ranges`] tries: the whole one, and each a hundredth of it shorter.
@@ -54,10 +54,10 @@ fn error(values: &[f32], (low, high): (f32, f32), spec: &RangeSpec, round: Round
         let block = &mut block[..values.len()];
         block.copy_from_slice(values);
         fake(block, scale, zero_point, spec, round);
-        let errors = values.iter().zip(&*block).map(|(x, y)| (f64::from(*x) - f64::from(*y)).abs());
         sum += if (p - 2.0).abs() < f64::EPSILON {
-            errors.map(|error| error * error).sum::<f64>()
+            wide::squared_error(values, block)
         } else {
+            let errors = values.iter().zip(&*block).map(|(x, y)| (f64::from(*x) - f64::from(*y)).abs());
             errors.map(|error| error.powf(p)).sum::<f64>()
         };
     }

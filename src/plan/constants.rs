@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
 use super::planner::{Kindness, Planner};
-use super::{Bias, Mode, Readers, Split, Weight};
+use super::{Bias, Mode, Quantizer, Readers, Split, Weight};
 use crate::config::SiteKind;
-use crate::config::spec::Dtype;
+use crate::config::spec::{Dtype, Field, Form};
 use crate::error::Result;
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -38,13 +38,17 @@ impl Planner<'_> {
                     let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else { continue };
                     let mut quantizer = settle(self.weight(node, index))?;
                     let grouped = matches!(quantizer.granularity, Granularity::PerGroup { .. });
-                    let transpose = grouped
+                    let narrow = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
+                    // Fused to MatMulNBits only as [K, N].
+                    let transpose = (grouped || (kind == Kindness::WeightOnly && narrow))
                         && self.target.placement == Placement::Fused
                         && at.is("Gemm")
                         && at.int("transB").unwrap_or(0) != 0;
-                    if let (true, Granularity::PerGroup { axis, size }) = (transpose, quantizer.granularity) {
-                        quantizer.granularity = Granularity::PerGroup { axis: 1 - axis, size };
+                    if transpose {
+                        quantizer.granularity = turned(quantizer.granularity);
                     }
+                    let integer = kind == Kindness::Integer;
+                    let chosen = settle(self.form(node, index, integer, &quantizer, transpose))?;
                     let saturates = self.target.pair_safe
                         && kind == Kindness::Integer
                         && self.reads_bytes(node, 1 - index.min(1))
@@ -53,6 +57,7 @@ impl Planner<'_> {
                         && !quantizer.reduce_range
                         && !layout.depthwise;
                     let pair_safe = (saturates && layout.reduction != Reduction::None).then_some(layout.reduction);
+                    self.complete(node, kind, &mut quantizer)?;
                     main = Some(weights.len());
                     weights.push(Weight {
                         site: self.site(node, SiteKind::Weight),
@@ -61,19 +66,24 @@ impl Planner<'_> {
                         quantizer,
                         transpose,
                         pair_safe,
+                        form: chosen.form,
+                        accuracy_level: chosen.accuracy_level,
                         why: match (kind, self.notes.get(&node)) {
                             (Kindness::Integer, _) => format!("weight of an integer {}", at.op_type()),
                             (Kindness::WeightOnly, None) => format!("weight of a float {}", at.op_type()),
                             (Kindness::WeightOnly, Some(why)) => {
                                 format!("weight of a float {}: {why}", at.op_type())
                             }
-                        },
+                        } + &chosen.note.map(|note| format!("; {note}")).unwrap_or_default(),
                     });
                 }
                 Role::Data if kind == Kindness::WeightOnly => {}
                 Role::Data => {
-                    let (quantizer, _) =
-                        settle(self.activation(node, SiteKind::Input, self.ask(node, SiteKind::Input)))?;
+                    let (quantizer, _) = settle(self.activation(
+                        node,
+                        SiteKind::Input,
+                        &self.ask_of(value, self.ask(node, SiteKind::Input)),
+                    ))?;
                     weights.push(Weight {
                         site: self.site(node, SiteKind::Input),
                         at: self.slot(node, index),
@@ -81,6 +91,8 @@ impl Planner<'_> {
                         quantizer: self.by_hand(Some(value), quantizer)?,
                         transpose: false,
                         pair_safe: None,
+                        form: Form::Qdq,
+                        accuracy_level: None,
                         why: format!("constant operand of an integer {}", at.op_type()),
                     });
                 }
@@ -91,6 +103,29 @@ impl Planner<'_> {
                 }
                 Role::Other => {}
             }
+        }
+        Ok(())
+    }
+
+    /// What follows for a weight from what becomes of its node, and from the algorithm for all.
+    fn complete(&self, node: NodeId, kind: Kindness, quantizer: &mut Quantizer) -> Result<()> {
+        let bytes = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
+        let ask = self.ask(node, SiteKind::Weight);
+        if quantizer.signed_scale && kind == Kindness::Integer {
+            let site = self.site(node, SiteKind::Weight);
+            let error = self
+                .reader(&site, SiteKind::Weight, ask)
+                .error(Field::SignedScale, "integer kernels take positive scales");
+            return Err(error.with_hint("leave it out, or input.enable = false for a float product"));
+        }
+        // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
+        let free = kind == Kindness::WeightOnly && bytes && quantizer.given.is_none();
+        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned().map(Box::new);
+        if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
+            let site = self.site(node, SiteKind::Weight);
+            let message = format!("\"{}\" chooses scales, and has no ranges to change", algorithm.method.name());
+            let error = self.reader(&site, SiteKind::Weight, ask).error(Field::Postprocess, message);
+            return Err(error.with_hint("leave weights out of it, as in \"*.{input,output}\""));
         }
         Ok(())
     }
@@ -227,9 +262,9 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
         let mut kinds: Vec<(&Weight, Vec<String>)> = Vec::new();
         for weight in weights {
             let same = |other: &Weight| {
-                other.quantizer == weight.quantizer
-                    && other.transpose == weight.transpose
-                    && other.pair_safe == weight.pair_safe
+                let alike = other.quantizer == weight.quantizer && other.transpose == weight.transpose;
+                let stored = alike && other.form == weight.form && other.pair_safe == weight.pair_safe;
+                stored || tied(other, weight)
             };
             match kinds.iter_mut().find(|(other, _)| same(other)) {
                 Some((_, sites)) => sites.push(weight.site.clone()),
@@ -245,6 +280,26 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
     splits
 }
 
+/// The granularity of the transpose of a matrix.
+fn turned(granularity: Granularity) -> Granularity {
+    match granularity {
+        Granularity::PerTensor => Granularity::PerTensor,
+        Granularity::PerChannel { axis } => Granularity::PerChannel { axis: 1 - axis.min(1) },
+        Granularity::PerGroup { axis, size } => Granularity::PerGroup { axis: 1 - axis.min(1), size },
+    }
+}
+
+/// Whether two readers of a constant find the same bytes in it, one as rows of a table and one as blocks along its sum.
+fn tied(a: &Weight, b: &Weight) -> bool {
+    let blocks = |w: &Weight| {
+        let own = w.quantizer.granularity;
+        let granularity = if w.transpose { turned(own) } else { own };
+        let rows = matches!(granularity, Granularity::PerGroup { axis: 1, .. } | Granularity::PerChannel { axis: 0 });
+        (w.form != Form::Qdq && rows).then(|| Quantizer { granularity, ..w.quantizer.clone() })
+    };
+    a.form != b.form && blocks(a).is_some() && blocks(a) == blocks(b)
+}
+
 /// In what the readers of a constant differ: `dtype int4 for a.weight, int8 for b.weight`.
 fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
     let written = |weight: &Weight| {
@@ -253,6 +308,7 @@ fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
             keys.extend(object.into_iter().map(|(key, value)| (key, value.to_string().replace('"', ""))));
         }
         keys.insert("transpose".to_owned(), weight.transpose.to_string());
+        keys.insert("form".to_owned(), weight.form.to_string());
         keys.insert("pair_safe".to_owned(), weight.pair_safe.is_some().to_string());
         keys
     };

@@ -51,7 +51,8 @@ impl Plan {
     /// # Errors
     /// The first name, shape, format or number that does not fit.
     pub fn check(&self, model: &Model, target: &Target) -> Result<()> {
-        let Self { schema: _, target: name, opset, activations, weights, biases, sums, splits: _, skipped: _ } = self;
+        let Self { schema: _, target: name, opset, activations, weights, biases, sums, tokens, splits: _, skipped: _ } =
+            self;
         if *name != target.name {
             return Err(wrong(format!("the plan was made for target {name}, not for {}", target.name))
                 .with_hint(format!("give --target {name}, or make the plan again")));
@@ -72,6 +73,15 @@ impl Plan {
         }
         for bias in biases {
             check.bias(bias).map_err(|e| e.at_value(&bias.tensor))?;
+        }
+        for token in tokens {
+            let node = check.node(&token.at.node)?;
+            if model.node(node).input(token.at.input).is_none() {
+                return Err(wrong("the node has no such input").at_value(&token.at.node));
+            }
+            if !(token.eps.is_normal() && token.eps > 0.0) {
+                return Err(wrong(format!("the least scale is {}, which is not a positive number", token.eps)));
+            }
         }
         for sum in sums {
             let node = check.node(sum)?;

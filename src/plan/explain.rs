@@ -9,6 +9,7 @@ use crate::config::{Config, Pattern, SiteKind};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
+use crate::ops::Form;
 use crate::ops::{self, Role};
 use crate::targets::Target;
 
@@ -143,7 +144,7 @@ impl Explainer<'_> {
     fn site(&self, node: NodeId, kind: SiteKind, value: ValueId, input: Option<usize>) -> Explanation {
         let (name, op) = (self.model.node_name(node), self.model.node(node).op_type());
         let left = op == "MatMul" && self.model.constant_input(node, 0).is_some();
-        let steps = self.rules.chain(name, op, kind, left);
+        let steps = self.rules.chain(name, op, kind, left, self.model.value(value).name());
         let rules = steps.into_iter().map(|step| {
             let rule = &self.rules.all()[step.rule];
             let changes = step.changes.into_iter().map(|(field, from, to)| Change {
@@ -172,7 +173,11 @@ impl Explainer<'_> {
         let tensor = self.model.value(value).name();
         if let Some(weight) = self.plan.weights.iter().find(|w| Some(&w.at) == slot.as_ref()) {
             let quantizer = weight.quantizer.clone();
-            return (Outcome::Quantized { quantizer, dynamic: false, scale_of: None }, weight.why.clone());
+            let why = match weight.form {
+                Form::Qdq => weight.why.clone(),
+                form => format!("{}; stored as {form}", weight.why),
+            };
+            return (Outcome::Quantized { quantizer, dynamic: false, scale_of: None }, why);
         }
         if let Some(bias) = self.plan.biases.iter().find(|b| {
             Some(&b.at) == slot.as_ref()

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
-use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight};
-use crate::config::SiteKind;
+use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Token, Weight};
 use crate::config::rules::Resolved;
 use crate::config::spec::{Dtype, Field};
+use crate::config::{SiteKind, Spec, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -48,6 +49,13 @@ impl Planner<'_> {
                 }
             }
         }
+        let read = |(&node, &(input, eps)): (&NodeId, &(usize, f32))| {
+            let planned = weights.iter().any(|w| w.at.node == self.slot(node, 0).node);
+            planned.then(|| Token { site: self.site(node, SiteKind::Input), at: self.slot(node, input), eps })
+        };
+        let mut ordered: Vec<_> = self.tokens.iter().collect();
+        ordered.sort_by_key(|(node, _)| nodes.iter().position(|n| n == *node));
+        let tokens: Vec<Token> = ordered.into_iter().filter_map(read).collect();
         let splits = super::constants::splits(&weights);
         let skipped = self.skipped(nodes, &weights, &biases);
         let opset = self.needed(opset, &self.pairs, &weights)?;
@@ -59,6 +67,7 @@ impl Planner<'_> {
             weights,
             biases,
             sums,
+            tokens,
             splits,
             skipped,
         };
@@ -71,7 +80,10 @@ impl Planner<'_> {
         if activations.is_empty() && weights.is_empty() {
             return Ok(self.model.opset().unwrap_or(0));
         }
-        let quantizers = activations.values().map(|a| &a.quantizer).chain(weights.iter().map(|w| &w.quantizer));
+        let quantizers = activations
+            .values()
+            .map(|a| &a.quantizer)
+            .chain(weights.iter().filter(|w| !is_bytes(self.model, w)).map(|w| &w.quantizer));
         let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
         if needed > self.target.opset_max {
             return Err(Error::new(
@@ -357,6 +369,13 @@ impl Planner<'_> {
                 if matched().any(|n| planned.contains(&(n, kind))) || matched().next().is_none() {
                     continue;
                 }
+                let served = |kind: SiteKind| {
+                    let about = |n: NodeId| rule.is_about(self.model.node_name(n), self.model.node(n).op_type(), kind);
+                    nodes.iter().any(|&n| about(n) && planned.contains(&(n, kind)))
+                };
+                if rule.any_kind && SiteKind::ALL.into_iter().any(served) {
+                    break;
+                }
                 let key = kind.name();
                 let message = format!("{} says how {key}s are quantized, but none that it is about is", rule.label);
                 let error = rule.origin.at(Error::new(Kind::Config, message), key);
@@ -374,15 +393,16 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// So are numbers by hand for a tensor that stays float.
+    /// So is what is said of a tensor that stays float.
     fn refuse_idle_numbers(&self, plan: &Plan) -> Result<()> {
-        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| t.range.is_some() || t.scale.is_some()) {
+        let says = |t: &ByHand| !t.optional && (t.range.is_some() || t.scale.is_some() || t.spec() != Spec::default());
+        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| says(t)) {
             let used = by_hand.enable != Some(false)
                 && (plan.activations.iter().any(|(pair, a)| a.tensor.as_ref().unwrap_or(pair) == name)
                     || plan.weights.iter().any(|w| w.tensor == *name));
             if !used {
                 let error =
-                    self.config.error(&format!("tensor.{name}"), "numbers are given for a tensor that stays float");
+                    self.config.error(&format!("tensor.{name}"), "it says how a tensor is quantized that stays float");
                 return Err(error.at_value(name).with_hint(format!(
                     "remove [tensor.\"{name}\"]; `amax explain MODEL '{name}'` says why it stays float"
                 )));
@@ -393,7 +413,8 @@ impl Planner<'_> {
 
     /// The sites that the plan quantizes.
     fn planned(&self, plan: &Plan) -> BTreeSet<(NodeId, SiteKind)> {
-        let mut planned = BTreeSet::new();
+        let mut planned: BTreeSet<(NodeId, SiteKind)> =
+            self.tokens.keys().map(|&node| (node, SiteKind::Input)).collect();
         for (&value, want) in &self.wants {
             for ((node, _), _) in &want.reads {
                 planned.insert((*node, SiteKind::Input));

@@ -14,15 +14,18 @@
 //!
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
+mod algorithms;
 mod by_hand;
 mod constants;
 mod document;
 pub mod explain;
 mod finish;
+pub mod form;
 mod planner;
 mod site;
 mod skips;
 mod spread;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +33,8 @@ use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use crate::config::algorithm::Algorithm;
+use crate::config::spec::{Arithmetic, Form, ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::Reduction;
@@ -59,6 +63,9 @@ pub struct Plan {
     /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sums: Vec<String>,
+    /// Inputs that get a scale for each token, in operators.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<Token>,
     /// Constants that are stored more than once, since their readers want them in different formats.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub splits: Vec<Split>,
@@ -67,6 +74,7 @@ pub struct Plan {
 }
 
 /// How numbers become codes: a spec with nothing left open.
+#[allow(clippy::struct_excessive_bools, reason = "the document's own keys")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantizer {
@@ -104,6 +112,18 @@ pub struct Quantizer {
     /// The least scale; 0 for none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub eps: f32,
+    /// What becomes of the range that the observer chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postprocess: Option<Postprocess>,
+    /// Whether the scale may be negative, for the sake of the lowest code.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed_scale: bool,
+    /// Whose arithmetic makes scales and codes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub arithmetic: Arithmetic,
+    /// What improves scale and zero point of a weight beyond its range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<Box<Algorithm>>,
     /// Numbers given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
@@ -160,6 +180,10 @@ impl Quantizer {
             scale_dtype: ScaleDtype::Float32,
             round: Round::HalfEven,
             eps: 0.0,
+            postprocess: None,
+            signed_scale: false,
+            arithmetic: Arithmetic::Onnx,
+            algorithm: None,
             given: None,
         }
     }
@@ -192,6 +216,18 @@ impl Quantizer {
         }
         words.join(", ")
     }
+}
+
+/// An input that is fake quantized to int8, asymmetric, with a scale for each token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// `<node>.input`.
+    pub site: String,
+    /// Which input of which node.
+    pub at: Slot,
+    /// The least scale.
+    pub eps: f32,
 }
 
 /// A constant that is stored more than once.
@@ -284,6 +320,12 @@ pub struct Weight {
     /// The order of the reduction whose adjacent pairs must not saturate 16 bits, where that matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair_safe: Option<Reduction>,
+    /// How it is stored.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub form: Form,
+    /// `accuracy_level` of a `MatMulNBits`; 4 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy_level: Option<u8>,
     /// Why it is quantized this way.
     pub why: String,
 }

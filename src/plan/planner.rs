@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::by_hand::given;
 use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
-use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot};
+use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
@@ -29,6 +29,8 @@ pub struct Veto {
 pub struct Knowledge {
     /// Whether there are samples; without, activations stay float unless their range is given or found at run time.
     pub calibrated: bool,
+    /// Whether scales for each token may be written as operators; otherwise they are refused.
+    pub tokens: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
 }
@@ -41,7 +43,7 @@ pub struct Knowledge {
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
-    refuse_algorithms(config, &rules)?;
+    algorithms::refuse_missing(config, &rules)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(
@@ -68,6 +70,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         notes: BTreeMap::new(),
         reasons: BTreeMap::new(),
         wants: BTreeMap::new(),
+        tokens: BTreeMap::new(),
         pairs: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
@@ -79,7 +82,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     }
     match target.placement {
         Placement::Inputs => {
-            if target.residual == Residual::Shortcut && knowledge.calibrated {
+            if target.residual == Residual::Shortcut {
                 let depths = planner.depths(&nodes);
                 for &node in &nodes {
                     planner.shortcut(node, &depths);
@@ -88,27 +91,10 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         }
         Placement::Fused | Placement::Everywhere => planner.spread(&nodes),
     }
-    planner.finish(opset, &nodes)
-}
-
-/// Refuses algorithms that do not exist yet.
-fn refuse_algorithms(config: &Config, rules: &Rules) -> Result<()> {
-    let place = |error: Error, own: bool, path: &str| {
-        if own {
-            return config.source.at(error, path);
-        }
-        let preset = config.preset.as_deref().unwrap_or_default();
-        Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
-            .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
-    };
-    if let Some(algorithm) = rules.algorithm() {
-        algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;
-    }
-    for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
-        let own = !config.pre_quant_opt.is_empty();
-        algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
-    }
-    Ok(())
+    let algorithm = planner.rules.algorithm().cloned();
+    let plan = planner.finish(opset, &nodes)?;
+    algorithms::refuse_idle(config, algorithm.as_ref(), &plan, knowledge)?;
+    Ok(plan)
 }
 
 /// What is asked of a value.
@@ -156,6 +142,8 @@ pub(super) struct Planner<'a> {
     /// Why a node that might have been quantized is not.
     pub(super) reasons: BTreeMap<NodeId, String>,
     pub(super) wants: BTreeMap<ValueId, Want>,
+    /// The input of a node that gets a scale for each token, and the least scale.
+    pub(super) tokens: BTreeMap<NodeId, (usize, f32)>,
     /// The pairs that serve them, once these are made.
     pub(super) pairs: BTreeMap<String, Activation>,
 }
@@ -188,6 +176,15 @@ impl Planner<'_> {
         &self.sites[&node][index]
     }
 
+    /// The same with what is said of the tensor there by its name.
+    pub(super) fn ask_of(&self, value: ValueId, ask: &Resolved) -> Resolved {
+        let mut ask = ask.clone();
+        if let Some(said) = self.rules.tensor(self.model.value(value).name()) {
+            ask.strengthen(&said);
+        }
+        ask
+    }
+
     pub(super) fn reader<'r>(&'r self, site: &'r str, kind: SiteKind, resolved: &'r Resolved) -> Reader<'r> {
         Reader { rules: &self.rules, target: self.target, site, kind, resolved }
     }
@@ -217,7 +214,7 @@ impl Planner<'_> {
         for &node in nodes {
             let Some(row) = ops::of(self.model, node) else { continue };
             for kind in [SiteKind::Input, SiteKind::Output] {
-                if !self.ask(node, kind).is_off() {
+                if !self.ask(node, kind).is_off() && !self.per_token(node, kind) {
                     self.activation(node, kind, self.ask(node, kind)).map(drop).or_else(fit)?;
                 }
             }
@@ -251,9 +248,9 @@ impl Planner<'_> {
         let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
         let shape = Shape { dims: &dims, layout, kernel: kernel && self.target.placement != Placement::Everywhere };
         let value = self.model.node(node).input(index);
-        let quantizer = self
-            .reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, self.ask(node, SiteKind::Weight))
-            .weight(&shape)?;
+        let ask = self.ask(node, SiteKind::Weight);
+        let ask = value.map_or_else(|| ask.clone(), |value| self.ask_of(value, ask));
+        let quantizer = self.reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, &ask).weight(&shape)?;
         self.by_hand(value, quantizer).map_err(Refusal::Wrong)
     }
 
@@ -303,7 +300,7 @@ impl Planner<'_> {
     /// what is asked for there.
     pub(super) fn output_site(&self, node: NodeId) -> Option<(ValueId, Resolved)> {
         let output = self.model.node(node).output(0)?;
-        let ask = self.ask(node, SiteKind::Output).clone();
+        let ask = self.ask_of(output, self.ask(node, SiteKind::Output));
         let [User::Node { node: next, input: 0 }] = self.model.value(output).users() else {
             return Some((output, ask));
         };
@@ -312,6 +309,9 @@ impl Planner<'_> {
         }
         let mut both = ask.clone();
         both.strengthen(self.ask(*next, SiteKind::Output));
+        if let Some(&value) = self.model.node(*next).outputs().iter().flatten().next() {
+            both = self.ask_of(value, &both);
+        }
         if !self.absorbs(*next, &both) {
             return Some((output, ask));
         }
@@ -355,6 +355,8 @@ impl Planner<'_> {
         for (index, input) in at.inputs().iter().enumerate() {
             let Some(input) = *input else { continue };
             match row.role(index) {
+                // Of the two weights of a recurrent operator the first stands for both.
+                Role::Weight(ops::Channel::Gates) if weight.is_some() && self.model.constant(input).is_some() => {}
                 Role::Weight(_) if self.model.constant(input).is_some() => {
                     if weight.replace(index).is_some() {
                         return Err("both operands are constant".into());
@@ -430,8 +432,12 @@ impl Planner<'_> {
         let op = at.op_type().to_owned();
         let Some(row) = ops::find(&op) else { return Ok(()) };
         let anchor = self.target.anchor(&op).cloned();
-        // A weight needs no integer kernel to be stored in few bits.
-        let stored = op == "ConvTranspose" && !self.knowledge.calibrated;
+        // A weight needs no integer kernel to be stored in few bits. A table would be dequantized as a whole at every run
+        // where the target has no form for it.
+        let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
+        let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
+        let table = op == "Gather" && rows && floats && !self.is_forced(node, SiteKind::Weight);
+        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table;
         let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
             return Ok(());
@@ -457,6 +463,12 @@ impl Planner<'_> {
         };
         if let Some(why) = weight.and_then(|_| self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight))) {
             self.refuse(node, why.why.clone());
+            return Ok(());
+        }
+        if let (true, Some(index), Some(quantizer)) = (table, weight, &quantizer)
+            && let Err(why) = self.fits(Form::GatherBlockQuantized, node, index, false, quantizer, false)
+        {
+            self.refuse(node, why);
             return Ok(());
         }
         let weight_value = weight.and_then(|index| self.model.node(node).input(index));
@@ -494,7 +506,14 @@ impl Planner<'_> {
         if let Some(why) = self.off(node, SiteKind::Input) {
             return no(why);
         }
+        if self.per_token(node, SiteKind::Input) {
+            return self.token(node, data, weight).map(|why| Err(NotInteger::WeightOnly(why)));
+        }
         let ask = self.ask(node, SiteKind::Input).clone();
+        let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
+        if let Some(form) = stored.filter(|f| weight.is_some() && self.target.forms.contains(f)) {
+            return no(format!("stored as {form}, it reads floats"));
+        }
         let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
             Ok(found) => found,
             Err(Refusal::Wrong(error)) => return Err(error),
@@ -602,7 +621,7 @@ impl Planner<'_> {
         }
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
-        if self.is_forced(node, SiteKind::Input) {
+        if self.is_forced(node, SiteKind::Input) && !self.per_token(node, SiteKind::Input) {
             let inputs = self.model.node(node).inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
             let data: Vec<(usize, ValueId)> = inputs
                 .filter(|&(i, v)| {
@@ -632,14 +651,16 @@ impl Planner<'_> {
         Some(dims[axis])
     }
 
-    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), read: Read) {
+    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), mut read: Read) {
+        read.ask = self.ask_of(value, &read.ask);
         let reads = &mut self.wants.entry(value).or_default().reads;
         if reads.iter().all(|(s, _)| *s != slot) {
             reads.push((slot, read));
         }
     }
 
-    pub(super) fn make(&mut self, value: ValueId, made: Made) {
+    pub(super) fn make(&mut self, value: ValueId, mut made: Made) {
+        made.ask = self.ask_of(value, &made.ask);
         self.wants.entry(value).or_default().made.get_or_insert(made);
     }
 

@@ -5,7 +5,7 @@
 
 use super::Quantizer;
 use crate::config::rules::{Resolved, Rule, Rules, Scope};
-use crate::config::spec::{Dtype, Field, ObserverKind, ScaleDtype, Share};
+use crate::config::spec::{Arithmetic, Dtype, Field, ObserverKind, ScaleDtype, Share};
 use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
 use crate::numerics::{Format, Granularity, Round};
@@ -50,7 +50,7 @@ impl Reader<'_> {
         self.rules.rule(self.resolved, field)
     }
 
-    fn error(&self, field: Field, message: impl Into<String>) -> Error {
+    pub(super) fn error(&self, field: Field, message: impl Into<String>) -> Error {
         let error = Error::new(Kind::Config, message);
         let error = match self.rule(field) {
             Some(rule) => {
@@ -68,7 +68,7 @@ impl Reader<'_> {
     }
 
     /// An error where a rule about these nodes said so; a reason to stay float where one about all nodes did.
-    fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
+    pub(super) fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
         match self.rule(field) {
             Some(rule) if rule.is_named() && !rule.optional => self.wrong(field, message, hint),
             _ => Err(Refusal::Unfit(message)),
@@ -146,6 +146,7 @@ impl Reader<'_> {
             return self.wrong(Field::Eps, format!("{eps} is no least scale"), "give a positive number such as 1e-6");
         }
         quantizer.eps = eps as f32;
+        quantizer.postprocess = spec.postprocess;
         quantizer.round = spec.round.unwrap_or_default();
         if float && quantizer.round != Round::HalfEven {
             if self.asked(Field::Round, Field::Dtype) {
@@ -191,7 +192,11 @@ impl Reader<'_> {
         let share = spec.granularity.unwrap_or(Share::PerTensor);
         if share == Share::PerToken {
             return if dynamic {
-                self.wrong(Field::Granularity, "scales per token are not implemented yet", "per-tensor is")
+                self.wrong(
+                    Field::Granularity,
+                    "scales per token are written by `amax prepare` alone so far",
+                    "per-tensor is",
+                )
             } else {
                 self.wrong(Field::Granularity, "scales per token are found at run time", "add dynamic = true")
             };
@@ -216,11 +221,45 @@ impl Reader<'_> {
             let hint = "another rounding exists for constants only";
             return self.wrong(Field::Round, "QuantizeLinear rounds half to even", hint);
         }
+        let plain = spec.arithmetic.is_none_or(|a| a == Arithmetic::Onnx);
+        for (field, on) in [(Field::SignedScale, spec.signed_scale == Some(true)), (Field::Arithmetic, !plain)] {
+            if on {
+                return self.wrong(field, "it is for weights", "leave it out");
+            }
+        }
         if dynamic {
             self.at_run_time()?;
             return Ok((Quantizer::new(Format::Uint8, false, Granularity::PerTensor), true));
         }
         Ok((quantizer, false))
+    }
+
+    /// The least scale of an activation that has one for each token.
+    pub(super) fn per_token(&self) -> Outcome<f32> {
+        let spec = self.spec();
+        if spec.dtype != Some(Dtype::Int8) {
+            return self.wrong(Field::Dtype, "scales per token are for int8", "set dtype = \"int8\"");
+        }
+        if spec.symmetric != Some(false) {
+            let message = "symmetric scales per token are not implemented";
+            return self.wrong(Field::Symmetric, message, "set symmetric = false");
+        }
+        let differs = [
+            (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
+            (Field::ScaleType, spec.scale_type.is_some_and(|s| s != crate::config::spec::ScaleType::Float)),
+            (Field::ScaleDtype, spec.scale_dtype.is_some_and(|s| s != ScaleDtype::Float32)),
+            (Field::NarrowRange, spec.narrow_range == Some(true)),
+            (Field::ReduceRange, spec.reduce_range == Some(true)),
+            (Field::Round, spec.round.is_some_and(|r| r != Round::HalfEven)),
+        ];
+        for (field, differs) in differs {
+            if differs && self.asked(field, Field::Granularity) {
+                let message = "a scale per token goes from minimum to maximum, over -128 to 127";
+                return self.wrong(field, message, "leave it out");
+            }
+        }
+        let eps = spec.eps.map_or(f32::MIN_POSITIVE, |eps| eps as f32);
+        Ok(eps.max(f32::MIN_POSITIVE))
     }
 
     /// `DynamicQuantizeLinear` makes uint8 with a zero point, from the smallest to the largest value, and nothing else.
@@ -235,6 +274,7 @@ impl Reader<'_> {
             (Field::NarrowRange, spec.narrow_range == Some(true)),
             (Field::ReduceRange, spec.reduce_range == Some(true)),
             (Field::Eps, spec.eps.is_some_and(|e| e > 0.0)),
+            (Field::Postprocess, spec.postprocess.is_some()),
         ];
         for (field, differs) in differs {
             if differs && self.asked(field, Field::Dynamic) {
@@ -257,7 +297,54 @@ impl Reader<'_> {
             let hint = "minmax, percentile and mse look at the values themselves";
             return self.wrong(Field::Observer, "this observer is for activations", hint);
         }
+        self.conventions(&mut quantizer)?;
         Ok(quantizer)
+    }
+
+    /// Only one form has levels of accuracy.
+    pub(super) fn accuracy_level(&self, meant: bool) -> Outcome<()> {
+        if self.spec().accuracy_level.is_some() && !meant && self.asked(Field::AccuracyLevel, Field::Form) {
+            let message = "only form = \"matmulnbits\" has levels of accuracy";
+            return self.wrong(Field::AccuracyLevel, message, "add form = \"matmulnbits\"");
+        }
+        Ok(())
+    }
+
+    /// The sign of scales, and whose arithmetic makes them.
+    fn conventions(&self, quantizer: &mut Quantizer) -> Outcome<()> {
+        let spec = self.spec();
+        let format = quantizer.dtype;
+        let bytes = format.is_integer() && format.bits() <= 8;
+        let signed = spec.signed_scale.unwrap_or(false);
+        let message = format!("{format} has scales of one sign");
+        let signed = self.only_if(bytes, Field::SignedScale, signed, Field::Dtype, &message, "leave it out")?;
+        let message = "a scale of either sign belongs to a zero point in the middle";
+        let hint = "symmetric = true, or leave it out";
+        let signed = self.only_if(quantizer.symmetric, Field::SignedScale, signed, Field::Symmetric, message, hint)?;
+        if signed {
+            let narrow = spec.narrow_range == Some(true);
+            if narrow && self.asked(Field::NarrowRange, Field::SignedScale) {
+                let message = "the lowest code is what scales of either sign are for";
+                return self.wrong(Field::NarrowRange, message, "leave it out, or signed_scale = false");
+            }
+            quantizer.narrow_range = false;
+        }
+        quantizer.signed_scale = signed;
+        let arithmetic = spec.arithmetic.unwrap_or_default();
+        let other = arithmetic != Arithmetic::Onnx;
+        let message = format!("{format} is computed as ONNX has it");
+        if !self.only_if(bytes, Field::Arithmetic, other, Field::Dtype, &message, "it is for integers of 8 bits")? {
+            return Ok(());
+        }
+        if quantizer.round != Round::HalfEven {
+            if self.asked(Field::Round, Field::Arithmetic) {
+                let message = "the arithmetic that is chosen rounds as it does";
+                return self.wrong(Field::Round, message, "leave it out, or arithmetic = \"onnx\"");
+            }
+            quantizer.round = Round::HalfEven;
+        }
+        quantizer.arithmetic = arithmetic;
+        Ok(())
     }
 
     fn granularity(&self, shape: &Shape<'_>) -> Outcome<Granularity> {

@@ -1,6 +1,9 @@
 //! Operators that others express exactly, or that tract computes wrongly.
 
+use std::collections::BTreeMap;
+
 use super::constant::Constant;
+use super::engine::DIVIDE;
 use super::program::{Program, Step, is_default, node};
 use crate::error::Result;
 use crate::ir::{Attr, Tensor};
@@ -11,9 +14,19 @@ use crate::onnx::{AttributeProto, DataType};
 /// # Errors
 /// Forms of these operators that have no equivalent.
 pub(super) fn rephrase(program: &mut Program) -> Result<()> {
+    let mut readers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let quotients = program.steps.iter().filter(|s| s.op() == "Div").filter_map(|s| s.output(0).map(str::to_owned));
+    readers.extend(quotients.map(|name| (name, Vec::new())));
+    for step in &program.steps {
+        for name in &step.node.input {
+            if let Some(ops) = readers.get_mut(name) {
+                ops.push(step.op().to_owned());
+            }
+        }
+    }
     let mut out = Vec::with_capacity(program.steps.len());
     for step in std::mem::take(&mut program.steps) {
-        let mut emit = Emit { program, step: &step, out: &mut out };
+        let mut emit = Emit { program, step: &step, out: &mut out, readers: &readers };
         if !emit.rephrase()? {
             out.push(step);
         }
@@ -26,6 +39,8 @@ struct Emit<'a> {
     program: &'a mut Program,
     step: &'a Step,
     out: &'a mut Vec<Step>,
+    /// The operators that read the results of divisions.
+    readers: &'a BTreeMap<String, Vec<String>>,
 }
 
 impl Emit<'_> {
@@ -38,6 +53,7 @@ impl Emit<'_> {
         }
         match (ms, step.op()) {
             (false, "Celu") => self.celu()?,
+            (false, "Div") => return Ok(self.divide()),
             (false, "Upsample") => self.resize(1)?,
             (false, "Resize") if step.opset < 11 => self.resize(1)?,
             (false, "RoiAlign") if step.opset < 16 && step.attr("coordinate_transformation_mode").is_none() => {
@@ -60,6 +76,21 @@ impl Emit<'_> {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// A division that decides about codes is made one; see [`DIVIDE`].
+    fn divide(&mut self) -> bool {
+        let float = |name: &str| self.program.tensor(name).is_some_and(|t| t.dtype() == DataType::Float);
+        let constant = self.step.input(1).is_some_and(float);
+        let decides = |op: &str| op == "Round" || (constant && matches!(op, "Add" | "Clip" | "Max" | "Min"));
+        if !self.step.output(0).is_some_and(|v| self.readers.get(v).is_some_and(|ops| ops.iter().any(|op| decides(op))))
+        {
+            return false;
+        }
+        let mut same = self.step.clone();
+        same.node.op_type = Some(DIVIDE.to_owned());
+        self.out.push(same);
+        true
     }
 
     fn need(&self, index: usize) -> Result<String> {

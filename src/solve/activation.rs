@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{check_range, given_qparams, range_spec};
+use super::{Solution, check_range, given_qparams, range_spec};
 use crate::algorithms::observers::{self, Observer, Tails};
+use crate::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use crate::config::spec::ObserverKind;
 use crate::error::{Error, Kind, Result};
 use crate::numerics::{self, Granularity};
@@ -85,7 +86,7 @@ fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
             check_range(low, high)?;
             (low, high)
         }
-        None => seen,
+        None => quantizer.postprocess.map_or(seen, |p| p.apply(seen)),
     };
     Ok(numerics::qparams_from_range(low, high, &spec))
 }
@@ -111,7 +112,13 @@ pub(super) fn tensor<'a>(name: &'a str, activation: &'a Activation) -> &'a str {
 
 /// The range that an observer makes of what was seen; empty, all-NaN and never reached tensors count as zero.
 fn observed(site: &SiteStatistics, quantizer: &Quantizer) -> Result<(f32, f32)> {
-    let observer = match quantizer.observer {
+    let observer = observer(quantizer);
+    observer.check()?;
+    Ok(observers::range(site, observer, range_spec(quantizer)?))
+}
+
+fn observer(quantizer: &Quantizer) -> Observer {
+    match quantizer.observer {
         ObserverKind::Minmax => Observer::MinMax,
         ObserverKind::Mean => Observer::Mean,
         ObserverKind::Percentile => match quantizer.percentile {
@@ -120,9 +127,33 @@ fn observed(site: &SiteStatistics, quantizer: &Quantizer) -> Result<(f32, f32)> 
         },
         ObserverKind::Mse => quantizer.mse_p.map_or(Observer::MSE, |p| Observer::Mse { p }),
         ObserverKind::Entropy => Observer::Entropy,
-    };
-    observer.check()?;
-    Ok(observers::range(site, observer, range_spec(quantizer)?))
+    }
+}
+
+/// Whether the samples were enough for the ranges of a plan that were not known before: what is less than half a step
+/// outside of the codes is not clipped.
+#[must_use]
+pub fn judge(plan: &Plan, solution: &Solution, statistics: &Statistics) -> Sufficiency {
+    let mut choices: BTreeMap<&str, Choice> = BTreeMap::new();
+    for (name, activation) in &plan.activations {
+        let quantizer = &activation.quantizer;
+        let known = activation.range.is_some() || quantizer.given.is_some();
+        let (Some(&(scale, zero_point)), Ok(spec), false) =
+            (solution.activations.get(name), range_spec(quantizer), known)
+        else {
+            continue;
+        };
+        let (low, high) = match quantizer.dtype.float() {
+            None => {
+                let (low, high) = spec.codes();
+                ((low - zero_point) as f32 - 0.5, (high - zero_point) as f32 + 0.5)
+            }
+            Some(_) => (-quantizer.dtype.max_value(), quantizer.dtype.max_value()),
+        };
+        let choice = Choice { observer: observer(quantizer), spec, range: (low * scale, high * scale) };
+        choices.entry(tensor(name, activation)).or_insert(choice);
+    }
+    sufficiency(statistics, |name, _| choices.get(name).copied())
 }
 
 /// The finite range seen.

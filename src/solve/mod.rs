@@ -2,22 +2,25 @@
 
 mod activation;
 mod guard;
+mod source;
+mod stored;
 mod weight;
 
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+pub use activation::judge;
 pub use guard::guard;
-pub use weight::transposed;
+pub use stored::StoredWeight;
 
-use crate::config::spec::{ScaleDtype, ScaleType};
+use crate::config::spec::{self, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
-use crate::ir::file::release;
-use crate::ir::{Model, Tensor};
+use crate::ir::{Model, Scratch, Tensor};
 use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
 use crate::plan::{Bias, Plan, Quantizer, Weight};
 use crate::statistics::Statistics;
+use source::Source;
 use weight::Solver;
 
 /// The numbers of a plan.
@@ -26,7 +29,7 @@ pub struct Solution {
     /// Scale and zero point of each static activation, by the name of its pair.
     pub activations: BTreeMap<String, (f32, i32)>,
     /// One entry for each of [`Plan::weights`].
-    pub weights: Vec<SolvedWeight>,
+    pub weights: Vec<StoredWeight>,
     /// The int32 values of each of [`Plan::biases`].
     pub biases: Vec<SolvedBias>,
 }
@@ -36,11 +39,23 @@ pub struct Solution {
 pub struct SolvedWeight {
     /// Scales and zero points.
     pub qparams: QParams,
-    /// The values to quantize in place of the initializer's, where plain rounding would not give the wanted codes; already
-    /// transposed, where the weight is to be.
-    pub changed: Option<Tensor>,
+    /// The codes, packed, in the shape in which they are stored: transposed where the weight is to be.
+    pub codes: Tensor,
     /// Signal to quantization noise over the whole tensor, in dB.
     pub sqnr_db: f64,
+    /// What an algorithm made of it, where one was asked for.
+    pub fit: Option<Fit>,
+}
+
+/// How an algorithm compares with rounding to the nearest code.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Fit {
+    /// Signal to quantization noise of plain rounding, in dB.
+    pub rounding_db: f64,
+    /// Groups of elements that share a scale.
+    pub groups: usize,
+    /// How many of them are rounded plainly, since the algorithm does not lower the error that it minimizes.
+    pub fell_back: usize,
 }
 
 /// The numbers of a bias.
@@ -54,11 +69,11 @@ pub struct SolvedBias {
 
 /// Weights that were solved already: a plan is made several times, and layers share weights.
 #[derive(Debug, Default)]
-pub struct Solved(BTreeMap<String, SolvedWeight>);
+pub struct Solved(BTreeMap<String, StoredWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
-    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, why: _ } = weight;
+    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } = weight;
     format!("{tensor} {quantizer:?} {transpose} {pair_safe:?}")
 }
 
@@ -69,6 +84,20 @@ fn key(weight: &Weight) -> String {
 /// A weight with NaN or infinity, statistics that lack a planned tensor, numbers given by hand that do not fit or
 /// contradict each other, and fields of a quantizer that have no meaning together.
 pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved: &mut Solved) -> Result<Solution> {
+    solve_while(model, plan, statistics, solved, &|| Ok(()))
+}
+
+/// As [`solve`], as long as `go_on` has no objection, which is asked before every few hundred megabytes of weights.
+///
+/// # Errors
+/// As [`solve`], and that of `go_on`.
+pub fn solve_while(
+    model: &Model,
+    plan: &Plan,
+    statistics: Option<&Statistics>,
+    solved: &mut Solved,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<Solution> {
     let nothing = Statistics::default();
     let activations = activation::solve(plan, statistics.unwrap_or(&nothing))?;
     let mut solution = Solution { activations, ..Solution::default() };
@@ -80,12 +109,16 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
         .map(|(k, w)| (k.as_str(), w))
         .collect();
     let missing: Vec<_> = missing.into_iter().collect();
-    let fresh: Vec<_> = missing
-        .par_iter()
-        .map(|&(key, weight)| Ok((key.to_owned(), Solver::new(model, weight)?.solve(0.0)?)))
-        .collect::<Result<_>>()?;
-    solved.0.extend(fresh);
-    let mut weights: Vec<SolvedWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
+    for window in windows(&missing, |(_, weight)| constant(model, &weight.tensor).map_or(0, Tensor::byte_len)) {
+        go_on()?;
+        let fresh: Vec<_> = window
+            .par_iter()
+            .map(|&(key, weight)| Ok((key.to_owned(), solve_weight(model, weight)?)))
+            .collect::<Result<_>>()?;
+        solved.0.extend(fresh);
+        model.scratch().map_or(Ok(()), Scratch::check)?;
+    }
+    let mut weights: Vec<StoredWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
     for bias in &plan.biases {
         let bias = solve_bias(model, plan, bias, &solution.activations, &mut weights)?;
         solution.biases.push(bias);
@@ -94,13 +127,38 @@ pub fn solve(model: &Model, plan: &Plan, statistics: Option<&Statistics>, solved
     Ok(solution)
 }
 
+/// Bytes of weights that are solved at the same time, or one weight that is larger.
+const WINDOW: usize = 1 << 28;
+
+/// Cuts a list into runs whose sizes sum up to [`WINDOW`] at most.
+fn windows<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut sum = 0usize;
+        let fits = rest.iter().take_while(|item| {
+            sum = sum.saturating_add(size(item));
+            sum <= WINDOW
+        });
+        let (window, tail) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = tail;
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+/// Solves one weight, and leaves no more of it in memory than its numbers.
+fn solve_weight(model: &Model, weight: &Weight) -> Result<StoredWeight> {
+    let solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(model, 0.0)?);
+    constant(model, &weight.tensor)?.release();
+    Ok(solved)
+}
+
 /// Solves a bias, and its weight again where the weight's scale is too small for it.
 fn solve_bias(
     model: &Model,
     plan: &Plan,
     bias: &Bias,
     activations: &BTreeMap<String, (f32, i32)>,
-    weights: &mut [SolvedWeight],
+    weights: &mut [StoredWeight],
 ) -> Result<SolvedBias> {
     let fail = |message: &str| Error::new(Kind::Config, message).at_value(&bias.tensor);
     let Some(&(input, _)) = activations.get(&bias.activation) else {
@@ -121,10 +179,10 @@ fn solve_bias(
         values.resize(bias.channels, values[0]);
     }
     let floor = weight_floor(&values, input);
-    if solved.qparams.scales.iter().any(|&s| s < floor) {
-        *solved = Solver::new(model, weight)?.solve(floor)?;
+    if solved.qparams().scales.iter().any(|&s| s < floor) {
+        *solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(model, floor)?);
     }
-    let scales: Vec<f32> = solved.qparams.scales.iter().map(|s| s * input).collect();
+    let scales: Vec<f32> = solved.qparams().scales.iter().map(|s| s * input).collect();
     let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };
     let codes = numerics::quantize_bias(&values, &spread).map_err(|e| e.at_value(&bias.tensor))?;
     Ok(SolvedBias { scales, codes })
@@ -144,6 +202,7 @@ fn weight_floor(bias: &[f32], input_scale: f32) -> f32 {
 /// Fields that have no meaning together.
 fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
     let Quantizer { dtype, symmetric, narrow_range, reduce_range, scale_type, scale_dtype, round, eps, .. } = quantizer;
+    let Quantizer { signed_scale, arithmetic, .. } = quantizer;
     let fail = |message: String| Err(Error::new(Kind::Config, message));
     let precision = match scale_dtype {
         ScaleDtype::Float32 => Precision::Float32,
@@ -159,18 +218,35 @@ fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
     if *round != Round::HalfEven && !dtype.is_integer() {
         return fail(format!("{dtype} has no other rounding than half to even"));
     }
+    let bytes = dtype.is_integer() && dtype.bits() <= 8;
+    if (*signed_scale || *arithmetic != spec::Arithmetic::Onnx) && !bytes {
+        return fail(format!("{dtype} has scales and codes as ONNX has them"));
+    }
+    if *signed_scale && (!symmetric || *narrow_range) {
+        return fail("scales of either sign belong to symmetric codes of which none is left unused".to_owned());
+    }
     if !(eps.is_finite() && *eps >= 0.0) {
         return fail(format!("the least scale is {eps}, which is not a positive number"));
     }
     Ok(RangeSpec {
         format: *dtype,
-        symmetry: if *symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric },
+        symmetry: match (*symmetric, *signed_scale) {
+            (true, true) => Symmetry::Signed,
+            (true, false) => Symmetry::Symmetric,
+            (false, _) => Symmetry::Asymmetric,
+        },
         narrow: *narrow_range,
         reduce: *reduce_range,
         power_of_two: *scale_type == ScaleType::PowerOfTwo,
         precision,
-        arithmetic: if *eps > 0.0 { Arithmetic::Single } else { Arithmetic::Double },
-        eps: *eps,
+        arithmetic: match arithmetic {
+            spec::Arithmetic::Onnx if *eps > 0.0 => Arithmetic::Single,
+            spec::Arithmetic::Onnx => Arithmetic::Double,
+            spec::Arithmetic::Torch => Arithmetic::Single,
+            spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
+        },
+        // torch has a least scale always.
+        eps: if *arithmetic == spec::Arithmetic::Torch { eps.max(f32::MIN_POSITIVE) } else { *eps },
         min_width: 0.0,
     })
 }
@@ -210,28 +286,27 @@ fn check_range(low: f32, high: f32) -> Result<()> {
     Err(Error::new(Kind::Config, format!("the range {low} to {high} is given, which holds nothing")))
 }
 
+/// A constant that a plan names.
+fn constant<'m>(model: &'m Model, tensor: &str) -> Result<&'m Tensor> {
+    let value = model
+        .value_named(tensor)
+        .ok_or_else(|| misplanned(tensor, "the plan names a constant that the model does not have"))?;
+    model.constant(value).ok_or_else(|| misplanned(tensor, "a planned constant is not constant"))
+}
+
+fn misplanned(tensor: &str, message: &str) -> Error {
+    Error::new(Kind::Config, message).at_value(tensor).with_hint("the plan was made for another model; make it again")
+}
+
 fn float_constant(model: &Model, tensor: &str, node: &str) -> Result<Vec<f32>> {
-    let fail = |message: &str| {
-        Error::new(Kind::Config, message)
-            .at_value(tensor)
-            .with_hint("the plan was made for another model; make it again")
-    };
-    let value =
-        model.value_named(tensor).ok_or_else(|| fail("the plan names a constant that the model does not have"))?;
-    let constant = model.constant(value).ok_or_else(|| fail("a planned constant is not constant"))?;
-    let values = constant.to_f32().ok_or_else(|| fail("a planned constant is not float"))?;
-    if constant.proto().raw_data.is_some() || constant.is_external() {
-        release(&constant.raw());
-    }
-    let op = model.value_named(node).and_then(|v| model.producer(v));
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        let error = Error::model(format!("element {at} of the constant is {}", values[at])).at_value(tensor).with_hint(
-            "a tensor with NaN or infinity cannot be quantized; repair the checkpoint or --exclude the node",
-        );
-        return Err(match op {
-            Some(id) => error.at_node(model.node_name(id), model.node(id).op_type()),
-            None => error,
-        });
-    }
-    Ok(values)
+    let constant = constant(model, tensor)?;
+    let source = Source::new(constant).ok_or_else(|| misplanned(tensor, "a planned constant is not float"))?;
+    source.check_finite().map_err(|e| {
+        let e = e.at_value(tensor);
+        match model.value_named(node).and_then(|v| model.producer(v)) {
+            Some(id) => e.at_node(model.node_name(id), model.node(id).op_type()),
+            None => e,
+        }
+    })?;
+    Ok(source.all())
 }

@@ -1,14 +1,23 @@
 //! Scales and codes of weights.
+//!
+//! Integers of up to 8 bits are read, ranged, coded and packed in one pass over the stored bytes
+//! ([`numerics::blocks`](crate::numerics::blocks)), and no copy of the weight is made. Other formats, and codes that depend on
+//! their neighbours, are solved on all values at once.
 
 use rayon::prelude::*;
 
-use super::{SolvedWeight, check_range, float_constant, given_qparams, range_spec};
-use crate::config::spec::{ObserverKind, ScaleDtype, ScaleType};
+use super::source::Source;
+use super::{Fit, SolvedWeight, check_range, given_qparams, range_spec};
+use crate::algorithms::{Group, hqq, kquant};
+use crate::config::algorithm::{Algorithm, Method};
+use crate::config::spec::{Arithmetic, ObserverKind, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
+use crate::numerics::blocks::{self, Band, Bands, Coded, Coding, Encoding, Values};
 use crate::numerics::{
-    self, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, metrics::Metrics, pack, pair_safe,
+    self, Format, Granularity, QParams, RangeSpec, Round, Symmetry, metrics::Metrics, pack, pair_safe,
 };
+use crate::onnx::DataType;
 use crate::ops::{Reduction, reduction_rows};
 use crate::plan::{Given, Quantizer, Weight};
 
@@ -24,17 +33,18 @@ pub(super) struct Solver<'a> {
     quantizer: &'a Quantizer,
     spec: RangeSpec,
     dims: Vec<usize>,
-    values: Vec<f32>,
+    source: Source,
 }
 
 impl<'a> Solver<'a> {
     pub(super) fn new(model: &Model, weight: &'a Weight) -> Result<Self> {
-        let values = float_constant(model, &weight.tensor, &weight.at.node)?;
-        let dims = model.value_named(&weight.tensor).and_then(|v| model.constant(v)).map(Tensor::dims);
-        let dims = dims.unwrap_or_default();
-        let (dims, values) = match (weight.transpose, dims.as_slice()) {
-            (false, _) => (dims, values),
-            (true, &[rows, columns]) => (vec![columns, rows], transposed(&values, rows, columns)),
+        let tensor = super::constant(model, &weight.tensor)?;
+        let source =
+            Source::new(tensor).ok_or_else(|| super::misplanned(&weight.tensor, "a planned constant is not float"))?;
+        let dims = tensor.dims();
+        let (dims, source) = match (weight.transpose, dims.as_slice()) {
+            (false, _) => (dims, source),
+            (true, &[rows, columns]) => (vec![columns, rows], source.transposed(rows, columns)),
             (true, _) => {
                 let message = format!("a tensor of shape {dims:?} is to be transposed, which only a matrix can be");
                 return Err(Error::new(Kind::Config, message).at_value(&weight.tensor));
@@ -52,43 +62,189 @@ impl<'a> Solver<'a> {
                 spec.format
             ));
         }
-        Ok(Self { weight, quantizer, spec, dims, values })
+        Ok(Self { weight, quantizer, spec, dims, source })
     }
 
-    /// Scales no smaller than `floor`, and the codes at these scales.
-    pub(super) fn solve(&self, floor: f32) -> Result<SolvedWeight> {
-        self.solved(floor).map_err(|e| e.at_value(&self.weight.tensor))
+    /// Scales whose magnitude is no smaller than `floor`, and the codes at these scales.
+    pub(super) fn solve(&self, model: &Model, floor: f32) -> Result<SolvedWeight> {
+        self.solved(floor).map_err(|e| {
+            // What is not finite explains whatever went wrong.
+            let at = model.value_named(&self.weight.at.node).and_then(|v| model.producer(v));
+            let e = match (self.source.check_finite(), at) {
+                (Err(e), Some(node)) => e.at_node(model.node_name(node), model.node(node).op_type()),
+                (Err(e), None) => e,
+                (Ok(()), _) => e,
+            };
+            e.at_value(&self.weight.tensor)
+        })
     }
 
     fn solved(&self, floor: f32) -> Result<SolvedWeight> {
-        let (format, granularity) = (self.spec.format, &self.quantizer.granularity);
-        let (qparams, changed) = match self.weight.pair_safe {
-            Some(order) if self.has_searched_pairs(order) => self.pair_safe(order, floor),
-            Some(order) if self.quantizer.given.is_none() => self.widened(order, floor)?,
-            order => {
-                let qparams = self.qparams(floor)?;
-                let changed = self.changed(&qparams, order)?;
-                (qparams, changed)
-            }
-        };
-        let seen = changed.as_deref().unwrap_or(&self.values);
-        let raw = numerics::quantize(seen, &self.dims, granularity, &qparams, format, Round::HalfEven)?;
-        let back = numerics::dequantize(&raw, format, &self.dims, granularity, &qparams)?;
-        let mut metrics = Metrics::default();
-        metrics.feed(&self.values, &back);
-        let changed = changed.map(|values| Tensor::from_f32(&self.dims, &values));
-        Ok(SolvedWeight { qparams, changed, sqnr_db: metrics.sqnr_db() })
-    }
-
-    fn qparams(&self, floor: f32) -> Result<QParams> {
         let granularity = &self.quantizer.granularity;
         granularity.check(&self.dims)?;
-        let entries = granularity.scale_dims(&self.dims).iter().product();
+        let bytes = self.spec.format.is_integer() && self.spec.format.bits() <= 8;
+        if !bytes || self.weight.pair_safe.is_some() || self.source.count() == 0 {
+            self.source.check_finite()?;
+            return Whole { solver: self, values: self.source.all() }.solved(floor);
+        }
+        if let Some(bands) = Bands::new(&self.dims, granularity)? {
+            return Ok(self.stored(self.blocks(&self.source, &self.dims, granularity, &bands, floor)?));
+        }
+        // The elements of a scale are scattered: they are brought together, and their codes back.
+        let Granularity::PerChannel { axis } = *granularity else {
+            return Err(Error::model(format!("a tensor of shape {:?} has no groups like that", self.dims)));
+        };
+        let (outer, channels) = (self.dims[..axis].iter().product::<usize>(), self.dims[axis]);
+        let inner: usize = self.dims[axis + 1..].iter().product();
+        let dims = [channels, outer * inner];
+        let near = Granularity::PerChannel { axis: 0 };
+        let bands = Bands::new(&dims, &near)?.ok_or_else(|| Error::model("a row has no neighbours"))?;
+        let values = swapped(&self.source.all(), outer, channels, inner);
+        let mut coded = self.blocks(values.as_slice(), &dims, &near, &bands, floor)?;
+        let codes = pack::unpack(&coded.codes, &self.spec.format, values.len());
+        coded.codes = pack::pack(&swapped(&codes, channels, outer, inner), self.spec.format.bits());
+        Ok(self.stored(coded))
+    }
+
+    /// Codes and scales of values whose bands are known.
+    fn blocks<V: Values + ?Sized>(
+        &self,
+        values: &V,
+        dims: &[usize],
+        granularity: &Granularity,
+        bands: &Bands,
+        floor: f32,
+    ) -> Result<Coded<Vec<Improved>>> {
+        let plain = |coded: Coded| Coded {
+            codes: coded.codes,
+            qparams: coded.qparams,
+            signal: coded.signal,
+            noise: coded.noise,
+            said: Vec::new(),
+        };
+        let encoding = self.encoding();
+        let entries = granularity.scale_dims(dims).iter().product();
+        if let Some(qparams) = self.given(entries, floor)? {
+            return blocks::encode(values, bands, &self.encoding_with(&qparams), qparams).map(plain);
+        }
+        let params = |range: (f32, f32)| self.params(range, floor);
+        if let Some(algorithm) = self.quantizer.algorithm.as_ref().filter(|a| !a.is_plain()) {
+            return self.improved(values, bands, &encoding, algorithm);
+        }
+        if self.quantizer.observer == ObserverKind::Minmax && self.quantizer.postprocess.is_none() {
+            let all = |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| {
+                if floor <= 0.0 {
+                    return blocks::params(&self.spec, low, high, scales, zeros);
+                }
+                for ((&low, &high), (scale, zero)) in low.iter().zip(high).zip(scales.iter_mut().zip(zeros)) {
+                    (*scale, *zero) = params((low, high));
+                }
+            };
+            return blocks::quantize_ranges(values, bands, &encoding, all).map(plain);
+        }
+        self.check_observer()?;
+        // Groups of a band, as rows of a matrix that lies still.
+        let choose = |band: Band<'_>, scales: &mut [f32], zeros: &mut [i32]| {
+            let columns = band.columns;
+            let dims = [band.values.len() / columns, columns];
+            let ranges = self.ranges(band.values, &dims, &Granularity::PerChannel { axis: 1 })?;
+            for ((scale, zero), range) in scales.iter_mut().zip(zeros).zip(ranges) {
+                (*scale, *zero) = params(range);
+            }
+            Ok(())
+        };
+        let coded = blocks::quantize_by(values, bands, &encoding, choose)?;
+        coded.said.into_iter().collect::<Result<Vec<()>>>()?;
+        let Coded { codes, qparams, signal, noise, said: _ } = coded;
+        Ok(Coded { codes, qparams, signal, noise, said: Vec::new() })
+    }
+
+    /// Codes and scales as an algorithm chooses them.
+    fn improved<V: Values + ?Sized>(
+        &self,
+        values: &V,
+        bands: &Bands,
+        encoding: &Encoding,
+        algorithm: &Algorithm,
+    ) -> Result<Coded<Vec<Improved>>> {
+        if !matches!(algorithm.method, Method::Hqq | Method::Kquant) {
+            algorithm.refuse()?;
+        }
+        let steps = algorithm.iterations.unwrap_or(hqq::ITERATIONS);
+        let column = |values: &[f32]| {
+            let group = Group { values, spec: &self.spec, encoding };
+            if algorithm.method == Method::Hqq { hqq::choose(&group, steps) } else { kquant::choose(&group) }
+        };
+        let coded = blocks::quantize_by(values, bands, encoding, |band, scales, zeros| {
+            let mut values = Vec::new();
+            let mut all = Improved::default();
+            for (at, (scale, zero)) in scales.iter_mut().zip(zeros).enumerate() {
+                let found = if band.columns == 1 { column(band.values) } else { column(band.column(at, &mut values)) };
+                (*scale, *zero) = (found.scale, found.zero_point);
+                all.groups += 1;
+                all.fell_back += usize::from(found.fell_back);
+                all.rounding_noise += found.rounding_noise;
+            }
+            all
+        })?;
+        let Coded { codes, qparams, signal, noise, said } = coded;
+        Ok(Coded { codes, qparams, signal, noise, said: vec![said] })
+    }
+
+    fn stored(&self, coded: Coded<Vec<Improved>>) -> SolvedWeight {
+        let sqnr_db = coded.sqnr_db();
+        let fit = (!coded.said.is_empty()).then(|| {
+            let all = coded.said.iter().flatten();
+            let rounding: f64 = all.clone().map(|i| i.rounding_noise).sum();
+            Fit {
+                rounding_db: Coded::<()> {
+                    codes: Vec::new(),
+                    qparams: QParams::default(),
+                    signal: coded.signal,
+                    noise: rounding,
+                    said: Vec::new(),
+                }
+                .sqnr_db(),
+                groups: all.clone().map(|i| i.groups).sum(),
+                fell_back: all.map(|i| i.fell_back).sum(),
+            }
+        });
+        SolvedWeight { qparams: coded.qparams, codes: self.tensor(coded.codes), sqnr_db, fit }
+    }
+
+    fn tensor(&self, codes: Vec<u8>) -> Tensor {
+        Tensor::new(DataType::from(self.spec.format), &self.dims, codes)
+    }
+
+    /// How codes are made.
+    fn encoding(&self) -> Encoding {
+        let coding = match self.quantizer.arithmetic {
+            Arithmetic::Onnx => Coding::Divided(self.quantizer.round),
+            Arithmetic::Torch => Coding::Reciprocal,
+            Arithmetic::Mlas => Coding::MlasSum,
+            Arithmetic::MlasQdq => Coding::MlasQuotient,
+        };
+        Encoding { format: self.spec.format, codes: self.spec.codes(), coding }
+    }
+
+    /// The same, with zero points by hand that are no codes otherwise: zero stays exact.
+    fn encoding_with(&self, qparams: &QParams) -> Encoding {
+        let encoding = self.encoding();
+        if self.quantizer.given.is_none() {
+            return encoding;
+        }
+        let codes =
+            qparams.zero_points.iter().fold(encoding.codes, |(low, high), &zero| (low.min(zero), high.max(zero)));
+        Encoding { codes, ..encoding }
+    }
+
+    /// Scales and zero points by hand, or of a range by hand.
+    fn given(&self, entries: usize, floor: f32) -> Result<Option<QParams>> {
         match &self.quantizer.given {
             Some(Given::Scales { scales, zero_points }) => {
                 let found = given_qparams(self.quantizer, scales, zero_points, entries)?;
                 match found.scales.iter().find(|s| **s < floor) {
-                    None => Ok(found),
+                    None => Ok(Some(found)),
                     Some(scale) => Err(Error::new(
                         Kind::Config,
                         format!("the scale {scale} is given, at which the bias of the layer does not fit int32"),
@@ -98,117 +254,174 @@ impl<'a> Solver<'a> {
             }
             Some(Given::Range(low, high)) => {
                 check_range(*low, *high)?;
-                Ok(self.scaled(vec![(*low, *high); entries], floor))
+                Ok(Some(self.scaled(vec![(*low, *high); entries], floor)))
             }
-            None => Ok(self.scaled(self.ranges()?, floor)),
+            None => Ok(None),
         }
+    }
+
+    /// A scale no smaller than `floor`, and the zero point, of a range.
+    fn params(&self, (low, high): (f32, f32), floor: f32) -> (f32, i32) {
+        let found = numerics::qparams_from_range(low, high, &self.spec);
+        if found.0.abs() >= floor {
+            return found;
+        }
+        let raised = RangeSpec { eps: self.spec.eps.max(floor), ..self.spec };
+        numerics::qparams_from_range(low, high, &raised)
     }
 
     /// Scales no smaller than `floor`, and zero points, of ranges.
     fn scaled(&self, ranges: impl IntoIterator<Item = (f32, f32)>, floor: f32) -> QParams {
-        let raised = RangeSpec { eps: self.spec.eps.max(floor), ..self.spec };
-        let (scales, zero_points) = ranges
-            .into_iter()
-            .map(|(low, high)| {
-                let found = numerics::qparams_from_range(low, high, &self.spec);
-                if found.0 < floor { numerics::qparams_from_range(low, high, &raised) } else { found }
-            })
-            .unzip();
+        let (scales, zero_points) = ranges.into_iter().map(|range| self.params(range, floor)).unzip();
         QParams { scales, zero_points }
     }
 
-    /// What the observer says of each entry of the scale tensor.
-    fn ranges(&self) -> Result<Vec<(f32, f32)>> {
-        let granularity = &self.quantizer.granularity;
+    /// Refuses numbers of observers that are out of range, and observers that see no constants.
+    fn check_observer(&self) -> Result<()> {
         let fail = |message: String| Err(Error::new(Kind::Config, message));
-        match self.quantizer.observer {
-            ObserverKind::Minmax => numerics::channel_ranges(&self.values, &self.dims, granularity),
-            ObserverKind::Mse => {
-                let p = self.quantizer.mse_p.unwrap_or(2.0);
-                if !(p.is_finite() && p > 0.0) {
-                    return fail(format!("mse_p is {p}, which is not a positive number"));
-                }
-                numerics::mse_ranges(&self.values, &self.dims, granularity, &self.spec, self.quantizer.round, p)
+        let Quantizer { observer, mse_p, percentile, .. } = self.quantizer;
+        match observer {
+            ObserverKind::Mse if mse_p.is_some_and(|p| !(p.is_finite() && p > 0.0)) => {
+                fail(format!("mse_p is {}, which is not a positive number", mse_p.unwrap_or_default()))
             }
-            ObserverKind::Percentile => {
-                let percent = self.quantizer.percentile.unwrap_or(PERCENTILE);
-                if !(percent > 0.0 && percent <= 100.0) {
-                    return fail(format!("percentile is {percent}, which is not in (0, 100]"));
-                }
-                let symmetric = self.spec.symmetry != Symmetry::Asymmetric || !self.spec.format.is_integer();
-                numerics::percentile_ranges(&self.values, &self.dims, granularity, percent, symmetric)
+            ObserverKind::Percentile if percentile.is_some_and(|p| !(p > 0.0 && p <= 100.0)) => {
+                fail(format!("percentile is {}, which is not in (0, 100]", percentile.unwrap_or_default()))
             }
-            other @ (ObserverKind::Mean | ObserverKind::Entropy) => {
-                let name = serde_json::to_string(&other).unwrap_or_default();
+            ObserverKind::Mean | ObserverKind::Entropy => {
+                let name = serde_json::to_string(&observer).unwrap_or_default();
                 let message = format!("the observer {name} has no meaning for a constant");
                 Err(Error::new(Kind::Config, message).with_hint("use \"minmax\", \"percentile\" or \"mse\""))
             }
+            _ => Ok(()),
         }
     }
 
-    /// Whether codes may differ from those of QuantizeLinear.
-    fn has_own_codes(&self) -> bool {
-        let format = self.spec.format;
-        if !format.is_integer() {
-            return false;
+    /// What the observer says of each entry of the scale tensor.
+    fn ranges(&self, values: &[f32], dims: &[usize], granularity: &Granularity) -> Result<Vec<(f32, f32)>> {
+        self.check_observer()?;
+        let mut ranges = match self.quantizer.observer {
+            ObserverKind::Mse => {
+                let p = self.quantizer.mse_p.unwrap_or(2.0);
+                numerics::mse_ranges(values, dims, granularity, &self.spec, self.quantizer.round, p)
+            }
+            ObserverKind::Percentile => {
+                let percent = self.quantizer.percentile.unwrap_or(PERCENTILE);
+                let both = matches!(self.spec.symmetry, Symmetry::Symmetric | Symmetry::NoClipping);
+                let symmetric = both || !self.spec.format.is_integer();
+                numerics::percentile_ranges(values, dims, granularity, percent, symmetric)
+            }
+            _ => numerics::channel_ranges(values, dims, granularity),
+        }?;
+        if let Some(postprocess) = self.quantizer.postprocess {
+            for range in &mut ranges {
+                *range = postprocess.apply(*range);
+            }
         }
-        let (low, high) = self.spec.codes();
-        // amax divided by its own scale, which was rounded once, is the largest code.
-        let covered = (high - low) % 2 == 0
-            && self.spec.symmetry == Symmetry::Symmetric
-            && self.spec.precision == Precision::Float32
-            && self.quantizer.observer == ObserverKind::Minmax
-            && self.quantizer.given.is_none();
-        self.quantizer.round != Round::HalfEven || ((low, high) != format.range() && !covered)
+        Ok(ranges)
     }
+}
 
-    /// Values that QuantizeLinear turns into the wanted codes, where it does not do so with the weight's own.
-    fn changed(&self, qparams: &QParams, pairs: Option<Reduction>) -> Result<Option<Vec<f32>>> {
-        if !self.has_own_codes() && pairs.is_none() {
-            return Ok(None);
-        }
-        let Self { weight: _, quantizer, spec, dims, values } = self;
+/// What an algorithm did to the groups of a band.
+#[derive(Clone, Copy, Debug, Default)]
+struct Improved {
+    groups: usize,
+    fell_back: usize,
+    rounding_noise: f64,
+}
+
+/// A weight with all its values at hand.
+struct Whole<'s, 'a> {
+    solver: &'s Solver<'a>,
+    values: Vec<f32>,
+}
+
+impl Whole<'_, '_> {
+    fn solved(&self, floor: f32) -> Result<SolvedWeight> {
+        let Solver { weight, quantizer, spec, dims, .. } = self.solver;
         let (format, granularity) = (spec.format, &quantizer.granularity);
-        let mut used = spec.codes();
-        if quantizer.given.is_some() {
-            // Zero stays exact, also with a zero point by hand that is no code otherwise.
-            used = qparams.zero_points.iter().fold(used, |(low, high), &zero| (low.min(zero), high.max(zero)));
+        let (qparams, raw) = match weight.pair_safe {
+            Some(order) if self.has_searched_pairs(order) => {
+                let (qparams, codes) = self.pair_safe(order, floor);
+                (qparams, pack::pack(&codes, format.bits()))
+            }
+            Some(order) if quantizer.given.is_none() => {
+                let (qparams, codes) = self.widened(order, floor)?;
+                (qparams, pack::pack(&codes, format.bits()))
+            }
+            Some(order) => {
+                let qparams = self.qparams(floor)?;
+                let codes = self.safe_codes(&qparams, order)?;
+                (qparams, pack::pack(&codes, format.bits()))
+            }
+            None => {
+                let qparams = self.qparams(floor)?;
+                let used = self.solver.encoding_with(&qparams).codes;
+                let raw = if format.is_integer() && (used != format.range() || quantizer.round != Round::HalfEven) {
+                    let round = quantizer.round;
+                    let codes =
+                        numerics::quantize_within(&self.values, dims, granularity, &qparams, format, round, used)?;
+                    pack::pack(&codes, format.bits())
+                } else {
+                    numerics::quantize(&self.values, dims, granularity, &qparams, format, Round::HalfEven)?
+                };
+                (qparams, raw)
+            }
+        };
+        let back = numerics::dequantize(&raw, format, dims, granularity, &qparams)?;
+        let mut metrics = Metrics::default();
+        metrics.feed(&self.values, &back);
+        Ok(SolvedWeight { qparams, codes: self.solver.tensor(raw), sqnr_db: metrics.sqnr_db(), fit: None })
+    }
+
+    fn qparams(&self, floor: f32) -> Result<QParams> {
+        let Solver { quantizer, dims, .. } = self.solver;
+        let entries = quantizer.granularity.scale_dims(dims).iter().product();
+        match self.solver.given(entries, floor)? {
+            Some(found) => Ok(found),
+            None => Ok(self.solver.scaled(self.ranges()?, floor)),
         }
-        let mut codes = numerics::quantize_within(values, dims, granularity, qparams, format, quantizer.round, used)?;
-        if let Some(order) = pairs {
-            self.make_safe(&mut codes, qparams, order)?;
+    }
+
+    fn ranges(&self) -> Result<Vec<(f32, f32)>> {
+        self.solver.ranges(&self.values, &self.solver.dims, &self.solver.quantizer.granularity)
+    }
+
+    /// Codes whose pairs cannot saturate, at given scales.
+    fn safe_codes(&self, qparams: &QParams, order: Reduction) -> Result<Vec<i32>> {
+        let (dims, granularity) = (&self.solver.dims, &self.solver.quantizer.granularity);
+        let encoding = self.solver.encoding_with(qparams);
+        let mut codes = blocks::encode_singly(&self.values, dims, granularity, &encoding, qparams)?;
+        for row in reduction_rows(dims, order) {
+            for &[first, second] in row.as_chunks::<2>().0 {
+                if (codes[first] + codes[second]).abs() <= pair_safe::MAX_PAIR_SUM {
+                    continue;
+                }
+                let exact = |at: usize| -> Result<f64> {
+                    let entry = granularity.entry(dims, at)?;
+                    let quotient = f64::from(self.values[at] / qparams.scales[entry]);
+                    Ok(quotient + f64::from(qparams.zero_points[entry]))
+                };
+                let pair = pair_safe::project([exact(first)?, exact(second)?]);
+                codes[first] = pair[0].into();
+                codes[second] = pair[1].into();
+            }
         }
-        let wanted = pack::pack(&codes, format.bits());
-        drop(codes);
-        let round = |values: &[f32]| numerics::quantize(values, dims, granularity, qparams, format, Round::HalfEven);
-        if round(values)? == wanted {
-            return Ok(None);
-        }
-        let mut changed = numerics::dequantize(&wanted, format, dims, granularity, qparams)?;
-        for value in &mut changed {
-            *value = value.clamp(f32::MIN, f32::MAX);
-        }
-        // `(q − z) · s` has an error of half a unit in the last place, and so has its quotient by `s`: together less than a
-        // hundredth of a step. Only near the end of f32 is there another error.
-        if round(&changed)? == wanted {
-            return Ok(Some(changed));
-        }
-        Err(Error::model("its values are too large to be quantized to these codes"))
+        Ok(codes)
     }
 
     /// Safe pairs at the scale of least error between the one that the range asks for, at which pairs have to give way, and
     /// twice that, at which none does.
-    fn widened(&self, order: Reduction, floor: f32) -> Result<(QParams, Option<Vec<f32>>)> {
-        let (format, granularity) = (self.spec.format, &self.quantizer.granularity);
+    fn widened(&self, order: Reduction, floor: f32) -> Result<(QParams, Vec<i32>)> {
+        let (dims, granularity) = (&self.solver.dims, &self.solver.quantizer.granularity);
+        let format = self.solver.spec.format;
         let ranges = self.ranges()?;
         let longer = |(low, high): (f32, f32), factor: f32| (low * factor, high * factor);
         let mut best = vec![(f64::INFINITY, 1.0); ranges.len()];
         for factor in WIDER {
-            let qparams = self.scaled(ranges.iter().map(|&range| longer(range, factor)), floor);
-            let changed = self.changed(&qparams, Some(order))?;
-            let mut seen = changed.unwrap_or_else(|| self.values.clone());
-            numerics::fake_quantize_nd(&mut seen, &self.dims, granularity, &qparams, format)?;
-            let mut errors = numerics::squared_errors(&self.values, &seen, &self.dims, granularity)?;
+            let qparams = self.solver.scaled(ranges.iter().map(|&range| longer(range, factor)), floor);
+            let codes = self.safe_codes(&qparams, order)?;
+            let seen = numerics::dequantize(&pack::pack(&codes, format.bits()), format, dims, granularity, &qparams)?;
+            let mut errors = numerics::squared_errors(&self.values, &seen, dims, granularity)?;
             if !self.has_rows(order) {
                 // The elements of a pair have different scales, or many pairs have one.
                 let total = errors.iter().sum();
@@ -221,46 +434,28 @@ impl<'a> Solver<'a> {
             }
         }
         let chosen = ranges.into_iter().zip(best).map(|(range, (_, factor))| longer(range, factor));
-        let qparams = self.scaled(chosen, floor);
-        let changed = self.changed(&qparams, Some(order))?;
-        Ok((qparams, changed))
+        let qparams = self.solver.scaled(chosen, floor);
+        let codes = self.safe_codes(&qparams, order)?;
+        Ok((qparams, codes))
     }
 
     /// Whether each scale is that of one row of pairs.
     fn has_rows(&self, order: Reduction) -> bool {
-        match (self.quantizer.granularity, order) {
+        match (self.solver.quantizer.granularity, order) {
             (Granularity::PerChannel { axis }, Reduction::Spatial) => axis == 0,
-            (Granularity::PerChannel { axis }, Reduction::Along(depth)) => self.dims.len() == 2 && axis + depth == 1,
+            (Granularity::PerChannel { axis }, Reduction::Along(depth)) => {
+                self.solver.dims.len() == 2 && axis + depth == 1
+            }
             _ => false,
         }
     }
 
-    /// Moves the codes of pairs that could saturate.
-    fn make_safe(&self, codes: &mut [i32], qparams: &QParams, order: Reduction) -> Result<()> {
-        let granularity = &self.quantizer.granularity;
-        for row in reduction_rows(&self.dims, order) {
-            for &[first, second] in row.as_chunks::<2>().0 {
-                if (codes[first] + codes[second]).abs() <= pair_safe::MAX_PAIR_SUM {
-                    continue;
-                }
-                let exact = |at: usize| -> Result<f64> {
-                    let entry = granularity.entry(&self.dims, at)?;
-                    let quotient = f64::from(self.values[at] / qparams.scales[entry]);
-                    Ok(quotient + f64::from(qparams.zero_points[entry]))
-                };
-                let pair = pair_safe::project([exact(first)?, exact(second)?]);
-                codes[first] = pair[0].into();
-                codes[second] = pair[1].into();
-            }
-        }
-        Ok(())
-    }
-
     /// Whether the scale may be chosen together with the codes of pairs: nothing else is asked of it.
     fn has_searched_pairs(&self, order: Reduction) -> bool {
-        let Quantizer { dtype, symmetric, narrow_range, reduce_range, observer, .. } = self.quantizer;
-        let Quantizer { scale_type, scale_dtype, round, eps, given, .. } = self.quantizer;
-        (self.has_rows(order) || self.quantizer.granularity == Granularity::PerTensor)
+        let Quantizer { dtype, symmetric, narrow_range, reduce_range, observer, .. } = self.solver.quantizer;
+        let Quantizer { scale_type, scale_dtype, round, eps, arithmetic, postprocess, given, granularity, .. } =
+            self.solver.quantizer;
+        (self.has_rows(order) || *granularity == Granularity::PerTensor)
             && *dtype == Format::Int8
             && *symmetric
             && *narrow_range
@@ -269,35 +464,31 @@ impl<'a> Solver<'a> {
             && *scale_type == ScaleType::Float
             && *scale_dtype == ScaleDtype::Float32
             && *round == Round::HalfEven
+            && *arithmetic == Arithmetic::Onnx
             && *eps <= 0.0
+            && postprocess.is_none()
             && given.is_none()
     }
 
-    /// Int8 codes whose adjacent pairs cannot saturate; returns the values that round to exactly these codes.
-    fn pair_safe(&self, order: Reduction, floor: f32) -> (QParams, Option<Vec<f32>>) {
-        let rows = reduction_rows(&self.dims, order);
-        if let Granularity::PerChannel { .. } = self.quantizer.granularity {
+    /// Int8 codes whose adjacent pairs cannot saturate.
+    fn pair_safe(&self, order: Reduction, floor: f32) -> (QParams, Vec<i32>) {
+        let rows = reduction_rows(&self.solver.dims, order);
+        let mut codes = vec![0; self.values.len()];
+        let mut write = |row: &[usize], found: Vec<i8>| {
+            row.iter().zip(found).for_each(|(&at, code)| codes[at] = code.into());
+        };
+        if let Granularity::PerChannel { .. } = self.solver.quantizer.granularity {
             let solved: Vec<(f32, Vec<i8>)> = rows.par_iter().map(|row| self.row(row, floor)).collect();
-            let mut changed = vec![0.0f32; self.values.len()];
-            for (row, (scale, codes)) in rows.iter().zip(&solved) {
-                for (&at, &code) in row.iter().zip(codes) {
-                    changed[at] = f32::from(code) * scale;
-                }
-            }
-            let scales: Vec<f32> = solved.iter().map(|(s, _)| *s).collect();
-            let zero_points = vec![0; scales.len()];
-            return (QParams { scales, zero_points }, Some(changed));
+            let scales = solved.iter().map(|(s, _)| *s).collect();
+            rows.iter().zip(solved).for_each(|(row, (_, found))| write(row, found));
+            return (QParams::symmetric(scales), codes);
         }
         // One scale for all rows: the largest that any row needs, then each row is made safe at that scale.
         let scale = rows.par_iter().map(|row| self.row(row, floor).0).reduce(|| floor.max(f32::MIN_POSITIVE), f32::max);
-        let mut changed = vec![0.0f32; self.values.len()];
         for row in &rows {
-            let codes = pair_safe::quantize_row_at(&self.gather(row), scale);
-            for (&at, &code) in row.iter().zip(&codes) {
-                changed[at] = f32::from(code) * scale;
-            }
+            write(row, pair_safe::quantize_row_at(&self.gather(row), scale));
         }
-        (QParams { scales: vec![scale], zero_points: vec![0] }, Some(changed))
+        (QParams::per_tensor(scale, 0), codes)
     }
 
     /// Scale and codes of one output channel, at no smaller a scale than `floor`.
@@ -312,20 +503,8 @@ impl<'a> Solver<'a> {
     }
 }
 
-/// The transpose of a row-major matrix.
-#[must_use]
-pub fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    // Squares of a few cache lines, so that neither side is walked in long strides.
-    const TILE: usize = 32;
-    let mut out = vec![0.0; values.len()];
-    for top in (0..rows).step_by(TILE) {
-        for left in (0..columns).step_by(TILE) {
-            for row in top..rows.min(top + TILE) {
-                for column in left..columns.min(left + TILE) {
-                    out[column * rows + row] = values[row * columns + column];
-                }
-            }
-        }
-    }
-    out
+/// A row-major tensor with its first two axes exchanged.
+fn swapped<T: Copy>(values: &[T], outer: usize, middle: usize, inner: usize) -> Vec<T> {
+    let rows = (0..middle).flat_map(|m| (0..outer).map(move |o| (o * middle + m) * inner));
+    rows.flat_map(|at| values[at..at + inner].iter().copied()).collect()
 }

@@ -7,7 +7,8 @@
 //! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
 //! 4. An int32 bias has exactly the product of the scales of input and weight.
 //! 5. An operator that moves codes has the same scale and zero point on both sides.
-//! 6. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+//! 6. A product with a dequantized 2-bit weight has as many columns as its fusion can read.
+//! 7. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
 
 use std::collections::BTreeSet;
 
@@ -101,7 +102,10 @@ impl<'a> Check<'a> {
     fn quantizer(&mut self, node: NodeId) {
         self.quantizer_versions(node);
         if let Some(scale) = self.model.constant_input(node, 1).and_then(Tensor::to_f32) {
-            if let Some(bad) = scale.iter().find(|s| !s.is_normal() || **s <= 0.0) {
+            // What only multiplies codes that are stored may do so with a number of either sign, and groups of zeros with zero.
+            let stored = self.model.node(node).is("DequantizeLinear") && self.model.constant_input(node, 0).is_some();
+            let fits = |s: f32| (s.is_normal() && s > 0.0) || (stored && (s.is_normal() || s == 0.0));
+            if let Some(bad) = scale.iter().find(|s| !fits(**s)) {
                 self.found.push(format!("{} has the scale {bad}", self.label(node)));
             }
             let zeros = self.model.constant_input(node, 2).map(Tensor::len);
@@ -157,6 +161,24 @@ impl<'a> Check<'a> {
                 ));
             }
         }
+        let at = self.model.node(reader);
+        let columns = dims.last().copied().unwrap_or(0);
+        let multiple = self.target.two_bit_columns.max(1);
+        let block = self.model.node(weight.node).int("block_size").unwrap_or(0);
+        let fused = block == 0 || [16, 32, 64, 128, 256].contains(&block);
+        if (at.is("MatMul") || at.is("Gemm"))
+            && at.int("transB").unwrap_or(0) == 0
+            && input == 1
+            && fused
+            && weight.codes.dtype().bits() == Some(2)
+            && !columns.is_multiple_of(multiple)
+        {
+            let dtype = weight.codes.dtype();
+            self.found.push(format!(
+                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed rightly",
+                self.label(reader)
+            ));
+        }
         let data = usize::from(input == 0);
         let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));
         let hazardous = self.target.pair_safe
@@ -166,6 +188,7 @@ impl<'a> Check<'a> {
             && unsigned;
         if hazardous {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
+            weight.codes.release();
             let rows = reduction_rows(&dims, layout.reduction);
             if rows.iter().any(|row| !pair_safe::is_safe(&row.iter().map(|&i| codes[i]).collect::<Vec<_>>())) {
                 self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));

@@ -13,6 +13,7 @@ use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
 use crate::numerics::Format;
+use crate::ops::Form;
 
 /// Profiles that come with amax, by name.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -42,6 +43,12 @@ pub struct Target {
     pub formats: Vec<Format>,
     /// Those of them that activations may have around every operator.
     pub activation_formats: Vec<Format>,
+    /// How it takes quantized constants; of those that serve an operator, the first that fits is the default.
+    #[serde(default = "qdq")]
+    pub forms: Vec<Form>,
+    /// It computes a product with a dequantized 2-bit weight rightly only if the columns are a multiple of this.
+    #[serde(default = "one")]
+    pub two_bit_columns: usize,
     /// Where Q/DQ pairs go.
     pub placement: Placement,
     /// How biases are stored.
@@ -73,6 +80,14 @@ pub struct Target {
     /// Operators that vanish into the quantizer after them.
     #[serde(default)]
     pub absorb: Ops,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn qdq() -> Vec<Form> {
+    vec![Form::Qdq]
 }
 
 /// Where Q/DQ pairs go.

@@ -43,6 +43,11 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
         Field::Eps => ["0.001", "0.5"],
+        Field::Postprocess => ["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }"],
+        Field::Form => ["\"matmulnbits\"", "\"qdq\""],
+        Field::AccuracyLevel => ["0", "4"],
+        Field::SignedScale => ["false", "true"],
+        Field::Arithmetic => ["\"onnx\"", "\"torch\""],
     }
 }
 
@@ -66,7 +71,16 @@ fn the_later_level_has_the_last_word_on_every_key() {
     for &field in Field::ALL {
         for kind in SiteKind::ALL {
             let (key, kind_name) = (field.name(), kind.name());
-            if field == Field::Dynamic && kind != SiteKind::Input {
+            let only = match field {
+                Field::Dynamic => Some(SiteKind::Input),
+                Field::SignedScale | Field::Arithmetic => Some(SiteKind::Weight),
+                _ => None,
+            };
+            if only.is_some_and(|only| only != kind) {
+                continue;
+            }
+            // What is said of everything leaves out operators that have no such form; another test is about that.
+            if matches!(field, Field::Form | Field::AccuracyLevel) {
                 continue;
             }
             for (weak, &weaker) in LEVELS.iter().enumerate().skip(1) {
@@ -337,7 +351,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
     config.switch("--enable", "a", true).unwrap();
     let rules = rules(&config);
     let mut out = String::new();
-    for step in rules.chain("a", "Conv", SiteKind::Weight, false).iter().skip(1) {
+    for step in rules.chain("a", "Conv", SiteKind::Weight, false, "w").iter().skip(1) {
         let _ = write!(out, "{}:", rules.all()[step.rule].label);
         for (field, before, after) in &step.changes {
             let _ = write!(out, " {} {} -> {after}", field.name(), before.as_deref().unwrap_or("none"));
@@ -357,7 +371,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 fn presets_print_as_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let names: Vec<&str> = presets::names().collect();
-    assert_eq!(names.len(), 12);
+    assert_eq!(names.len(), 15);
     for name in names {
         let path = folder.path().join("amax.toml");
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();
@@ -548,6 +562,24 @@ fn algorithms_are_typed_and_inherited() {
     assert_eq!(rules(&list).pre_quant_opt().iter().map(|a| a.alpha).collect::<Vec<_>>(), [None, Some(0.5)]);
 }
 
+/// A form that is asked for everywhere is meant for the operators that can have it; the others keep what they had.
+#[test]
+fn a_form_is_for_the_operators_that_it_serves() {
+    let check = |text: &str, expected: [Option<&str>; 3]| {
+        let rules = rules(&config(text));
+        let form = |op| rules.site("/a/node", op, SiteKind::Weight, false).spec.written(Field::Form);
+        let found = ["MatMul", "Gather", "Conv"].map(form);
+        assert_eq!(found, expected.map(|e| e.map(|e| format!("\"{e}\""))), "{text}");
+    };
+    let (nbits, rows) = (Some("matmulnbits"), Some("gather-block-quantized"));
+    check("default.weight.form = \"matmulnbits\"", [nbits, None, None]);
+    check("default.weight.form = \"qdq\"", [Some("qdq"); 3]);
+    check("preset = \"w4\"\ndefault.weight.form = \"matmulnbits\"", [nbits, rows, None]);
+    check("preset = \"w4\"\ndefault.weight.form = \"qdq\"", [Some("qdq"); 3]);
+    check("[[layer]]\nmatch = \"/a/*\"\nweight.form = \"matmulnbits\"", [nbits; 3]);
+    check("[[layer]]\nmatch = \"*\"\nweight.form = \"gather-block-quantized\"", [None, rows, None]);
+}
+
 /// A configuration survives being written and read, with every key in it.
 #[test]
 fn every_key_survives_toml() {
@@ -555,6 +587,9 @@ fn every_key_survives_toml() {
     for (kind, spec) in SiteKind::ALL.into_iter().zip(&mut specs) {
         for field in Field::ALL.iter().filter(|&&f| kind == SiteKind::Input || f != Field::Dynamic) {
             // Keys that only go with one observer or granularity are not held against others that are not there.
+            if matches!(field, Field::Form | Field::AccuracyLevel) && kind != SiteKind::Weight {
+                continue;
+            }
             let text = format!("{} = {}", field.name(), values(*field)[0]);
             if !matches!(field, Field::Granularity | Field::Observer) {
                 spec.overlay(&toml_spec(&text));
@@ -571,8 +606,12 @@ fn every_key_survives_toml() {
 }
 
 fn toml_spec(text: &str) -> Spec {
-    let config = config(&format!("[default.input]\n{text}"));
-    config.default.unwrap().input.unwrap()
+    // Of the keys that not every kind of site has, weights and inputs have all.
+    let level = |kind: &str| Config::parse(&format!("[default.{kind}]\n{text}")).map(|c| c.default.unwrap());
+    match level("input") {
+        Ok(level) => level.input.unwrap(),
+        Err(_) => level("weight").unwrap().weight.unwrap(),
+    }
 }
 
 /// The schema has every key, and forbids others.
@@ -583,10 +622,21 @@ fn the_schema_has_every_key() {
     let mut fields: Vec<&str> = Field::ALL.iter().map(|f| f.name()).collect();
     fields.sort_unstable();
     assert_eq!(keys(&schema["$defs"]["Spec"]), fields);
-    let top =
-        ["algorithm", "default", "exclude", "guard", "layer", "op_type", "pre_quant_opt", "preset", "target", "tensor"];
+    let top = [
+        "algorithm",
+        "default",
+        "exclude",
+        "guard",
+        "layer",
+        "op_type",
+        "postprocess",
+        "pre_quant_opt",
+        "preset",
+        "target",
+        "tensor",
+    ];
     assert_eq!(keys(&schema), top);
-    for part in ["Spec", "Level", "Layer", "Tensor", "Guard", "Algorithm"] {
+    for part in ["Spec", "Level", "Layer", "Adjusted", "Postprocess", "Tensor", "Guard", "Algorithm"] {
         assert_eq!(schema["$defs"][part]["additionalProperties"], false, "{part}");
     }
 }

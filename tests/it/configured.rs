@@ -72,6 +72,13 @@ fn no_key_is_decoration() {
             Field::NarrowRange => &["true"],
             Field::ReduceRange => &["true"],
             Field::Eps => &["1e-3", "-1.0"],
+            Field::Postprocess => {
+                &["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }", "{ min = 2.0, max = 1.0 }"]
+            }
+            Field::Form => &["\"matmulnbits\""],
+            Field::AccuracyLevel => &["1"],
+            Field::SignedScale => &["true"],
+            Field::Arithmetic => &["\"torch\"", "\"mlas\"", "\"mlas-qdq\""],
         }
     };
     let plain = planned("").unwrap();
@@ -128,6 +135,10 @@ fn configurations_give_their_plans() {
         ("a range by hand", "[tensor.f]\nrange = [0.0, 6.0]"),
         ("a scale by hand", "[tensor.x]\nscale = 0.5\nzero_point = 3\n[tensor.w2]\nenable = false"),
         ("excluded sites", "exclude = [\"fc3\", \"*.bias\"]"),
+        (
+            "ranges that are changed",
+            "[[postprocess]]\nmatch = \"fc*.{input,weight}\"\nscale = 0.9\n[[postprocess]]\nmatch = \"fc1\"\nmax = 6.0\npower_of_two = true",
+        ),
         ("tied weights that differ", "[[layer]]\nmatch = \"fc3\"\nweight.symmetric = false"),
     ];
     let mut out = String::new();
@@ -172,6 +183,12 @@ fn mistakes_are_named_with_their_place() {
         "[algorithm]\nmethod = \"gptq\"",
         "[algorithm]\nmethod = \"max\"\nalpha = 0.5",
         "preset = \"int9\"",
+        "[[postprocess]]\nmatch = \"fc9\"\nscale = 2.0",
+        "[[postprocess]]\nmatch = \"fc1\"",
+        "[[postprocess]]\nmatch = \"fc1\"\nscale = 0.0",
+        "[[postprocess]]\nmatch = \"fc1\"\nmin = 4\nmax = 2.0",
+        "[[postprocess]]\nmatch = \"flat.weight\"\nscale = 0.5",
+        "[default.input]\ndynamic = true\npostprocess = { scale = 0.5 }",
     ];
     let mut out = String::new();
     for text in cases {

@@ -262,7 +262,7 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
         (&[("location", "w.bin"), ("offset", "+1")], &["not a number"]),
         (&[("location", "w.bin"), ("length", " 16")], &["the length \" 16\""]),
         (&[("location", "w.bin"), ("length", "")], &["not a number"]),
-        (&[("location", "w.bin"), ("length", "12")], &["holds 12 bytes instead of 16"]),
+        (&[("location", "w.bin"), ("length", "12")], &["\"w.bin\" is said to hold 12 bytes", "ask for 16"]),
     ];
     for (entries, parts) in bad {
         let parts: Vec<&str> = parts.iter().copied().chain(["tensor \"w\"", "m.onnx"]).collect();

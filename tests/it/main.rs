@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
 mod backend;
+mod blocks;
 mod calibration;
 mod check;
 mod cli;
@@ -10,6 +11,8 @@ mod compare;
 mod config;
 mod configured;
 mod file;
+mod forms;
+mod large;
 mod numerics;
 mod observers;
 mod onnxruntime;
@@ -17,9 +20,12 @@ mod opset;
 mod passes;
 mod pipeline;
 mod plan;
+mod postprocess;
+mod qat;
 mod roundtrip;
 mod runtime;
 mod samples;
+mod scales;
 #[cfg(feature = "tract")]
 mod segments;
 mod snapshot;

@@ -302,7 +302,7 @@ fn numbers_out_of_range_are_refused_and_documents_read_back() {
 
 #[test]
 fn sufficiency_finds_the_sample_that_a_range_rests_on() {
-    use amax::algorithms::sufficiency::sufficiency;
+    use amax::algorithms::sufficiency::{Choice, sufficiency};
     let report = |samples: &[&[f32]], observer| {
         let mut site = SiteStatistics::per_channel(-1);
         for (index, values) in (0..).zip(samples) {
@@ -314,7 +314,7 @@ fn sufficiency_finds_the_sample_that_a_range_rests_on() {
             ..amax::statistics::Statistics::default()
         };
         statistics.sites.insert("t".to_owned(), site);
-        sufficiency(&statistics, observer, spec("uint8"))
+        sufficiency(&statistics, |_, site| Some(Choice::new(site, observer, spec("uint8"))))
     };
     let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} is not {b}");
     let even: Vec<&[f32]> = vec![&[-1.0, 3.0]; 9];

@@ -101,7 +101,7 @@ fn a_name_that_is_no_pass_gets_the_nearest_that_is() {
     check("fold-constant", "there is no pass \"fold-constant\"", "did you mean \"fold-constants\"?");
     check("drop-dead,fuse_batchnorm", "there is no pass \"fuse_batchnorm\"", "did you mean \"fuse-batchnorm\"?");
     check("drop-dead,", "there is no pass \"\"", "the passes are freeze-inputs, lift-constants, ");
-    check("quantize", "there is no pass \"quantize\"", "the passes are freeze-inputs, lift-constants, ");
+    check("compress", "there is no pass \"compress\"", "the passes are freeze-inputs, lift-constants, ");
 }
 
 /// A pass made of a function.

@@ -22,13 +22,13 @@ fn models(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
 }
 
-fn digits() -> (Model, SampleSet) {
+pub fn digits() -> (Model, SampleSet) {
     let model = file::load(&models("digits.onnx")).unwrap();
     let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
     (model, samples)
 }
 
-fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
+pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
     let target = Target::load(target).unwrap();
     let request = Request {
         config,
@@ -234,4 +234,22 @@ fn refusals_have_reasons() {
     assert_eq!(wide[0].bytes, 4 * (32 * 16 * 3 * 3 + 32));
     assert_eq!(done.report.operators["Conv"], (3, 4));
     assert!(done.report.skipped.iter().all(|s| !s.why.is_empty()));
+}
+
+/// The report says what the ranges rest on, and a percentile clips what it was told to.
+#[test]
+fn the_report_says_whether_the_samples_were_enough() {
+    let (model, samples) = digits();
+    let done = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2);
+    let found = done.report.sufficiency.unwrap();
+    assert_eq!(found.samples, 56);
+    let planned = done.report.activations.iter().filter(|a| a.mode == "static").count();
+    assert_eq!(found.sites.len(), planned);
+    assert!(found.sites.values().all(|s| s.clipped < 1e-9), "min-max clips nothing");
+    let text = "guard.enabled = false\n[default]\ninput = { observer = \"percentile\", percentile = 98.0 }\n\
+                output = { observer = \"percentile\", percentile = 98.0 }";
+    let done = run(&model, Some(&samples), &Config::parse(text).unwrap(), targets::DEFAULT, 2);
+    let found = done.report.sufficiency.unwrap();
+    let clipped = found.sites.values().map(|s| s.clipped).fold(0.0, f64::max);
+    assert!((0.002..0.03).contains(&clipped), "{clipped}");
 }

@@ -61,6 +61,14 @@ impl Folder {
             None => expected_len(tensor)?,
         };
         let file = self.file(location)?;
+        if let Ok(expected) = expected_len(tensor)
+            && expected != length
+        {
+            return Err(Error::model(format!(
+                "external data file \"{location}\" is said to hold {length} bytes of the tensor, whose type and shape ask for {expected}"
+            ))
+            .with_hint("the model was edited by hand, or damaged; export it again"));
+        }
         match offset.checked_add(length) {
             Some(end) if end <= file.len() => Ok(file.slice(offset..end)),
             _ => Err(Error::model(format!(

@@ -35,9 +35,18 @@ impl Drop for Listed {
 }
 
 /// The bytes of a map.
-pub(super) fn share(map: Mmap) -> Bytes {
+pub(in crate::ir) fn share(map: Mmap) -> Bytes {
     maps().push(addresses(&map));
     Bytes::from_owner(Listed(map))
+}
+
+/// Whether `bytes` are a slice of a mapped file.
+pub(in crate::ir) fn is_mapped(bytes: &[u8]) -> bool {
+    holds(&maps(), &addresses(bytes))
+}
+
+fn holds(maps: &[Range<usize>], wanted: &Range<usize>) -> bool {
+    maps.iter().any(|map| map.start <= wanted.start && wanted.end <= map.end)
 }
 
 /// Gives the memory of `bytes` back to the system where they are a slice of a mapped file: their pages are read from the
@@ -48,17 +57,16 @@ pub fn release(bytes: &[u8]) {
     {
         // Below this the calls cost more than the memory is worth.
         const LEAST: usize = 1 << 18;
-        // Pages of 64 KiB are the largest in use, and a multiple of the others.
-        const PAGE: usize = 1 << 16;
         if bytes.len() < LEAST {
             return;
         }
         let wanted = addresses(bytes);
         let maps = maps();
-        if !maps.iter().any(|map| map.start <= wanted.start && wanted.end <= map.end) {
+        if !holds(&maps, &wanted) {
             return;
         }
-        let (start, end) = (wanted.start.next_multiple_of(PAGE), wanted.end / PAGE * PAGE);
+        let page = page_size();
+        let (start, end) = (wanted.start.next_multiple_of(page), wanted.end / page * page);
         if start < end {
             let first = bytes[start - wanted.start..].as_ptr();
             // SAFETY: the range is within a read-only map of a file, which `maps` keeps from being unmapped meanwhile.
@@ -71,6 +79,15 @@ pub fn release(bytes: &[u8]) {
     }
     #[cfg(not(unix))]
     let _ = bytes;
+}
+
+/// Bytes in a page of memory.
+#[cfg(unix)]
+fn page_size() -> usize {
+    // SAFETY: it takes a number and returns one.
+    #[allow(unsafe_code, reason = "the standard library does not ask for it")]
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(1 << 16)
 }
 
 #[cfg(all(test, target_os = "linux"))]

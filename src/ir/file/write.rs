@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
-use tempfile::NamedTempFile;
 
-use super::{EXTERNAL_THRESHOLD, External, MAX_PROTOBUF, SaveOptions, folder_of, inputs};
+use super::staged::Staged;
+use super::{EXTERNAL_THRESHOLD, External, MAX_PROTOBUF, SaveOptions, folder_of, inputs, release};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Def, Function, GraphId, Model, NodeId, Tensor, ValueId};
 use crate::onnx::{
@@ -98,13 +98,23 @@ impl<'a> Encoding<'a> {
         for part in &self.parts {
             match part {
                 Part::Encoded(bytes) => to.write_all(bytes)?,
-                Part::Slice(bytes) => to.write_all(bytes)?,
+                Part::Slice(bytes) => write_released(to, bytes)?,
                 Part::Late(tensor, None) => to.write_all(&tensor.encode_to_vec())?,
                 Part::Late(tensor, Some(name)) => to.write_all(&renamed(tensor, name).encode_to_vec())?,
             }
         }
         Ok(())
     }
+}
+
+/// Writes weights piece by piece, so that no more than a piece of a mapped file is in memory.
+fn write_released(to: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    const PIECE: usize = 1 << 23;
+    for piece in bytes.chunks(PIECE) {
+        to.write_all(piece)?;
+        release(piece);
+    }
+    Ok(())
 }
 
 fn renamed(tensor: &TensorProto, name: &str) -> TensorProto {
@@ -147,7 +157,7 @@ impl<'a> DataFile<'a> {
             let gap = usize::try_from(offset - at).expect("less than the alignment");
             to.write_all(&[0; ALIGNMENT as usize][..gap])?;
             let bytes = tensor.raw();
-            to.write_all(&bytes)?;
+            write_released(to, &bytes)?;
             at = offset + bytes.len() as u64;
         }
         Ok(())
@@ -524,7 +534,7 @@ fn too_large(len: u64, max: u64) -> Error {
 }
 
 /// See [`super::save_with`].
-pub(super) fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<()> {
+pub(super) fn save(model: &Model, path: &Path, options: &SaveOptions, interrupted: &dyn Fn() -> bool) -> Result<()> {
     let in_file = |e: Error| e.in_file(path);
     let target = Target::new(model, path)?;
     let inline = Encoder::inline(model);
@@ -537,7 +547,7 @@ pub(super) fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<
         if inline.len > options.max_protobuf {
             return Err(in_file(too_large(inline.len, options.max_protobuf)).with_hint("allow external data"));
         }
-        return target.stage(|file| inline.write(file))?.keep();
+        return target.stage(interrupted, |file| inline.write(file))?.keep(path);
     }
     drop(inline);
     let data_path = data_path(path)?;
@@ -550,14 +560,14 @@ pub(super) fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<
     }
     let data = encoder.data.filter(|data| !data.tensors.is_empty());
     let Some(data) = data else {
-        return target.stage(|file| encoding.write(file))?.keep();
+        return target.stage(interrupted, |file| encoding.write(file))?.keep(path);
     };
     let data_target = Target::new(model, &data_path)?;
-    let data_file = data_target.stage(|file| data.write(file))?;
-    let model_file = target.stage(|file| encoding.write(file))?;
+    let data_file = data_target.stage(interrupted, |file| data.write(file))?;
+    let model_file = target.stage(interrupted, |file| encoding.write(file))?;
     let former = Former::of(&data_path);
-    data_file.keep()?;
-    match model_file.keep() {
+    data_file.keep(&data_path)?;
+    match model_file.keep(path) {
         Ok(()) => Ok(()),
         Err(error) => {
             former.restore(&data_path);
@@ -576,6 +586,29 @@ fn data_path(path: &Path) -> Result<PathBuf> {
     match path.file_name().and_then(|n| n.to_str()) {
         Some(name) => Ok(path.with_file_name(format!("{name}.data"))),
         None => Err(Error::new(Kind::Output, "external data needs a file name that is UTF-8").in_file(path)),
+    }
+}
+
+/// A file that is being written, unless the user would rather not.
+struct Watched<'a> {
+    file: BufWriter<&'a File>,
+    interrupted: &'a dyn Fn() -> bool,
+}
+
+impl Write for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        if (self.interrupted)() {
+            return Err(std::io::Error::other("interrupted"));
+        }
+        self.file.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -613,38 +646,26 @@ impl<'a> Target<'a> {
     }
 
     /// Writes the content to a temporary file beside the target.
-    fn stage(self, content: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<Staged<'a>> {
+    fn stage(
+        self,
+        interrupted: &dyn Fn() -> bool,
+        content: impl FnOnce(&mut Watched<'_>) -> std::io::Result<()>,
+    ) -> Result<Staged> {
         let fail = |e| Error::io(Kind::Output, "write", self.path, e);
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!(".{name}.");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        // The default of temporary files is private; the kernel takes the umask off this.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder_of(self.path)).map_err(|e| fail(super::without_path(e)))?;
-        let mut writer = BufWriter::with_capacity(1 << 18, file.as_file());
-        content(&mut writer).and_then(|()| writer.flush()).map_err(fail)?;
+        let staged = Staged::beside(self.path).map_err(|e| fail(super::without_path(e)))?;
+        let mut writer = Watched { file: BufWriter::with_capacity(1 << 18, staged.file()), interrupted };
+        match content(&mut writer).and_then(|()| writer.flush()) {
+            Ok(()) => {}
+            Err(_) if interrupted() => {
+                return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+            }
+            Err(error) => return Err(fail(error)),
+        }
         drop(writer);
         if let Some(permissions) = self.permissions {
-            file.as_file().set_permissions(permissions).map_err(fail)?;
+            staged.file().set_permissions(permissions).map_err(fail)?;
         }
-        Ok(Staged { file, path: self.path })
-    }
-}
-
-/// A file that is written and has yet to get its name. Dropped, it is removed.
-struct Staged<'a> {
-    file: NamedTempFile,
-    path: &'a Path,
-}
-
-impl Staged<'_> {
-    fn keep(self) -> Result<()> {
-        match self.file.persist(self.path) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(Error::io(Kind::Output, "write", self.path, e.error)),
-        }
+        Ok(staged)
     }
 }
 

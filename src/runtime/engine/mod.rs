@@ -4,6 +4,7 @@
 
 mod attention;
 mod build;
+mod divide;
 mod evaluate;
 mod footprint;
 mod images;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Once};
 use tract_core::internal::{IntoRunnable, TValue, TVec, Tensor as Array, TractResult, TypedModel, TypedSimplePlan};
 
 pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate};
+pub(super) use divide::DIVIDE;
 pub use evaluate::TractEvaluate;
 pub(super) use footprint::{tensors, weights};
 pub(super) use narrow::NARROW;

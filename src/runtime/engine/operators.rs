@@ -16,6 +16,7 @@ use tract_onnx::pb::NodeProto;
 use super::super::kernel::{granularity, qparams, quantized_format};
 use super::super::quantized::{FAKE_QUANT, FORMAT};
 use super::attention;
+use super::divide::{self, DIVIDE};
 use super::narrow::{self, NARROW};
 use super::native::{floats, integers};
 use super::recurrent::{self, Kind};
@@ -44,6 +45,7 @@ pub(super) fn framework() -> &'static Onnx {
         for op in structural::OPERATORS {
             ops.insert(op, |context, node| structural::build(node, context.onnx_operator_set_version));
         }
+        ops.insert(DIVIDE, |_, node| divide::build(node));
         ops.insert(NARROW, |_, node| narrow::build(node));
         onnx
     })

@@ -1,0 +1,140 @@
+//! `com.microsoft::GatherBlockQuantized`: a table whose rows are dequantized as they are taken.
+//!
+//! Codes of 4 bits are stored as they are (`int4`, `uint4`), in blocks along any axis; codes of 2, 4 and 8 bits as bytes,
+//! unsigned, in blocks along the last axis, packed without padding, where rows are whole bytes. Bytes without zero points
+//! have the middle code for zero, `int4` and `uint4` have 0.
+
+use super::{Quantized, ZeroPoints, integer, pack_rows, unpack_rows};
+use crate::ir::{Model, NodeId, Tensor};
+use crate::numerics::{Granularity, pack};
+use crate::onnx::DataType;
+use crate::plan::form::{gather_blocks, gather_fits};
+
+/// The initializers and attributes of a `GatherBlockQuantized`.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// Codes.
+    pub codes: Tensor,
+    /// Scales, of the rank of the table.
+    pub scales: Tensor,
+    /// Zero points, in the type of the codes.
+    pub zero_points: Option<Tensor>,
+    /// The axis that blocks cut.
+    pub axis: usize,
+    /// Elements in a block.
+    pub block: usize,
+    /// Bits of a code, where codes are stored as bytes.
+    pub bits: Option<usize>,
+}
+
+impl Quantized {
+    /// Reads the table of a `GatherBlockQuantized`, whose codes are `codes`, or says why that is not possible.
+    ///
+    /// # Errors
+    /// Inputs that are not constant or do not fit the attributes.
+    pub fn from_gather(model: &Model, node: NodeId, codes: &Tensor) -> Result<Self, String> {
+        let at = model.node(node);
+        let scale = model.constant_input(node, 2).ok_or("its scales are not constant")?;
+        let zero = match at.input(3) {
+            Some(_) => Some(model.constant_input(node, 3).ok_or("its zero points are not constant")?),
+            None => None,
+        };
+        let bytes = codes.dtype() == DataType::Uint8;
+        let bits = if bytes { at.int("bits").unwrap_or(4) as usize } else { 4 };
+        let signed = if bytes { zero.is_none() } else { codes.dtype() == DataType::Int4 };
+        let format = integer(bits, signed).filter(|&f| bytes || DataType::from(f) == codes.dtype());
+        let format = format.ok_or_else(|| format!("codes of type {} are not supported", codes.dtype()))?;
+        let mut dims = codes.dims();
+        let last = dims.len().checked_sub(1).ok_or("its table is a scalar")?;
+        let stored = dims[last];
+        if bytes {
+            dims[last] = stored * 8 / bits;
+        }
+        let axis = at.int("quantize_axis").unwrap_or(1);
+        let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+        let axis = usize::try_from(axis).ok().filter(|&a| a <= last).ok_or("its quantize_axis is outside the table")?;
+        if bytes && axis != last {
+            return Err("its blocks do not run along the last axis".to_owned());
+        }
+        let block = at.int("block_size").unwrap_or(128);
+        let size = usize::try_from(block).ok().filter(|&b| b > 0).ok_or("its block_size is no positive number")?;
+        let granularity = Granularity::PerGroup { axis, size };
+        let scale_dims = granularity.scale_dims(&dims);
+        let scales = scale.to_f32().filter(|_| scale.dims() == scale_dims && scale.dtype() != DataType::Double);
+        let scales = scales.ok_or("its scales are not one a block")?;
+        let zeros = match zero {
+            None => vec![0; scales.len()],
+            Some(zero) if zero.dtype() != codes.dtype() => return Err("its zero points are no codes".to_owned()),
+            Some(zero) if bytes => {
+                let (columns, row) = (scale_dims[last], (scale_dims[last] * bits).div_ceil(8));
+                if zero.len() * columns.max(1) != scales.len() * row {
+                    return Err("its zero points are not packed row by row".to_owned());
+                }
+                unpack_rows(&zero.raw(), columns, bits, row).into_iter().map(i32::from).collect()
+            }
+            Some(zero) if zero.len() == scales.len() => pack::unpack(&zero.raw(), &format, zero.len()),
+            Some(_) => return Err("its zero points are not one a block".to_owned()),
+        };
+        let count = dims.iter().product();
+        let mut all = pack::unpack_bytes(&codes.raw(), bits, count);
+        if bytes && signed {
+            let middle = 1 << (bits - 1);
+            for code in &mut all {
+                *code ^= middle;
+            }
+        }
+        let rows = last == 1 && axis == 1 && scale_dims[1] == 1;
+        Ok(Self {
+            format,
+            granularity: if rows { Granularity::PerChannel { axis: 0 } } else { granularity },
+            scales,
+            scale_dtype: scale.dtype(),
+            zero_points: ZeroPoints::Integers(zeros),
+            codes: all,
+            dims,
+        })
+    }
+
+    /// The initializers of a `GatherBlockQuantized` that takes slices along `gather_axis`.
+    ///
+    /// # Errors
+    /// What [`gather_fits`] refuses, and zero points between codes.
+    pub fn to_gather(&self, gather_axis: usize) -> Result<Packed, String> {
+        let bytes = gather_fits(self.format, &self.dims, &self.granularity, gather_axis)?;
+        let ZeroPoints::Integers(zeros) = &self.zero_points else {
+            return Err("its zero points are no codes, and GatherBlockQuantized has no others".to_owned());
+        };
+        let (axis, block) = gather_blocks(&self.dims, &self.granularity)?;
+        let bits = self.format.bits();
+        let scale_dims = Granularity::PerGroup { axis, size: block }.scale_dims(&self.dims);
+        let entries: usize = scale_dims.iter().product();
+        let each = |at: usize| if self.granularity == Granularity::PerTensor { 0 } else { at };
+        let scales: Vec<f32> = (0..entries).map(|at| self.scales[each(at)]).collect();
+        let last = self.dims.len() - 1;
+        let (codes, zero_points) = if bytes {
+            let mut dims = self.dims.clone();
+            dims[last] = dims[last] * bits / 8;
+            let zero_points = self.unsigned_zeros().filter(|_| !self.is_centred()).map(|zeros| {
+                let zeros: Vec<u8> = (0..entries).map(|at| zeros[each(at)]).collect();
+                let mut dims = scale_dims.clone();
+                dims[last] = (dims[last] * bits).div_ceil(8);
+                Tensor::new(DataType::Uint8, &dims, pack_rows(&zeros, scale_dims[last], bits, dims[last]))
+            });
+            (Tensor::new(DataType::Uint8, &dims, pack::pack_bytes(&self.unsigned(), bits)), zero_points)
+        } else {
+            let dtype = DataType::from(self.format);
+            let zeros: Vec<i32> = (0..entries).map(|at| zeros[each(at)]).collect();
+            let zero_points =
+                (!self.zero_points.all_zero()).then(|| Tensor::new(dtype, &scale_dims, pack::pack(&zeros, bits)));
+            (Tensor::new(dtype, &self.dims, pack::pack_bytes(&self.codes, bits)), zero_points)
+        };
+        Ok(Packed {
+            codes,
+            scales: self.scale_tensor(&scale_dims, &scales),
+            zero_points,
+            axis,
+            block,
+            bits: bytes.then_some(bits),
+        })
+    }
+}

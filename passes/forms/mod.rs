@@ -1,0 +1,221 @@
+//! Quantized constants, however they are stored, and the forms they are read from and written to.
+//!
+//! A [`Quantized`] holds codes, scales and zero points as they are in the file; nothing here rounds. What a form cannot
+//! hold is refused with the reason.
+
+mod gather;
+mod nbits;
+mod qdq;
+
+pub use gather::Packed;
+pub use nbits::{Blocks, block_of};
+pub use qdq::{Pair, find_dequantized};
+
+use crate::error::Result;
+use crate::ir::Tensor;
+use crate::numerics::{self, Format, Granularity, QParams, pack};
+use crate::onnx::DataType;
+
+/// The domain of onnxruntime's own operators.
+pub const MICROSOFT: &str = "com.microsoft";
+
+/// A constant in integer codes of 2, 4 or 8 bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// What a code is.
+    pub format: Format,
+    /// Shape of the constant, in elements.
+    pub dims: Vec<usize>,
+    /// Which codes share a scale.
+    pub granularity: Granularity,
+    /// One for each entry of `granularity.scale_dims(&dims)`, in row-major order.
+    pub scales: Vec<f32>,
+    /// The float type that scales are stored in; the numbers are exact in it.
+    pub scale_dtype: DataType,
+    /// As many as scales.
+    pub zero_points: ZeroPoints,
+    /// One byte an element, in row-major order: the code in the low bits, two's complement where the format is signed.
+    pub codes: Vec<u8>,
+}
+
+/// The codes that stand for zero.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ZeroPoints {
+    /// Codes of the format.
+    Integers(Vec<i32>),
+    /// Between codes, counted in codes of the unsigned format of the same width.
+    Floats(Vec<f32>),
+}
+
+impl ZeroPoints {
+    fn all_zero(&self) -> bool {
+        matches!(self, Self::Integers(zeros) if zeros.iter().all(|&z| z == 0))
+    }
+}
+
+/// The integer format of `bits` bits.
+#[must_use]
+pub fn integer(bits: usize, signed: bool) -> Option<Format> {
+    Some(match (bits, signed) {
+        (2, true) => Format::Int2,
+        (2, false) => Format::Uint2,
+        (4, true) => Format::Int4,
+        (4, false) => Format::Uint4,
+        (8, true) => Format::Int8,
+        (8, false) => Format::Uint8,
+        _ => return None,
+    })
+}
+
+impl Quantized {
+    /// The same matrix with its axes exchanged, or why there is none.
+    ///
+    /// # Errors
+    /// The constant is not a matrix.
+    pub fn transposed(&self) -> Result<Self, String> {
+        let &[rows, columns] = self.dims.as_slice() else {
+            return Err(format!("a constant of shape {:?} is no matrix", self.dims));
+        };
+        let granularity = match self.granularity {
+            Granularity::PerTensor => Granularity::PerTensor,
+            Granularity::PerChannel { axis } => Granularity::PerChannel { axis: 1 - axis },
+            Granularity::PerGroup { axis, size } => Granularity::PerGroup { axis: 1 - axis, size },
+        };
+        let scale_dims = self.granularity.scale_dims(&self.dims);
+        Ok(Self {
+            format: self.format,
+            dims: vec![columns, rows],
+            granularity,
+            scales: transpose(&self.scales, &scale_dims),
+            scale_dtype: self.scale_dtype,
+            zero_points: match &self.zero_points {
+                ZeroPoints::Integers(zeros) => ZeroPoints::Integers(transpose(zeros, &scale_dims)),
+                ZeroPoints::Floats(zeros) => ZeroPoints::Floats(transpose(zeros, &scale_dims)),
+            },
+            codes: transpose(&self.codes, &self.dims),
+        })
+    }
+
+    /// The same matrix with its scales written out for groups of `size` along axis 1, where each row has one scale or all
+    /// have; `None` for others.
+    #[must_use]
+    pub fn in_groups(&self, size: usize) -> Option<Self> {
+        let &[rows, columns] = self.dims.as_slice() else { return None };
+        let groups = columns.div_ceil(size.max(1));
+        let row = |at: usize| match self.granularity {
+            Granularity::PerTensor => Some(0),
+            Granularity::PerChannel { axis: 0 } => Some(at / groups),
+            _ => None,
+        };
+        let entries: Vec<usize> = (0..rows * groups).map(row).collect::<Option<_>>()?;
+        Some(Self {
+            granularity: Granularity::PerGroup { axis: 1, size },
+            scales: entries.iter().map(|&e| self.scales[e]).collect(),
+            zero_points: match &self.zero_points {
+                ZeroPoints::Integers(zeros) => ZeroPoints::Integers(entries.iter().map(|&e| zeros[e]).collect()),
+                ZeroPoints::Floats(zeros) => ZeroPoints::Floats(entries.iter().map(|&e| zeros[e]).collect()),
+            },
+            ..self.clone()
+        })
+    }
+
+    /// Codes as numbers of the unsigned format of the same width.
+    fn unsigned(&self) -> Vec<u8> {
+        if !self.format.is_signed() {
+            return self.codes.clone();
+        }
+        let middle = self.middle() as u8;
+        self.codes.iter().map(|code| code ^ middle).collect()
+    }
+
+    /// The unsigned code that stands for 0 of the signed format.
+    fn middle(&self) -> i32 {
+        1 << (self.format.bits() - 1)
+    }
+
+    /// The zero point of each entry as a code of the unsigned format, where it is one.
+    fn unsigned_zeros(&self) -> Option<Vec<u8>> {
+        let ZeroPoints::Integers(zeros) = &self.zero_points else { return None };
+        let shift = if self.format.is_signed() { self.middle() } else { 0 };
+        Some(zeros.iter().map(|z| (z + shift) as u8).collect())
+    }
+
+    /// Whether a form that takes the middle of the unsigned codes for zero needs no zero points.
+    fn is_centred(&self) -> bool {
+        self.format.is_signed() && self.zero_points.all_zero()
+    }
+
+    /// The numbers that the codes stand for.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        let bits = self.format.bits();
+        match &self.zero_points {
+            ZeroPoints::Integers(zeros) => {
+                let qparams = QParams { scales: self.scales.clone(), zero_points: zeros.clone() };
+                let raw = pack::pack_bytes(&self.codes, bits);
+                numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &qparams)
+            }
+            ZeroPoints::Floats(zeros) => {
+                let (dims, granularity) = (&self.dims, &self.granularity);
+                let codes = self.unsigned();
+                let value = |(at, code): (usize, &u8)| {
+                    let entry = granularity.entry(dims, at)?;
+                    Ok((f32::from(*code) - zeros[entry]) * self.scales[entry])
+                };
+                codes.iter().enumerate().map(value).collect()
+            }
+        }
+    }
+
+    /// Scales as a tensor of their own type.
+    fn scale_tensor(&self, dims: &[usize], scales: &[f32]) -> Tensor {
+        float_tensor(self.scale_dtype, dims, scales)
+    }
+}
+
+/// Numbers that are exact in `dtype`, as a tensor of it.
+fn float_tensor(dtype: DataType, dims: &[usize], values: &[f32]) -> Tensor {
+    match dtype {
+        DataType::Float16 | DataType::Bfloat16 => {
+            Tensor::from_f64(dtype, dims, values.iter().map(|&v| f64::from(v))).expect("a float type of graphs")
+        }
+        _ => Tensor::from_f32(dims, values),
+    }
+}
+
+/// Rows and columns that are transposed together, so that neither side misses the cache at every element.
+const TILE: usize = 64;
+
+/// A matrix with its axes exchanged; what has another rank stays as it is.
+fn transpose<T: Copy + Default>(values: &[T], dims: &[usize]) -> Vec<T> {
+    let &[rows, columns] = dims else { return values.to_vec() };
+    let mut out = vec![T::default(); values.len()];
+    for top in (0..rows).step_by(TILE) {
+        for left in (0..columns).step_by(TILE) {
+            for row in top..rows.min(top + TILE) {
+                for column in left..columns.min(left + TILE) {
+                    out[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Rows of `columns` codes each, every row packed from its own first byte and padded with zeros to `bytes` bytes.
+fn pack_rows(codes: &[u8], columns: usize, bits: usize, bytes: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(codes.len() / columns.max(1) * bytes);
+    for row in codes.chunks(columns.max(1)) {
+        let end = out.len() + bytes;
+        out.extend(pack::pack_bytes(row, bits));
+        out.resize(end, 0);
+    }
+    out
+}
+
+/// Undoes [`pack_rows`].
+fn unpack_rows(raw: &[u8], columns: usize, bits: usize, bytes: usize) -> Vec<u8> {
+    raw.chunks(bytes.max(1)).flat_map(|row| pack::unpack_bytes(row, bits, columns)).collect()
+}

@@ -1,0 +1,177 @@
+//! `com.microsoft::MatMulNBits`: `[N, K]` in blocks along K, every block padded to whole bytes.
+//!
+//! Codes are unsigned; without zero points the middle one stands for zero, so a signed format without zero points becomes
+//! an unsigned one without, and back. A zero point that is written makes the format unsigned on the way back.
+
+use super::{MICROSOFT, Quantized, ZeroPoints, float_tensor, integer, pack_rows, unpack_rows};
+use crate::ir::{Model, NodeId, Tensor};
+use crate::numerics::{Granularity, pack};
+use crate::onnx::DataType;
+use crate::plan::form::nbits_fits;
+
+/// Elements in a block of a row that has one scale: what onnxruntime itself takes where it fuses such a weight.
+const ROW_BLOCK: usize = 32;
+
+/// The initializers and attributes of a `MatMulNBits`.
+#[derive(Clone, Debug)]
+pub struct Blocks {
+    /// Columns of the product.
+    pub n: usize,
+    /// Elements that one product is summed over.
+    pub k: usize,
+    /// Bits of a code.
+    pub bits: usize,
+    /// Elements in a block.
+    pub block: usize,
+    /// Codes, `uint8[N, blocks, bytes of a block]`.
+    pub codes: Tensor,
+    /// Scales, `[N, blocks]`.
+    pub scales: Tensor,
+    /// Zero points: packed, `uint8[N, bytes]`, or floats, `[N, blocks]`; none where the middle code stands for zero.
+    pub zero_points: Option<Tensor>,
+}
+
+/// Elements in a block of a matrix `[N, K]` with this granularity; where the scales of a row are alike, onnxruntime's choice.
+#[must_use]
+pub fn block_of(granularity: &Granularity) -> usize {
+    match *granularity {
+        Granularity::PerGroup { size, .. } => size,
+        Granularity::PerTensor | Granularity::PerChannel { .. } => ROW_BLOCK,
+    }
+}
+
+impl Quantized {
+    /// Reads the weight of a `MatMulNBits` as `[N, K]`, or says why that is not possible.
+    ///
+    /// # Errors
+    /// Inputs that are not constant or do not fit the attributes, and a permutation of K (`g_idx`).
+    pub fn from_nbits(model: &Model, node: NodeId) -> Result<Self, String> {
+        let at = model.node(node);
+        debug_assert!(at.domain() == MICROSOFT);
+        let size = |name: &str| {
+            let found = at.int(name).and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0);
+            found.ok_or_else(|| format!("its {name} is missing or no positive number"))
+        };
+        let (n, k, block) = (size("N")?, size("K")?, size("block_size")?);
+        let bits = if at.attr("bits").is_some() { size("bits")? } else { 4 };
+        if at.input(4).is_some() {
+            return Err("it permutes the rows of its weight (g_idx)".to_owned());
+        }
+        let codes = model.constant_input(node, 1).ok_or("its codes are not constant")?;
+        let scale = model.constant_input(node, 2).ok_or("its scales are not constant")?;
+        let signed = at.input(3).is_none();
+        let format = integer(bits, signed).ok_or_else(|| format!("codes of {bits} bits are not supported"))?;
+        let blocks = k.div_ceil(block);
+        let blob = (block * bits).div_ceil(8);
+        let raw = codes.raw();
+        if codes.dtype() != DataType::Uint8
+            || Some(raw.len()) != n.checked_mul(blocks).and_then(|b| b.checked_mul(blob))
+        {
+            return Err(format!("its codes have shape {:?}, which is not that of {n} rows of {k}", codes.dims()));
+        }
+        let scales = scale.to_f32().filter(|s| s.len() == n * blocks && scale.dtype() != DataType::Double);
+        let scales = scales.ok_or("its scales are not one a block")?;
+        let zero_points = if signed {
+            ZeroPoints::Integers(vec![0; scales.len()])
+        } else {
+            let zero = model.constant_input(node, 3).ok_or("its zero points are not constant")?;
+            zero_points(zero, n, blocks, bits)?
+        };
+        let mut all = unpack_rows(&raw, block, bits, blob);
+        if block * blocks != k {
+            all = all.chunks(block * blocks).flat_map(|row| &row[..k]).copied().collect();
+        }
+        if signed {
+            let middle = 1 << (bits - 1);
+            for code in &mut all {
+                *code ^= middle;
+            }
+        }
+        Ok(Self {
+            format,
+            dims: vec![n, k],
+            granularity: Granularity::PerGroup { axis: 1, size: block },
+            scales,
+            scale_dtype: scale.dtype(),
+            zero_points,
+            codes: all,
+        }
+        .merged())
+    }
+
+    /// One scale a row where all blocks of each row have the same one, and there are several or none is needed.
+    fn merged(self) -> Self {
+        let Granularity::PerGroup { axis: 1, size } = self.granularity else { return self };
+        let blocks = self.dims[1].div_ceil(size);
+        let first = |at: usize| at / blocks * blocks;
+        let same = (0..self.scales.len()).all(|at| self.scales[at].to_bits() == self.scales[first(at)].to_bits());
+        let ZeroPoints::Integers(zeros) = &self.zero_points else { return self };
+        let alike = same && (0..zeros.len()).all(|at| zeros[at] == zeros[first(at)]);
+        if !alike || (blocks == 1 && self.format.bits() < 8) {
+            return self;
+        }
+        Self {
+            granularity: Granularity::PerChannel { axis: 0 },
+            scales: self.scales.iter().step_by(blocks).copied().collect(),
+            zero_points: ZeroPoints::Integers(zeros.iter().step_by(blocks).copied().collect()),
+            ..self
+        }
+    }
+
+    /// The initializers of a `MatMulNBits` whose weight is this `[N, K]`.
+    ///
+    /// # Errors
+    /// What [`nbits_fits`] refuses, and 8-bit codes with zero points between codes, with which onnxruntime 1.31 fails when it
+    /// runs.
+    pub fn to_nbits(&self) -> Result<Blocks, String> {
+        nbits_fits(self.format, &self.dims, &self.granularity, 1)?;
+        if let Some(grouped) = self.in_groups(block_of(&self.granularity)) {
+            return grouped.to_nbits();
+        }
+        let &[n, k] = self.dims.as_slice() else { return Err("it is no matrix".to_owned()) };
+        let bits = self.format.bits();
+        let block = block_of(&self.granularity);
+        let blocks = k.div_ceil(block);
+        let blob = block * bits / 8;
+        let codes: Vec<u8> = if k.is_multiple_of(block) {
+            pack::pack_bytes(&self.unsigned(), bits)
+        } else {
+            pack_rows(&self.unsigned(), k, bits, blocks * blob)
+        };
+        let zero_points = match (&self.zero_points, self.unsigned_zeros()) {
+            _ if self.is_centred() => None,
+            (_, Some(zeros)) => {
+                let bytes = (blocks * bits).div_ceil(8);
+                Some(Tensor::new(DataType::Uint8, &[n, bytes], pack_rows(&zeros, blocks, bits, bytes)))
+            }
+            (ZeroPoints::Floats(_), _) if bits == 8 => {
+                return Err("onnxruntime does not run 8-bit codes with zero points between codes".to_owned());
+            }
+            (ZeroPoints::Floats(zeros), _) => Some(float_tensor(self.scale_dtype, &[n, blocks], zeros)),
+            (ZeroPoints::Integers(_), None) => return Err("its zero points are no codes".to_owned()),
+        };
+        Ok(Blocks {
+            n,
+            k,
+            bits,
+            block,
+            codes: Tensor::new(DataType::Uint8, &[n, blocks, blob], codes),
+            scales: self.scale_tensor(&[n, blocks], &self.scales),
+            zero_points,
+        })
+    }
+}
+
+/// Zero points of a `MatMulNBits`: packed along each row, or one float a block.
+fn zero_points(zero: &Tensor, n: usize, blocks: usize, bits: usize) -> Result<ZeroPoints, String> {
+    let bytes = (blocks * bits).div_ceil(8);
+    if zero.dtype() == DataType::Uint8 {
+        if zero.len() != n * bytes {
+            return Err("its zero points are not packed row by row".to_owned());
+        }
+        let zeros = unpack_rows(&zero.raw(), blocks, bits, bytes);
+        return Ok(ZeroPoints::Integers(zeros.into_iter().map(i32::from).collect()));
+    }
+    let zeros = zero.to_f32().filter(|z| z.len() == n * blocks);
+    zeros.map(ZeroPoints::Floats).ok_or_else(|| format!("its zero points are {}, or not one a block", zero.dtype()))
+}

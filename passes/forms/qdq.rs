@@ -1,0 +1,117 @@
+//! DequantizeLinear of a constant.
+
+use super::{Quantized, ZeroPoints};
+use crate::ir::{Attr, Model, NewNode, NodeId, Tensor, ValueId};
+use crate::numerics::{Granularity, pack};
+use crate::onnx::DataType;
+use crate::passes::fold_weights::granularity;
+
+/// The initializers of a DequantizeLinear, and where its scales run.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// Packed codes.
+    pub codes: Tensor,
+    /// Scales.
+    pub scale: Tensor,
+    /// Zero points, always written out.
+    pub zero_point: Tensor,
+    /// Which codes share a scale.
+    pub granularity: Granularity,
+}
+
+impl Pair {
+    /// The operator set that has such a DequantizeLinear, and the IR version that has its types.
+    #[must_use]
+    pub fn since(&self) -> (i64, i64) {
+        let groups = matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10));
+        let channels = matches!(self.granularity, Granularity::PerChannel { .. }).then_some((13, 7));
+        let narrow = (self.scale.dtype() != DataType::Float).then_some((19, 9));
+        let dtype = self.codes.dtype().quantizers_since();
+        [groups, channels, narrow, dtype].into_iter().flatten().max().unwrap_or((10, 5))
+    }
+
+    /// Says at a DequantizeLinear where the scales run.
+    #[must_use]
+    pub fn describe(&self, node: NewNode) -> NewNode {
+        match self.granularity {
+            Granularity::PerTensor => node,
+            Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),
+            Granularity::PerGroup { axis, size } => {
+                node.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64))
+            }
+        }
+    }
+}
+
+/// The DequantizeLinear of a constant behind a value, and whether a Transpose of a matrix stands in between.
+#[must_use]
+pub fn find_dequantized(model: &Model, value: ValueId) -> Option<(NodeId, bool)> {
+    let node = model.producer(value)?;
+    let at = model.node(node);
+    if at.is("DequantizeLinear") {
+        return model.constant_input(node, 0).map(|_| (node, false));
+    }
+    // Without `perm` the axes are reversed, which for a matrix is the same.
+    let exchanges = at.is("Transpose") && at.ints("perm").is_none_or(|perm| perm == [1, 0]);
+    let (before, twice) = find_dequantized(model, at.input(0).filter(|_| exchanges)?)?;
+    let matrix = model.constant_input(before, 0).is_some_and(|codes| codes.dims().len() == 2);
+    matrix.then_some((before, !twice))
+}
+
+impl Quantized {
+    /// Reads a DequantizeLinear of a constant, or says why that is not possible.
+    ///
+    /// # Errors
+    /// Codes of other formats than integers of 2, 4 or 8 bits, parameters that are not constant or do not fit.
+    pub fn from_qdq(model: &Model, node: NodeId) -> Result<Self, String> {
+        let codes = model.constant_input(node, 0).ok_or("its codes are not constant")?;
+        let scale = model.constant_input(node, 1).ok_or("its scale is not constant")?;
+        let dtype = codes.dtype();
+        let format = dtype.format().filter(|f| f.is_integer() && f.bits() <= 8);
+        let format = format.ok_or_else(|| format!("{dtype} is no integer of 2, 4 or 8 bits"))?;
+        let dims = codes.dims();
+        let granularity = granularity(model, node, &dims, &scale.dims())?;
+        let scales = scale.to_f32().filter(|_| scale.dtype() != DataType::Double);
+        let scales = scales.ok_or_else(|| format!("its scales are {}", scale.dtype()))?;
+        let output = model.node(node).int("output_dtype").unwrap_or(0);
+        if output != 0 && output != i64::from(scale.dtype().code()) {
+            return Err("its result has another type than its scales".to_owned());
+        }
+        let zeros = match (model.node(node).input(2), model.constant_input(node, 2)) {
+            (None, _) => vec![0; scales.len()],
+            (Some(_), Some(zero)) if zero.dtype() == dtype && zero.len() == scales.len() => {
+                pack::unpack(&zero.raw(), &format, zero.len())
+            }
+            (Some(_), Some(_)) => return Err("its zero points do not fit its codes and scales".to_owned()),
+            (Some(_), None) => return Err("its zero point is not constant".to_owned()),
+        };
+        Ok(Self {
+            format,
+            granularity,
+            scales,
+            scale_dtype: scale.dtype(),
+            zero_points: ZeroPoints::Integers(zeros),
+            codes: pack::unpack_bytes(&codes.raw(), format.bits(), codes.len()),
+            dims,
+        })
+    }
+
+    /// The initializers of a DequantizeLinear.
+    ///
+    /// # Errors
+    /// Zero points between codes, which it does not have.
+    pub fn to_qdq(&self) -> Result<Pair, String> {
+        let ZeroPoints::Integers(zeros) = &self.zero_points else {
+            return Err("its zero points are no codes, and DequantizeLinear has no others".to_owned());
+        };
+        let dtype = DataType::from(self.format);
+        let bits = self.format.bits();
+        let dims = self.granularity.scale_dims(&self.dims);
+        Ok(Pair {
+            codes: Tensor::new(dtype, &self.dims, pack::pack_bytes(&self.codes, bits)),
+            scale: self.scale_tensor(&dims, &self.scales),
+            zero_point: Tensor::new(dtype, &dims, pack::pack(zeros, bits)),
+            granularity: self.granularity,
+        })
+    }
+}

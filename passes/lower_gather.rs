@@ -1,0 +1,205 @@
+//! `Gather` of a dequantized table becomes onnxruntime's `GatherBlockQuantized`, codes and scales as they were.
+//!
+//! With a plan, the tables that it gives that form; without one, all that can have it. A table that a `MatMulNBits` has as
+//! its weight, an embedding tied to the head, is the same bytes in another shape: the file holds them once, with a Reshape
+//! that the runtime does away with when it loads the model.
+
+use std::collections::BTreeMap;
+
+use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
+use super::lower_matmulnbits::{base_name, in_function, planned};
+use super::{Context, Outcome, Pass};
+use crate::config::spec::Form;
+use crate::error::{Error, Kind, Result};
+use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
+
+/// See the module.
+#[derive(Debug)]
+pub struct LowerGather;
+
+impl Pass for LowerGather {
+    fn name(&self) -> &'static str {
+        "lower-gather"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        let mut lower = Lower::default();
+        if let Some((plan, _)) = context.quantization {
+            for weight in plan.weights.iter().filter(|w| w.form == Form::GatherBlockQuantized) {
+                let node = planned(model, &weight.at)?;
+                lower.node(model, node).map_err(|why| {
+                    Error::new(Kind::Config, format!("the plan asks for gather-block-quantized: {why}"))
+                        .at_node(model.node_name(node), model.node(node).op_type())
+                        .at_value(&weight.tensor)
+                })?;
+            }
+            return Ok(lower.outcome);
+        }
+        for node in gathers(model) {
+            if let Err(why) = lower.node(model, node) {
+                lower.outcome.skipped(model.node_name(node), why);
+            }
+        }
+        Ok(lower.outcome)
+    }
+}
+
+/// The Gathers of a model that read a dequantized constant, functions left out.
+fn gathers(model: &Model) -> Vec<NodeId> {
+    let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
+    let nodes = graphs.flat_map(|g| model.graph(g).nodes().to_vec());
+    let table = |n: &NodeId| table(model, *n).is_some();
+    nodes.filter(|&n| model.node(n).is("Gather")).filter(table).collect()
+}
+
+/// The DequantizeLinear whose result a Gather takes from.
+fn table(model: &Model, node: NodeId) -> Option<NodeId> {
+    let found = model.node(node).input(0).and_then(|v| find_dequantized(model, v));
+    found.filter(|(_, exchanged)| !exchanged).map(|(dequantize, _)| dequantize)
+}
+
+/// The codes of a `GatherBlockQuantized`, also where they are another tensor's in another shape.
+pub(super) fn table_codes(model: &Model, node: NodeId) -> Option<Tensor> {
+    let value = model.node(node).input(0)?;
+    if let Some(codes) = model.constant(value) {
+        return Some(codes.clone());
+    }
+    let reshape = model.producer(value).filter(|&p| model.node(p).is("Reshape"))?;
+    let codes = model.constant_input(reshape, 0)?;
+    let shape = model.constant_input(reshape, 1)?.to_i64()?;
+    let dims: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+    let fits = dims.iter().try_fold(1usize, |all, &d| all.checked_mul(d)) == Some(codes.len());
+    fits.then(|| codes.clone().reshaped(&dims))
+}
+
+/// The inputs and attributes of a table.
+#[derive(Clone)]
+struct Stored {
+    codes: ValueId,
+    scales: ValueId,
+    zero_points: Option<ValueId>,
+    attributes: Vec<(&'static str, usize)>,
+}
+
+/// A table in a graph, read along an axis.
+type Key = (GraphId, [Option<ValueId>; 3], [Option<i64>; 2], usize);
+
+#[derive(Default)]
+struct Lower {
+    made: BTreeMap<Key, Stored>,
+    outcome: Outcome,
+}
+
+impl Lower {
+    fn node(&mut self, model: &mut Model, node: NodeId) -> Result<(), String> {
+        let at = model.node(node);
+        let Some(graph) = at.graph().filter(|_| at.is("Gather")) else {
+            return Err(format!("a {} takes no rows of a table", at.op_type()));
+        };
+        let dequantize = table(model, node).ok_or("its table is no dequantized constant")?;
+        let indices = at.input(1).ok_or("it has no indices")?;
+        let rank = model.constant_input(dequantize, 0).map_or(0, |codes| codes.dims().len());
+        let axis = at.int("axis").unwrap_or(0);
+        let axis = if axis < 0 { axis + rank as i64 } else { axis };
+        let axis = usize::try_from(axis).ok().filter(|&a| a < rank).ok_or("its axis is outside the table")?;
+        let stored = self.stored(model, graph, node, dequantize, axis)?;
+        model.set_op(node, MICROSOFT, "GatherBlockQuantized");
+        model.remove_attr(node, "axis");
+        for (input, value) in [Some(stored.codes), Some(indices), Some(stored.scales)].into_iter().enumerate() {
+            model.set_input(node, input, value);
+        }
+        if let Some(zero_points) = stored.zero_points {
+            model.set_input(node, 3, Some(zero_points));
+        }
+        model.set_attr(node, Attr::int("gather_axis", axis as i64));
+        for (name, value) in stored.attributes {
+            model.set_attr(node, Attr::int(name, value as i64));
+        }
+        if model.domain_version(MICROSOFT).is_none() {
+            model.set_domain_version(MICROSOFT, 1);
+        }
+        self.outcome.changed(model.node_name(node), "GatherBlockQuantized");
+        Ok(())
+    }
+
+    fn stored(
+        &mut self,
+        model: &mut Model,
+        graph: GraphId,
+        node: NodeId,
+        dequantize: NodeId,
+        axis: usize,
+    ) -> Result<Stored, String> {
+        let at = model.node(dequantize);
+        let inputs = [0, 1, 2].map(|i| at.input(i));
+        let key = (graph, inputs, [at.int("axis"), at.int("block_size")], axis);
+        if let Some(found) = self.made.get(&key) {
+            return Ok(found.clone());
+        }
+        let constant = Quantized::from_qdq(model, dequantize)?;
+        let mut packed = constant.to_gather(axis)?;
+        let mut twin = tied(model, graph, &packed);
+        if twin.is_none()
+            && let Some(blocks) = constant.in_groups(block_of(&constant.granularity))
+        {
+            let blocks = blocks.to_gather(axis)?;
+            twin = tied(model, graph, &blocks);
+            packed = if twin.is_some() { blocks } else { packed };
+        }
+        let mut attributes = vec![("quantize_axis", packed.axis), ("block_size", packed.block)];
+        attributes.extend(packed.bits.map(|bits| ("bits", bits)));
+        let name = base_name(model, inputs[0]);
+        let stored = if let Some((product, [codes, scales], zero_points)) = twin {
+            let shape: Vec<i64> = packed.codes.dims().iter().map(|&d| d as i64).collect();
+            let shape = Tensor::from_i64(&[shape.len()], &shape);
+            let shape = model.add_initializer(graph, &format!("{name}_blocks_shape"), shape);
+            let reshape =
+                NewNode::new("Reshape", format!("{name}_Reshape"), &[codes, shape], &[&format!("{name}_blocks")]);
+            let reshape = model.insert(Place::Before(node), reshape);
+            let codes = model.node(reshape).output(0).ok_or("a Reshape has an output")?;
+            self.outcome.changed(&name, format!("stored once, with the weight of \"{product}\""));
+            Stored { codes, scales, zero_points, attributes }
+        } else {
+            let mut add =
+                |suffix: &str, tensor: Tensor| model.add_initializer(graph, &format!("{name}{suffix}"), tensor);
+            Stored {
+                codes: add("_blocks", packed.codes),
+                scales: add("_blocks_scale", packed.scales),
+                zero_points: packed.zero_points.map(|zeros| add("_blocks_zero_point", zeros)),
+                attributes,
+            }
+        };
+        // A Reshape stands before one reader; others may come earlier in the graph and make their own.
+        if model.constant(stored.codes).is_some() {
+            self.made.insert(key, stored.clone());
+        }
+        Ok(stored)
+    }
+}
+
+/// A `MatMulNBits` of this graph whose weight is this table: its name, codes and scales, and zero points.
+fn tied(model: &Model, graph: GraphId, packed: &Packed) -> Option<(String, [ValueId; 2], Option<ValueId>)> {
+    let bits = packed.bits?;
+    let dims = packed.scales.dims();
+    let same = |value: Option<ValueId>, tensor: Option<&Tensor>| {
+        let stored = value.and_then(|v| model.constant(v));
+        match (stored, tensor) {
+            (Some(a), Some(b)) => a.dtype() == b.dtype() && a.len() == b.len() && a.raw() == b.raw(),
+            (None, None) => true,
+            _ => false,
+        }
+    };
+    model.graph(graph).nodes().iter().find_map(|&node| {
+        let at = model.node(node);
+        let fits = at.domain() == MICROSOFT
+            && at.op_type() == "MatMulNBits"
+            && at.int("bits").unwrap_or(4) == bits as i64
+            && at.int("block_size") == Some(packed.block as i64)
+            && at.input(2).and_then(|v| model.constant(v)).is_some_and(|scales| scales.dims() == dims)
+            && same(at.input(2), Some(&packed.scales))
+            && same(at.input(3), packed.zero_points.as_ref())
+            && same(at.input(1), Some(&packed.codes));
+        let (codes, scales) = (at.input(1)?, at.input(2)?);
+        fits.then(|| (model.node_name(node).to_owned(), [codes, scales], at.input(3)))
+    })
+}

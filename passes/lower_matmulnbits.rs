@@ -1,0 +1,250 @@
+//! `MatMul` and `Gemm` with a dequantized constant become onnxruntime's `MatMulNBits`, codes and scales as they were.
+//!
+//! With a plan, the products whose weight it gives that form; without one, all that can have it. The constant may be
+//! behind a Transpose, and one that several products read is stored once for all of them. A product whose other operand
+//! is dequantized too runs on integers and is left alone. The bias of a Gemm becomes that of `MatMulNBits`; one that is
+//! not a list of constants is added behind it.
+
+use std::collections::BTreeMap;
+
+use super::forms::{Blocks, MICROSOFT, Quantized, find_dequantized};
+use super::{Context, Outcome, Pass};
+use crate::config::spec::Form;
+use crate::error::{Error, Kind, Result};
+use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, User, ValueId};
+use crate::plan::Slot;
+
+/// See the module.
+#[derive(Debug)]
+pub struct LowerMatmulnbits {
+    /// `accuracy_level` of the products where no plan says it: 4 lets the runtime quantize the other operand to int8, 1
+    /// computes in float32, 0 leaves it to the runtime.
+    pub accuracy_level: i64,
+}
+
+/// What onnxruntime itself chooses where it fuses a dequantized weight.
+pub const ACCURACY_LEVEL: i64 = 4;
+
+impl Pass for LowerMatmulnbits {
+    fn name(&self) -> &'static str {
+        "lower-matmulnbits"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        let mut lower = Lower::default();
+        if let Some((plan, _)) = context.quantization {
+            for weight in plan.weights.iter().filter(|w| w.form == Form::Matmulnbits) {
+                let node = planned(model, &weight.at)?;
+                let level = weight.accuracy_level.map_or(self.accuracy_level, i64::from);
+                lower.node(model, node, level).map_err(|why| {
+                    Error::new(Kind::Config, format!("the plan asks for matmulnbits: {why}"))
+                        .at_node(model.node_name(node), model.node(node).op_type())
+                        .at_value(&weight.tensor)
+                })?;
+            }
+            return Ok(lower.outcome);
+        }
+        for node in products(model) {
+            if let Err(why) = lower.node(model, node, self.accuracy_level) {
+                lower.outcome.skipped(model.node_name(node), why);
+            }
+        }
+        Ok(lower.outcome)
+    }
+}
+
+/// The node that a plan means, where quantizers stand behind it by now and its output may have given them its name.
+///
+/// # Errors
+/// The model has no such node.
+pub(super) fn planned(model: &Model, slot: &Slot) -> Result<NodeId> {
+    let missing =
+        || Error::new(Kind::Config, "the plan names a node that the model does not have").at_value(&slot.node);
+    let mut node = model.value_named(&slot.node).and_then(|v| model.producer(v)).ok_or_else(missing)?;
+    while matches!(model.node(node).op_type(), "DequantizeLinear" | "QuantizeLinear" | "Sum") {
+        node = model.node(node).input(0).and_then(|v| model.producer(v)).ok_or_else(missing)?;
+    }
+    Ok(node)
+}
+
+/// The products of a model that read a dequantized constant, functions left out: these import operator sets of their own.
+fn products(model: &Model) -> Vec<NodeId> {
+    let own = |&graph: &GraphId| !in_function(model, graph);
+    let nodes = model.all_graphs().into_iter().filter(own).flat_map(|g| model.graph(g).nodes());
+    nodes
+        .copied()
+        .filter(|&n| {
+            let at = model.node(n);
+            let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
+            constant && (at.is("MatMul") || at.is("Gemm")) && !runs_on_integers(model, n)
+        })
+        .collect()
+}
+
+/// Whether a graph is a function, or a body inside one.
+pub(super) fn in_function(model: &Model, mut graph: GraphId) -> bool {
+    loop {
+        match model.graph(graph).owner() {
+            Owner::Function(..) => return true,
+            Owner::Main => return false,
+            Owner::Node(node) => match model.node(node).graph() {
+                Some(outer) => graph = outer,
+                None => return false,
+            },
+        }
+    }
+}
+
+/// Whether the other operand is dequantized as well.
+fn runs_on_integers(model: &Model, node: NodeId) -> bool {
+    let producer = model.node(node).input(0).and_then(|v| model.producer(v));
+    producer.is_some_and(|p| model.node(p).is("DequantizeLinear"))
+}
+
+/// The initializers of a weight: codes, scales, zero points; and N, K, bits and block size.
+#[derive(Clone, Copy)]
+struct Stored {
+    codes: ValueId,
+    scales: ValueId,
+    zero_points: Option<ValueId>,
+    attributes: [usize; 4],
+}
+
+/// A DequantizeLinear by its graph, inputs and attributes, and whether its result is transposed.
+type Key = (GraphId, [Option<ValueId>; 3], [Option<i64>; 2], bool);
+
+#[derive(Default)]
+struct Lower {
+    /// What became of a DequantizeLinear.
+    made: BTreeMap<Key, Stored>,
+    outcome: Outcome,
+}
+
+impl Lower {
+    /// Makes a `MatMulNBits` of one product, or says why not.
+    fn node(&mut self, model: &mut Model, node: NodeId, accuracy_level: i64) -> Result<(), String> {
+        let at = model.node(node);
+        let gemm = at.is("Gemm");
+        let Some(graph) = at.graph() else { return Err("it is in no graph".to_owned()) };
+        if !gemm && !at.is("MatMul") {
+            return Err(format!("a {} is no product", at.op_type()));
+        }
+        if gemm {
+            if at.int("transA").unwrap_or(0) != 0 {
+                return Err("transA is set".to_owned());
+            }
+            let one = |name: &str| (at.float(name).unwrap_or(1.0) - 1.0).abs() == 0.0;
+            if !one("alpha") || (at.input(2).is_some() && !one("beta")) {
+                return Err("alpha or beta is not 1".to_owned());
+            }
+        }
+        let found = at.input(1).and_then(|v| find_dequantized(model, v));
+        let (dequantize, exchanged) = found.ok_or("its right operand is no dequantized constant")?;
+        // Without either, the matrix is [K, N]; MatMulNBits has [N, K].
+        let transpose = exchanged == (gemm && at.int("transB").unwrap_or(0) != 0);
+        let stored = self.stored(model, graph, dequantize, transpose)?;
+        let [n, k, bits, block] = stored.attributes;
+        let name = model.node_name(node).to_owned();
+        let bias = if gemm { bias(model, node, n) } else { Bias::None };
+        model.truncate_inputs(node, 1);
+        for name in ["alpha", "beta", "transA", "transB"] {
+            model.remove_attr(node, name);
+        }
+        model.set_op(node, MICROSOFT, "MatMulNBits");
+        model.set_input(node, 1, Some(stored.codes));
+        model.set_input(node, 2, Some(stored.scales));
+        if let Some(zero_points) = stored.zero_points {
+            model.set_input(node, 3, Some(zero_points));
+        }
+        let sizes = [("K", k), ("N", n), ("bits", bits), ("block_size", block)];
+        for (name, size) in sizes {
+            model.set_attr(node, Attr::int(name, size as i64));
+        }
+        model.set_attr(node, Attr::int("accuracy_level", accuracy_level));
+        match bias {
+            Bias::None => {}
+            Bias::List(value) => model.set_input(node, 5, Some(value)),
+            Bias::Other(value) => add_behind(model, node, value),
+        }
+        if model.domain_version(MICROSOFT).is_none() {
+            model.set_domain_version(MICROSOFT, 1);
+        }
+        let text = format!("MatMulNBits of {bits} bits in blocks of {block}");
+        self.outcome.changed(name, text);
+        Ok(())
+    }
+
+    fn stored(
+        &mut self,
+        model: &mut Model,
+        graph: GraphId,
+        dequantize: NodeId,
+        transpose: bool,
+    ) -> Result<Stored, String> {
+        let at = model.node(dequantize);
+        let inputs = [0, 1, 2].map(|i| at.input(i));
+        let key = (graph, inputs, [at.int("axis"), at.int("block_size")], transpose);
+        if let Some(found) = self.made.get(&key) {
+            return Ok(*found);
+        }
+        let constant = Quantized::from_qdq(model, dequantize)?;
+        let constant = if transpose { constant.transposed()? } else { constant };
+        let Blocks { n, k, bits, block, codes, scales, zero_points } = constant.to_nbits()?;
+        let name = base_name(model, inputs[0]);
+        let mut add = |suffix: &str, tensor: Tensor| model.add_initializer(graph, &format!("{name}{suffix}"), tensor);
+        let stored = Stored {
+            codes: add("_nbits", codes),
+            scales: add("_nbits_scale", scales),
+            zero_points: zero_points.map(|zeros| add("_nbits_zero_point", zeros)),
+            attributes: [n, k, bits, block],
+        };
+        self.made.insert(key, stored);
+        Ok(stored)
+    }
+}
+
+/// The name of the constant whose codes these are.
+pub(super) fn base_name(model: &Model, codes: Option<ValueId>) -> String {
+    let name = codes.map_or("", |v| model.value(v).name());
+    let base = ["_quantized", "_nbits", "_blocks"].into_iter().find_map(|suffix| name.strip_suffix(suffix));
+    base.filter(|base| !base.is_empty()).unwrap_or(name).to_owned()
+}
+
+/// What a Gemm adds.
+enum Bias {
+    None,
+    /// One constant a column.
+    List(ValueId),
+    /// Anything else.
+    Other(ValueId),
+}
+
+fn bias(model: &mut Model, node: NodeId, columns: usize) -> Bias {
+    let Some(value) = model.node(node).input(2) else { return Bias::None };
+    let Some(tensor) = model.constant(value) else { return Bias::Other(value) };
+    let dims = tensor.dims();
+    if dims == [columns] {
+        return Bias::List(value);
+    }
+    if dims == [1, columns] {
+        let (flat, graph) = (tensor.clone().reshaped(&[columns]), model.node(node).graph());
+        let name = format!("{}_flat", model.value(value).name());
+        return graph.map_or(Bias::Other(value), |g| Bias::List(model.add_initializer(g, &name, flat)));
+    }
+    Bias::Other(value)
+}
+
+/// Adds `value` to the output of `node`, under the name that this had.
+pub(super) fn add_behind(model: &mut Model, node: NodeId, value: ValueId) {
+    let Some(output) = model.node(node).output(0) else { return };
+    let name = model.value(output).name().to_owned();
+    let label = model.node_name(node).to_owned();
+    let new = NewNode::new("Add", format!("{label}_Add"), &[output, value], &[&format!("{name}_sum")]);
+    let add = model.insert(Place::After(node), new);
+    let Some(sum) = model.node(add).output(0) else { return };
+    if let Some(ty) = model.value(output).ty().cloned() {
+        model.set_type(sum, ty);
+    }
+    model.replace_uses(output, sum, |user| !matches!(user, User::Node { node, .. } if node == add));
+    model.take_name(output, sum, &format!("{name}_product"));
+}

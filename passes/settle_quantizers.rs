@@ -1,0 +1,60 @@
+//! Makes constants of what quantizers read and constants derive: scales and zero points behind a Cast, bounds of a Clip,
+//! and a float weight that is scaled before it is quantized.
+//!
+//! Only what every runtime computes to the same bits is computed.
+
+use super::arithmetic::Constants;
+use super::lift_constants::{graphs_outside_functions, is_graph_output};
+use super::{Context, Outcome, Pass};
+use crate::error::Result;
+use crate::ir::{Model, NodeId, ValueId};
+
+/// See the module.
+#[derive(Debug)]
+pub struct SettleQuantizers;
+
+impl Pass for SettleQuantizers {
+    fn name(&self) -> &'static str {
+        "settle-quantizers"
+    }
+
+    fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        let mut settled: Vec<NodeId> = Vec::new();
+        for graph in graphs_outside_functions(model) {
+            let mut constants = Constants::new(model, graph);
+            for node in model.graph(graph).nodes().to_vec() {
+                for value in parameters(model, &constants, node) {
+                    let Some(producer) = model.producer(value) else { continue };
+                    if model.node(producer).outputs().len() != 1 || is_graph_output(model, value) {
+                        continue;
+                    }
+                    let name = model.value(value).name().to_owned();
+                    match constants.value(model, value) {
+                        Some(tensor) => {
+                            model.make_constant(value, tensor);
+                            settled.push(producer);
+                            outcome.changed(name, "computed from constants");
+                        }
+                        None => outcome.skipped(name, "a quantizer reads it, but it cannot be computed exactly"),
+                    }
+                }
+            }
+        }
+        model.remove(&settled);
+        Ok(outcome)
+    }
+}
+
+/// What a node reads that constants derive and a quantizer wants constant.
+fn parameters(model: &Model, constants: &Constants, node: NodeId) -> Vec<ValueId> {
+    let slot = model.node(node);
+    let first = match slot.op_type() {
+        _ if !slot.domain().is_empty() => return Vec::new(),
+        "QuantizeLinear" => 0,
+        "DequantizeLinear" | "Clip" => 1,
+        _ => return Vec::new(),
+    };
+    let derived = |v: &ValueId| constants.derives(*v) && model.constant(*v).is_none();
+    slot.inputs().iter().skip(first).flatten().copied().filter(derived).collect()
+}

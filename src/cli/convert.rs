@@ -1,0 +1,177 @@
+//! `amax convert`.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use amax::config::Pattern;
+use amax::convert::{Converted, Request, To, convert};
+use amax::error::{Error, Kind, Result};
+use amax::ir::{Model, file, text};
+use amax::passes::Outcome;
+use amax::passes::switch_quantizers::Switch;
+use amax::proof::Proof;
+use amax::runtime::Runtime;
+use amax::samples::SampleSet;
+use amax::targets::{self, Target};
+
+use super::inspect::print;
+use super::{Console, SampleArgs, bytes, count, runtime};
+
+/// Made-up samples that `--check` runs where there are none.
+const RANDOM: usize = 4;
+
+/// Arguments of `amax convert`.
+#[derive(clap::Args)]
+#[command(after_help = "Quantizers of constants become codes, whoever put them there: a model of quantization-aware
+training gets its integer weights. Codes and scales that are there already are kept.
+
+Examples:
+  amax convert trained.onnx out.onnx
+  amax convert w4.onnx out.onnx --form matmulnbits,gather-block-quantized
+  amax convert nbits.onnx out.onnx --form qdq
+  amax convert trained.onnx out.onnx --check --calib samples.npz
+  amax convert prepared.onnx out.onnx --disable 'head.*'")]
+pub(crate) struct Args {
+    /// Quantized model.
+    input: PathBuf,
+    /// Where the result goes.
+    output: PathBuf,
+    /// How quantized constants are stored: `qdq`, `matmulnbits`, `gather-block-quantized`, or `float` (not quantized at all).
+    /// Codes and scales stay. Those for products and for tables may be given together, with a comma.
+    #[arg(long, value_name = "FORM", value_delimiter = ',', value_parser = form)]
+    form: Vec<To>,
+    /// `accuracy_level` of new `MatMulNBits`: 4 lets the runtime quantize the other operand to int8, 1 is float32.
+    #[arg(long, value_name = "LEVEL", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=4))]
+    accuracy_level: u8,
+    /// Where the result will run: what it would compute wrongly there is a warning.
+    #[arg(long, value_name = "NAME", default_value = targets::DEFAULT)]
+    target: String,
+    /// Take out the quantizers of sites or nodes whose name matches, before anything is folded; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    disable: Vec<String>,
+    /// Keep them all the same where --disable matches as well; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    enable: Vec<String>,
+    /// Prove that the result is the same: every folded constant number for number, and the outputs on samples.
+    #[arg(long)]
+    check: bool,
+    /// Samples for --check, as for `rewrite`; without, the file beside the model, or random ones.
+    #[arg(long, value_name = "PATH", requires = "check")]
+    calib: Option<String>,
+    #[command(flatten)]
+    sampling: SampleArgs,
+    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
+    /// Print the model as text after this pass, or after `all`.
+    #[arg(long, value_name = "PASS")]
+    print_after: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
+    let target = Target::load(&args.target)?;
+    let model = file::load(&args.input)?;
+    file::check_output(&model, &args.output)?;
+    let after = |model: &Model, pass: &str, _: &Outcome| {
+        if args.print_after.iter().any(|p| p == "all" || p == pass) {
+            print(&format!("// after {pass}\n{}\n", text::print(model)))?;
+        }
+        Ok(ControlFlow::Continue(()))
+    };
+    let switches = switches(args)?;
+    let request = Request {
+        into: &args.form,
+        accuracy_level: args.accuracy_level,
+        switches: &switches,
+        target: &target,
+        evaluate: &amax::runtime::TractEvaluate,
+        after: &after,
+    };
+    let done = convert(&model, &request).map_err(|e| match e.kind() {
+        Kind::Model => e.in_file(&args.input),
+        _ => e,
+    })?;
+    if amax::calibrate::Progress::interrupted(console) {
+        return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+    }
+    let proof = args.check.then(|| check(args, &model, &done, console)).transpose()?;
+    if let Some(proof) = &proof
+        && let Err(error) = proof.verdict()
+    {
+        console.say(&proof.to_string());
+        return Err(error.in_file(&args.input));
+    }
+    file::save(&done.model, &args.output)?;
+    let sizes = (file::estimated_size(&model), file::estimated_size(&done.model));
+    let mut said = format!("{} -> {}\n", args.input.display(), args.output.display());
+    said += &format!("folded   {}\n", count(done.folded.len(), "constant"));
+    let listed = if console.verbose { usize::MAX } else { 10 };
+    for note in done.folded.iter().take(listed.min(done.folded.len())) {
+        said += &format!("  {}: {}\n", note.at, note.text);
+    }
+    if done.folded.len() > listed {
+        said += &format!("  and {} more (-v lists them)\n", done.folded.len() - listed);
+    }
+    if !args.form.is_empty() || !done.changed.is_empty() {
+        let names: Vec<&str> = args.form.iter().map(|f| f.name()).collect();
+        let what = if names.is_empty() { "changed ".to_owned() } else { format!("form     {}:", names.join(", ")) };
+        said += &format!("{what} {}\n", count(done.changed.len(), "change"));
+        for note in done.changed.iter().take(listed.min(done.changed.len())) {
+            said += &format!("  {}: {}\n", note.at, note.text);
+        }
+        if done.changed.len() > listed {
+            said += &format!("  and {} more (-v lists them)\n", done.changed.len() - listed);
+        }
+    }
+    for note in &done.kept {
+        said += &format!("kept     {}: {}\n", note.at, note.text);
+    }
+    if let Some(proof) = &proof {
+        said += &format!("{proof}\n");
+    }
+    said += &format!("bytes    {} -> {}", bytes(sizes.0), bytes(sizes.1));
+    console.say(&said);
+    for warning in &done.warnings {
+        console.say(&format!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+/// What `--disable` and `--enable` ask for; the latter have the last word.
+fn switches(args: &Args) -> Result<Vec<Switch>> {
+    let disable = args.disable.iter().map(|text| (text, false));
+    let all = disable.chain(args.enable.iter().map(|text| (text, true)));
+    all.map(|(text, on)| Ok(Switch { pattern: Pattern::new(text)?, on })).collect()
+}
+
+/// Compares the result with the model, on samples where it can be run.
+fn check(args: &Args, model: &Model, done: &Converted, console: &Console) -> Result<Proof> {
+    args.runtime.load()?;
+    let original = done.reference.as_ref().unwrap_or(model);
+    let prove = |samples: Option<&SampleSet>| {
+        let evaluate = &amax::runtime::TractEvaluate;
+        amax::proof::prove(original, &done.model, samples, evaluate, args.runtime, console)
+    };
+    let found = match args.calib.as_deref() {
+        Some("random") => None,
+        given => args.sampling.samples(given, model, &args.input, console)?,
+    };
+    let samples = match found {
+        Some(found) => found,
+        None if args.calib.as_deref() == Some("none") => return prove(None),
+        None => SampleSet::random(model, RANDOM, 0)?,
+    };
+    match prove(Some(&samples)) {
+        Err(error) if error.kind() == Kind::Runtime => {
+            console.say(&format!("warning: outputs were not compared, constants only: {error}"));
+            prove(None)
+        }
+        other => other,
+    }
+}
+
+/// Reads a value of `--form`.
+fn form(text: &str) -> Result<To, String> {
+    let names = To::ALL.map(To::name);
+    To::ALL.into_iter().find(|i| i.name() == text.trim()).ok_or_else(|| format!("forms are {}", names.join(", ")))
+}

@@ -1,0 +1,45 @@
+//! Algorithms that a configuration asks for and that cannot be had.
+
+use super::{Knowledge, Plan};
+use crate::config::Config;
+use crate::config::algorithm::Algorithm;
+use crate::config::rules::Rules;
+use crate::error::{Error, Result};
+
+/// Refuses an algorithm for weights that has none to work on.
+pub(super) fn refuse_idle(
+    config: &Config,
+    algorithm: Option<&Algorithm>,
+    plan: &Plan,
+    knowledge: &Knowledge,
+) -> Result<()> {
+    let Some(algorithm) = algorithm.filter(|a| a.is_by_group()) else { return Ok(()) };
+    let idle = plan.weights.iter().all(|w| w.quantizer.algorithm.is_none());
+    if plan.weights.is_empty() || !idle || !knowledge.vetoes.is_empty() {
+        return Ok(());
+    }
+    let name = algorithm.method.name();
+    let message =
+        format!("\"{name}\" is for integer weights of products whose activations stay float, and there are none");
+    Err(config.error("algorithm", message).with_hint("preset = \"w4\" has such; algorithm = \"max\" does without"))
+}
+
+/// Refuses algorithms that do not exist yet.
+pub(super) fn refuse_missing(config: &Config, rules: &Rules) -> Result<()> {
+    let place = |error: Error, own: bool, path: &str| {
+        if own {
+            return config.source.at(error, path);
+        }
+        let preset = config.preset.as_deref().unwrap_or_default();
+        Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
+            .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
+    };
+    if let Some(algorithm) = rules.algorithm() {
+        algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;
+    }
+    for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
+        let own = !config.pre_quant_opt.is_empty();
+        algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Weights in one pass, against the scalar specification; algorithms by group, against others' and a search.
+
+use amax::algorithms::{Choice, Group, hqq, kquant};
+use amax::numerics::blocks::{
+    Bands, Coding, Encoding, Values, encode, encode_singly, params, quantize_by, quantize_ranges, ranges,
+};
+use amax::numerics::{
+    Arithmetic, Format, Granularity, QParams, RangeSpec, Round, Symmetry, channel_ranges, dequantize, pack,
+    qparams_from_range,
+};
+use proptest::prelude::*;
+use serde_json::Value;
+
+const FORMATS: [Format; 6] = [Format::Int2, Format::Uint2, Format::Int4, Format::Uint4, Format::Int8, Format::Uint8];
+
+const CODINGS: [Coding; 6] = [
+    Coding::Divided(Round::HalfEven),
+    Coding::Divided(Round::HalfAway),
+    Coding::Divided(Round::Floor),
+    Coding::Reciprocal,
+    Coding::MlasSum,
+    Coding::MlasQuotient,
+];
+
+/// Numbers of which nothing lies in memory as it is.
+struct Hidden<'a>(&'a [f32]);
+
+impl Values for Hidden<'_> {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read(&self, start: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.0[start..start + out.len()]);
+    }
+}
+
+fn specs() -> impl Strategy<Value = RangeSpec> {
+    let symmetry = prop_oneof![Just(Symmetry::Symmetric), Just(Symmetry::Asymmetric), Just(Symmetry::Signed)];
+    let arithmetic = prop_oneof![Just(Arithmetic::Double), Just(Arithmetic::Single), Just(Arithmetic::Mlas)];
+    (0..FORMATS.len(), symmetry, any::<bool>(), any::<bool>(), arithmetic, prop_oneof![Just(0.0f32), Just(0.01)])
+        .prop_map(|(format, symmetry, narrow, reduce, arithmetic, eps)| {
+            let format = FORMATS[format];
+            RangeSpec {
+                symmetry,
+                narrow: narrow && symmetry != Symmetry::Signed,
+                reduce: reduce && format.bits() > 2,
+                arithmetic,
+                // torch has a least scale always.
+                eps: if arithmetic == Arithmetic::Single { eps.max(f32::MIN_POSITIVE) } else { eps },
+                ..RangeSpec::new(format, true)
+            }
+        })
+}
+
+/// Numbers that meet the middle between two codes often, and others.
+fn values() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        4 => (-40i32..40).prop_map(|v| v as f32 * 0.25),
+        4 => -3.0f32..3.0,
+        1 => Just(0.0f32),
+        1 => Just(-0.0f32),
+        1 => -1e-40f32..1e-40,
+        1 => prop_oneof![Just(3.0e38f32), Just(-3.4e38)],
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_pass_is_what_the_specification_says(
+        spec in specs(),
+        coding in 0..CODINGS.len(),
+        dims in (1usize..5, 1usize..40, 1usize..40),
+        shape in 0usize..5,
+        size in 1usize..40,
+        seed in proptest::collection::vec(values(), 1..400),
+    ) {
+        let dims = [dims.0, dims.1, dims.2];
+        let granularity = [
+            Granularity::PerTensor,
+            Granularity::PerChannel { axis: 0 },
+            Granularity::PerChannel { axis: 2 },
+            Granularity::PerGroup { axis: 1, size },
+            Granularity::PerGroup { axis: 2, size },
+        ][shape];
+        let x: Vec<f32> = (0..dims.iter().product()).map(|at: usize| seed[at % seed.len()]).collect();
+        let mut coding = CODINGS[coding];
+        if spec.arithmetic == Arithmetic::Mlas && !matches!(coding, Coding::MlasSum | Coding::MlasQuotient) {
+            // Only codings of MLAS know the scale 0.
+            coding = Coding::MlasSum;
+        }
+        let encoding = Encoding { format: spec.format, codes: spec.codes(), coding };
+
+        // The specification, one by one.
+        let bounds = channel_ranges(&x, &dims, &granularity).unwrap();
+        let (scales, zero_points) = bounds.iter().map(|&(low, high)| qparams_from_range(low, high, &spec)).unzip();
+        let expected = QParams { scales, zero_points };
+        let codes = encode_singly(&x, &dims, &granularity, &encoding, &expected).unwrap();
+        let raw = pack::pack(&codes, spec.format.bits());
+
+        let bands = Bands::new(&dims, &granularity).unwrap().unwrap();
+        let all = |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| {
+            params(&spec, low, high, scales, zeros);
+        };
+        let found = quantize_ranges(x.as_slice(), &bands, &encoding, all).unwrap();
+        let bits = |q: &QParams| q.scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+        prop_assert_eq!(bits(&found.qparams), bits(&expected));
+        prop_assert_eq!(&found.qparams.zero_points, &expected.zero_points);
+        prop_assert_eq!(&found.codes, &raw);
+
+        // Numbers that must be read, given scales, and scales that are chosen give the same.
+        let hidden = Hidden(&x);
+        prop_assert_eq!(&quantize_ranges(&hidden, &bands, &encoding, all).unwrap().codes, &raw);
+        let encoded = encode(&hidden, &bands, &encoding, expected.clone()).unwrap();
+        prop_assert_eq!(&encoded.codes, &raw);
+        let chosen = quantize_by(&hidden, &bands, &encoding, |band, scales, zeros| {
+            let mut column = Vec::new();
+            for (at, (scale, zero)) in scales.iter_mut().zip(zeros).enumerate() {
+                let column = band.column(at, &mut column);
+                let low = column.iter().copied().fold(0.0, f32::min);
+                let high = column.iter().copied().fold(0.0, f32::max);
+                (*scale, *zero) = qparams_from_range(low, high, &spec);
+            }
+        }).unwrap();
+        prop_assert_eq!(&chosen.codes, &raw);
+        let found_ranges = ranges(&hidden, &bands).unwrap();
+        prop_assert_eq!(found_ranges, bounds);
+
+        // The error is that of what is stored.
+        let y = dequantize(&raw, spec.format, &dims, &granularity, &expected).unwrap();
+        let noise: f64 = x.iter().zip(&y).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum();
+        for coded in [found.noise, encoded.noise, chosen.noise] {
+            // Codes of numbers near the end of f32 stand for infinity.
+            prop_assert!(coded == noise || (coded - noise).abs() <= noise * 1e-9, "{} {}", coded, noise);
+        }
+    }
+}
+
+#[test]
+fn long_tensors_are_cut_without_a_trace() {
+    let spec = RangeSpec::new(Format::Uint4, false);
+    let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
+    let x: Vec<f32> = (0..4_400_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 7.0).collect();
+    let all =
+        |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| params(&spec, low, high, scales, zeros);
+    for (dims, granularity) in [
+        (vec![4_400_000], Granularity::PerTensor),
+        (vec![4_400, 1_000], Granularity::PerChannel { axis: 1 }),
+        (vec![44_000, 100], Granularity::PerChannel { axis: 0 }),
+        (vec![1_100, 4_000], Granularity::PerGroup { axis: 0, size: 33 }),
+        (vec![88_000, 50], Granularity::PerGroup { axis: 1, size: 33 }),
+    ] {
+        let bands = Bands::new(&dims, &granularity).unwrap().unwrap();
+        let found = quantize_ranges(x.as_slice(), &bands, &encoding, all).unwrap();
+        let codes = encode_singly(&x, &dims, &granularity, &encoding, &found.qparams).unwrap();
+        assert!(found.codes == pack::pack(&codes, 4), "{dims:?} {granularity:?}");
+        let bounds = channel_ranges(&x, &dims, &granularity).unwrap();
+        let expected: Vec<f32> = bounds.iter().map(|&(low, high)| qparams_from_range(low, high, &spec).0).collect();
+        assert!(found.qparams.scales == expected, "{dims:?} {granularity:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_quantized_is_refused() {
+    let spec = RangeSpec::new(Format::Int4, true);
+    let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
+    let all =
+        |low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [i32]| params(&spec, low, high, scales, zeros);
+    let bands = Bands::new(&[2, 3], &Granularity::PerTensor).unwrap().unwrap();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let x = [1.0, 2.0, 3.0, bad, 5.0, 6.0];
+        let error = quantize_ranges(x.as_slice(), &bands, &encoding, all).unwrap_err().to_string();
+        assert!(error.contains("element 3"), "{error}");
+    }
+    let short = [1.0_f32; 5];
+    assert!(quantize_ranges(short.as_slice(), &bands, &encoding, all).is_err());
+    let x = [1.0_f32; 6];
+    for scale in [0.0, f32::NAN, f32::INFINITY, 1e-40] {
+        assert!(encode(x.as_slice(), &bands, &encoding, QParams::per_tensor(scale, 0)).is_err(), "{scale}");
+    }
+    assert!(encode(x.as_slice(), &bands, &encoding, QParams::per_tensor(1.0, 8)).is_err());
+    assert!(encode(x.as_slice(), &bands, &encoding, QParams::symmetric(vec![1.0; 2])).is_err());
+    assert!(Bands::new(&[2, 3, 4], &Granularity::PerChannel { axis: 1 }).unwrap().is_none());
+    assert!(Bands::new(&[2, 3], &Granularity::PerChannel { axis: 2 }).is_err());
+}
+
+fn vectors() -> Value {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/blocks.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+/// The zero points are those of the published algorithm, where groups stop together as they do there.
+#[test]
+fn hqq_finds_the_zero_points_of_others() {
+    let file = vectors();
+    let case = &file["hqq"];
+    let [x, inverse, mut zeros, expected] = ["values", "inverse", "first", "zeros"].map(|key| numbers(&case[key]));
+    hqq::fit_zeros(&x, 32, &inverse, &mut zeros, 15.0, hqq::ITERATIONS);
+    for (found, expected) in zeros.iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+    }
+}
+
+/// `Σ (σ + |x|) (x − y)²` and `Σ |x − y|^0.7` of a choice.
+fn errors(x: &[f32], spec: &RangeSpec, encoding: &Encoding, (scale, zero): (f32, i32)) -> (f64, f64) {
+    let (low, high) = spec.format.range();
+    assert!((low..=high).contains(&zero));
+    let sigma = (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64).sqrt();
+    let each = x.iter().map(|&x| {
+        let y = f64::from((encoding.code(x, scale, zero) - zero) as f32 * scale);
+        let error = (f64::from(x) - y).abs();
+        ((sigma + f64::from(x.abs())) * error * error, error.powf(0.7))
+    });
+    each.fold((0.0, 0.0), |sum, each| (sum.0 + each.0, sum.1 + each.1))
+}
+
+#[test]
+fn least_squares_come_near_the_least_that_a_search_finds() {
+    let file = vectors();
+    let case = &file["kquant"];
+    let [x, theirs, searched] = ["values", "onnxruntime", "searched"].map(|key| numbers(&case[key]));
+    let spec = RangeSpec::new(Format::Uint4, false);
+    let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
+    let (mut ours, mut least) = (0.0, 0.0);
+    for ((x, &theirs), &searched) in x.chunks(32).zip(&theirs).zip(&searched) {
+        let Choice { scale, zero_point, .. } = kquant::choose(&Group { values: x, spec: &spec, encoding: &encoding });
+        let found = errors(x, &spec, &encoding, (scale, zero_point)).0;
+        assert!(found <= f64::from(theirs) * 1.0001, "{found} {theirs}");
+        assert!(found <= f64::from(searched) * 1.25, "{found} {searched}");
+        ours += found;
+        least += f64::from(searched);
+    }
+    assert!(ours < least * 1.05, "{ours} {least}");
+}
+
+proptest! {
+    #[test]
+    fn no_algorithm_is_worse_than_rounding(
+        spec in specs(),
+        coding in 0..CODINGS.len(),
+        x in proptest::collection::vec(prop_oneof![-3.0f32..3.0, 2.0f32..3.0, Just(0.0f32)], 1..70),
+    ) {
+        prop_assume!(spec.arithmetic != Arithmetic::Mlas || CODINGS[coding] == Coding::MlasSum);
+        let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: CODINGS[coding] };
+        let group = Group { values: &x, spec: &spec, encoding: &encoding };
+        let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
+        let rounding = qparams_from_range(low, high, &spec);
+        let before = errors(&x, &spec, &encoding, rounding);
+        for (is_hqq, found) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
+            let Choice { scale, zero_point, fell_back, rounding_noise } = found;
+            let after = errors(&x, &spec, &encoding, (scale, zero_point));
+            let (before, after) = if is_hqq { (before.1, after.1) } else { (before.0, after.0) };
+            prop_assert!(after <= before * 1.00001, "{} {} {}", is_hqq, before, after);
+            if fell_back {
+                prop_assert_eq!((scale.to_bits(), zero_point), (rounding.0.to_bits(), rounding.1));
+            }
+            prop_assert!(rounding_noise.is_finite());
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Forms of quantized constants: the same codes and scales, there and back.
+
+use amax::convert::{Converted, Request, To, convert};
+use amax::ir::text::parse;
+use amax::ir::{Model, NodeId, Tensor};
+use amax::numerics::{Format, Granularity, QParams, Round, dequantize, pack, quantize};
+use amax::onnx::DataType;
+use amax::ops::Form;
+use amax::passes::Evaluate;
+use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
+use amax::targets::Target;
+use proptest::prelude::*;
+use std::ops::ControlFlow;
+
+/// A runtime that can run nothing.
+struct NoRuntime;
+
+impl Evaluate for NoRuntime {
+    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
+        None
+    }
+}
+
+fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
+    let target = Target::load("ort-cpu").unwrap();
+    let after: &dyn Fn(&Model, &str, &amax::passes::Outcome) -> amax::Result<ControlFlow<()>> =
+        &|_, _, _| Ok(ControlFlow::Continue(()));
+    convert(model, &Request { into, accuracy_level: 4, switches: &[], target: &target, evaluate: &NoRuntime, after })
+}
+
+const BITS: [(Format, usize); 6] = [
+    (Format::Int2, 2),
+    (Format::Uint2, 2),
+    (Format::Int4, 4),
+    (Format::Uint4, 4),
+    (Format::Int8, 8),
+    (Format::Uint8, 8),
+];
+
+/// A matrix with codes that are anything; of a granularity along or across its rows.
+fn matrix() -> impl Strategy<Value = Quantized> {
+    let share = prop_oneof![
+        Just(Granularity::PerTensor),
+        Just(Granularity::PerChannel { axis: 0 }),
+        (4u32..9).prop_map(|log| Granularity::PerGroup { axis: 1, size: 1 << log }),
+    ];
+    (0usize..6, 1usize..9, 1usize..70, share, any::<bool>(), any::<u64>()).prop_map(
+        |(at, rows, columns, share, zero, seed)| {
+            let (format, bits) = BITS[at];
+            let mut state = seed | 1;
+            let mut random = move || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u32
+            };
+            let dims = vec![rows, columns];
+            let entries: usize = share.scale_dims(&dims).iter().product();
+            let codes = (0..rows * columns).map(|_| (random() & ((1 << bits) - 1)) as u8).collect();
+            let (low, high) = format.range();
+            let signed_zero = zero && !format.is_signed();
+            let zeros = (0..entries)
+                .map(|_| if signed_zero { low + (random() % (high - low + 1) as u32) as i32 } else { 0 })
+                .collect();
+            Quantized {
+                format,
+                dims,
+                granularity: share,
+                scales: (0..entries).map(|_| f32::from_bits(0x3c00_0000 + random() % 0x0100_0000)).collect(),
+                scale_dtype: DataType::Float,
+                zero_points: ZeroPoints::Integers(zeros),
+                codes,
+            }
+        },
+    )
+}
+
+/// A model that reads a matrix `[K, N]` in a product and `[V, D]` in a table.
+fn model(constant: &Quantized, op: &str) -> Model {
+    let pair = constant.to_qdq().unwrap();
+    let text = match op {
+        "MatMul" => {
+            "<ir_version: 13, opset_import: [\"\" : 25]>\nm (float[2,K] x) => (float[2,N] y) {\n  y = MatMul (x, x)\n}"
+        }
+        _ => "<ir_version: 13, opset_import: [\"\" : 25]>\nm (int64[2] x) => (float[2,N] y) {\n  y = Gather (x, x)\n}",
+    };
+    let mut model = parse(text).unwrap();
+    let (graph, node) = (model.main(), model.graph(model.main()).nodes()[0]);
+    let codes = model.add_initializer(graph, "w_quantized", pair.codes.clone());
+    let scale = model.add_initializer(graph, "w_scale", pair.scale.clone());
+    let zero = model.add_initializer(graph, "w_zero_point", pair.zero_point.clone());
+    let new = amax::ir::NewNode::new("DequantizeLinear", "dq", &[codes, scale, zero], &["w"]);
+    let dq = model.insert(amax::ir::Place::Before(node), pair.describe(new));
+    let weight = model.node(dq).output(0);
+    model.set_input(node, usize::from(op == "MatMul"), weight);
+    model
+}
+
+/// What the only product or Gather of a model reads.
+fn constant_of(model: &Model, input: usize) -> Quantized {
+    let nodes = model.graph(model.main()).nodes();
+    let node = *nodes.iter().find(|&&n| !model.node(n).is("DequantizeLinear")).unwrap();
+    let (dq, exchanged) = find_dequantized(model, model.node(node).input(input).unwrap()).unwrap();
+    assert!(!exchanged);
+    Quantized::from_qdq(model, dq).unwrap()
+}
+
+/// With the scales of a granularity written out for each element, so that two of them can be held against each other.
+fn spread(constant: &Quantized) -> (Vec<i32>, Vec<u32>, Vec<i32>) {
+    let middle = if constant.format.is_signed() { 0 } else { 1 << (constant.format.bits() - 1) };
+    let raw = pack::pack_bytes(&constant.codes, constant.format.bits());
+    let codes = pack::unpack(&raw, &constant.format, constant.codes.len());
+    let ZeroPoints::Integers(zeros) = &constant.zero_points else { panic!("floats") };
+    let entry = |at| constant.granularity.entry(&constant.dims, at).unwrap();
+    let all = 0..codes.len();
+    let scales = all.clone().map(|at| constant.scales[entry(at)].to_bits()).collect();
+    (codes.iter().map(|c| c - middle).collect(), scales, all.map(|at| zeros[entry(at)] - middle).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn products_come_back_as_they_were(constant in matrix()) {
+        let stored = constant.transposed().unwrap();
+        let there = converted(&model(&stored, "MatMul"), &[To::Form(Form::Matmulnbits)]).unwrap();
+        prop_assert_eq!((there.changed.len(), there.kept.len()), (1, 0));
+        let back = converted(&there.model, &[To::Form(Form::Qdq)]).unwrap();
+        let back = constant_of(&back.model, 1);
+        prop_assert_eq!(&back.format, &stored.format);
+        prop_assert_eq!(spread(&back), spread(&stored));
+        if matches!(stored.granularity, Granularity::PerGroup { .. }) && back.granularity == stored.granularity {
+            prop_assert_eq!(back, stored);
+        }
+    }
+
+    #[test]
+    fn tables_come_back_as_they_were(constant in matrix()) {
+        let there = converted(&model(&constant, "Gather"), &[To::Form(Form::GatherBlockQuantized)]).unwrap();
+        let whole = (constant.dims[1] * constant.format.bits()).is_multiple_of(8);
+        prop_assert_eq!(there.changed.len(), usize::from(whole || constant.format.bits() == 4));
+        let back = converted(&there.model, &[To::Form(Form::Qdq)]).unwrap();
+        let back = constant_of(&back.model, 0);
+        prop_assert_eq!(&back.format, &constant.format);
+        prop_assert_eq!(spread(&back), spread(&constant));
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_codes(constant in matrix()) {
+        let ZeroPoints::Integers(zero_points) = constant.zero_points.clone() else { unreachable!() };
+        let qparams = QParams { scales: constant.scales.clone(), zero_points };
+        let raw = pack::pack_bytes(&constant.codes, constant.format.bits());
+        let expected = dequantize(&raw, constant.format, &constant.dims, &constant.granularity, &qparams).unwrap();
+        prop_assert_eq!(constant.values().unwrap(), expected.clone());
+        let float = converted(&model(&constant, "Gather"), &[To::Float]).unwrap().model;
+        let node = float.graph(float.main()).nodes()[0];
+        prop_assert_eq!(float.constant_input(node, 0).and_then(Tensor::to_f32), Some(expected));
+    }
+}
+
+#[test]
+fn zero_points_between_codes_are_for_matmulnbits_alone() {
+    let mut constant = Quantized {
+        format: Format::Uint4,
+        dims: vec![2, 16],
+        granularity: Granularity::PerGroup { axis: 1, size: 16 },
+        scales: vec![0.5, 0.25],
+        scale_dtype: DataType::Float,
+        zero_points: ZeroPoints::Floats(vec![7.5, 0.25]),
+        codes: (0..32).map(|i| i % 16).collect(),
+    };
+    let blocks = constant.to_nbits().unwrap();
+    assert_eq!(blocks.zero_points.unwrap().to_f32(), Some(vec![7.5, 0.25]));
+    assert!(constant.to_qdq().unwrap_err().contains("zero points are no codes"));
+    assert!(constant.to_gather(0).unwrap_err().contains("zero points are no codes"));
+    let values = constant.values().unwrap();
+    assert_eq!((values[0], values[15], values[17]), (-3.75, 3.75, 0.1875));
+    constant.format = Format::Uint8;
+    assert!(constant.to_nbits().unwrap_err().contains("8-bit codes with zero points between codes"));
+}
+
+#[test]
+fn scales_keep_their_type() {
+    let values: Vec<f32> = (0..64).map(|i| (i * 37 % 64) as f32 / 32.0 - 1.0).collect();
+    let granularity = Granularity::PerGroup { axis: 1, size: 16 };
+    let qparams = QParams::symmetric(vec![0.125, 0.25, 0.5, 1.0]);
+    let raw = quantize(&values, &[2, 32], &granularity, &qparams, Format::Int4, Round::HalfEven).unwrap();
+    let constant = Quantized {
+        format: Format::Int4,
+        dims: vec![2, 32],
+        granularity,
+        scales: qparams.scales,
+        scale_dtype: DataType::Float16,
+        zero_points: ZeroPoints::Integers(qparams.zero_points),
+        codes: pack::unpack_bytes(&raw, 4, 64),
+    };
+    assert_eq!(constant.to_nbits().unwrap().scales.dtype(), DataType::Float16);
+    assert_eq!(constant.to_gather(0).unwrap().scales.dtype(), DataType::Float16);
+    assert_eq!(constant.to_qdq().unwrap().scale.dtype(), DataType::Float16);
+}
+
+#[test]
+fn forms_that_exclude_each_other_are_refused() {
+    let model = parse("<ir_version: 8, opset_import: [\"\" : 17]>\nm (float x) => (float y) { y = Abs (x) }").unwrap();
+    let check = |into: &[To], fine: bool| assert_eq!(converted(&model, into).is_ok(), fine, "{into:?}");
+    let [qdq, nbits, gather] = Form::ALL.map(To::Form);
+    check(&[], true);
+    check(&[nbits, gather], true);
+    check(&[qdq], true);
+    check(&[To::Float], true);
+    check(&[qdq, nbits], false);
+    check(&[To::Float, gather], false);
+}
+
+/// An embedding, a product, a transposed Gemm, and a convolution, none of them with more than the columns it needs.
+const NET: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+net (int64[2] i, float[1,2,8] x) => (float[2,6] y, float[1,2,8] z) <
+  float[5,32] table = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2},
+  float[8,32] even = {EVEN},
+  float[32,6] odd = {ODD},
+  float[2,2,1] kernel = {1, 2, 3, 4}
+> {
+  [embed] e = Gather (table, i)
+  [fc1] m = Gemm <transB = 1> (e, even)
+  [fc2] y = MatMul (e, odd)
+  [conv] z = Conv (x, kernel)
+}"#;
+
+/// The plan of [`NET`] under a configuration: what each weight is stored as.
+fn planned(target: &str, text: &str) -> Result<String, String> {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(", ");
+    let model = parse(&NET.replace("EVEN", &row(256)).replace("ODD", &row(192))).unwrap();
+    let config = amax::config::Config::parse(text).map_err(|e| e.to_string())?;
+    let target = Target::load(target).unwrap();
+    let knowledge = amax::plan::Knowledge::default();
+    let plan = amax::plan::plan(&model, &config, &target, &knowledge).map_err(|e| e.message().to_owned())?;
+    let line = |w: &amax::plan::Weight| {
+        let level = w.accuracy_level.map(|l| format!(" {l}")).unwrap_or_default();
+        format!("{} {}{level}", w.site.trim_end_matches(".weight"), w.form)
+    };
+    let mut lines: Vec<String> = plan.weights.iter().map(line).collect();
+    lines.push(format!("set {}", plan.opset));
+    Ok(lines.join(", "))
+}
+
+#[test]
+fn the_planner_takes_the_form_that_fits() {
+    let check = |target: &str, text: &str, expected: &str| {
+        let found = planned(target, text).unwrap_or_else(|e| format!("error: {e}"));
+        assert!(
+            found == expected || (expected.ends_with('…') && found.starts_with(expected.trim_end_matches('…'))),
+            "{text}\n  {found}"
+        );
+    };
+    let ort = |text: &str, expected: &str| check("ort-cpu", text, expected);
+    let groups = |bits: &str| {
+        format!("[op_type.{{}}.weight]\ndtype = \"{bits}\"\ngranularity = \"per-group\"\ngroup_size = 16\n")
+    };
+    let [int2, int4] = ["int2", "int4"].map(|bits| {
+        ["MatMul", "Gemm"].map(|op| groups(bits).replace("{}", op)).concat() + "[default.input]\nenable = false\n"
+    });
+    ort("", "fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort("preset = \"w8\"", "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort("preset = \"w4\"", "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 21");
+    check("generic", "preset = \"w8\"", "fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort(&int4, "fc1 qdq, fc2 qdq, conv qdq, set 21");
+    // Six columns of 2 bits are what onnxruntime fuses wrongly; eight are not.
+    ort(&int2, "fc1 qdq, fc2 matmulnbits, conv qdq, set 25");
+    ort(
+        &format!("{int2}[[layer]]\nmatch = \"fc2\"\nweight.form = \"qdq\""),
+        "error: [[layer]] \"fc2\", weight.form: ort-cpu computes…",
+    );
+    ort(&format!("{int2}[default.weight]\nform = \"qdq\""), "fc1 qdq, fc2 matmulnbits, conv qdq, set 25");
+    // As bytes, no operator set need know them.
+    ort(
+        &format!("{int4}[default.weight]\nform = \"matmulnbits\"\naccuracy_level = 1"),
+        "fc1 matmulnbits 1, fc2 matmulnbits 1, conv qdq, set 17",
+    );
+    ort(
+        "default.weight.form = \"gather-block-quantized\"",
+        "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 17",
+    );
+    ort("op_type.Gather.weight.enable = true", "embed gather-block-quantized, fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort("op_type.Gather.weight = { enable = true, form = \"qdq\" }", "embed qdq, fc1 qdq, fc2 qdq, conv qdq, set 17");
+    // What fits nothing: an error where it was asked for by name, else another form.
+    let small = "weight = { granularity = \"per-group\", group_size = 8";
+    ort(
+        &format!("[op_type.MatMul]\n{small} }}\n[default.weight]\nform = \"matmulnbits\""),
+        "fc1 matmulnbits, fc2 qdq, conv qdq, set 21",
+    );
+    ort(
+        &format!("[op_type.MatMul]\n{small}, form = \"matmulnbits\" }}"),
+        "error: [op_type.MatMul], weight.form: MatMulNBits has groups of…",
+    );
+    ort("[op_type.Conv.weight]\nform = \"matmulnbits\"", "error: [op_type.Conv], weight.form: a Conv has no such form");
+    check(
+        "generic",
+        "[op_type.MatMul.weight]\nform = \"matmulnbits\"",
+        "error: [op_type.MatMul], weight.form: generic has no matmulnbits",
+    );
+    ort(
+        "[default.weight]\naccuracy_level = 1",
+        "error: [default], weight.accuracy_level: only form = \"matmulnbits\" has levels of accuracy",
+    );
+    ort("[default.weight]\nform = \"matmulnbit\"", "error: …");
+}
+
+/// Both weights of a recurrent operator are stored where that is asked for, a scale for each row of its gates.
+#[test]
+fn weights_of_recurrent_operators_are_stored_when_asked_for() {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\nnet (float[3,1,2] x) => (float[3,1,1,2] y) <float[1,6,2] w = {{{}}}, float[1,6,2] r = {{{}}}> {{\n  [gru] y = GRU <hidden_size = 2> (x, w, r)\n}}",
+        row(12),
+        row(12)
+    );
+    let model = parse(&text).unwrap();
+    let planned = |text: &str| {
+        let config = amax::config::Config::parse(text).unwrap();
+        let knowledge = amax::plan::Knowledge::default();
+        amax::plan::plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge).unwrap().weights
+    };
+    assert_eq!(planned("preset = \"w8\"").len(), 0);
+    let weights = planned("preset = \"w8\"\n[op_type.GRU]\nweight.enable = true");
+    let found: Vec<_> = weights.iter().map(|w| (w.tensor.as_str(), w.quantizer.granularity, w.form)).collect();
+    let rows = Granularity::PerChannel { axis: 1 };
+    assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)]);
+}

@@ -1,0 +1,523 @@
+//! Fake-quantized models in and out: exports of frameworks (`tests/qat/`, made by `make_exports.py`) are folded and proven,
+//! and what `prepare` writes is what `rewrite` stores.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use amax::calibrate::Silent;
+use amax::config::{Config, Pattern, presets};
+use amax::convert::{Converted, Request, convert};
+use amax::error::{Kind, Result};
+use amax::ir::{Model, Tensor, file, text};
+use amax::onnx::DataType;
+use amax::passes::exact::Exact;
+use amax::passes::switch_quantizers::Switch;
+use amax::proof::{Proof, prove};
+use amax::rewrite::{self, prepare, rewrite};
+use amax::runtime::Runtime;
+use amax::samples::SampleSet;
+use amax::targets::Target;
+use serde_json::Value;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qat")
+}
+
+fn load(name: &str) -> Model {
+    file::load(&folder().join(format!("{name}.onnx"))).unwrap()
+}
+
+fn samples(name: &str, model: &Model) -> SampleSet {
+    SampleSet::open(&folder().join(format!("{name}.calib.npz")), model).unwrap()
+}
+
+fn target(name: &str) -> Target {
+    Target::load(name).unwrap()
+}
+
+fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
+    let target = target("generic");
+    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
+    let request = Request { into: &[], accuracy_level: 0, switches, target: &target, evaluate: &Exact, after: &after };
+    convert(model, &request)
+}
+
+fn converted(model: &Model) -> Converted {
+    converted_with(model, &[]).unwrap()
+}
+
+fn parsed(text: &str) -> Model {
+    text::parse(text).unwrap()
+}
+
+fn proof(original: &Model, test: &Model, samples: Option<&SampleSet>) -> Proof {
+    prove(original, test, samples, &Exact, Runtime::default(), &Silent).unwrap()
+}
+
+/// Each initializer's type and shape, sorted, but for scales and zero points.
+fn stored(model: &Model) -> Vec<String> {
+    let codes = |v: &amax::ir::ValueId| !model.value(*v).name().contains("zero_point");
+    let all = model.graph(model.main()).initializers().iter().copied().filter(codes);
+    let tensors = all.filter_map(|v| model.constant(v));
+    let large = tensors.filter(|t| t.dims().len() > 1 && t.dtype() != DataType::Float);
+    let mut found: Vec<String> = large.map(|t| format!("{}{:?}", t.dtype(), t.dims())).collect();
+    found.sort();
+    found
+}
+
+fn count(model: &Model, op: &str) -> usize {
+    model.graph(model.main()).nodes().iter().filter(|&&n| model.node(n).is(op)).count()
+}
+
+/// What becomes of each export: the codes that are stored, float tensors of more than one axis that are left, and the
+/// places that are listed as kept.
+#[test]
+fn exports_of_frameworks_fold() {
+    #[allow(clippy::type_complexity, reason = "a table")]
+    let cases: &[(&str, &[&str], usize, &[&str])] = &[
+        ("torchao_8da4w", &["int4[16, 32]", "int4[32, 64]"], 1, &["mul_11", "mul_2"]),
+        ("torchao_8da4w_optimized", &["int4[16, 32]", "int4[32, 64]"], 1, &["mul_11", "mul_2"]),
+        ("torchao_int4", &[], 2, &["view_11", "view_23"]),
+        ("torch_fake_quantize", &["int8[8, 3, 3, 3]"], 0, &[]),
+        ("spelled_out", &["int8[8, 3, 3, 3]"], 0, &["y"]),
+        (
+            "fx_qat_cnn",
+            &["int8[4, 8]", "int8[8, 3, 3, 3]"],
+            1,
+            &[
+                "/activation_post_process_0/Clip",
+                "/activation_post_process_1/Clip",
+                "/activation_post_process_1_1/Clip",
+                "/activation_post_process_3/Clip",
+            ],
+        ),
+        ("pt2e_qat_cnn", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &[]),
+        ("brevitas_qcdq", &["int8[4, 288]", "int8[8, 3, 3, 3]"], 0, &["/2/act_quant/export_handler/Clip"]),
+        ("qcdq_float_weights", &["int8[8, 3, 3, 3]"], 0, &["c"]),
+        ("modelopt_int8", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &[]),
+        ("modelopt_fp8", &["float8e4m3fn[32, 16]", "float8e4m3fn[32, 64]"], 0, &[]),
+        ("grouped_pair", &["int8[64, 16]"], 1, &[]),
+        ("ort_static", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &[]),
+        ("float_linear", &[], 2, &[]),
+    ];
+    for (name, codes, floats, kept) in cases {
+        let model = load(name);
+        let done = converted(&model);
+        assert_eq!(stored(&done.model), *codes, "{name}");
+        let main = done.model.graph(done.model.main());
+        let tensors = main.initializers().iter().filter_map(|&v| done.model.constant(v));
+        let left = tensors.filter(|t| t.dtype() == DataType::Float && t.dims().len() > 1).count();
+        assert_eq!(left, *floats, "{name}");
+        let places: BTreeSet<&str> = done.kept.iter().map(|n| n.at.as_str()).collect();
+        assert_eq!(places, kept.iter().copied().collect(), "{name}");
+        // What is folded stays folded, and a second run finds nothing to do.
+        let again = converted(&done.model);
+        assert_eq!((again.folded, again.changed), (vec![], vec![]), "{name}");
+        assert_eq!(text::print(&again.model), text::print(&done.model), "{name}");
+    }
+    let listed: BTreeSet<String> = cases.iter().map(|(name, ..)| format!("{name}.onnx")).collect();
+    let there: BTreeSet<String> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.ends_with(".onnx"))
+        .collect();
+    assert_eq!(listed, there);
+}
+
+#[test]
+fn exports_are_the_same_after_folding() {
+    let expected: BTreeMap<String, Value> =
+        serde_json::from_str(&std::fs::read_to_string(folder().join("expected.json")).unwrap()).unwrap();
+    for (name, expected) in expected {
+        let model = load(&name);
+        let done = converted(&model);
+        let set = samples(&name, &model);
+        let proof = proof(&model, &done.model, cfg!(feature = "tract").then_some(&set));
+        proof.verdict().unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(proof.operands.iter().all(|o| o.differing == Ok(0)), "{name}: {proof}");
+        assert!(proof.outputs.iter().all(|o| o.differing == 0), "{name}: {proof}");
+        let weights = if name == "float_linear" { 0 } else { 1 };
+        assert!(proof.operands.len() >= weights, "{name}: {proof}");
+        if !cfg!(feature = "tract") || name == "float_linear" {
+            continue;
+        }
+        // What the framework, or onnxruntime, computed.
+        let outputs = amax::calibrate::outputs(&done.model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        let ours = outputs[0][0].1.to_f32().unwrap();
+        let theirs: Vec<f32> = expected["y"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+        let largest = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert_eq!(ours.len(), theirs.len(), "{name}");
+        for (a, b) in ours.iter().zip(&theirs) {
+            assert!((a - b).abs() <= largest * 1e-5, "{name}: {a} instead of {b}");
+        }
+    }
+}
+
+#[test]
+fn scales_keep_their_bits() {
+    let model = load("torch_fake_quantize");
+    let done = converted(&model);
+    let scale = |m: &Model| m.constant(m.value_named("scale").unwrap()).unwrap().raw();
+    assert_eq!(scale(&model), scale(&done.model));
+}
+
+#[test]
+fn a_wrong_conversion_is_found() {
+    let model = load("spelled_out");
+    let mut wrong = converted(&model).model;
+    let codes = wrong
+        .graph(wrong.main())
+        .initializers()
+        .iter()
+        .copied()
+        .find(|&v| wrong.constant(v).is_some_and(|t| t.dtype() == DataType::Int8 && t.len() > 8))
+        .unwrap();
+    let tensor = wrong.constant(codes).unwrap().clone();
+    let mut bytes = tensor.raw().to_vec();
+    bytes[5] = if bytes[5] == 0 { 1 } else { 0 };
+    wrong.set_constant(codes, Tensor::new(DataType::Int8, &tensor.dims(), bytes));
+    let found = proof(&model, &wrong, None);
+    let error = found.verdict().unwrap_err();
+    assert_eq!(error.kind(), Kind::Check);
+    assert!(error.to_string().contains("1 of 216 elements"), "{error}");
+}
+
+/// A spelled-out quantizer of `x`; `None` if it stays, else what is in its place.
+fn named(body: &str) -> Option<String> {
+    let text = format!("<ir_version: 8, opset_import: [\"\" : 17]> g (float[n, 4] x) => (float[n, 4] y) {{ {body} }}");
+    let done = converted(&parsed(&text)).model;
+    if count(&done, "Round") > 0 {
+        return None;
+    }
+    let q = done.graph(done.main()).nodes().iter().copied().find(|&n| done.node(n).is("QuantizeLinear"))?;
+    let zero = done.constant_input(q, 2).unwrap();
+    let clip = if count(&done, "Clip") > 0 { " clip" } else { "" };
+    Some(format!("{}{}", zero.dtype(), clip))
+}
+
+#[test]
+fn activations_become_pairs_only_where_that_is_the_same() {
+    let check = |body: &str, wanted: Option<&str>| assert_eq!(named(body).as_deref(), wanted, "{body}");
+    let constant = |name: &str, value: f32| format!("{name} = Constant <value_float = {value:?}> ()\n");
+    let numbers = |scale: f32, zero: f32, low: f32, high: f32| {
+        [("s", scale), ("z", zero), ("lo", low), ("hi", high)].map(|(n, v)| constant(n, v)).concat()
+    };
+    let full = "d = Div(x, s) r = Round(d) a = Add(r, z) c = Clip(a, lo, hi) m = Sub(c, z) y = Mul(m, s)";
+    check(&(numbers(0.02, 128.0, 0.0, 255.0) + full), Some("uint8"));
+    check(&(numbers(0.02, 3.0, -128.0, 127.0) + full), Some("int8"));
+    check(&(numbers(0.02, 0.0, -127.0, 127.0) + full), Some("int8 clip"));
+    check(&(numbers(0.02, 0.0, 0.0, 127.0) + full), Some("int8 clip"));
+    // No format has these codes, and nothing bounds those.
+    check(&(numbers(0.02, 0.0, -300.0, 300.0) + full), None);
+    check(&(numbers(0.02, 0.0, 0.0, 255.0) + "d = Div(x, s) r = Round(d) y = Mul(r, s)"), None);
+    // A zero point that is no whole number, and a scale that is none.
+    check(&(numbers(0.02, 0.5, 0.0, 255.0) + full), None);
+    check(&(numbers(-0.02, 0.0, -128.0, 127.0) + full), None);
+    // Multiplied by the reciprocal: the same where that is exact.
+    let inverse = "d = Mul(x, i) r = Round(d) a = Add(r, z) c = Clip(a, lo, hi) m = Sub(c, z) y = Mul(m, s)";
+    check(&(numbers(0.125, 5.0, -128.0, 127.0) + &constant("i", 8.0) + inverse), Some("int8"));
+    check(&(numbers(0.02, 5.0, -128.0, 127.0) + &constant("i", 50.0) + inverse), None);
+    // The zero point is added before rounding: ties go elsewhere where it is odd.
+    let before = "d = Div(x, s) a = Add(d, z) r = Round(a) c = Clip(r, lo, hi) m = Sub(c, z) y = Mul(m, s)";
+    check(&(numbers(0.125, 5.0, -128.0, 127.0) + before), None);
+    check(&(numbers(0.125, 0.0, -128.0, 127.0) + before), Some("int8"));
+    // Clipped before rounding; with Min and Max; scaled back by another scale.
+    let clipped = "d = Div(x, s) c = Clip(d, lo, hi) r = Round(c) y = Mul(r, s)";
+    check(&(numbers(0.02, 0.0, -128.0, 127.0) + clipped), Some("int8"));
+    let extremes = "d = Div(x, s) r = Round(d) n = Min(r, hi) c = Max(lo, n) y = Mul(s, c)";
+    check(&(numbers(0.02, 0.0, -128.0, 127.0) + extremes), Some("int8"));
+    let other = "d = Div(x, s) r = Round(d) c = Clip(r, lo, hi) y = Mul(c, t)";
+    check(&(numbers(0.02, 0.0, -128.0, 127.0) + &constant("t", 0.03) + other), None);
+}
+
+#[test]
+fn weights_fold_in_many_spellings() {
+    let check = |body: &str, wanted: &[&str]| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]> g (float[n, 2] x) => (float[n, 4] y) <
+                float[2, 4] w = {{0.5, -0.3, 0.1, 0.77, -0.5, 0.25, 0.0, -0.8}},
+                float[4] s = {{0.1, 0.05, 0.01, 0.2}}, float one = {{0.1}}, float z = {{1.0}},
+                float lo = {{-8.0}}, float hi = {{7.0}}, int64[2] wide = {{4, 2}}, int64[2] tall = {{2, 4}},
+                float[4, 1] g = {{0.1, 0.05, 0.01, 0.2}}> {{ {body} y = MatMul(x, f) }}"
+        );
+        let model = parsed(&text);
+        let done = converted(&model);
+        assert_eq!(stored(&done.model), wanted, "{body} {:?}", done.kept);
+        let found = proof(&model, &done.model, None);
+        assert!(found.operands.iter().all(|o| o.differing == Ok(0)) && found.operands.len() == 1, "{body} {found}");
+    };
+    check("d = Div(w, s) r = Round(d) c = Clip(r, lo, hi) f = Mul(c, s)", &["int4[2, 4]"]);
+    check("d = Div(w, s) r = Round(d) c = Clip(r, lo, hi) f = Mul(s, c)", &["int4[2, 4]"]);
+    check("i = Reciprocal(s) d = Mul(w, i) r = Round(d) c = Clip(r, lo, hi) f = Mul(c, s)", &["int4[2, 4]"]);
+    check(
+        "d = Div(w, one) r = Round(d) a = Add(r, z) c = Clip(a, lo, hi) m = Sub(c, z) f = Mul(m, one)",
+        &["int4[2, 4]"],
+    );
+    check("d = Div(w, s) r = Round(d) f = Mul(r, s)", &["int8[2, 4]"]);
+    check("d = Div(w, s) r = Round(d) k = Cast <to = 3> (r) b = Cast <to = 1> (k) f = Mul(b, s)", &["int8[2, 4]"]);
+    // Groups of 2 between reshapes, on the last axis.
+    check(
+        "v = Reshape(w, wide) d = Div(v, g) r = Round(d) c = Clip(r, lo, hi) m = Mul(c, g) f = Reshape(m, tall)",
+        &["int4[2, 4]"],
+    );
+    // The scale is computed from the weight.
+    check(
+        "b = Abs(w) a = ReduceMax <axes = [0]> (b) q = Div(a, hi) d = Div(w, q) r = Round(d) c = Clip(r, lo, hi) f = Mul(c, q)",
+        &["int4[2, 4]"],
+    );
+    // Divided by the inverse of the scale, as ModelOpt does; a zero point that is no whole number; nothing that rounds.
+    check("i = Reciprocal(one) d = Mul(w, i) r = Round(d) f = Div(r, i)", &["int8[2, 4]"]);
+    check("d = Div(w, s) r = Round(d) a = Add(r, one) f = Mul(a, s)", &[]);
+    check("d = Div(w, s) f = Mul(d, s)", &[]);
+}
+
+#[test]
+fn a_weight_between_reshapes_keeps_its_groups() {
+    let done = converted(&load("grouped_pair")).model;
+    let node = done.graph(done.main()).nodes().iter().copied().find(|&n| done.node(n).is("DequantizeLinear")).unwrap();
+    assert_eq!((done.node(node).int("axis"), done.node(node).int("block_size")), (Some(0), Some(32)));
+    assert_eq!(done.opset(), Some(21));
+}
+
+#[test]
+fn floats_on_a_grid_are_found_and_others_left() {
+    let model = |values: &[f32]| {
+        let mut model = parsed(
+            "<ir_version: 8, opset_import: [\"\" : 17]> g (float[n, 32] x) => (float[n, 8] y) <float[1] w = {0.0}> { y = MatMul(x, w) }",
+        );
+        let w = model.value_named("w").unwrap();
+        model.set_constant(w, Tensor::from_f32(&[32, 8], values));
+        model
+    };
+    let grid = |steps: i32| -> Vec<f32> {
+        // The last row holds the ends of the range, so that every column uses all of it.
+        let code = |i: i32| if i >= 248 { steps } else { i * 7919 % (2 * steps + 1) - steps };
+        (0..256).map(|i| code(i) as f32 * (0.013 + (i % 8) as f32 * 0.001)).collect()
+    };
+    assert_eq!(stored(&converted(&model(&grid(7))).model), ["int4[32, 8]"]);
+    assert_eq!(stored(&converted(&model(&grid(100))).model), ["int8[32, 8]"]);
+    let mut off = grid(7);
+    off[100] = off[100].next_up() + 1e-6;
+    assert!(stored(&converted(&model(&off)).model).is_empty());
+    assert!(stored(&converted(&model(&[0.0; 256])).model).is_empty());
+    assert!(stored(&converted(&model(&grid(1))).model).is_empty(), "three values are no sign of a quantizer");
+}
+
+#[test]
+fn a_file_cannot_ask_for_endless_constants() {
+    let done = converted(&parsed(
+        "<ir_version: 8, opset_import: [\"\" : 17]> g (float[n] x) => (float[n] y) <
+            int64[3] huge = {1000000, 1000000, 1000000}, float one = {1.0}> {
+            e = Expand(one, huge) r = Round(e) f = Mul(r, one) y = Add(x, f) }",
+    ));
+    assert_eq!(count(&done.model, "Expand"), 1);
+}
+
+#[test]
+fn quantizers_are_switched_off_by_name() {
+    let switch = |pattern: &str, on: bool| Switch { pattern: Pattern::new(pattern).unwrap(), on };
+    let check = |name: &str, switches: &[Switch], pairs: usize, codes: &[&str]| {
+        let model = load(name);
+        let done = converted_with(&model, switches).unwrap();
+        assert_eq!(
+            (count(&done.model, "DequantizeLinear"), stored(&done.model)),
+            (pairs, codes.iter().map(|c| (*c).to_owned()).collect())
+        );
+        let reference = done.reference.as_ref().unwrap_or(&model);
+        let found = proof(reference, &done.model, None);
+        assert!(found.operands.iter().all(|o| o.differing == Ok(0)), "{found}");
+    };
+    let (conv, linear) = ("int8[8, 3, 3, 3]", "int8[4, 8]");
+    check("modelopt_int8", &[], 4, &[linear, conv]);
+    check("modelopt_int8", &[switch("*.weight", false)], 2, &[]);
+    check("modelopt_int8", &[switch("*.input", false)], 2, &[linear, conv]);
+    check("modelopt_int8", &[switch("/linear/*", false)], 2, &[conv]);
+    check("modelopt_int8", &[switch("*", false), switch("/conv/Conv.weight", true)], 1, &[conv]);
+    // Codes that are there already become the floats that they stand for.
+    check("brevitas_qcdq", &[switch("*.weight", false)], 4, &[]);
+    let error = converted_with(&load("modelopt_int8"), &[switch("/cov/Conv.weight", false)]).unwrap_err();
+    assert_eq!((error.kind(), error.hint()), (Kind::Usage, Some("did you mean \"/conv/Conv.weight\"?")));
+}
+
+#[derive(Clone, Copy)]
+enum Line {
+    Rewrite,
+    Prepare,
+}
+
+fn quantized(model: &Model, config: &Config, line: Line, samples: Option<&SampleSet>) -> Result<Model> {
+    let target = target(config.target.as_deref().unwrap_or("ort-cpu"));
+    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
+    let request = rewrite::Request {
+        config,
+        target: &target,
+        plan: None,
+        samples,
+        statistics: None,
+        runtime: Runtime::default(),
+        memory: amax::calibrate::Memory::default(),
+        threads: 1,
+        progress: &Silent,
+        evaluate: &amax::runtime::TractEvaluate,
+        passes: None,
+        after: &after,
+        measure: false,
+    };
+    Ok(match line {
+        Line::Rewrite => rewrite(model, &request)?,
+        Line::Prepare => prepare(model, &request)?,
+    }
+    .model)
+}
+
+/// Every initializer by name, as bytes.
+fn initializers(model: &Model) -> BTreeMap<String, (DataType, Vec<usize>, Vec<u8>)> {
+    let main = model.graph(model.main());
+    let read = |v: &amax::ir::ValueId| {
+        let tensor = model.constant(*v)?;
+        Some((model.value(*v).name().to_owned(), (tensor.dtype(), tensor.dims(), tensor.raw().to_vec())))
+    };
+    main.initializers().iter().filter_map(read).collect()
+}
+
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn what_prepare_makes_converts_to_what_rewrite_makes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits.onnx");
+    let model = file::load(&root).unwrap();
+    let set = SampleSet::open(&root.with_extension("calib.npz"), &model).unwrap();
+    let settings: &[&[&str]] = &[
+        &[],
+        &["default.weight.round=half-away"],
+        &["default.weight.reduce_range=true"],
+        &["default.weight.dtype=uint8", "default.weight.symmetric=false"],
+        &[
+            "op_type.Gemm.weight.dtype=int4",
+            "op_type.Gemm.weight.granularity=per-group",
+            "op_type.Gemm.weight.group_size=16",
+        ],
+    ];
+    for (settings, target) in settings.iter().zip(["ort-cpu", "ort-cpu", "generic", "ort-cpu-vnni", "ort-cpu"]) {
+        for samples in [None, Some(&set)] {
+            let mut config = Config { target: Some(target.to_owned()), ..Config::default() };
+            for setting in *settings {
+                config.set(setting).unwrap();
+            }
+            let wanted = quantized(&model, &config, Line::Rewrite, samples).unwrap();
+            let fake = quantized(&model, &config, Line::Prepare, samples).unwrap();
+            let weights = stored(&wanted);
+            assert!(!weights.is_empty() && stored(&fake).is_empty(), "{settings:?}");
+            let back = converted(&fake);
+            assert_eq!(initializers(&back.model), initializers(&wanted), "{settings:?}");
+            let found = proof(&fake, &back.model, Some(&set));
+            assert!(found.operands.iter().all(|o| o.differing == Ok(0)), "{settings:?} {found}");
+            assert!(found.outputs.iter().all(|o| o.differing == 0), "{settings:?} {found}");
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn the_preset_8da4w_computes_what_torchao_does() {
+    let model = load("float_linear");
+    let set = samples("float_linear", &model);
+    let config = presets::load("8da4w").unwrap();
+    let fake = quantized(&model, &config, Line::Prepare, None).unwrap();
+    let folded = converted(&fake);
+    assert_eq!(stored(&folded.model), ["int4[32, 16]", "int4[64, 32]"].map(str::to_owned));
+    let expected: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder().join("expected.json")).unwrap()).unwrap();
+    let theirs: Vec<f32> =
+        expected["float_linear"]["y"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+    for model in [&fake, &folded.model] {
+        let outputs = amax::calibrate::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        let ours = outputs[0][0].1.to_f32().unwrap();
+        let noise = |test: &[f32]| amax::numerics::metrics::sqnr_db(&theirs, test);
+        assert!(noise(&ours) > 35.0, "{}", noise(&ours));
+    }
+    // The codes are those of torchao's own export, but for the layout, and for weights whose quotient lies between two
+    // codes: torchao multiplies by the reciprocal of the scale.
+    let theirs = initializers(&converted(&load("torchao_8da4w")).model);
+    let ours = initializers(&folded.model);
+    let codes = |all: &BTreeMap<String, (DataType, Vec<usize>, Vec<u8>)>, columns: usize| -> Vec<u8> {
+        let (_, dims, bytes) =
+            all.values().find(|(d, dims, _)| *d == DataType::Int4 && dims[1] == columns && dims[0] != 2).unwrap();
+        let nibbles: Vec<u8> = bytes.iter().flat_map(|b| [b & 15, b >> 4]).collect();
+        let (rows, columns) = (dims[0], dims[1]);
+        if rows > columns {
+            (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| nibbles[r * columns + c]).collect()
+        } else {
+            nibbles
+        }
+    };
+    for (ours, theirs) in [(codes(&ours, 32), codes(&theirs, 64)), (codes(&ours, 16), codes(&theirs, 32))] {
+        let differing = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+        assert!(ours.len() == theirs.len() && differing * 500 < ours.len(), "{differing} of {}", ours.len());
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn tokens_are_quantized_as_by_torchao() {
+    let vectors: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder().join("per_token.json")).unwrap()).unwrap();
+    let floats = |v: &Value| -> Vec<f32> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect() };
+    for opset in [17, 18, 21] {
+        for case in vectors["cases"].as_array().unwrap() {
+            let mut model = parsed(&format!(
+                "<ir_version: 8, opset_import: [\"\" : {opset}]> g (float[6, 16] x) => (float[6, 16] y) {{ y = Identity(x) }}"
+            ));
+            let x = model.value_named("x").unwrap();
+            let eps = case["eps"].as_f64().unwrap() as f32;
+            let result = amax::passes::per_token::fake_quantize(&mut model, x, eps);
+            let identity = model.producer(model.value_named("y").unwrap()).unwrap();
+            model.set_input(identity, 0, Some(result));
+            let session = amax::runtime::Session::new(&model, &[]).unwrap();
+            let sample = BTreeMap::from([("x".to_owned(), Tensor::from_f32(&[6, 16], &floats(&case["x"])))]);
+            let nothing: std::sync::Arc<dyn amax::runtime::Observe> = std::sync::Arc::new(Nothing);
+            let found = session.run(&sample, &nothing).unwrap();
+            let ours: Vec<u32> = found[0].1.to_f32().unwrap().iter().map(|v| (v + 0.0).to_bits()).collect();
+            let theirs: Vec<u32> = floats(&case["fq"]).iter().map(|v| (v + 0.0).to_bits()).collect();
+            assert_eq!(ours, theirs, "operator set {opset}, eps {eps:e}");
+        }
+    }
+}
+
+struct Nothing;
+
+impl amax::runtime::Observe for Nothing {
+    fn see(&self, _site: usize, _values: &[f32], _shape: &[usize]) {}
+}
+
+#[test]
+fn what_torchao_refuses_is_refused() {
+    let model = parsed(
+        "<ir_version: 8, opset_import: [\"\" : 18]> g (float[n, 30] x) => (float[n, 4] y) <float[1] w = {0.0}> { y = MatMul(x, w) }",
+    );
+    let mut model = model;
+    let w = model.value_named("w").unwrap();
+    model.set_constant(w, Tensor::from_f32(&[30, 4], &(0..120).map(|i| i as f32 * 0.01 - 0.5).collect::<Vec<_>>()));
+    let check = |settings: &[&str], line: Line, message: &str| {
+        let mut config = presets::load("8da4w").unwrap();
+        let set = settings.iter().try_for_each(|setting| config.set(setting));
+        let error = set.and_then(|()| quantized(&model, &config, line, None).map(drop)).unwrap_err();
+        assert!(error.to_string().contains(message), "{settings:?}: {error}");
+    };
+    let fits = "op_type.MatMul.weight.group_size=15";
+    check(&[], Line::Prepare, "its 30 input channels cannot be cut into groups of 32");
+    check(
+        &[fits, "op_type.MatMul.input.symmetric=true"],
+        Line::Prepare,
+        "symmetric scales per token are not implemented",
+    );
+    check(&[fits, "op_type.MatMul.input.dtype=uint8"], Line::Prepare, "scales per token are for int8");
+    check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are found at run time");
+    check(&[fits, "op_type.MatMul.weight.granularity=per-token"], Line::Prepare, "no tokens");
+    check(
+        &["op_type.MatMul.weight.granularity=per-channel", fits],
+        Line::Prepare,
+        "only per-group scales have a group size",
+    );
+    check(&[fits], Line::Rewrite, "written by `amax prepare` alone");
+}
