@@ -161,7 +161,7 @@ fn verdict(
 
 fn judge(site: &SiteStatistics, &Choice { observer, spec, range }: &Choice) -> Site {
     let first = |has: &dyn Fn(Range) -> bool| {
-        site.samples().iter().find(|record| record.range.is_some_and(has)).map(|record| record.index)
+        site.samples().iter().find(|record| record.range().is_some_and(has)).map(|record| record.index)
     };
     let extreme = |value: f32, end: fn(Range) -> f32| {
         first(&|range| end(range).to_bits() == value.to_bits()).map(|sample| Extreme { value, sample })
@@ -208,7 +208,7 @@ fn width((low, high): (f32, f32), spec: RangeSpec) -> f64 {
 
 /// For each sample with finite values, the range of the others: their extremes, or means of extremes.
 fn without_each(site: &SiteStatistics, observer: Observer) -> Vec<(u32, Option<(f32, f32)>)> {
-    let ranges: Vec<(u32, Range)> = site.samples().iter().filter_map(|r| Some((r.index, r.range?))).collect();
+    let ranges: Vec<(u32, Range)> = site.samples().iter().filter_map(|r| Some((r.index, r.range()?))).collect();
     if observer == Observer::Mean {
         let sum = |end: fn(Range) -> f32| ranges.iter().map(|(_, r)| f64::from(end(*r))).sum::<f64>();
         let (low, high, others) = (sum(|r| r.min), sum(|r| r.max), ranges.len() as f64 - 1.0);

@@ -93,7 +93,7 @@ pub fn explain(
     pattern: &Pattern,
 ) -> Result<Vec<Explanation>> {
     let rules = Rules::new(target, config)?;
-    let explainer = Explainer { model, rules, plan };
+    let explainer = Explainer { model, target, rules, plan };
     let nodes = model.graph(model.main()).nodes();
     let found: Vec<Explanation> = nodes.iter().flat_map(|&node| explainer.node(node, pattern)).collect();
     if !found.is_empty() {
@@ -108,6 +108,7 @@ pub fn explain(
 
 struct Explainer<'a> {
     model: &'a Model,
+    target: &'a Target,
     rules: Rules,
     plan: &'a Plan,
 }
@@ -221,11 +222,11 @@ impl Explainer<'_> {
             (pair.1.readers == Readers::All).then_some((pair.0.as_str(), pair.1))
         };
         own(output).or_else(|| {
-            let integer = ops::of(self.model, node).is_some_and(|r| r.op != "Relu" && r.op != "Clip");
+            let integer = ops::of(self.model, node).is_some_and(|r| !self.target.absorb.has(r.op));
             let [crate::ir::User::Node { node: next, input: 0 }] = self.model.value(output).users() else {
                 return None;
             };
-            let vanishes = integer && matches!(self.model.node(*next).op_type(), "Relu" | "Clip");
+            let vanishes = integer && self.target.absorb.has(self.model.node(*next).op_type());
             own(self.model.node(*next).output(0).filter(|_| vanishes)?)
         })
     }

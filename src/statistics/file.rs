@@ -301,9 +301,9 @@ fn blob(kind: &'static str, site: &SiteStatistics) -> Option<Blob> {
         "totals" => (Dtype::U64, vec![4], wide(&[*count, *nan, *inf, histogram.zeros()])),
         "samples" => {
             let rows = samples.iter().flat_map(|record| {
-                let SampleRecord { index, count, non_finite, range, sum, sum_squares } = *record;
-                let (min, max) = range.map_or((f64::NAN, f64::NAN), |r| (f64::from(r.min), f64::from(r.max)));
-                [f64::from(index), count as f64, non_finite as f64, min, max, sum, sum_squares]
+                let SampleRecord { index, count, non_finite, sum, sum_squares, .. } = *record;
+                let (min, max) = record.range().map_or((f64::NAN, f64::NAN), |r| (f64::from(r.min), f64::from(r.max)));
+                [f64::from(index), count as f64, f64::from(non_finite), min, max, sum, sum_squares]
             });
             (Dtype::F64, vec![samples.len(), COLUMNS], joined(rows.map(f64::to_le_bytes)))
         }
@@ -385,11 +385,12 @@ fn site(name: &str, arrays: &mut BTreeMap<&str, Array<'_>>) -> Result<SiteStatis
     }
     let sum = |part: fn(&SampleRecord) -> u64| samples.iter().map(part).try_fold(0, u64::checked_add);
     let bad = nan.checked_add(inf);
+    let uncounted = samples.iter().any(|r| r.non_finite == u32::MAX);
     let whole = bad.and_then(|bad| bad.checked_add(histogram::total(&counts, zeros)?));
-    if whole != Some(count) || sum(|r| r.count) != Some(count) || sum(|r| r.non_finite) != bad {
+    if whole != Some(count) || sum(|r| r.count) != Some(count) || !uncounted && sum(|r| r.non_finite.into()) != bad {
         return Err(damaged("its counts do not add up"));
     }
-    let range = samples.iter().map(|r| r.range).fold(None, super::union);
+    let range = samples.iter().map(SampleRecord::range).fold(None, super::union);
     let channels = match (axis, channels) {
         (Some(axis), Some(channels)) => Some(read_channels(&axis, &channels)?),
         (None, None) => None,
@@ -404,13 +405,19 @@ fn record(row: &[f64; COLUMNS]) -> Result<SampleRecord> {
         let fits = value >= 0.0 && value <= limit && value.fract() == 0.0;
         if fits { Ok(value as u64) } else { Err(damaged(format!("{value} is no count"))) }
     };
-    let (count, non_finite) = (whole(count, 2f64.powi(53))?, whole(non_finite, 2f64.powi(53))?);
+    let (count, non_finite) = (whole(count, 2f64.powi(53))?, whole(non_finite, f64::from(u32::MAX))? as u32);
     let range = range(min, max)?;
-    if non_finite > count || range.is_none() != (non_finite == count) || !sum.is_finite() || sum_squares.is_nan() {
+    if u64::from(non_finite) > count
+        || range.is_none() != (u64::from(non_finite) == count)
+        || !sum.is_finite()
+        || sum_squares.is_nan()
+    {
         return Err(damaged(format!("the record of sample {index} contradicts itself")));
     }
     let index = whole(index, f64::from(u32::MAX))? as u32;
-    Ok(SampleRecord { index, count, non_finite, range, sum, sum_squares })
+    let mut record = SampleRecord { count, sum, sum_squares, non_finite, ..SampleRecord::new(index) };
+    record.set_range(range);
+    Ok(record)
 }
 
 /// A range, as its two ends were written.

@@ -52,21 +52,40 @@ fn union(a: Option<Range>, b: Option<Range>) -> Option<Range> {
     }
 }
 
-/// What one sample contributed.
+/// What one sample contributed. There is one for each site and sample: it is as small as can be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleRecord {
-    /// Which sample of the set.
-    pub index: u32,
     /// Values seen.
     pub count: u64,
-    /// Those of them that are NaN or infinite.
-    pub non_finite: u64,
-    /// Range of the finite ones, if there are any.
-    pub range: Option<Range>,
     /// Sum of the finite ones.
     pub sum: f64,
     /// Sum of their squares.
     pub sum_squares: f64,
+    /// Which sample of the set.
+    pub index: u32,
+    /// Those of the values that are NaN or infinite; more than this type holds are not told apart.
+    pub non_finite: u32,
+    /// Ends of the range, the wrong way round where there is none.
+    ends: [f32; 2],
+}
+
+impl SampleRecord {
+    const NONE: [f32; 2] = [f32::INFINITY, f32::NEG_INFINITY];
+
+    fn new(index: u32) -> Self {
+        Self { count: 0, sum: 0.0, sum_squares: 0.0, index, non_finite: 0, ends: Self::NONE }
+    }
+
+    /// Range of the finite values, if there are any.
+    #[must_use]
+    pub fn range(&self) -> Option<Range> {
+        let [min, max] = self.ends;
+        (min <= max).then_some(Range { min, max })
+    }
+
+    fn set_range(&mut self, range: Option<Range>) {
+        self.ends = range.map_or(Self::NONE, |r| [r.min, r.max]);
+    }
 }
 
 /// Ranges along one axis of a tensor.
@@ -221,7 +240,8 @@ impl SiteStatistics {
         self.inf += scan.non_finite - nan;
         let record = self.record(index);
         record.count += scan.non_finite;
-        record.non_finite += scan.non_finite;
+        let bad = u32::try_from(scan.non_finite).unwrap_or(u32::MAX);
+        record.non_finite = record.non_finite.saturating_add(bad);
         self.add(index, &finite, &scan::scan(&finite));
     }
 
@@ -242,7 +262,7 @@ impl SiteStatistics {
         self.histogram.add(finite, scan);
         let record = self.record(index);
         record.count += finite.len() as u64;
-        record.range = union(record.range, range);
+        record.set_range(union(record.range(), range));
         record.sum += scan.sum;
         record.sum_squares += scan.squares;
     }
@@ -253,8 +273,7 @@ impl SiteStatistics {
             _ => self.samples.binary_search_by_key(&index, |r| r.index),
         };
         let at = at.unwrap_or_else(|at| {
-            let empty = SampleRecord { index, count: 0, non_finite: 0, range: None, sum: 0.0, sum_squares: 0.0 };
-            self.samples.insert(at, empty);
+            self.samples.insert(at, SampleRecord::new(index));
             at
         });
         &mut self.samples[at]
@@ -271,8 +290,8 @@ impl SiteStatistics {
         for theirs in samples {
             let record = self.record(theirs.index);
             record.count += theirs.count;
-            record.non_finite += theirs.non_finite;
-            record.range = union(record.range, theirs.range);
+            record.non_finite = record.non_finite.saturating_add(theirs.non_finite);
+            record.set_range(union(record.range(), theirs.range()));
             record.sum += theirs.sum;
             record.sum_squares += theirs.sum_squares;
         }

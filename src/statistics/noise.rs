@@ -37,9 +37,9 @@ impl SiteStatistics {
     pub fn dynamic_sqnr_db(&self) -> f64 {
         let (mut signal, mut noise) = (0.0, 0.0);
         for record in self.samples() {
-            let Some(range) = record.range else { continue };
+            let Some(range) = record.range() else { continue };
             let step = f64::from(range.max.max(0.0) - range.min.min(0.0)) / 255.0;
-            let spread = (record.count - record.non_finite) as f64 * step * step / 12.0;
+            let spread = (record.count - u64::from(record.non_finite)) as f64 * step * step / 12.0;
             signal += record.sum_squares;
             noise += spread.min(record.sum_squares);
         }

@@ -103,7 +103,7 @@ def differences(amax, name, x, bits, size, symmetric, qdq, folder):
 def main():
     logging.disable(logging.INFO)
     amax = os.environ.get("AMAX") or ROOT / "target/debug/amax"
-    model = sys.argv[1] if len(sys.argv) > 1 else ROOT / "models/digits.onnx"
+    model = next((a for a in sys.argv[1:] if a.endswith(".onnx")), ROOT / "models/digits.onnx")
     failures, cases = [], 0
     with tempfile.TemporaryDirectory() as scratch:
         for name, x in matrices(model).items():

@@ -249,6 +249,16 @@ def print_table(rows):
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[-1]]).rstrip())
 
 
+# Scripts that end with an error where something is wrong.
+OTHERS = {
+    "solve": "models made from plans",
+    "forms": "every form of weights",
+    "blocks": "weights are those of MatMulNBitsQuantizer",
+    "formats": "every number format",
+    "qat": "fake quantizers, before and after",
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -266,14 +276,10 @@ def main():
                      and path.stem not in available)
     names = args.names or (list(available) if args.fetched else ["digits"])
     checks, rows = Checks(), []
-    forms = subprocess.run([sys.executable, ROOT / "tests/differential/forms.py", amax], capture_output=True, text=True)
-    checks.check("forms", "every form of weights", forms.returncode == 0, (forms.stdout + forms.stderr).strip()[-800:])
-    plans = subprocess.run([sys.executable, ROOT / "tests/differential/solve.py"], capture_output=True, text=True)
-    checks.check("tests/solve", "models made from plans", plans.returncode == 0, (plans.stdout + plans.stderr).strip()[-500:])
-    packed = subprocess.run([sys.executable, ROOT / "tests/differential/blocks.py"], env={**os.environ, "AMAX": str(amax)},
-                            capture_output=True, text=True)
-    checks.check("blocks", "weights are those of MatMulNBitsQuantizer", packed.returncode == 0,
-                 (packed.stdout + packed.stderr).strip()[-500:])
+    for script, what in OTHERS.items():
+        done = subprocess.run([sys.executable, ROOT / f"tests/differential/{script}.py", amax],
+                              env={**os.environ, "AMAX": str(amax)}, capture_output=True, text=True)
+        checks.check(script, what, done.returncode == 0, (done.stdout + done.stderr).strip()[-800:])
     for name in names:
         if name not in available:
             sys.exit(f"error: no model {name!r} with samples\nhint: there are {', '.join(available)}; "

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::numerics::{Format, RangeSpec, qparams_from_range};
-use crate::statistics::{Bin, Power, SiteStatistics, integer_error, nearest_error};
+use crate::statistics::{Bin, Power, SampleRecord, SiteStatistics, integer_error, nearest_error};
 
 /// How a range is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -148,7 +148,7 @@ fn values(format: Format) -> Vec<f64> {
 
 fn mean(site: &SiteStatistics) -> (f64, f64) {
     let (mut low, mut high, mut count) = (0.0, 0.0, 0.0);
-    for range in site.samples().iter().filter_map(|s| s.range) {
+    for range in site.samples().iter().filter_map(SampleRecord::range) {
         low += f64::from(range.min);
         high += f64::from(range.max);
         count += 1.0;
