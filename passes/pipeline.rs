@@ -32,6 +32,7 @@ pub const QUANTIZE: &[&dyn Pass] = &[
     &RaiseOpset,
     &InsertQdq,
     &FoldWeights,
+    &PerToken,
     &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
     &LowerGather,
     &DropDead,

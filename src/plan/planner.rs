@@ -29,8 +29,6 @@ pub struct Veto {
 pub struct Knowledge {
     /// Whether there are samples; without, activations stay float unless their range is given or found at run time.
     pub calibrated: bool,
-    /// Whether scales for each token may be written as operators; otherwise they are refused.
-    pub tokens: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
 }
@@ -217,11 +215,11 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether an input is to get a scale for each token, and may.
+    /// Whether an input is to get a scale for each token.
     fn per_token(&self, node: NodeId, kind: SiteKind) -> bool {
         let spec = &self.ask(node, kind).spec;
         let asked = spec.granularity == Some(Share::PerToken) && spec.dynamic == Some(true);
-        self.knowledge.tokens && kind == SiteKind::Input && asked
+        kind == SiteKind::Input && asked
     }
 
     /// How an activation is quantized at a site, and whether at run time.
