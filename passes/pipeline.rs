@@ -13,6 +13,8 @@ use super::{
     insert_qdq::InsertQdq,
     lift_constants::LiftConstants,
     lower_gather::LowerGather,
+    lower_lstm::LowerLstm,
+    lower_matmulinteger::LowerMatmulinteger,
     lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
     per_token::PerToken,
     raise_opset::RaiseOpset,
@@ -34,6 +36,8 @@ pub const QUANTIZE: &[&dyn Pass] = &[
     &FoldWeights,
     &PerToken,
     &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerMatmulinteger,
+    &LowerLstm,
     &LowerGather,
     &DropDead,
 ];
@@ -42,8 +46,14 @@ pub const QUANTIZE: &[&dyn Pass] = &[
 pub const FAKE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &DropDead];
 
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
-pub const FORMS: &[&dyn Pass] =
-    &[&RaiseQdq, &Dequantize, &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL }, &LowerGather];
+pub const FORMS: &[&dyn Pass] = &[
+    &RaiseQdq,
+    &Dequantize,
+    &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerMatmulinteger,
+    &LowerLstm,
+    &LowerGather,
+];
 
 /// Every pass, each once, in run order.
 #[must_use]

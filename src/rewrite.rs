@@ -228,12 +228,7 @@ struct Decided<'a> {
 }
 
 impl<'a> Decided<'a> {
-    fn new(
-        model: &'a Model,
-        request: &'a Request<'a>,
-        report: &mut Report,
-        clock: &mut Clock,
-    ) -> Result<Self> {
+    fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
         let calibrated = request.samples.is_some() || request.statistics.is_some();
         let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
         let plan = match request.plan {

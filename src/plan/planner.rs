@@ -428,7 +428,10 @@ impl Planner<'_> {
         let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
         let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
         let table = op == "Gather" && rows && floats && !self.is_forced(node, SiteKind::Weight);
-        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table;
+        let gates = self.ask(node, SiteKind::Weight).spec.form == Some(Form::DynamicQuantizeLstm)
+            && op == "LSTM"
+            && self.target.forms.contains(&Form::DynamicQuantizeLstm);
+        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table || gates;
         let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
             return Ok(());
@@ -436,6 +439,9 @@ impl Planner<'_> {
         if let Some(why) = self.untouchable(node) {
             self.refuse(node, why);
             return Ok(());
+        }
+        if row.inputs.get(1) == Some(&Role::Weight(ops::Channel::Gates)) {
+            return self.gates(node, &op);
         }
         let (weight, data) = match self.operands(node) {
             Ok(found) => found,
@@ -480,6 +486,88 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Plans the weights of an LSTM or GRU: both, or neither.
+    fn gates(&mut self, node: NodeId, op: &str) -> Result<()> {
+        if let Some(why) = self.off(node, SiteKind::Weight) {
+            self.refuse(node, why);
+            return Ok(());
+        }
+        for index in [1, 2] {
+            let value = self.model.node(node).input(index);
+            let float = self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float);
+            let refused = match value.filter(|_| float) {
+                None => Some("its weights are not constant floats".to_owned()),
+                Some(value) => self.unquantized(value),
+            };
+            let quantizer = match refused {
+                Some(why) => Err(Refusal::Unfit(why)),
+                None => self.weight(node, index),
+            };
+            match quantizer {
+                Ok(_) => {}
+                Err(Refusal::Wrong(error)) => return Err(error),
+                Err(Refusal::Unfit(why)) => {
+                    self.refuse(node, why);
+                    return Ok(());
+                }
+            }
+        }
+        if let Some(veto) = self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight)) {
+            self.refuse(node, veto.why.clone());
+            return Ok(());
+        }
+        self.quantized.insert(node, Kindness::WeightOnly);
+        self.notes.insert(node, format!("{} has no integer {op}", self.target.name));
+        Ok(())
+    }
+
+    /// Why the weight of a node whose input is quantized at run time cannot be that of a `MatMulInteger` or `ConvInteger`.
+    pub(super) fn integer_product(&self, node: NodeId, index: usize, quantizer: &Quantizer) -> Result<(), String> {
+        use crate::numerics::{Format, Granularity};
+        let at = self.model.node(node);
+        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+        if index != 1 {
+            return Err("MatMulInteger takes a weight on the right".to_owned());
+        }
+        if !matches!(quantizer.dtype, Format::Int8 | Format::Uint8) {
+            return Err(format!("MatMulInteger has int8 and uint8, not {}", quantizer.dtype));
+        }
+        if quantizer.scale_dtype != crate::config::spec::ScaleDtype::Float32 {
+            return Err("MatMulInteger has float scales here".to_owned());
+        }
+        let channel = ops::weight_layout(self.model, node, index, &dims).and_then(|l| l.channel_axis);
+        match quantizer.granularity {
+            Granularity::PerTensor => {}
+            Granularity::PerChannel { axis } if channel == Some(axis) => {}
+            _ => return Err("MatMulInteger has one scale for a weight, or one for each output channel".to_owned()),
+        }
+        if at.is("Conv") {
+            if !quantizer.symmetric && quantizer.granularity != Granularity::PerTensor {
+                return Err("ConvInteger has one zero point for a weight".to_owned());
+            }
+            if !(3..=5).contains(&dims.len()) {
+                return Err(format!("ConvInteger has no weight of shape {dims:?}"));
+            }
+            let list = |v| self.model.constant(v).is_some_and(|t| t.dims().len() == 1 && t.dtype() == DataType::Float);
+            if at.input(2).is_some_and(|v| !list(v)) {
+                return Err("its bias is not constant".to_owned());
+            }
+        }
+        let sum: usize = if at.is("Conv") {
+            dims[1..].iter().product()
+        } else {
+            let across = usize::from(at.int("transB").unwrap_or(0) != 0);
+            dims.len().checked_sub(2 - across).and_then(|axis| dims.get(axis)).copied().unwrap_or(0)
+        };
+        if sum > 1 << 16 {
+            return Err(format!("sums of {sum} products may not fit into int32"));
+        }
+        if at.is("Gemm") && (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
+            return Err("alpha is not 1".to_owned());
+        }
+        Ok(())
+    }
+
     /// Plans the activations of an anchor, or says why they stay float.
     fn integer(
         &mut self,
@@ -513,7 +601,9 @@ impl Planner<'_> {
         }
         let ask = self.ask(node, SiteKind::Input).clone();
         let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
-        if let Some(form) = stored.filter(|f| weight.is_some() && self.target.forms.contains(f)) {
+        let stored = stored.filter(|f| weight.is_some() && self.target.forms.contains(f));
+        let lowered = stored == Some(Form::Matmulinteger);
+        if let Some(form) = stored.filter(|_| !lowered) {
             return no(format!("stored as {form}, it reads floats"));
         }
         let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
@@ -533,11 +623,18 @@ impl Planner<'_> {
                 None => format!("{} has no integer kernel for {}", self.target.name, asked.dtype),
             });
         }
-        let dynamic_fits = anchor.dynamic
-            && self.target.dynamic
-            && weight == Some(1)
-            && integer_kernel(&Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
-            && !(op == "Gemm" && self.model.node(node).input(2).is_some());
+        let lowered = lowered
+            && run_time
+            && weight.zip(quantizer).is_some_and(|(index, q)| self.integer_product(node, index, q).is_ok());
+        let dynamic_fits = lowered
+            || anchor.dynamic
+                && self.target.dynamic
+                && weight == Some(1)
+                && integer_kernel(
+                    &Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()),
+                    quantizer,
+                )
+                && !(op == "Gemm" && self.model.node(node).input(2).is_some());
         if run_time && !dynamic_fits {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
             return match self.rules.rule(&ask, Field::Dynamic) {
@@ -550,7 +647,7 @@ impl Planner<'_> {
             };
         }
         let output = match self.output_site(node) {
-            Some((site, ask)) if anchor.output || self.is_forced(node, SiteKind::Output) => {
+            Some((site, ask)) if (anchor.output && !lowered) || self.is_forced(node, SiteKind::Output) => {
                 if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
                     return no(format!("{why}, and the integer {op} needs a quantized output"));
                 }
@@ -588,7 +685,7 @@ impl Planner<'_> {
                 }
             }
         }
-        if let Some(why) = self.unfit_bias(node, weight) {
+        if let Some(why) = self.unfit_bias(node, weight).filter(|_| !lowered) {
             return Ok(Err(NotInteger::Float(why)));
         }
         if let Some(why) = output.as_ref().and_then(|(site, _)| self.unquantizable(*site)) {
