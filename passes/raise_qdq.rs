@@ -39,7 +39,7 @@ impl Pass for RaiseQdq {
                 (MICROSOFT, "MatMulNBits") => product(model, node, &mut made, &mut since),
                 (MICROSOFT, "GatherBlockQuantized") => gather(model, node, &mut made, &mut since),
                 (MICROSOFT, "DynamicQuantizeLSTM") => lstm(model, node, &mut since),
-                ("", "MatMulInteger" | "ConvInteger") => integer(model, node, &mut activations, &mut since),
+                ("", "MatMulInteger" | "ConvInteger") => integer(model, node, &mut made, &mut activations, &mut since),
                 _ => continue,
             };
             match done {
@@ -173,6 +173,7 @@ fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<Strin
 fn integer(
     model: &mut Model,
     node: NodeId,
+    cache: &mut Cache,
     activations: &mut BTreeMap<NodeId, ValueId>,
     since: &mut (i64, i64),
 ) -> Result<String, String> {
@@ -205,10 +206,18 @@ fn integer(
         [Some(a), Some(b)] if model.node(both).is("Mul") && b == scale => a,
         _ => return Err(unscaled.to_owned()),
     };
-    let pair = integer_weight(model, node, weight_scale, conv)?;
     let product = model.node(mul).output(0).ok_or(unscaled)?;
     let name = base_name(model, model.node(node).input(1));
-    let stored = store(model, graph, &name, &pair, since);
+    let at = model.node(node);
+    let key = (graph, [at.input(1), Some(weight_scale), at.input(3)], vec![Some(i64::from(conv))]);
+    let stored = if let Some(found) = cache.get(&key) {
+        found.clone()
+    } else {
+        let pair = integer_weight(model, node, weight_scale, conv)?;
+        let stored = store(model, graph, &name, &pair, since);
+        cache.insert(key, stored.clone());
+        stored
+    };
     let weight = dequantize(model, node, &name, &stored).ok_or("a DequantizeLinear has an output")?;
     let data = match activations.get(&quantize) {
         Some(&data) => data,
@@ -231,7 +240,11 @@ fn integer(
     model.set_input(node, 1, Some(weight));
     let op = if conv { "Conv" } else { "MatMul" };
     model.set_op(node, "", op);
+    if let Some(ty) = model.value(product).ty().cloned() {
+        model.set_type(sum, ty);
+    }
     model.replace_uses(product, sum, |_| true);
+    model.take_name(product, sum, &format!("{name}_scaled"));
     model.remove(&[mul, cast]);
     if model.node(both).output(0).is_some_and(|v| model.value(v).users().is_empty()) {
         model.remove(&[both]);
@@ -243,7 +256,7 @@ fn integer(
     {
         model.set_op(add, "", "Sum");
     }
-    Ok(format!("{op} of dequantized {}", pair.codes.dtype()))
+    Ok(format!("{op} of dequantized {}", stored.pair.codes.dtype()))
 }
 
 /// The constant of a `MatMulInteger` or `ConvInteger` with the numbers that its sums are multiplied by.

@@ -21,6 +21,7 @@ mod document;
 pub mod explain;
 mod finish;
 pub mod form;
+mod kernels;
 mod planner;
 mod site;
 mod skips;

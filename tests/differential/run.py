@@ -268,6 +268,8 @@ def main():
     checks, rows = Checks(), []
     forms = subprocess.run([sys.executable, ROOT / "tests/differential/forms.py", amax], capture_output=True, text=True)
     checks.check("forms", "every form of weights", forms.returncode == 0, (forms.stdout + forms.stderr).strip()[-800:])
+    dynamic = subprocess.run([sys.executable, ROOT / "tests/differential/dynamic.py", amax], capture_output=True, text=True)
+    checks.check("dynamic", "what is quantized at run time", dynamic.returncode == 0, (dynamic.stdout + dynamic.stderr).strip()[-800:])
     plans = subprocess.run([sys.executable, ROOT / "tests/differential/solve.py"], capture_output=True, text=True)
     checks.check("tests/solve", "models made from plans", plans.returncode == 0, (plans.stdout + plans.stderr).strip()[-500:])
     packed = subprocess.run([sys.executable, ROOT / "tests/differential/blocks.py"], env={**os.environ, "AMAX": str(amax)},

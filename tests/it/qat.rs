@@ -436,6 +436,15 @@ fn the_preset_8da4w_computes_what_torchao_does() {
         let noise = |test: &[f32]| amax::numerics::metrics::sqnr_db(&theirs, test);
         assert!(noise(&ours) > 35.0, "{}", noise(&ours));
     }
+    // What is written at once is what prepare and convert make of it.
+    let direct = quantized(&model, &config, Line::Rewrite, None).unwrap();
+    assert_eq!(stored(&direct), stored(&folded.model));
+    assert_eq!(count(&direct, "ReduceMin"), 2);
+    let bits = |model: &Model| -> Vec<u32> {
+        let outputs = amax::calibrate::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        outputs[0][0].1.to_f32().unwrap().iter().map(|v| v.to_bits()).collect()
+    };
+    assert_eq!(bits(&direct), bits(&folded.model));
     // The codes are those of torchao's own export, but for the layout, and for weights whose quotient lies between two
     // codes: torchao multiplies by the reciprocal of the scale.
     let theirs = initializers(&converted(&load("torchao_8da4w")).model);
@@ -514,6 +523,6 @@ fn what_torchao_refuses_is_refused() {
     check(&[fits, "op_type.MatMul.input.dtype=uint8"], Line::Prepare, "scales per token are for int8");
     check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are found at run time");
     check(&[fits, "op_type.MatMul.weight.granularity=per-token"], Line::Prepare, "no tokens");
-    check(&["op_type.MatMul.weight.granularity=per-channel", fits], Line::Prepare, "no group size");
-    check(&[fits], Line::Rewrite, "written by `amax prepare` alone");
+    check(&["op_type.MatMul.weight.granularity=per-channel", fits], Line::Prepare, "only per-group scales");
+    check(&[fits, "default.output={enable=true,granularity=\"per-token\",dynamic=true}"], Line::Rewrite, "only inputs");
 }
