@@ -6,7 +6,7 @@ Small networks are written by `amax rewrite` without samples. Products and convo
 codes in the file, as exact as float32, there and back in both forms; the kernels that onnxruntime makes of them are counted in
 its optimized graph. An LSTM must be near a float64 LSTM that quantizes input and hidden state at every step, weights of
 recurrent layers stored in 8 bits exactly the layer of the dequantized numbers, and scales for each token torchao's
-arithmetic. Needs onnx, onnxruntime and numpy; writes "N passed, N failed" and ends with 1 if anything failed.
+arithmetic. Models of onnxruntime's quantize_dynamic go to QDQ and back. Needs onnx, onnxruntime and numpy; writes "N passed, N failed" and ends with 1 if anything failed.
 """
 
 import os
@@ -235,6 +235,40 @@ def check_recurrent(binary, folder):
         check("GRU: size", os.path.getsize(written) < 0.35 * os.path.getsize(source))
 
 
+def check_foreign(binary, folder):
+    """Models of onnxruntime's own quantize_dynamic, to QDQ and back."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    w = {"w1": normal(64, 24), "w2": normal(32, 64), "b2": normal(32), "k": normal(6, 4, 3, 3), "kb": normal(6), "w": normal(1, 64, 16),
+         "r": normal(1, 64, 16)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="a"),
+        helper.make_node("Gemm", ["x", "w2", "b2"], ["b"], name="b", transB=1),
+        helper.make_node("Conv", ["i", "k", "kb"], ["c"], name="c", pads=[1, 1, 1, 1]),
+        helper.make_node("LSTM", ["s", "w", "r"], ["l"], name="l", hidden_size=16),
+    ]
+    inputs = {"x": [5, 64], "i": [1, 4, 9, 9], "s": [7, 1, 16]}
+    source, theirs, back, again = (folder / f"{n}_foreign.onnx" for n in ("float", "theirs", "back", "again"))
+    save(source, nodes, inputs, ["a", "b", "c", "l"], **w)
+    feeds = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in inputs.items()}
+    for per_channel in (False, True):
+        for kind in (QuantType.QInt8, QuantType.QUInt8):
+            # Half of the range, so that no processor saturates.
+            quantize_dynamic(source, theirs, per_channel=per_channel, weight_type=kind, reduce_range=True,
+                             op_types_to_quantize=["MatMul", "Gemm", "Conv", "LSTM"])
+            label = f"quantize_dynamic, {kind}{', channels' if per_channel else ''}"
+            if not (amax(binary, "convert", theirs, back, "--form", "qdq")
+                    and amax(binary, "convert", back, again, "--form", "matmulinteger,dynamic-quantize-lstm")):
+                continue
+            (first, _), (second, kernels), (third, fused) = run(theirs, feeds), run(back, feeds), run(again, feeds)
+            check(f"{label}: to QDQ", not any(kernels[op] for op in ("ConvInteger", "DynamicQuantizeLSTM")), f"{dict(kernels)}")
+            check(f"{label}: and back", fused["ConvInteger"] == fused["DynamicQuantizeLSTM"] == 1, f"{dict(fused)}")
+            for output in "abc":
+                near(f"{label}: {output} to QDQ", second[output], first[output])
+            for output in "abcl":
+                near(f"{label}: {output} and back", third[output], first[output], 1e-6)
+
+
 def token(x):
     """torchao's int8 scales for each token: all of it float32."""
     f = np.float32
@@ -279,6 +313,7 @@ def main():
         folder = Path(scratch)
         check_products(binary, folder)
         check_recurrent(binary, folder)
+        check_foreign(binary, folder)
         check_tokens(binary, folder)
     print("\n".join(failures[:40]))
     print(f"{passed} passed, {len(failures)} failed")
