@@ -219,21 +219,20 @@ fn integer(
         stored
     };
     let weight = dequantize(model, node, &name, &stored).ok_or("a DequantizeLinear has an output")?;
-    let data = match activations.get(&quantize) {
-        Some(&data) => data,
-        None => {
-            let read = model.node(quantize).input(0).map_or("", |v| model.value(v).name()).to_owned();
-            let new = NewNode::new(
-                "DequantizeLinear",
-                format!("{read}_DequantizeLinear"),
-                &[codes, scale, zero_point],
-                &[&format!("{read}_dequantized")],
-            );
-            let id = model.insert(Place::After(quantize), new);
-            let data = model.node(id).output(0).ok_or("a DequantizeLinear has an output")?;
-            activations.insert(quantize, data);
-            data
-        }
+    let data = if let Some(&data) = activations.get(&quantize) {
+        data
+    } else {
+        let read = model.node(quantize).input(0).map_or("", |v| model.value(v).name()).to_owned();
+        let new = NewNode::new(
+            "DequantizeLinear",
+            format!("{read}_DequantizeLinear"),
+            &[codes, scale, zero_point],
+            &[&format!("{read}_dequantized")],
+        );
+        let id = model.insert(Place::After(quantize), new);
+        let data = model.node(id).output(0).ok_or("a DequantizeLinear has an output")?;
+        activations.insert(quantize, data);
+        data
     };
     model.truncate_inputs(node, 0);
     model.set_input(node, 0, Some(data));
