@@ -76,7 +76,9 @@ impl Planner<'_> {
             return Ok(());
         }
         self.quantized.insert(node, Kindness::WeightOnly);
-        self.notes.insert(node, format!("{} has no integer {op}", self.target.name));
+        let inside = self.ask(node, SiteKind::Weight).spec.form == Some(Form::DynamicQuantizeLstm) && op == "LSTM";
+        let dequantized = format!("{} has no {op} that reads codes", self.target.name);
+        self.notes.insert(node, if inside { "it quantizes its input itself".to_owned() } else { dequantized });
         Ok(())
     }
 
