@@ -249,15 +249,19 @@ fn element_type(model: &Model, value: ValueId, depth: usize) -> Option<DataType>
     match slot.op_type() {
         _ if !slot.domain().is_empty() => None,
         "Cast" => DataType::from_code(i32::try_from(slot.int("to")?).ok()?),
-        "CastLike" => element_type(model, slot.input(1)?, depth + 1),
         "Shape" | "Size" => Some(DataType::Int64),
-        "DequantizeLinear" => element_type(model, slot.input(1)?, depth + 1),
+        "CastLike" | "DequantizeLinear" => element_type(model, slot.input(1)?, depth + 1),
         "Add" | "Sub" | "Mul" | "Div" | "Round" | "Min" | "Max" | "Clip" | "ReduceMin" | "ReduceMax" | "Reshape"
         | "Neg" | "Abs" | "Reciprocal" | "Identity" | "Expand" | "Transpose" | "Relu" | "Conv" | "Gemm" | "MatMul" => {
             element_type(model, slot.input(0)?, depth + 1)
         }
         _ => None,
     }
+}
+
+/// Whether two floats are the same number; zeros of both signs are.
+pub(super) fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a == 0.0 && b == 0.0)
 }
 
 fn unary(x: &Tensor, f: impl Fn(f32) -> f32) -> Option<Tensor> {

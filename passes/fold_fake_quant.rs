@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use super::arithmetic::{Constants, evaluate, sources};
+use super::arithmetic::{Constants, evaluate, same, sources};
 use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
@@ -196,10 +196,10 @@ impl Folded {
             })
             .collect();
         let moved = |values: &[i64]| -> Option<Tensor> {
-            let each = moves.iter().zip(&operands).rev();
-            each.fold(Some(Tensor::from_i64(&product.dims, values)), |tensor, (&node, operands)| {
-                let inputs: Vec<Option<Tensor>> = std::iter::once(tensor).chain(operands.iter().cloned()).collect();
-                inputs.first()?.as_ref()?;
+            let mut each = moves.iter().zip(&operands).rev();
+            each.try_fold(Tensor::from_i64(&product.dims, values), |tensor, (&node, operands)| {
+                let inputs: Vec<Option<Tensor>> =
+                    std::iter::once(Some(tensor)).chain(operands.iter().cloned()).collect();
                 evaluate(model, node, &inputs)
             })
         };
@@ -240,7 +240,7 @@ impl Folded {
         if values.len() != back.len() {
             return Err("its codes have another shape".to_owned());
         }
-        match values.iter().zip(&back).position(|(a, b)| a != b) {
+        match values.iter().zip(&back).position(|(&a, &b)| !same(a, b)) {
             None => Ok(()),
             Some(at) => Err(format!("codes would give {} instead of {} for element {at}", back[at], values[at])),
         }
@@ -447,7 +447,7 @@ impl Product {
 fn inverted(numbers: &[f32], divisors: &[f32], entry: &[usize]) -> Result<Vec<f32>, String> {
     let fits = |scale: f32, e: usize| {
         let divisor = divisors[e];
-        numbers.iter().zip(entry).filter(|&(_, &at)| at == e).all(|(n, _)| n / divisor == n * scale)
+        numbers.iter().zip(entry).filter(|&(_, &at)| at == e).all(|(n, _)| same(n / divisor, n * scale))
     };
     let one = |(e, divisor): (usize, &f32)| {
         let near = 1.0 / divisor;

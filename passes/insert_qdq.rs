@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Context, Outcome, Pass};
+use super::{Context, Outcome, Pass, insert_blocks};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
@@ -45,7 +45,9 @@ impl Pass for InsertQdq {
             coded: Vec::new(),
             outcome: Outcome::default(),
         };
-        insert.versions(model)?;
+        if !plan.simulate {
+            insert.versions(model)?;
+        }
         insert.pairs(model)?;
         insert.readers(model)?;
         insert.weights(model)?;
@@ -82,7 +84,7 @@ impl Names {
     }
 }
 
-struct Insert<'a> {
+pub(super) struct Insert<'a> {
     plan: &'a Plan,
     solution: &'a Solution,
     names: Names,
@@ -105,12 +107,9 @@ impl<'a> Insert<'a> {
         let weights = typed.into_iter().map(|w| (&w.tensor, &w.quantizer));
         let mut ir = model.ir_version();
         for (name, quantizer) in activations.chain(weights) {
-            let groups = matches!(quantizer.granularity, Granularity::PerGroup { .. }).then_some((21, 10));
-            let need = DataType::from(quantizer.dtype).quantizers_since().max(groups);
-            let Some((need_opset, need_ir)) = need else { continue };
+            let (need_opset, need_ir, what) = quantizer.since();
             let opset = model.opset().unwrap_or(0);
             if opset < need_opset {
-                let what = if need == groups { "scales in groups" } else { quantizer.dtype.name() };
                 return Err(Error::new(
                     Kind::Config,
                     format!("the plan asks for {what}, which needs operator set {need_opset}; it says {opset}"),
@@ -144,6 +143,12 @@ impl<'a> Insert<'a> {
                 };
                 let back = match activation.mode {
                     Mode::Static => self.pair(model, name, activation, source)?,
+                    Mode::Dynamic if activation.quantizer.scale_dtype.is_block() => {
+                        let made = insert_blocks::activation(model, name, &activation.quantizer, source)?;
+                        self.quantizers.extend(made.readers);
+                        self.outcome.changed(name, "quantized in blocks at run time");
+                        made.back
+                    }
                     Mode::Dynamic => self.dynamic(model, name, source),
                 };
                 self.made.insert(name.clone(), back);
@@ -230,7 +235,7 @@ impl<'a> Insert<'a> {
         (scale, zero)
     }
 
-    fn place(model: &Model, value: ValueId) -> Place {
+    pub(super) fn place(model: &Model, value: ValueId) -> Place {
         model.producer(value).map_or(Place::First(model.main()), Place::After)
     }
 
@@ -315,13 +320,21 @@ impl<'a> Insert<'a> {
             let (first, [scale, zero]) = if let Some(&(other, found)) = alike {
                 (other, found)
             } else {
-                let found = self.scales(model, index);
+                let found = if weight.quantizer.scale_dtype.is_block() {
+                    insert_blocks::scales(model, weight, solved)?
+                } else {
+                    self.scales(model, index)
+                };
                 made.push((index, found));
                 (index, found)
             };
             // The codes are not there yet: the float tensor stands for them.
-            let granularity = &weight.quantizer.granularity;
-            let back = Self::dequantize(model, Place::Before(node), &weight.tensor, value, scale, zero, granularity);
+            let back = if weight.quantizer.scale_dtype.is_block() {
+                insert_blocks::dequantize(model, node, weight, [value, scale, zero])
+            } else {
+                let granularity = &weight.quantizer.granularity;
+                Self::dequantize(model, Place::Before(node), &weight.tensor, value, scale, zero, granularity)
+            };
             self.coded.extend(model.producer(back).map(|node| (node, first)));
             let shape: Vec<Option<usize>> = solved.codes.dims().into_iter().map(Some).collect();
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
@@ -413,7 +426,7 @@ impl<'a> Insert<'a> {
 }
 
 /// Says along which axis a quantizer has its scales.
-fn along(node: NewNode, granularity: &Granularity) -> NewNode {
+pub(super) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
     match *granularity {
         Granularity::PerTensor => node,
         Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::arithmetic::Constants;
+use super::arithmetic::{Constants, same};
 use crate::ir::{Model, NodeId};
 
 /// A constant operand of a node, where either model computes it: codes that are dequantized, a fake quantizer of a weight.
@@ -41,8 +41,8 @@ pub fn compare(first: &Model, second: &Model) -> Vec<Operand> {
         for (index, value) in slot.inputs().iter().enumerate() {
             let Some(value) = value.filter(|v| here.holds(first, *v)) else { continue };
             let twin = second.node(other);
-            let same = twin.op_type() == slot.op_type() && twin.domain() == slot.domain();
-            let twin = twin.input(index).filter(|_| same);
+            let alike = twin.op_type() == slot.op_type() && twin.domain() == slot.domain();
+            let twin = twin.input(index).filter(|_| alike);
             let plain = !here.derives(value) && twin.is_none_or(|t| !there.derives(t));
             if plain {
                 continue;
@@ -63,7 +63,7 @@ pub fn compare(first: &Model, second: &Model) -> Vec<Operand> {
                     Err(format!("it is a {} of shape {:?} now", now.dtype(), now.dims()))
                 }
                 Some(Some(now)) => Ok(match (original.to_f32(), now.to_f32()) {
-                    (Some(a), Some(b)) => a.iter().zip(&b).filter(|(a, b)| a != b).count(),
+                    (Some(a), Some(b)) => a.iter().zip(&b).filter(|&(&a, &b)| !same(a, b)).count(),
                     _ if original.raw() == now.raw() => 0,
                     _ => original.len(),
                 }),

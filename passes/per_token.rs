@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::plan::Token;
 
-/// The operator set from which the axes of ReduceMin and ReduceMax are an input.
+/// The operator set from which the axes of `ReduceMin` and `ReduceMax` are an input.
 const AXES_INPUT: i64 = 18;
 
 /// See the module.
@@ -40,14 +40,7 @@ impl Pass for PerToken {
             let node = super::unfold_weights::node_of(model, &at.node)?;
             let Some(value) = model.node(node).input(at.input) else { continue };
             let key = (value, eps.to_bits());
-            let quantized = match made.get(&key) {
-                Some(&found) => found,
-                None => {
-                    let found = fake_quantize(model, value, *eps);
-                    made.insert(key, found);
-                    found
-                }
-            };
+            let quantized = *made.entry(key).or_insert_with(|| fake_quantize(model, value, *eps));
             model.set_input(node, at.input, Some(quantized));
             outcome.changed(site, "int8 for each token, in operators");
         }

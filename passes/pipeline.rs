@@ -6,7 +6,9 @@ use super::{
     Context, Outcome, Pass,
     dequantize::Dequantize,
     drop_dead::DropDead,
+    fold_clips::FoldClips,
     fold_constants::FoldConstants,
+    fold_fake_quant::FoldFakeQuant,
     fold_weights::FoldWeights,
     freeze_inputs::FreezeInputs,
     fuse_batchnorm::FuseBatchnorm,
@@ -16,9 +18,14 @@ use super::{
     lower_lstm::LowerLstm,
     lower_matmulinteger::LowerMatmulinteger,
     lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
+    name_quantizers::NameQuantizers,
     per_token::PerToken,
     raise_opset::RaiseOpset,
     raise_qdq::RaiseQdq,
+    recover_codes::RecoverCodes,
+    settle_quantizers::SettleQuantizers,
+    simulate::Simulate,
+    standard_quantizers::StandardQuantizers,
     unfold_weights::UnfoldWeights,
 };
 use crate::error::{Error, Kind, Result};
@@ -35,6 +42,7 @@ pub const QUANTIZE: &[&dyn Pass] = &[
     &InsertQdq,
     &FoldWeights,
     &PerToken,
+    &Simulate,
     &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
     &LowerMatmulinteger,
     &LowerLstm,
@@ -44,6 +52,10 @@ pub const QUANTIZE: &[&dyn Pass] = &[
 
 /// After solving, where weights are to stay floats: the plan as fake quantizers.
 pub const FAKE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &DropDead];
+
+/// Before conversions: reads what training frameworks export, and makes codes of what they quantize in fake.
+pub const IMPORT: &[&dyn Pass] =
+    &[&StandardQuantizers, &FoldFakeQuant, &SettleQuantizers, &FoldClips, &NameQuantizers, &RecoverCodes];
 
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
 pub const FORMS: &[&dyn Pass] = &[
@@ -59,7 +71,7 @@ pub const FORMS: &[&dyn Pass] = &[
 #[must_use]
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut found: Vec<&'static dyn Pass> = Vec::new();
-    for &pass in PREPARE.iter().chain(FAKE).chain(QUANTIZE).chain(FORMS) {
+    for &pass in PREPARE.iter().chain(IMPORT).chain(FAKE).chain(QUANTIZE).chain(FORMS) {
         if found.iter().all(|known| known.name() != pass.name()) {
             found.push(pass);
         }

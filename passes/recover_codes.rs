@@ -39,9 +39,9 @@ impl Pass for RecoverCodes {
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let candidates = candidates(model);
-        let found: Vec<(ValueId, Vec<User>, Codes)> = candidates
+        let found: Vec<(ValueId, Vec<User>, Grid)> = candidates
             .into_par_iter()
-            .filter_map(|(value, users, axis)| Some((value, users, Codes::of(model.constant(value)?, axis)?)))
+            .filter_map(|(value, users, axis)| Some((value, users, Grid::of(model.constant(value)?, axis)?)))
             .collect();
         let need = found.iter().filter_map(|(.., c)| c.needs()).max();
         if need.is_some_and(|need| model.opset().is_some_and(|v| v < need)) {
@@ -70,7 +70,7 @@ impl Pass for RecoverCodes {
 }
 
 /// The uses of weights as operands, in a model whose nodes may have been replaced.
-fn candidates_of(model: &Model, found: &[(ValueId, Vec<User>, Codes)]) -> Vec<Vec<User>> {
+fn candidates_of(model: &Model, found: &[(ValueId, Vec<User>, Grid)]) -> Vec<Vec<User>> {
     let now = candidates(model);
     let users = |value: ValueId| now.iter().find(|(v, ..)| *v == value).map(|(_, users, _)| users.clone());
     found.iter().map(|(value, ..)| users(*value).unwrap_or_default()).collect()
@@ -116,7 +116,7 @@ fn reduced(model: &Model, node: NodeId, weight: &Tensor) -> Option<usize> {
 }
 
 /// Codes and scales that give a float tensor exactly.
-struct Codes {
+struct Grid {
     dims: Vec<usize>,
     codes: Vec<i32>,
     scales: Vec<f32>,
@@ -124,7 +124,7 @@ struct Codes {
     granularity: Granularity,
 }
 
-impl Codes {
+impl Grid {
     fn of(tensor: &Tensor, axis: usize) -> Option<Self> {
         let (dims, values) = (tensor.dims(), tensor.to_f32()?);
         if values.iter().any(|v| !v.is_finite()) {
@@ -226,7 +226,7 @@ fn step(values: &[f32], format: Format) -> Option<f32> {
         scale.is_normal()
             && values.iter().all(|&value| {
                 let code = (value / scale).round_ties_even();
-                code >= low as f32 && code <= high as f32 && code * scale == value
+                code >= low as f32 && code <= high as f32 && super::arithmetic::same(code * scale, value)
             })
     };
     let most = if largest < 0.0 { -low } else { high };

@@ -52,8 +52,7 @@ fn parameters(model: &Model, constants: &Constants, node: NodeId) -> Vec<ValueId
     let first = match slot.op_type() {
         _ if !slot.domain().is_empty() => return Vec::new(),
         "QuantizeLinear" => 0,
-        "DequantizeLinear" => 1,
-        "Clip" => 1,
+        "DequantizeLinear" | "Clip" => 1,
         _ => return Vec::new(),
     };
     let derived = |v: &ValueId| constants.derives(*v) && model.constant(*v).is_none();

@@ -1,6 +1,6 @@
 //! Writes quantizers that exporters declare in domains of their own as the standard operators that they mean.
 //!
-//! ModelOpt exports float8 and int8 quantizers for TensorRT as `trt::TRT_FP8QuantizeLinear` and kin, whose codes are
+//! `ModelOpt` exports float8 and int8 quantizers for `TensorRT` as `trt::TRT_FP8QuantizeLinear` and kin, whose codes are
 //! float8e4m3fn (or int8) although the file declares them as uint8. They become QuantizeLinear and DequantizeLinear with
 //! the same scale and a zero point that names the type; the operator set is raised to 19 for float8, to 21 for int4.
 //! Quantizers of blocks that are scaled at run time have no standard operator: they are left, and listed.
@@ -67,7 +67,7 @@ impl Pass for StandardQuantizers {
     }
 }
 
-/// The standard operator that a node of TensorRT means, and the type of its codes.
+/// The standard operator that a node of `TensorRT` means, and the type of its codes.
 fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), String> {
     let slot = model.node(node);
     let op = slot.op_type();

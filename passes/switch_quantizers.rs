@@ -60,24 +60,19 @@ pub fn switch(model: &mut Model, switches: &[Switch]) -> Result<Outcome> {
             Some((switch.on, name))
         });
         let Some((false, name)) = last else { continue };
-        let text = match source(model, pair) {
-            Some(float) => {
-                model.set_input(node, input, Some(float));
-                "its quantizer was taken out"
-            }
-            None => {
-                let Some(result) = model.node(pair).output(0) else { continue };
-                let Some(tensor) = constants.value(model, result) else {
-                    outcome
-                        .skips
-                        .push(Note { at: name.clone(), text: "its codes cannot be dequantized here".to_owned() });
-                    continue;
-                };
-                let name = format!("{}_float", model.value(result).name());
-                let float = model.add_initializer(model.main(), &name, tensor);
-                model.set_input(node, input, Some(float));
-                "its codes were replaced by the floats that they stand for"
-            }
+        let text = if let Some(float) = source(model, pair) {
+            model.set_input(node, input, Some(float));
+            "its quantizer was taken out"
+        } else {
+            let Some(result) = model.node(pair).output(0) else { continue };
+            let Some(tensor) = constants.value(model, result) else {
+                outcome.skips.push(Note { at: name.clone(), text: "its codes cannot be dequantized here".to_owned() });
+                continue;
+            };
+            let name = format!("{}_float", model.value(result).name());
+            let float = model.add_initializer(model.main(), &name, tensor);
+            model.set_input(node, input, Some(float));
+            "its codes were replaced by the floats that they stand for"
         };
         outcome.changed(name.clone(), text);
     }

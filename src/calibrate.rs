@@ -185,7 +185,7 @@ impl Observation<'_> {
             return Err(Error::new(Kind::Usage, format!("the runtime {} keeps to no memory limit", runtime.name()))
                 .with_hint("drop the limit, or run in tract"));
         }
-        let shared = Arc::new(Shared::new(sites, start)?);
+        let shared = Arc::new(Shared::new(sites, start, indices.len())?);
         let left: Vec<usize> = {
             let statistics = lock(&shared.rest);
             indices.iter().copied().filter(|&i| statistics.ran.binary_search(&(i as u32)).is_err()).collect()
@@ -200,13 +200,11 @@ impl Observation<'_> {
         let mut threads = threads.min(order.len()).max(1);
         if let Some(estimate) = memory::estimate(&session, samples, &order, share.is_some())? {
             if let Some(share) = share {
-                match share.threads(&estimate, threads) {
-                    Some(some) => threads = some,
-                    None => {
-                        drop(session);
-                        return self.run_segments(&shared, &order, share);
-                    }
-                }
+                let Some(some) = share.threads(&estimate, threads) else {
+                    drop(session);
+                    return self.run_segments(&shared, &order, share);
+                };
+                threads = some;
             }
             progress.memory(&Estimate {
                 threads,
@@ -215,7 +213,7 @@ impl Observation<'_> {
                 ..estimate
             });
         }
-        let every_site: Arc<[usize]> = (0..sites.len()).collect();
+        let every_site: Arc<[Option<usize>]> = (0..sites.len()).map(Some).collect();
         let saved = Mutex::new(Instant::now());
         progress.start("calibrate", order.len() as u64);
         let ran = run(
@@ -472,7 +470,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(sites: &[Site], mut start: Statistics) -> Result<Self> {
+    /// States for `samples` samples, those of `start` among them.
+    fn new(sites: &[Site], mut start: Statistics, samples: usize) -> Result<Self> {
         let known: BTreeSet<&str> = start.sites.keys().chain(start.unobserved.keys()).map(String::as_str).collect();
         let asked: BTreeSet<&str> = sites.iter().map(|s| s.name.as_str()).collect();
         if !start.ran.is_empty() && known != asked {
@@ -482,7 +481,9 @@ impl Shared {
         let mut found = std::mem::take(&mut start.sites);
         let mut state = |site: &Site| {
             let fresh = || site.channels.map_or_else(SiteStatistics::new, SiteStatistics::per_channel);
-            (site.name.clone(), Mutex::new(found.remove(&site.name).unwrap_or_else(fresh)))
+            let mut state = found.remove(&site.name).unwrap_or_else(fresh);
+            state.reserve(samples);
+            (site.name.clone(), Mutex::new(state))
         };
         Ok(Self { states: sites.iter().map(&mut state).collect(), rest: Mutex::new(start), gate: RwLock::default() })
     }
@@ -523,13 +524,13 @@ impl Shared {
 /// One thread's view of the sites.
 struct Watch {
     shared: Arc<Shared>,
-    /// Which of the shared sites each observed one is.
-    sites: Arc<[usize]>,
+    /// Which of the shared sites each observed one is, if any.
+    sites: Arc<[Option<usize>]>,
     sample: AtomicUsize,
 }
 
 impl Watch {
-    fn new(shared: &Arc<Shared>, sites: &Arc<[usize]>) -> Self {
+    fn new(shared: &Arc<Shared>, sites: &Arc<[Option<usize>]>) -> Self {
         Self { shared: shared.clone(), sites: sites.clone(), sample: AtomicUsize::new(0) }
     }
 }
@@ -537,7 +538,9 @@ impl Watch {
 impl Observe for Watch {
     fn see(&self, site: usize, values: &[f32], shape: &[usize]) {
         let index = self.sample.load(Ordering::Relaxed) as u32;
-        lock(&self.shared.states[self.sites[site]].1).observe_tensor(index, shape, values);
+        if let Some(site) = self.sites[site] {
+            lock(&self.shared.states[site].1).observe_tensor(index, shape, values);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::passes::pipeline::FORMS;
 use crate::passes::raise_qdq::RaiseQdq;
 use crate::passes::recover_codes::RecoverCodes;
 use crate::passes::settle_quantizers::SettleQuantizers;
+use crate::passes::simulate::Simulate;
 use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::switch_quantizers::{Switch, switch};
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
@@ -76,6 +77,8 @@ impl To {
 
 /// What to do.
 pub struct Request<'a> {
+    /// Whether quantizers then become float operators; see [`simulate`](crate::passes::simulate).
+    pub simulate: bool,
     /// What quantized constants become; empty to leave them as they are. One for products and one for tables go together.
     pub into: &'a [To],
     /// `accuracy_level` of new `MatMulNBits`.
@@ -100,6 +103,8 @@ pub struct Converted {
     pub reference: Option<Model>,
     /// Constants that were a float tensor and its quantizer and are codes now.
     pub folded: Vec<Note>,
+    /// Quantizers that are float operators now.
+    pub simulated: Vec<Note>,
     /// Nodes that changed their form.
     pub changed: Vec<Note>,
     /// What was left as it is, and why.
@@ -122,8 +127,12 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let already = check::violations(original, request.target);
     let mut model = original.clone();
     let (mut folded, mut changed, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let mut simulated = Vec::new();
     let context = Context { evaluate: request.evaluate, quantization: None };
     let mut after = |model: &Model, name: &str, outcome: &Outcome| {
+        if name == Simulate.name() {
+            simulated.extend(outcome.changes.iter().cloned());
+        }
         if [FoldWeights.name(), FoldFakeQuant.name(), RecoverCodes.name()].contains(&name) {
             let made = |note: &&Note| note.text.contains("stored as");
             folded.extend(outcome.changes.iter().filter(made).cloned());
@@ -147,10 +156,13 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
         reference = Some(model.clone());
     }
     pipeline::run(&mut model, &passes, &context, &mut after)?;
+    if request.simulate {
+        pipeline::run(&mut model, &[&Simulate, &DropDead], &context, &mut after)?;
+    }
     model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
     let mut warnings = check::violations(&model, request.target);
     warnings.retain(|w| !already.contains(w));
-    Ok(Converted { model, reference, folded, changed, kept, warnings })
+    Ok(Converted { model, reference, folded, simulated, changed, kept, warnings })
 }
 
 /// The passes that make these of a model.

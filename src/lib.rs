@@ -55,6 +55,7 @@ pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod samples;
+pub mod scales;
 pub mod sensitivity;
 pub mod solve;
 pub mod statistics;

@@ -63,6 +63,11 @@ enum Command {
     Compare(cli::compare::Args),
     /// List the named configurations, or print one as TOML to start from.
     Presets(cli::presets::Args),
+    /// Print the scales of a quantized model, as a configuration that gives them by hand.
+    #[command(after_help = "Examples:
+  amax scales model.int8.onnx --output scales.json
+  amax rewrite finetuned.onnx finetuned.int8.onnx --config scales.json")]
+    Scales(cli::scales::Args),
     /// Print the configuration's JSON Schema, or convert another tool's configuration.
     Config(cli::config::Args),
 }
@@ -87,6 +92,7 @@ fn run() -> ExitCode {
         Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
         Command::Presets(args) => cli::presets::run(&args),
+        Command::Scales(args) => cli::scales::run(&args, &console),
         Command::Config(args) => cli::config::run(&args, &console),
     };
     match result {

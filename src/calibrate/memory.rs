@@ -9,7 +9,8 @@ use crate::samples::SampleSet;
 
 /// The process without models and samples: code, tables, buffers.
 const BASE: u64 = 40 << 20;
-/// A site's state, as large as it usually gets, without its record of each sample.
+/// A site's state, as large as it usually gets, without its record of each sample: values over twenty octaves on both sides
+/// of zero.
 const STATE: u64 = 100 << 10;
 /// A site's record of a sample.
 const RECORD: u64 = 64;
@@ -28,6 +29,8 @@ pub struct Memory<'a> {
     /// Bytes of weights that a segment may have. Where this is given the model runs in segments, whether or not a limit
     /// asks for it.
     pub segment: Option<u64>,
+    /// Bytes of tensors between two segments that stay in memory; a quarter of what the limit leaves unless this is given.
+    pub carried: Option<u64>,
 }
 
 /// What a run is expected to take in memory: an estimate by the shapes of tensors.
@@ -64,6 +67,8 @@ pub(super) struct Share {
     pub weights: u64,
     /// For the weights of a segment, where that was asked for.
     pub segment: Option<u64>,
+    /// For tensors between segments.
+    pub carried: u64,
 }
 
 impl Memory<'_> {
@@ -80,7 +85,8 @@ impl Memory<'_> {
         let Some(available) = limit.checked_sub(fixed).filter(|&left| left > 0) else {
             return Err(too_low("the program and its statistics alone", fixed, limit));
         };
-        Ok(Some(Share { available, weights: segments::weights(model), segment: self.segment }))
+        let carried = self.carried.unwrap_or(available / 4).min(available / 4);
+        Ok(Some(Share { available, weights: segments::weights(model), segment: self.segment, carried }))
     }
 }
 

@@ -139,10 +139,11 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         indices: &indices,
         runtime: args.runtime,
         threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), segment: None },
+        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
         progress: console,
         checkpoint: Some(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save }),
     };
+    console.tell_memory();
     let statistics = observation.run(start).map_err(|e| match e.kind() {
         Kind::Interrupted => interrupted(kept.load(Ordering::Relaxed), indices.len(), &partial),
         Kind::Model | Kind::Runtime => e.in_file(&args.model),

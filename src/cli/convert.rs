@@ -30,7 +30,8 @@ Examples:
   amax convert w4.onnx out.onnx --form matmulnbits,gather-block-quantized
   amax convert nbits.onnx out.onnx --form qdq
   amax convert trained.onnx out.onnx --check --calib samples.npz
-  amax convert prepared.onnx out.onnx --disable 'head.*'")]
+  amax convert prepared.onnx out.onnx --disable 'head.*'
+  amax convert quantized.onnx out.onnx --simulate")]
 pub(crate) struct Args {
     /// Quantized model.
     input: PathBuf,
@@ -56,7 +57,7 @@ pub(crate) struct Args {
     /// Prove that the result is the same: every folded constant number for number, and the outputs on samples.
     #[arg(long)]
     check: bool,
-    /// Samples for --check: as for `rewrite`; without, the file beside the model, or random ones.
+    /// Samples for --check, as for `rewrite`; without, the file beside the model, or random ones.
     #[arg(long, value_name = "PATH", requires = "check")]
     calib: Option<String>,
     #[command(flatten)]
@@ -64,6 +65,9 @@ pub(crate) struct Args {
     /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
+    /// Write quantizers as float operators with the same results, and quantized constants as floats.
+    #[arg(long)]
+    simulate: bool,
     /// Print the model as text after this pass, or after `all`.
     #[arg(long, value_name = "PASS")]
     print_after: Vec<String>,
@@ -84,6 +88,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         into: &args.form,
         accuracy_level: args.accuracy_level,
         switches: &switches,
+        simulate: args.simulate,
         target: &target,
         evaluate: &amax::runtime::TractEvaluate,
         after: &after,
@@ -112,6 +117,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     if done.folded.len() > listed {
         said += &format!("  and {} more (-v lists them)\n", done.folded.len() - listed);
+    }
+    if args.simulate {
+        said += &format!("floats   {}\n", count(done.simulated.len(), "quantizer"));
     }
     if !args.form.is_empty() || !done.changed.is_empty() {
         let names: Vec<&str> = args.form.iter().map(|f| f.name()).collect();

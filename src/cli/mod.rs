@@ -11,6 +11,7 @@ pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
+pub(crate) mod scales;
 mod summary;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Console {
     quiet: bool,
     pub(crate) verbose: bool,
+    /// Whether what a run takes in memory is said even where it is little.
+    tells_memory: AtomicBool,
     step: Mutex<Option<Step>>,
 }
 
@@ -64,7 +67,7 @@ impl Console {
             let _ = flag::register_conditional_shutdown(signal, 130, INTERRUPTED.clone());
             let _ = flag::register(signal, INTERRUPTED.clone());
         }
-        Self { quiet, verbose, step: Mutex::new(None) }
+        Self { quiet, verbose, tells_memory: AtomicBool::new(verbose), step: Mutex::new(None) }
     }
 
     /// Prints a message.
@@ -72,6 +75,11 @@ impl Console {
         if !self.quiet {
             print_error(message);
         }
+    }
+
+    /// Has the runs that start from here on say what they take in memory.
+    pub(crate) fn tell_memory(&self) {
+        self.tells_memory.store(true, Ordering::Relaxed);
     }
 
     /// Removes a progress bar that an error left standing.
@@ -153,7 +161,7 @@ impl Progress for Console {
     fn memory(&self, estimate: &Estimate) {
         // Who has set no limit wants to know of much only.
         const MUCH: u64 = 1_000_000_000;
-        if self.verbose || estimate.limit.is_some() || estimate.total() > MUCH {
+        if self.tells_memory.load(Ordering::Relaxed) || estimate.limit.is_some() || estimate.total() > MUCH {
             self.say(&memory(estimate));
         }
     }

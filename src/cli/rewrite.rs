@@ -44,6 +44,7 @@ Examples:
   amax rewrite model.onnx out.onnx --calib test_data/ --target tensorrt
   amax rewrite model.onnx out.onnx --exclude '/head/*' --exclude last_conv
   amax rewrite model.onnx out.onnx --calib none
+  amax rewrite model.onnx out.onnx --preset nvfp4 --simulate
   amax rewrite silero_vad.onnx out.onnx --set-input sr=16000
   amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
 pub(crate) struct Args {
@@ -82,6 +83,9 @@ pub(crate) struct Args {
     /// Write weights to OUTPUT.data beside the model, as is done anyway where the input has such a file or 2 GB are passed.
     #[arg(long)]
     external_data: bool,
+    /// Write quantizers as float operators with the same results: for accuracy studies on any runtime, of any format.
+    #[arg(long)]
+    simulate: bool,
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -115,6 +119,7 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
     }
     let passes = args.passes.as_deref().map(pipeline::parse_pipeline).transpose()?;
     let (config, target) = args.configure.load()?;
+    let target = if args.simulate { target.simulated() } else { target };
     let plan = args.plan.as_deref().map(Plan::load).transpose()?;
     let mut model = file::load(&args.input)?;
     file::check_output(&model, &args.output)?;
@@ -153,7 +158,7 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
         statistics: statistics.as_ref(),
         runtime: args.runtime,
         threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), segment: None },
+        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
         progress: console,
         evaluate: &amax::runtime::TractEvaluate,
         passes: passes.as_deref(),

@@ -54,7 +54,7 @@ pub struct Config {
     /// What becomes of ranges after they were chosen, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub postprocess: Vec<Adjusted>,
-    /// Single tensors, by name: numbers given by hand.
+    /// Single tensors, by name: formats, and numbers given by hand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tensor: BTreeMap<String, Tensor>,
     /// How weights and scales are improved beyond rounding.
@@ -158,13 +158,31 @@ impl Adjusted {
     }
 }
 
-/// Numbers given by hand for one tensor.
+/// What is said of one tensor.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tensor {
+    /// Whether the model need not have it, or may leave it in float.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
     /// Whether it is quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
+    /// Number format of the codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<spec::Dtype>,
+    /// Whether the zero point is fixed at the middle code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// How many elements of a constant share a scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granularity: Option<spec::Share>,
+    /// The axis of `per-channel` and `per-group`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ch_axis: Option<i64>,
+    /// Elements in a group of `per-group`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u32>,
     /// The smallest and the largest value that must be representable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<[f32; 2]>,
@@ -174,6 +192,14 @@ pub struct Tensor {
     /// The code of zero; with `scale`. Unset: the middle code of a symmetric tensor, 0 otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_point: Option<Numbers<i32>>,
+}
+
+impl Tensor {
+    /// The keys that sites have as well.
+    pub(crate) fn spec(&self) -> Spec {
+        let Self { dtype, symmetric, granularity, ch_axis, group_size, .. } = *self;
+        Spec { dtype, symmetric, granularity, ch_axis, group_size, ..Spec::default() }
+    }
 }
 
 /// One number, or several.
@@ -187,6 +213,15 @@ pub enum Numbers<T> {
 }
 
 impl<T: Copy> Numbers<T> {
+    /// These numbers.
+    #[must_use]
+    pub fn new(list: Vec<T>) -> Self {
+        match list.as_slice() {
+            [one] => Self::One(*one),
+            _ => Self::Many(list),
+        }
+    }
+
     /// All of them.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
@@ -285,7 +320,7 @@ impl Config {
         for (name, tensor) in &self.tensor {
             let fail =
                 |key: &str, message: &str| Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name));
-            let Tensor { enable: _, range, scale, zero_point } = tensor;
+            let Tensor { range, scale, zero_point, .. } = tensor;
             match (range, scale, zero_point) {
                 (Some(_), Some(_), _) => {
                     return fail("range", "both a range and a scale are given; one follows from the other");

@@ -1,5 +1,6 @@
 //! The levels of a configuration in order, and what they say about one site.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::algorithm::Algorithm;
@@ -65,6 +66,7 @@ impl Rule {
         match &self.scope {
             Scope::All => false,
             Scope::Op(_) => true,
+            Scope::Tensor(_) => !self.optional,
             Scope::Name(pattern) => {
                 let text = pattern.text().trim_end_matches("_quantizer");
                 let kinds = SiteKind::ALL.map(SiteKind::name);
@@ -90,13 +92,15 @@ pub enum Scope {
     Op(String),
     /// Nodes and sites by name.
     Name(Pattern),
+    /// All sites of one tensor.
+    Tensor(String),
 }
 
 impl PartialEq for Scope {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::All, Self::All) => true,
-            (Self::Op(a), Self::Op(b)) => a == b,
+            (Self::Op(a), Self::Op(b)) | (Self::Tensor(a), Self::Tensor(b)) => a == b,
             (Self::Name(a), Self::Name(b)) => a.text() == b.text(),
             _ => false,
         }
@@ -129,6 +133,8 @@ impl Rule {
             Scope::All => true,
             Scope::Op(name) => name == op,
             Scope::Name(pattern) => names.matched_by(pattern),
+            // Sites do not know their tensors: see [`Rules::tensor`].
+            Scope::Tensor(_) => false,
         };
         meant && (self.ops.is_empty() || self.ops.iter().any(|name| name == op))
     }
@@ -193,6 +199,8 @@ pub struct Rules {
     all: Vec<Rule>,
     /// What [`Rules::site`] overlays: a rule's own spec with its `enable`.
     specs: Vec<[Option<Spec>; 4]>,
+    /// The rules about single tensors.
+    tensors: BTreeMap<String, usize>,
     left_weight: Spec,
     algorithm: Option<Algorithm>,
     pre_quant_opt: Vec<Algorithm>,
@@ -219,7 +227,12 @@ impl Rules {
         rules.extend(config.overrides.iter().cloned());
         let specs = rules.iter().map(|rule| SiteKind::ALL.map(|kind| effective(&rule.level, kind))).collect();
         let left_weight = weight_spec(target.left_weight.unwrap_or(target.weight));
-        Ok(Self { all: rules, specs, left_weight, algorithm, pre_quant_opt })
+        let tensor = |(index, rule): (usize, &Rule)| match &rule.scope {
+            Scope::Tensor(name) => Some((name.clone(), index)),
+            _ => None,
+        };
+        let tensors = rules.iter().enumerate().filter_map(tensor).collect();
+        Ok(Self { all: rules, specs, tensors, left_weight, algorithm, pre_quant_opt })
     }
 
     /// How weights and scales are improved: what the configuration says, or its preset.
@@ -254,19 +267,38 @@ impl Rules {
         resolved
     }
 
+    /// What is said of a tensor by its name, to be laid over what is asked for at its sites.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<Resolved> {
+        let index = *self.tensors.get(name)?;
+        let mut resolved = Resolved::default();
+        resolved.overlay(self.all[index].level.weight.as_ref()?, index);
+        Some(resolved)
+    }
+
     /// How a site came to its spec: each rule that changed something.
     #[must_use]
-    pub fn chain(&self, node: &str, op: &str, kind: SiteKind, left: bool) -> Vec<Step> {
+    pub fn chain(&self, node: &str, op: &str, kind: SiteKind, left: bool, tensor: &str) -> Vec<Step> {
         let mut spec = Spec::default();
         let mut steps = Vec::new();
-        self.each(node, op, kind, left, |rule, later| {
+        let mut step = |rule: usize, later: &Spec| {
             let said = Field::ALL.iter().filter_map(|&f| Some((f, later.written(f)?)));
             let changes: Vec<_> = said.map(|(f, new)| (f, spec.written(f), new)).collect();
             spec.overlay(later);
             if !changes.is_empty() {
                 steps.push(Step { rule, changes });
             }
+        };
+        let mut by_name = self.tensors.get(tensor).copied();
+        self.each(node, op, kind, left, |rule, later| {
+            if let Some(index) = by_name.filter(|&index| index < rule).and_then(|_| by_name.take()) {
+                step(index, self.all[index].level.weight.as_ref().unwrap_or(&Spec::default()));
+            }
+            step(rule, later);
         });
+        if let Some(index) = by_name {
+            step(index, self.all[index].level.weight.as_ref().unwrap_or(&Spec::default()));
+        }
         steps
     }
 
@@ -434,6 +466,16 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         }
         let rule = rule(path, label, Scope::Name(pattern), level)?;
         rules.push(Rule { optional: adjusted.optional, any_kind: true, ..rule });
+    }
+    for (name, tensor) in &config.tensor {
+        let spec = tensor.spec();
+        if spec != Spec::default() {
+            // Weights have every key that any tensor has.
+            let level = Level { weight: Some(spec), ..Level::default() };
+            let scope = Scope::Tensor(name.clone());
+            let rule = rule(format!("tensor.{name}"), format!("[tensor.\"{name}\"]"), scope, level)?;
+            rules.push(Rule { optional: tensor.optional, ..rule });
+        }
     }
     for (index, text) in config.exclude.iter().enumerate() {
         let path = format!("exclude.{index}");

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::numerics::{Format, Round};
+use crate::numerics::{BlockScale, Format, MxRounding, Round};
 pub use crate::ops::Form;
 
 /// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
@@ -89,6 +89,8 @@ fields! {
     scale_type / ScaleType: ScaleType,
     /// The precision that scales are rounded to.
     scale_dtype / ScaleDtype: ScaleDtype,
+    /// How the power of two of a block follows from its largest magnitude, where scales are `float8e8m0`.
+    mx_rounding / MxRounding: MxRounding,
     /// How quotients become codes; activations are always rounded half to even.
     round / Round: Round,
     /// Whether the lowest code is left unused, as -128 of int8. Unset: where symmetric. A symmetric scale is
@@ -96,7 +98,7 @@ fields! {
     narrow_range / NarrowRange: bool,
     /// Whether one bit of the range is left unused: -64..64 of int8, 0..127 of uint8.
     reduce_range / ReduceRange: bool,
-    /// The least scale.
+    /// The least scale; of two-level scales, the least scale of a block.
     eps / Eps: f64,
     /// What becomes of the range that was chosen.
     postprocess / Postprocess: Postprocess,
@@ -137,12 +139,24 @@ pub enum Dtype {
     /// Biases only.
     Int32,
     Float8e4m3fn,
+    Float8e4m3fnuz,
     Float8e5m2,
+    Float8e5m2fnuz,
+    Float6e2m3,
+    Float6e3m2,
     Float4e2m1,
     /// Blocks of 32 float8e4m3fn with a power-of-two scale.
     Mxfp8,
+    /// Blocks of 32 float8e5m2 with a power-of-two scale.
+    Mxfp8e5m2,
+    /// Blocks of 32 float6e2m3 with a power-of-two scale.
+    Mxfp6e2m3,
+    /// Blocks of 32 float6e3m2 with a power-of-two scale.
+    Mxfp6e3m2,
     /// Blocks of 32 float4e2m1 with a power-of-two scale.
     Mxfp4,
+    /// Blocks of 32 int8 with a power-of-two scale.
+    Mxint8,
     /// Blocks of 16 float4e2m1 with a float8e4m3fn scale, and one float scale for all.
     Nvfp4,
 }
@@ -162,15 +176,52 @@ impl Dtype {
             Self::Uint16 => Format::Uint16,
             Self::Int32 => Format::Int32,
             Self::Float8e4m3fn => Format::Float8e4m3fn,
+            Self::Float8e4m3fnuz => Format::Float8e4m3fnuz,
             Self::Float8e5m2 => Format::Float8e5m2,
+            Self::Float8e5m2fnuz => Format::Float8e5m2fnuz,
+            Self::Float6e2m3 => Format::Float6e2m3,
+            Self::Float6e3m2 => Format::Float6e3m2,
             Self::Float4e2m1 => Format::Float4e2m1,
-            Self::Mxfp8 | Self::Mxfp4 | Self::Nvfp4 => return None,
+            Self::Mxfp8
+            | Self::Mxfp8e5m2
+            | Self::Mxfp6e2m3
+            | Self::Mxfp6e3m2
+            | Self::Mxfp4
+            | Self::Mxint8
+            | Self::Nvfp4 => return None,
         })
+    }
+
+    /// What a block format consists of.
+    #[must_use]
+    pub fn block(self) -> Option<Block> {
+        let mx = |format| Some(Block { format, size: 32, scale: ScaleDtype::Float8e8m0 });
+        match self {
+            Self::Mxfp8 => mx(Format::Float8e4m3fn),
+            Self::Mxfp8e5m2 => mx(Format::Float8e5m2),
+            Self::Mxfp6e2m3 => mx(Format::Float6e2m3),
+            Self::Mxfp6e3m2 => mx(Format::Float6e3m2),
+            Self::Mxfp4 => mx(Format::Float4e2m1),
+            Self::Mxint8 => mx(Format::Int8),
+            Self::Nvfp4 => Some(Block { format: Format::Float4e2m1, size: 16, scale: ScaleDtype::Float8e4m3fn }),
+            _ => None,
+        }
     }
 }
 
+/// What a block format consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Format of the elements.
+    pub format: Format,
+    /// Elements with one scale.
+    pub size: u32,
+    /// Format of the scales.
+    pub scale: ScaleDtype,
+}
+
 impl From<Format> for Dtype {
-    /// The name of a format. The two float formats that no target's defaults use become their nearest relatives.
+    /// The name of a format.
     fn from(format: Format) -> Self {
         match format {
             Format::Int2 => Self::Int2,
@@ -182,9 +233,13 @@ impl From<Format> for Dtype {
             Format::Int16 => Self::Int16,
             Format::Uint16 => Self::Uint16,
             Format::Int32 => Self::Int32,
-            Format::Float8e4m3fn | Format::Float8e4m3fnuz => Self::Float8e4m3fn,
-            Format::Float8e5m2 | Format::Float8e5m2fnuz => Self::Float8e5m2,
+            Format::Float8e4m3fn => Self::Float8e4m3fn,
+            Format::Float8e4m3fnuz => Self::Float8e4m3fnuz,
+            Format::Float8e5m2 => Self::Float8e5m2,
+            Format::Float8e5m2fnuz => Self::Float8e5m2fnuz,
             Format::Float4e2m1 => Self::Float4e2m1,
+            Format::Float6e2m3 => Self::Float6e2m3,
+            Format::Float6e3m2 => Self::Float6e3m2,
         }
     }
 }
@@ -331,10 +386,40 @@ pub enum ScaleDtype {
     Float16,
     /// 8 significant bits.
     Bfloat16,
-    /// 4 significant bits; of block formats.
+    /// 4 significant bits, and one float32 scale for all groups, as NVFP4 has them. Stored as such.
     Float8e4m3fn,
-    /// A power of two; of block formats.
+    /// A power of two for each group, as MX formats have them. Stored as such.
     Float8e8m0,
+}
+
+impl ScaleDtype {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float8e4m3fn => "float8e4m3fn",
+            Self::Float8e8m0 => "float8e8m0",
+        }
+    }
+
+    /// Whether scales are stored in 8 bits, which only groups have.
+    #[must_use]
+    pub fn is_block(self) -> bool {
+        self.block().is_some()
+    }
+
+    /// The same, if it is one that only groups have.
+    #[must_use]
+    pub fn block(self) -> Option<BlockScale> {
+        match self {
+            Self::Float8e4m3fn => Some(BlockScale::Float8e4m3fn),
+            Self::Float8e8m0 => Some(BlockScale::Float8e8m0),
+            Self::Float32 | Self::Float16 | Self::Bfloat16 => None,
+        }
+    }
 }
 
 /// Whose arithmetic makes scales and codes, to the last bit. They differ where a quotient is almost between two codes.

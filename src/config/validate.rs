@@ -6,7 +6,7 @@
 use super::spec::{Arithmetic, Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
 use super::{Level, SiteKind, Spec};
 use crate::error::{Error, Kind};
-use crate::numerics::Round;
+use crate::numerics::{Format, Round};
 
 /// A key, what is wrong with it, and a way out.
 type Wrong = (Field, String, &'static str);
@@ -150,12 +150,23 @@ fn pairs(spec: &Spec) -> Option<Wrong> {
 
 /// Keys that the number format cannot use.
 fn formats(spec: &Spec) -> Option<Wrong> {
-    let dtype = spec.dtype?;
-    let block = dtype.format().is_none();
-    if block || dtype.format().is_some_and(|f| !f.is_integer()) {
-        if spec.symmetric == Some(false) {
-            return Some((Field::Symmetric, format!("{dtype} has no zero point"), "leave it out, or set it to true"));
+    if spec.scale_dtype.is_some_and(ScaleDtype::is_block) {
+        if let Some(share) = spec.granularity.filter(|&share| share != Share::PerGroup) {
+            let message = format!("{} scales are not of 8 bits", share.name());
+            return Some((Field::ScaleDtype, message, "8-bit scales belong to granularity = \"per-group\""));
         }
+        if spec.symmetric == Some(false) {
+            let message = "beside 8-bit scales there are no zero points";
+            return Some((Field::Symmetric, message.into(), "leave it out, or set it to true"));
+        }
+    }
+    let dtype = spec.dtype?;
+    let block = dtype.block();
+    let integer = block.map(|b| b.format).or(dtype.format()).is_some_and(Format::is_integer);
+    if (block.is_some() || !integer) && spec.symmetric == Some(false) {
+        return Some((Field::Symmetric, format!("{dtype} has no zero point"), "leave it out, or set it to true"));
+    }
+    if !integer {
         for (field, on) in [(Field::NarrowRange, spec.narrow_range), (Field::ReduceRange, spec.reduce_range)] {
             if on == Some(true) {
                 return Some((field, format!("{dtype} has no codes to leave unused"), "it is for integers"));
@@ -177,28 +188,23 @@ fn formats(spec: &Spec) -> Option<Wrong> {
     } else if dtype == Dtype::Int32 && spec.symmetric == Some(false) {
         return Some((Field::Symmetric, "an int32 bias has no zero point".into(), "leave it out"));
     }
-    let block_scale = matches!(spec.scale_dtype, Some(ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0));
-    if !block {
-        let hint = "float32, float16 and bfloat16 are for others";
-        let message = "8-bit scales belong to block formats";
-        return block_scale.then(|| (Field::ScaleDtype, message.into(), hint));
-    }
-    let (size, scale, scale_type) = match dtype {
-        Dtype::Nvfp4 => (16, ScaleDtype::Float8e4m3fn, ScaleType::Float),
-        _ => (32, ScaleDtype::Float8e8m0, ScaleType::PowerOfTwo),
-    };
+    let block = block?;
     let fixed = "leave it out: the format says it";
     if spec.granularity.is_some_and(|share| share != Share::PerGroup) {
         return Some((Field::Granularity, format!("{dtype} has one scale for each block"), fixed));
     }
-    if spec.group_size.is_some_and(|given| given != size) {
-        return Some((Field::GroupSize, format!("{dtype} has blocks of {size}"), fixed));
+    if spec.group_size.is_some_and(|given| given != block.size) {
+        return Some((Field::GroupSize, format!("{dtype} has blocks of {}", block.size), fixed));
     }
-    if spec.scale_dtype.is_some_and(|given| given != scale) {
+    if spec.scale_dtype.is_some_and(|given| given != block.scale) {
         return Some((Field::ScaleDtype, format!("{dtype} has other scales"), fixed));
     }
-    if spec.scale_type.is_some_and(|given| given != scale_type) {
+    let powers = block.scale == ScaleDtype::Float8e8m0;
+    if spec.scale_type.is_some_and(|given| (given == ScaleType::PowerOfTwo) != powers) {
         return Some((Field::ScaleType, format!("{dtype} has other scales"), fixed));
+    }
+    if spec.mx_rounding.is_some() && !powers {
+        return Some((Field::MxRounding, format!("{dtype} has no power-of-two scales"), "it is for the mx formats"));
     }
     None
 }

@@ -13,11 +13,7 @@ impl DataType {
     /// The layout of a float with a sign and at most 8 bits; `None` for all other types.
     #[must_use]
     pub fn minifloat(self) -> Option<Minifloat> {
-        match self {
-            Self::Float6e2m3 => Some(Minifloat::FLOAT6E2M3),
-            Self::Float6e3m2 => Some(Minifloat::FLOAT6E3M2),
-            _ => self.format().and_then(Format::float),
-        }
+        self.format().and_then(Format::float)
     }
 }
 
@@ -39,6 +35,8 @@ impl From<Format> for DataType {
             Format::Float8e5m2 => Self::Float8e5m2,
             Format::Float8e5m2fnuz => Self::Float8e5m2fnuz,
             Format::Float4e2m1 => Self::Float4e2m1,
+            Format::Float6e2m3 => Self::Float6e2m3,
+            Format::Float6e3m2 => Self::Float6e3m2,
         }
     }
 }

@@ -36,11 +36,15 @@ pub enum Format {
     Float8e5m2fnuz,
     /// 2 exponent bits, 1 mantissa bit, finite only; largest 6; two to a byte.
     Float4e2m1,
+    /// 2 exponent bits, 3 mantissa bits, finite only; largest 7.5; four in three bytes.
+    Float6e2m3,
+    /// 3 exponent bits, 2 mantissa bits, finite only; largest 28; four in three bytes.
+    Float6e3m2,
 }
 
 impl Format {
     /// Every format, in declaration order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Int2,
         Self::Uint2,
         Self::Int4,
@@ -55,6 +59,8 @@ impl Format {
         Self::Float8e5m2,
         Self::Float8e5m2fnuz,
         Self::Float4e2m1,
+        Self::Float6e2m3,
+        Self::Float6e3m2,
     ];
 
     /// The ONNX type name in lower case: `int8`, `float8e4m3fn`.
@@ -74,6 +80,8 @@ impl Format {
             Self::Float8e5m2 => "float8e5m2",
             Self::Float8e5m2fnuz => "float8e5m2fnuz",
             Self::Float4e2m1 => "float4e2m1",
+            Self::Float6e2m3 => "float6e2m3",
+            Self::Float6e3m2 => "float6e3m2",
         }
     }
 
@@ -82,11 +90,12 @@ impl Format {
         Self::ALL.into_iter().find(|format| format.name() == name)
     }
 
-    /// Bits of one element when packed: 2, 4, 8, 16 or 32.
+    /// Bits of one element when packed: 2, 4, 6, 8, 16 or 32.
     pub fn bits(self) -> usize {
         match self {
             Self::Int2 | Self::Uint2 => 2,
             Self::Int4 | Self::Uint4 | Self::Float4e2m1 => 4,
+            Self::Float6e2m3 | Self::Float6e3m2 => 6,
             Self::Int16 | Self::Uint16 => 16,
             Self::Int32 => 32,
             _ => 8,
@@ -103,7 +112,7 @@ impl Format {
         !matches!(self, Self::Uint2 | Self::Uint4 | Self::Uint8 | Self::Uint16)
     }
 
-    /// Smallest and largest code. A float's codes are its bit patterns, so `(0, 15)` or `(0, 255)`.
+    /// Smallest and largest code. A float's codes are its bit patterns, so `(0, 15)`, `(0, 63)` or `(0, 255)`.
     pub fn range(self) -> (i32, i32) {
         if self == Self::Int32 {
             return (i32::MIN, i32::MAX);

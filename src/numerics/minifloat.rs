@@ -1,4 +1,4 @@
-//! Floats of 4 to 8 bits.
+//! Floats of 4 to 8 bits, and the powers of two that scale blocks of them.
 
 use super::Format;
 
@@ -38,6 +38,8 @@ impl Format {
             Self::Float8e5m2 => (5, 2, 15, Special::Ieee, 0x7f, 57344.0),
             Self::Float8e5m2fnuz => (5, 2, 16, Special::Fnuz, 0x80, 57344.0),
             Self::Float4e2m1 => (2, 1, 1, Special::None, 0, 6.0),
+            Self::Float6e2m3 => (2, 3, 1, Special::None, 0, 7.5),
+            Self::Float6e3m2 => (3, 2, 3, Special::None, 0, 28.0),
             _ => return None,
         };
         let nan_sign = if nan_code == 0x7f { 0x80 } else { 0 };
@@ -55,13 +57,19 @@ pub fn decode_float8e8m0(code: u8) -> f32 {
 }
 
 impl Minifloat {
-    /// 2 exponent bits, 3 mantissa bits, finite only; largest 7.5.
-    pub const FLOAT6E2M3: Self = Self::finite(2, 3, 1, 7.5);
-    /// 3 exponent bits, 2 mantissa bits, finite only; largest 28.
-    pub const FLOAT6E3M2: Self = Self::finite(3, 2, 3, 28.0);
+    /// Bits of the mantissa that are stored.
+    pub fn mantissa_bits(self) -> u32 {
+        self.mantissa_bits
+    }
 
-    const fn finite(exponent_bits: u32, mantissa_bits: u32, bias: u32, max: f32) -> Self {
-        Self { exponent_bits, mantissa_bits, bias, special: Special::None, nan_code: 0, nan_sign: 0, max }
+    /// The largest finite number.
+    pub fn max(self) -> f32 {
+        self.max
+    }
+
+    /// The smallest positive number, which is also the distance of its neighbours.
+    pub fn min_positive(self) -> f32 {
+        f32::from_bits((127 + 1 - self.bias - self.mantissa_bits) << 23)
     }
 
     fn sign_bit(self) -> u32 {
@@ -74,7 +82,8 @@ impl Minifloat {
         f32::from_bits((127 + 1 + 23 - self.bias - self.mantissa_bits) << 23)
     }
 
-    fn min_normal(self) -> f32 {
+    /// The smallest number with a full mantissa.
+    pub fn min_normal(self) -> f32 {
         f32::from_bits((127 + 1 - self.bias) << 23)
     }
 
@@ -137,7 +146,7 @@ impl Minifloat {
         let value = special.unwrap_or_else(|| {
             if exponent == 0 {
                 // Exact: a few bits times a power of two well inside the range of f32.
-                mantissa as f32 * f32::from_bits((127 + 1 - self.bias - self.mantissa_bits) << 23)
+                mantissa as f32 * self.min_positive()
             } else {
                 f32::from_bits((exponent + 127 - self.bias) << 23 | mantissa << (23 - self.mantissa_bits))
             }

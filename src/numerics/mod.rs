@@ -14,6 +14,8 @@
 //! | scales used | all, or powers of two, or those of float16 or bfloat16 | [`RangeSpec`] |
 //! | searched ranges | of the least `Σ \|x − y\|^p`, or around a share of the values | [`mse_ranges`], [`percentile_ranges`] |
 //! | float parameters | `s = amax / MAX` | [`qparams_from_range`] |
+//! | power-of-two scales of blocks | `2^(⌊log2 amax⌋ − emax)` and three more | [`e8m0_scale`] |
+//! | two-level scales of blocks | `s = g · e4m3(amax / (MAX · g))`, `g = amax of all / (448 · MAX)` | [`TwoLevel`] |
 //! | bias | `q = clamp(rne(f64(b) / f64(s)))`, `s = s_x · s_w` | [`quantize_bias`] |
 //! | pair-safe weights | `\|q[2p] + q[2p+1]\| ≤ 128`, so that `255 · (q[2p] + q[2p+1])` fits 16 bits | [`pair_safe`] |
 //! | SQNR | `10 log10(Σ r² / Σ (r − t)²)` | [`metrics`] |
@@ -33,9 +35,12 @@
 //! | float8e5m2 | sign, 5, 2 | 57344 | as IEEE |
 //! | float8e5m2fnuz | sign, 5, 2 | 57344 | no infinities, no negative zero |
 //! | float4e2m1 | sign, 2, 1 | 6 | finite only; two to a byte, low nibble first |
+//! | float6e2m3 | sign, 2, 3 | 7.5 | finite only; four in three bytes, low bits first |
+//! | float6e3m2 | sign, 3, 2 | 28 | finite only; four in three bytes, low bits first |
 
 mod affine;
 mod bias;
+mod block_scale;
 pub mod blocks;
 mod fake;
 mod format;
@@ -53,6 +58,9 @@ pub use affine::{
     Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value, quantize_within,
 };
 pub use bias::{bias_scale, quantize_bias, weight_scale_floor};
+pub use block_scale::{
+    BlockScale, ElementRange, MIN_BLOCK_SCALE, MxRounding, TwoLevel, amax, e8m0_scale, encode_float8e8m0,
+};
 pub use fake::{fake_quantize, fake_quantize_nd, fake_quantize_serial};
 pub use format::Format;
 pub use grid::{Granularity, QParams};

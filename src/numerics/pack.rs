@@ -10,11 +10,12 @@ pub fn packed_len(count: usize, bits: usize) -> usize {
     match bits {
         2 => count.div_ceil(4),
         4 => count.div_ceil(2),
+        6 => (count * 3).div_ceil(4),
         _ => count * (bits / 8),
     }
 }
 
-/// Packs the low `bits` bits of each code; `bits` is 2, 4, 8, 16 or 32.
+/// Packs the low `bits` bits of each code; `bits` is 2, 4, 6, 8, 16 or 32.
 pub fn pack(codes: &[i32], bits: usize) -> Vec<u8> {
     match bits {
         16 => codes.iter().flat_map(|&code| (code as u16).to_le_bytes()).collect(),
@@ -26,14 +27,14 @@ pub fn pack(codes: &[i32], bits: usize) -> Vec<u8> {
     }
 }
 
-/// Packs the low `bits` bits (2, 4 or 8) of each byte.
+/// Packs the low `bits` bits (2, 4, 6 or 8) of each byte.
 pub fn pack_bytes(codes: &[u8], bits: usize) -> Vec<u8> {
     let mut out = vec![0; packed_len(codes.len(), bits)];
     pack_bytes_into(codes, bits, &mut out);
     out
 }
 
-/// Packs the low `bits` bits (2, 4 or 8) of each byte into `out`, which has exactly the packed length.
+/// Packs the low `bits` bits (2, 4, 6 or 8) of each byte into `out`, which has exactly the packed length.
 pub(super) fn pack_bytes_into(codes: &[u8], bits: usize, out: &mut [u8]) {
     match bits {
         2 => {
@@ -51,6 +52,12 @@ pub(super) fn pack_bytes_into(codes: &[u8], bits: usize, out: &mut [u8]) {
                 *out = code & 0x0f;
             }
         }
+        6 => {
+            for (out, four) in out.chunks_mut(3).zip(codes.chunks(4)) {
+                let wide = four.iter().rev().fold(0, |wide, &code| wide << 6 | u32::from(code & 0x3f));
+                out.iter_mut().zip(wide.to_le_bytes()).for_each(|(out, byte)| *out = byte);
+            }
+        }
         _ => out.copy_from_slice(codes),
     }
 }
@@ -60,6 +67,7 @@ pub(super) fn pack_bytes_into(codes: &[u8], bits: usize, out: &mut [u8]) {
 pub fn unpack(raw: &[u8], format: &Format, count: usize) -> Vec<i32> {
     let available = match format.bits() {
         bits @ (2 | 4) => raw.len().saturating_mul(8 / bits),
+        6 => raw.len().saturating_mul(4) / 3,
         bits => raw.len() / (bits / 8),
     };
     let mut codes = vec![0; count.min(available)];
@@ -85,6 +93,12 @@ pub(super) fn unpack_into(raw: &[u8], format: Format, codes: &mut [i32]) {
     match bits {
         2 => unpack_small::<4>(raw, signed, codes),
         4 => unpack_small::<2>(raw, signed, codes),
+        6 => {
+            for (codes, three) in codes.chunks_mut(4).zip(raw.chunks(3)) {
+                let wide = three.iter().rev().fold(0, |wide, &byte| wide << 8 | i32::from(byte));
+                codes.iter_mut().enumerate().for_each(|(idx, code)| *code = wide >> (6 * idx) & 0x3f);
+            }
+        }
         8 => {
             for (code, &byte) in codes.iter_mut().zip(raw) {
                 *code = if signed { i32::from(byte as i8) } else { i32::from(byte) };

@@ -14,6 +14,9 @@ pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<Va
     let mut found = BTreeMap::new();
     for (name, by_hand) in &config.tensor {
         let Some(value) = model.value_named(name) else {
+            if by_hand.optional {
+                continue;
+            }
             let path = format!("tensor.{name}");
             let error = config.error(&path, format!("the model has no tensor \"{name}\""));
             return Err(match nearest(name, tensor_names(model)) {
@@ -30,7 +33,7 @@ impl Planner<'_> {
     /// A quantizer with the numbers that are given by hand for a tensor.
     pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Quantizer) -> Result<Quantizer> {
         let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
-        let ByHand { enable: _, range, scale, zero_point } = by_hand;
+        let ByHand { range, scale, zero_point, .. } = by_hand;
         if let Some([low, high]) = *range {
             quantizer.given = Some(Given::Range(low, high));
         }

@@ -41,6 +41,7 @@ impl Planner<'_> {
                     let narrow = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
                     // Fused to MatMulNBits only as [K, N].
                     let transpose = (grouped || (kind == Kindness::WeightOnly && narrow))
+                        && !quantizer.scale_dtype.is_block()
                         && self.target.placement == Placement::Fused
                         && at.is("Gemm")
                         && at.int("transB").unwrap_or(0) != 0;
@@ -85,8 +86,11 @@ impl Planner<'_> {
                 }
                 Role::Data if kind == Kindness::WeightOnly => {}
                 Role::Data => {
-                    let (quantizer, _) =
-                        settle(self.activation(node, SiteKind::Input, self.ask(node, SiteKind::Input)))?;
+                    let (quantizer, _) = settle(self.activation(
+                        node,
+                        SiteKind::Input,
+                        &self.ask_of(value, self.ask(node, SiteKind::Input)),
+                    ))?;
                     weights.push(Weight {
                         site: self.site(node, SiteKind::Input),
                         at: self.slot(node, index),
@@ -122,7 +126,8 @@ impl Planner<'_> {
             return Err(error.with_hint("leave it out, or input.enable = false for a float product"));
         }
         // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
-        let free = kind == Kindness::WeightOnly && bytes && quantizer.given.is_none();
+        let plain = quantizer.given.is_none() && !quantizer.scale_dtype.is_block();
+        let free = kind == Kindness::WeightOnly && bytes && plain;
         quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned().map(Box::new);
         if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
             let site = self.site(node, SiteKind::Weight);

@@ -51,11 +51,31 @@ impl Plan {
     /// # Errors
     /// The first name, shape, format or number that does not fit.
     pub fn check(&self, model: &Model, target: &Target) -> Result<()> {
-        let Self { schema: _, target: name, opset, activations, weights, biases, sums, tokens, splits: _, skipped: _ } =
-            self;
+        let Self {
+            schema: _,
+            target: name,
+            opset,
+            activations,
+            weights,
+            biases,
+            sums,
+            tokens,
+            splits: _,
+            skipped: _,
+            simulate,
+        } = self;
         if *name != target.name {
             return Err(wrong(format!("the plan was made for target {name}, not for {}", target.name))
                 .with_hint(format!("give --target {name}, or make the plan again")));
+        }
+        if *simulate != target.simulate {
+            let with = |on: bool| if on { "with" } else { "without" };
+            return Err(wrong(format!(
+                "the plan was made {} --simulate, this is {} it",
+                with(*simulate),
+                with(!simulate)
+            ))
+            .with_hint("do both the same way"));
         }
         if *opset < model.opset().unwrap_or(0) || *opset > target.opset_max {
             return Err(wrong(format!(
@@ -146,8 +166,20 @@ impl Check<'_> {
         }
         if let Some(dims) = dims {
             quantizer.granularity.check(dims).map_err(|e| wrong(e.message().to_owned()))?;
-        } else if quantizer.granularity != Granularity::PerTensor {
+        } else if quantizer.granularity != Granularity::PerTensor && !quantizer.scale_dtype.is_block() {
             return Err(wrong("activations have one scale a tensor"));
+        }
+        if let Some(scale) = quantizer.scale_dtype.block() {
+            let name = quantizer.scale_dtype.name();
+            if !self.target.block_scales.contains(&scale) {
+                return Err(wrong(format!("{} has no quantizer with {name} scales", self.target.name)));
+            }
+            if !matches!(quantizer.granularity, Granularity::PerGroup { .. })
+                || !quantizer.symmetric
+                || !dtype.is_signed()
+            {
+                return Err(wrong(format!("{name} scales belong to groups without zero points")));
+            }
         }
         if !quantizer.eps.is_finite() || quantizer.eps < 0.0 {
             return Err(wrong(format!("{} is no least scale", quantizer.eps)));
@@ -165,6 +197,13 @@ impl Check<'_> {
             return Err(wrong("only float tensors are quantized"));
         }
         self.quantizer(&activation.quantizer, None)?;
+        let blocks = activation.quantizer.scale_dtype.is_block();
+        if blocks
+            && (activation.mode != Mode::Dynamic
+                || !matches!(activation.quantizer.granularity, Granularity::PerGroup { axis: 1, .. }))
+        {
+            return Err(wrong("scales of 8 bits are found at run time, for a matrix with a block a row"));
+        }
         if let Readers::Listed(slots) = &activation.readers {
             slots.iter().try_for_each(|slot| self.reads(slot, tensor))?;
         }

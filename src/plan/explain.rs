@@ -144,7 +144,7 @@ impl Explainer<'_> {
     fn site(&self, node: NodeId, kind: SiteKind, value: ValueId, input: Option<usize>) -> Explanation {
         let (name, op) = (self.model.node_name(node), self.model.node(node).op_type());
         let left = op == "MatMul" && self.model.constant_input(node, 0).is_some();
-        let steps = self.rules.chain(name, op, kind, left);
+        let steps = self.rules.chain(name, op, kind, left, self.model.value(value).name());
         let rules = steps.into_iter().map(|step| {
             let rule = &self.rules.all()[step.rule];
             let changes = step.changes.into_iter().map(|(field, from, to)| Change {

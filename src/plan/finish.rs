@@ -6,9 +6,9 @@ use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
 use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Token, Weight};
-use crate::config::SiteKind;
 use crate::config::rules::Resolved;
 use crate::config::spec::{Dtype, Field};
+use crate::config::{SiteKind, Spec, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -63,6 +63,7 @@ impl Planner<'_> {
             schema: SCHEMA,
             target: self.target.name.clone(),
             opset,
+            simulate: self.target.simulate,
             activations: std::mem::take(&mut self.pairs),
             weights,
             biases,
@@ -84,7 +85,11 @@ impl Planner<'_> {
             .values()
             .map(|a| &a.quantizer)
             .chain(weights.iter().filter(|w| !is_bytes(self.model, w)).map(|w| &w.quantizer));
+        let needs = |q: &Quantizer| (q.since().0, q.since().2);
         let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
+        if self.target.simulate {
+            return Ok(opset);
+        }
         if needed > self.target.opset_max {
             return Err(Error::new(
                 Kind::Config,
@@ -393,15 +398,16 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// So are numbers by hand for a tensor that stays float.
+    /// So is what is said of a tensor that stays float.
     fn refuse_idle_numbers(&self, plan: &Plan) -> Result<()> {
-        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| t.range.is_some() || t.scale.is_some()) {
+        let says = |t: &ByHand| !t.optional && (t.range.is_some() || t.scale.is_some() || t.spec() != Spec::default());
+        for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| says(t)) {
             let used = by_hand.enable != Some(false)
                 && (plan.activations.iter().any(|(pair, a)| a.tensor.as_ref().unwrap_or(pair) == name)
                     || plan.weights.iter().any(|w| w.tensor == *name));
             if !used {
                 let error =
-                    self.config.error(&format!("tensor.{name}"), "numbers are given for a tensor that stays float");
+                    self.config.error(&format!("tensor.{name}"), "it says how a tensor is quantized that stays float");
                 return Err(error.at_value(name).with_hint(format!(
                     "remove [tensor.\"{name}\"]; `amax explain MODEL '{name}'` says why it stays float"
                 )));
@@ -459,19 +465,4 @@ pub(super) fn settle<T>(outcome: Result<T, Refusal>) -> Result<T> {
         Refusal::Wrong(error) => error,
         Refusal::Unfit(why) => Error::new(Kind::Config, why),
     })
-}
-
-/// The operator set from which on Quantize and Dequantize take these codes, and their name.
-fn needs(quantizer: &Quantizer) -> (i64, &'static str) {
-    let format = match quantizer.dtype {
-        Format::Int2 | Format::Uint2 => 25,
-        Format::Float4e2m1 => 23,
-        Format::Int4 | Format::Uint4 | Format::Int16 | Format::Uint16 => 21,
-        Format::Int8 | Format::Uint8 | Format::Int32 => 13,
-        _ => 19,
-    };
-    match quantizer.granularity {
-        Granularity::PerGroup { .. } if format < 21 => (21, "a scale for each group"),
-        _ => (format, quantizer.dtype.name()),
-    }
 }

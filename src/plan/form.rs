@@ -173,6 +173,9 @@ impl Planner<'_> {
             }
             return Ok(());
         }
+        if quantizer.scale_dtype.is_block() {
+            return Err(format!("{form} has no {} scales", quantizer.scale_dtype.name()));
+        }
         if !self.target.forms.contains(&form) {
             return Err(format!("{} has no {form}", self.target.name));
         }

@@ -15,6 +15,7 @@
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
 mod algorithms;
+mod blocks;
 mod by_hand;
 mod constants;
 mod document;
@@ -26,6 +27,8 @@ mod planner;
 mod site;
 mod skips;
 mod spread;
+mod tokens;
+mod wants;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +39,8 @@ pub use planner::{Knowledge, Veto, plan};
 use crate::config::algorithm::Algorithm;
 use crate::config::spec::{Arithmetic, Form, ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
-use crate::numerics::{Format, Granularity, Round};
+use crate::numerics::{Format, Granularity, MxRounding, Round};
+use crate::onnx::DataType;
 use crate::ops::Reduction;
 
 /// Version of the plan document.
@@ -52,6 +56,9 @@ pub struct Plan {
     pub target: String,
     /// Version of the default operator set that the result needs.
     pub opset: i64,
+    /// Whether quantizers become float operators in the end, which any runtime has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulate: bool,
     /// Quantized activations, by the name of the pair: that of the tensor, or for a second pair on one tensor the tensor's
     /// with the format behind it.
     pub activations: BTreeMap<String, Activation>,
@@ -106,6 +113,9 @@ pub struct Quantizer {
     /// The precision that scales are rounded to.
     #[serde(default, skip_serializing_if = "is_default")]
     pub scale_dtype: ScaleDtype,
+    /// How the power of two of a block follows from its largest magnitude.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mx_rounding: MxRounding,
     /// How quotients become codes; half to even for everything but constants.
     #[serde(default, skip_serializing_if = "is_default")]
     pub round: Round,
@@ -178,6 +188,7 @@ impl Quantizer {
             mse_p: None,
             scale_type: ScaleType::Float,
             scale_dtype: ScaleDtype::Float32,
+            mx_rounding: MxRounding::default(),
             round: Round::HalfEven,
             eps: 0.0,
             postprocess: None,
@@ -186,6 +197,25 @@ impl Quantizer {
             algorithm: None,
             given: None,
         }
+    }
+
+    /// The operator set and the IR version from which on Quantize and Dequantize have this, and the name of what needs them.
+    #[must_use]
+    pub fn since(&self) -> (i64, i64, &'static str) {
+        let (opset, ir) = DataType::from(self.dtype).quantizers_since().unwrap_or_default();
+        let opset = opset.max(13);
+        let groups =
+            matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "a scale for each group"));
+        let scale = match self.scale_dtype {
+            ScaleDtype::Float8e8m0 => DataType::Float8e8m0.quantizers_since(),
+            ScaleDtype::Float8e4m3fn => DataType::Float8e4m3fn.quantizers_since(),
+            _ => None,
+        };
+        let scale = scale.map(|(opset, ir)| (opset, ir, self.scale_dtype.name()));
+        [groups, scale]
+            .into_iter()
+            .flatten()
+            .fold((opset, ir, self.dtype.name()), |most, need| if need.0 > most.0 { need } else { most })
     }
 
     /// In words: `int4, groups of 32 on axis 0`.

@@ -1,12 +1,12 @@
 //! Decides which operators run quantized, and what that asks of the tensors around them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::by_hand::given;
 use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field, Form, Share};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
@@ -79,7 +79,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     }
     match target.placement {
         Placement::Inputs => {
-            if target.residual == Residual::Shortcut && knowledge.calibrated {
+            if target.residual == Residual::Shortcut {
                 let depths = planner.depths(&nodes);
                 for &node in &nodes {
                     planner.shortcut(node, &depths);
@@ -173,6 +173,15 @@ impl Planner<'_> {
         &self.sites[&node][index]
     }
 
+    /// The same with what is said of the tensor there by its name.
+    pub(super) fn ask_of(&self, value: ValueId, ask: &Resolved) -> Resolved {
+        let mut ask = ask.clone();
+        if let Some(said) = self.rules.tensor(self.model.value(value).name()) {
+            ask.strengthen(&said);
+        }
+        ask
+    }
+
     pub(super) fn reader<'r>(&'r self, site: &'r str, kind: SiteKind, resolved: &'r Resolved) -> Reader<'r> {
         Reader { rules: &self.rules, target: self.target, site, kind, resolved }
     }
@@ -214,13 +223,6 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether an input is to get a scale for each token.
-    fn per_token(&self, node: NodeId, kind: SiteKind) -> bool {
-        let spec = &self.ask(node, kind).spec;
-        let asked = spec.granularity == Some(Share::PerToken) && spec.dynamic == Some(true);
-        kind == SiteKind::Input && asked
-    }
-
     /// How an activation is quantized at a site, and whether at run time.
     pub(super) fn activation(
         &self,
@@ -243,9 +245,9 @@ impl Planner<'_> {
         let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
         let shape = Shape { dims: &dims, layout, kernel: kernel && self.target.placement != Placement::Everywhere };
         let value = self.model.node(node).input(index);
-        let quantizer = self
-            .reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, self.ask(node, SiteKind::Weight))
-            .weight(&shape)?;
+        let ask = self.ask(node, SiteKind::Weight);
+        let ask = value.map_or_else(|| ask.clone(), |value| self.ask_of(value, ask));
+        let quantizer = self.reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, &ask).weight(&shape)?;
         self.by_hand(value, quantizer).map_err(Refusal::Wrong)
     }
 
@@ -295,7 +297,7 @@ impl Planner<'_> {
     /// what is asked for there.
     pub(super) fn output_site(&self, node: NodeId) -> Option<(ValueId, Resolved)> {
         let output = self.model.node(node).output(0)?;
-        let ask = self.ask(node, SiteKind::Output).clone();
+        let ask = self.ask_of(output, self.ask(node, SiteKind::Output));
         let [User::Node { node: next, input: 0 }] = self.model.value(output).users() else {
             return Some((output, ask));
         };
@@ -304,6 +306,9 @@ impl Planner<'_> {
         }
         let mut both = ask.clone();
         both.strengthen(self.ask(*next, SiteKind::Output));
+        if let Some(&value) = self.model.node(*next).outputs().iter().flatten().next() {
+            both = self.ask_of(value, &both);
+        }
         if !self.absorbs(*next, &both) {
             return Some((output, ask));
         }
@@ -483,18 +488,7 @@ impl Planner<'_> {
             return no(why);
         }
         if self.per_token(node, SiteKind::Input) {
-            let site = self.site(node, SiteKind::Input);
-            let ask = self.ask(node, SiteKind::Input).clone();
-            let eps = match self.reader(&site, SiteKind::Input, &ask).per_token() {
-                Ok(eps) => eps,
-                Err(Refusal::Wrong(error)) => return Err(error),
-                Err(Refusal::Unfit(why)) => return no(why),
-            };
-            if let (&[index], Some(1)) = (data, weight) {
-                self.tokens.insert(node, (index, eps));
-                return no("its input has a scale for each token, and is computed in float".to_owned());
-            }
-            return no("its input has no tokens".to_owned());
+            return self.token(node, data, weight).map(|why| Err(NotInteger::WeightOnly(why)));
         }
         let ask = self.ask(node, SiteKind::Input).clone();
         let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
@@ -508,8 +502,13 @@ impl Planner<'_> {
             Err(Refusal::Wrong(error)) => return Err(error),
             Err(Refusal::Unfit(why)) => return no(why),
         };
-        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && self.target.placement == Placement::Fused) {
+        let fused = self.target.placement == Placement::Fused && !self.target.simulate;
+        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && fused) {
             return no(format!("{} does not load {} weights beside codes", self.target.name, weight.dtype));
+        }
+        let blocks = asked.scale_dtype.is_block();
+        if let Some(why) = self.unfit_blocks(node, &asked) {
+            return no(why);
         }
         let kernel = integer_kernel(&asked, quantizer);
         let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
@@ -532,7 +531,7 @@ impl Planner<'_> {
                     quantizer,
                 )
                 && !(op == "Gemm" && self.model.node(node).input(2).is_some());
-        if run_time && !dynamic_fits {
+        if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
             return match self.rules.rule(&ask, Field::Dynamic) {
                 Some(rule) if rule.is_named() && !rule.optional => {
@@ -544,6 +543,7 @@ impl Planner<'_> {
             };
         }
         let output = match self.output_site(node) {
+            Some(_) if blocks => None,
             Some((site, ask)) if (anchor.output && !lowered) || self.is_forced(node, SiteKind::Output) => {
                 if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
                     return no(format!("{why}, and the integer {op} needs a quantized output"));
@@ -625,8 +625,9 @@ impl Planner<'_> {
                 })
                 .collect();
             for (index, value) in data {
-                if self.unquantizable(value).is_none() {
-                    let ask = self.ask(node, SiteKind::Input).clone();
+                let ask = self.ask(node, SiteKind::Input).clone();
+                let blocks = ask.spec.dtype.is_some_and(|d| d.block().is_some());
+                if self.unquantizable(value).is_none() && !blocks {
                     let why = format!("input of the {op} \"{name}\", as asked for");
                     self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
                 }
@@ -638,33 +639,6 @@ impl Planner<'_> {
         {
             self.make(site, Made { ask, keeps: None, why: format!("output of the {op} \"{name}\", as asked for") });
         }
-    }
-
-    /// Output channels of the constant weight at `input`.
-    pub(super) fn channels(&self, node: NodeId, input: usize) -> Option<usize> {
-        let dims = self.model.constant_input(node, input)?.dims();
-        let axis = ops::weight_layout(self.model, node, input, &dims)?.channel_axis?;
-        Some(dims[axis])
-    }
-
-    pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), read: Read) {
-        let reads = &mut self.wants.entry(value).or_default().reads;
-        if reads.iter().all(|(s, _)| *s != slot) {
-            reads.push((slot, read));
-        }
-    }
-
-    pub(super) fn make(&mut self, value: ValueId, made: Made) {
-        self.wants.entry(value).or_default().made.get_or_insert(made);
-    }
-
-    /// Whether a value has a pair with a fixed scale.
-    pub(super) fn wanted(&self, value: ValueId) -> bool {
-        self.wants.get(&value).is_some_and(|w| w.made.is_some() || w.reads.iter().any(|(_, r)| r.mode == Mode::Static))
-    }
-
-    pub(super) fn outputs(&self, node: NodeId) -> BTreeSet<ValueId> {
-        self.model.node(node).outputs().iter().flatten().copied().collect()
     }
 }
 

@@ -5,12 +5,16 @@
 
 use super::Quantizer;
 use crate::config::rules::{Resolved, Rule, Rules, Scope};
-use crate::config::spec::{Arithmetic, Dtype, Field, ObserverKind, ScaleDtype, Share};
+use crate::config::spec::{Arithmetic, Block, Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
 use crate::numerics::{Format, Granularity, Round};
 use crate::ops::WeightLayout;
 use crate::targets::Target;
+
+/// Where a format can be had that a target has no kernels for.
+const ELSEWHERE: &str =
+    "--simulate writes the same numbers as float operators, and --target generic the format as ONNX has it";
 
 /// Why a site has no quantizer.
 #[derive(Debug)]
@@ -88,29 +92,81 @@ impl Reader<'_> {
         Ok(on && sense)
     }
 
-    /// The element format.
-    fn format(&self) -> Outcome<Format> {
+    /// The element format, and that of the blocks, if the dtype is one of blocks.
+    fn format(&self) -> Outcome<(Format, Option<Block>)> {
         let Some(dtype) = self.spec().dtype else {
             return self.wrong(Field::Dtype, "no dtype is set", "set it in [default]");
         };
-        let Some(format) = dtype.format() else {
-            let hint = "float8e4m3fn, float4e2m1 and integers are there";
-            return self.wrong(Field::Dtype, format!("the block format {dtype} is not implemented yet"), hint);
-        };
+        let block = dtype.block();
+        let format = block.map(|b| b.format).or(dtype.format()).unwrap_or(Format::Int32);
         if format == Format::Int32 {
             return self.wrong(Field::Dtype, "int32 is for biases", "int16 is the widest that others can have");
         }
-        if !self.target.formats.contains(&format) {
+        let stored = block.and_then(|b| b.scale.block()).is_none_or(|scale| self.target.block_scales.contains(&scale));
+        if !(self.target.formats.contains(&format) && stored) {
+            let message = format!("{} has no quantizer for {dtype}", self.target.name);
             let list: Vec<&str> = self.target.formats.iter().map(|f| f.name()).collect();
-            let message = format!("{} has no quantizer for {format}", self.target.name);
-            return self.wrong(Field::Dtype, message, &format!("it has {}", list.join(", ")));
+            let hint = format!("it has {}; {ELSEWHERE}", list.join(", "));
+            return self.wrong(Field::Dtype, message, &hint);
         }
-        Ok(format)
+        Ok((format, block))
+    }
+
+    /// The precision of the scales and how they are rounded to it.
+    fn scales(&self, quantizer: &mut Quantizer, block: Option<Block>) -> Outcome<()> {
+        let spec = self.spec();
+        let dtype = spec.dtype.map(|d| d.to_string()).unwrap_or_default();
+        quantizer.scale_type = spec.scale_type.unwrap_or_default();
+        quantizer.scale_dtype = spec.scale_dtype.unwrap_or_default();
+        if let Some(block) = block {
+            if spec.scale_dtype.is_some_and(|s| s != block.scale) && self.asked(Field::ScaleDtype, Field::Dtype) {
+                let message = format!("{dtype} has {} scales", block.scale.name());
+                return self.wrong(Field::ScaleDtype, message, "leave it out: the format says it");
+            }
+            quantizer.scale_dtype = block.scale;
+        }
+        let powers = quantizer.scale_dtype == ScaleDtype::Float8e8m0;
+        match spec.mx_rounding {
+            Some(rounding) if powers => quantizer.mx_rounding = rounding,
+            Some(_) if [Field::Dtype, Field::ScaleDtype].into_iter().all(|f| self.asked(Field::MxRounding, f)) => {
+                let hint = "it is for scale_dtype = \"float8e8m0\" and the mx formats";
+                return self.wrong(Field::MxRounding, "these scales are not powers of two of blocks", hint);
+            }
+            _ => {}
+        }
+        let Some(scale) = quantizer.scale_dtype.block() else { return Ok(()) };
+        let name = quantizer.scale_dtype.name();
+        if !self.target.block_scales.contains(&scale) {
+            let message = format!("{} has no quantizer with {name} scales", self.target.name);
+            return self.wrong(Field::ScaleDtype, message, ELSEWHERE);
+        }
+        let asked = |field| self.asked(field, Field::Dtype) && self.asked(field, Field::ScaleDtype);
+        if spec.symmetric == Some(false) && asked(Field::Symmetric) {
+            let message = format!("beside {name} scales there are no zero points");
+            return self.wrong(Field::Symmetric, message, "leave it out, or set it to true");
+        }
+        if !quantizer.dtype.is_signed() {
+            let message = format!("{} has no sign, and beside {name} scales there are no zero points", quantizer.dtype);
+            return self.wrong(Field::ScaleDtype, message, "int2, int4, int8 and floats have one");
+        }
+        if !quantizer.symmetric {
+            quantizer.symmetric = true;
+            quantizer.narrow_range = spec.narrow_range.unwrap_or(quantizer.dtype.is_integer());
+        }
+        if quantizer.scale_type == ScaleType::PowerOfTwo && !powers && asked(Field::ScaleType) {
+            return self.wrong(Field::ScaleType, format!("{name} scales are no powers of two"), "leave it out");
+        }
+        // What the scales are says all.
+        quantizer.scale_type = ScaleType::Float;
+        if powers && spec.eps.is_some_and(|eps| eps > 0.0) && asked(Field::Eps) {
+            return self.wrong(Field::Eps, "power-of-two scales go down to 2^-127", "leave it out");
+        }
+        Ok(())
     }
 
     /// The parts that activations and constants have in common.
     fn common(&self) -> Outcome<Quantizer> {
-        let format = self.format()?;
+        let (format, block) = self.format()?;
         let spec = self.spec();
         let float = !format.is_integer();
         let symmetric = spec.symmetric.unwrap_or(float) || float;
@@ -135,17 +191,12 @@ impl Reader<'_> {
         quantizer.percentile =
             self.number_of(Field::Percentile, spec.percentile, ObserverKind::Percentile, 99.999, 50.0..=100.0)?;
         quantizer.mse_p = self.number_of(Field::MseP, spec.mse_p, ObserverKind::Mse, 2.0, 1.0..=8.0)?;
-        quantizer.scale_type = spec.scale_type.unwrap_or_default();
-        quantizer.scale_dtype = spec.scale_dtype.unwrap_or_default();
-        if matches!(quantizer.scale_dtype, ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0) {
-            let hint = "float32, float16 and bfloat16 scales are there";
-            return self.wrong(Field::ScaleDtype, "8-bit scales belong to block formats", hint);
-        }
+        self.scales(&mut quantizer, block)?;
         let eps = spec.eps.unwrap_or(0.0);
         if !(eps.is_finite() && (eps == 0.0 || (eps as f32).is_normal() && eps > 0.0)) {
             return self.wrong(Field::Eps, format!("{eps} is no least scale"), "give a positive number such as 1e-6");
         }
-        quantizer.eps = eps as f32;
+        quantizer.eps = if quantizer.scale_dtype == ScaleDtype::Float8e8m0 { 0.0 } else { eps as f32 };
         quantizer.postprocess = spec.postprocess;
         quantizer.round = spec.round.unwrap_or_default();
         if float && quantizer.round != Round::HalfEven {
@@ -185,6 +236,10 @@ impl Reader<'_> {
     /// How an activation is quantized, and whether at run time.
     pub(super) fn activation(&self) -> Outcome<(Quantizer, bool)> {
         let spec = self.spec();
+        let block = spec.dtype.and_then(Dtype::block);
+        if block.is_some() {
+            return self.blocks();
+        }
         let dynamic = spec.dynamic == Some(true);
         if dynamic && self.kind != SiteKind::Input {
             return self.wrong(Field::Dynamic, "only inputs are quantized at run time", "set it for input");
@@ -212,6 +267,10 @@ impl Reader<'_> {
             let message = format!("{} does not run {} activations", self.target.name, quantizer.dtype);
             let hint = format!("it runs {}; {}.enable = false leaves them in float", list.join(", "), self.kind.name());
             return self.wrong(Field::Dtype, message, &hint);
+        }
+        if quantizer.scale_dtype.is_block() {
+            let message = "8-bit scales of activations belong to block formats";
+            return self.wrong(Field::ScaleDtype, message, "dtype = \"mxfp8\" and the like have them");
         }
         if quantizer.round != Round::HalfEven {
             let hint = "another rounding exists for constants only";
@@ -258,6 +317,67 @@ impl Reader<'_> {
         Ok(eps.max(f32::MIN_POSITIVE))
     }
 
+    /// An activation in blocks, whose scales follow from the values at each run. The axis is that of a
+    /// matrix with a block a row.
+    fn blocks(&self) -> Outcome<(Quantizer, bool)> {
+        let spec = self.spec();
+        let dtype = spec.dtype.map(|d| d.to_string()).unwrap_or_default();
+        if self.kind != SiteKind::Input {
+            let message = format!("scales of {dtype} are found at run time, which is done for inputs only");
+            return self.unfit(Field::Dtype, message, "output.enable = false");
+        }
+        if spec.dynamic == Some(false) && self.asked(Field::Dynamic, Field::Dtype) {
+            let message = format!("scales of {dtype} are found each time the model runs");
+            return self.wrong(Field::Dynamic, message, "leave it out");
+        }
+        let fixed = "leave it out: the format says it";
+        if spec.granularity.is_some_and(|s| s != Share::PerGroup) && self.asked(Field::Granularity, Field::Dtype) {
+            return self.wrong(Field::Granularity, format!("{dtype} has one scale for each block"), fixed);
+        }
+        if spec.ch_axis.is_some() && self.asked(Field::ChAxis, Field::Dtype) {
+            return self.wrong(Field::ChAxis, "blocks of an activation run along its last axis", "leave it out");
+        }
+        let differs = [
+            (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
+            (Field::Postprocess, spec.postprocess.is_some()),
+            (Field::Round, spec.round.is_some_and(|r| r != Round::HalfEven)),
+            (Field::NarrowRange, spec.narrow_range == Some(true)),
+            (Field::ReduceRange, spec.reduce_range == Some(true)),
+            (Field::SignedScale, spec.signed_scale == Some(true)),
+            (Field::Arithmetic, spec.arithmetic.is_some_and(|a| a != Arithmetic::Onnx)),
+        ];
+        for (field, differs) in differs {
+            if differs && self.asked(field, Field::Dtype) {
+                let message = "a scale found at run time is that of the largest magnitude";
+                return self.wrong(field, message, "leave it out");
+            }
+        }
+        let found = self.common()?;
+        let Some(block) = spec.dtype.and_then(Dtype::block) else { return Ok((found, true)) };
+        if !self.target.activation_formats.contains(&found.dtype) {
+            let message = format!("{} does not run {dtype} activations", self.target.name);
+            return self.wrong(
+                Field::Dtype,
+                message,
+                &format!("{}.enable = false leaves them in float; {ELSEWHERE}", self.kind.name()),
+            );
+        }
+        self.block_size(block)?;
+        let granularity = Granularity::PerGroup { axis: 1, size: block.size as usize };
+        let plain = Quantizer::new(found.dtype, true, granularity);
+        let Quantizer { scale_dtype, mx_rounding, eps, .. } = found;
+        Ok((Quantizer { narrow_range: false, scale_dtype, mx_rounding, eps, ..plain }, true))
+    }
+
+    /// Refuses another size of blocks than the format has.
+    fn block_size(&self, block: Block) -> Outcome<()> {
+        if self.spec().group_size.is_some_and(|s| s != block.size) && self.asked(Field::GroupSize, Field::Dtype) {
+            let message = format!("the format has blocks of {}", block.size);
+            return self.wrong(Field::GroupSize, message, "leave it out: the format says it");
+        }
+        Ok(())
+    }
+
     /// `DynamicQuantizeLinear` makes uint8 with a zero point, from the smallest to the largest value, and nothing else.
     fn at_run_time(&self) -> Outcome<()> {
         let spec = self.spec();
@@ -265,7 +385,7 @@ impl Reader<'_> {
             (Field::Dtype, spec.dtype.is_some_and(|d| d != Dtype::Uint8)),
             (Field::Symmetric, spec.symmetric == Some(true)),
             (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
-            (Field::ScaleType, spec.scale_type.is_some_and(|s| s != crate::config::spec::ScaleType::Float)),
+            (Field::ScaleType, spec.scale_type.is_some_and(|s| s != ScaleType::Float)),
             (Field::ScaleDtype, spec.scale_dtype.is_some_and(|s| s != ScaleDtype::Float32)),
             (Field::NarrowRange, spec.narrow_range == Some(true)),
             (Field::ReduceRange, spec.reduce_range == Some(true)),
@@ -310,7 +430,7 @@ impl Reader<'_> {
     fn conventions(&self, quantizer: &mut Quantizer) -> Outcome<()> {
         let spec = self.spec();
         let format = quantizer.dtype;
-        let bytes = format.is_integer() && format.bits() <= 8;
+        let bytes = format.is_integer() && format.bits() <= 8 && !quantizer.scale_dtype.is_block();
         let signed = spec.signed_scale.unwrap_or(false);
         let message = format!("{format} has scales of one sign");
         let signed = self.only_if(bytes, Field::SignedScale, signed, Field::Dtype, &message, "leave it out")?;
@@ -346,7 +466,22 @@ impl Reader<'_> {
     fn granularity(&self, shape: &Shape<'_>) -> Outcome<Granularity> {
         let Shape { dims, layout, kernel } = shape;
         let spec = self.spec();
-        let share = spec.granularity.unwrap_or(Share::PerTensor);
+        let block = spec.dtype.and_then(Dtype::block);
+        if let Some(block) = block {
+            if spec.granularity.is_some_and(|s| s != Share::PerGroup) && self.asked(Field::Granularity, Field::Dtype) {
+                let message = "block formats have one scale for each block";
+                return self.wrong(Field::Granularity, message, "leave it out: the format says it");
+            }
+            self.block_size(block)?;
+        }
+        let share = if block.is_some() { Share::PerGroup } else { spec.granularity.unwrap_or(Share::PerTensor) };
+        if spec.scale_dtype.is_some_and(ScaleDtype::is_block)
+            && share != Share::PerGroup
+            && (self.asked(Field::ScaleDtype, Field::Granularity) || block.is_none())
+        {
+            let hint = "add granularity = \"per-group\" and a group_size";
+            return self.wrong(Field::ScaleDtype, "8-bit scales belong to groups", hint);
+        }
         if spec.ch_axis.is_some() && share == Share::PerTensor && self.asked(Field::ChAxis, Field::Granularity) {
             return self.wrong(
                 Field::ChAxis,
@@ -359,7 +494,7 @@ impl Reader<'_> {
             return self.wrong(Field::GroupSize, "only per-group scales have a group size", hint);
         }
         // An axis given for another granularity says nothing about this one.
-        let asked_axis = spec.ch_axis.filter(|_| self.asked(Field::ChAxis, Field::Granularity));
+        let asked_axis = spec.ch_axis.filter(|_| block.is_some() || self.asked(Field::ChAxis, Field::Granularity));
         let positive = |axis: i64| if axis < 0 { axis + dims.len() as i64 } else { axis };
         let axis = asked_axis.and_then(|a| usize::try_from(positive(a)).ok()).filter(|&a| a < dims.len());
         if let (Some(asked), None) = (asked_axis, axis) {
@@ -387,7 +522,7 @@ impl Reader<'_> {
                 (None, None) => Ok(Granularity::PerTensor),
             },
             Share::PerGroup => {
-                let Some(size) = spec.group_size else {
+                let Some(size) = block.map(|b| b.size).or(spec.group_size) else {
                     let hint = "32 is usual for 4 bits";
                     return self.wrong(Field::Granularity, "per-group scales need a group_size", hint);
                 };
@@ -401,8 +536,8 @@ impl Reader<'_> {
                 }
                 // Rules about all layers or an operator let the last group be shorter, as ONNX does: one of many shapes
                 // is no reason to refuse the model.
-                let exact =
-                    self.rule(Field::GroupSize).is_some_and(|r| matches!(r.scope, Scope::Name(_)) && r.is_named());
+                let exact = block.is_none()
+                    && self.rule(Field::GroupSize).is_some_and(|r| matches!(r.scope, Scope::Name(_)) && r.is_named());
                 if exact && !extent.is_multiple_of(size) {
                     let message = format!("groups of {size} do not divide the {extent} values along axis {axis}");
                     let hint = match (8..=256).rev().find(|s| extent.is_multiple_of(*s) && s.is_power_of_two()) {

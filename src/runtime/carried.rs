@@ -30,7 +30,7 @@ struct State {
 
 #[derive(Debug)]
 enum Value {
-    Memory(Tensor),
+    Memory(Box<Tensor>),
     Disk { dtype: DataType, dims: Vec<usize>, spool: Arc<Spool>, offset: u64, len: usize },
 }
 
@@ -54,7 +54,7 @@ impl Carried {
             let mut state = self.lock();
             if state.in_memory + bytes.len() as u64 <= self.limit {
                 state.in_memory += bytes.len() as u64;
-                state.values.insert((sample, name.to_owned()), Value::Memory(tensor));
+                state.values.insert((sample, name.to_owned()), Value::Memory(Box::new(tensor)));
                 return Ok(());
             }
             state.spooled += bytes.len() as u64;
@@ -77,7 +77,7 @@ impl Carried {
     pub fn get(&self, sample: usize, name: &str) -> Result<Option<Tensor>> {
         let (dtype, dims, spool, offset, len) = match self.lock().values.get(&(sample, name.to_owned())) {
             None => return Ok(None),
-            Some(Value::Memory(tensor)) => return Ok(Some(tensor.clone())),
+            Some(Value::Memory(tensor)) => return Ok(Some(Tensor::clone(tensor))),
             Some(Value::Disk { dtype, dims, spool, offset, len }) => {
                 (*dtype, dims.clone(), spool.clone(), *offset, *len)
             }
@@ -147,6 +147,7 @@ impl Spool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
 

@@ -201,9 +201,11 @@ impl Session {
             let Blueprint { model, silent, origins } = engine::build(&program, &feed, &self.observed)?;
             *lock(&self.silent) = silent;
             let rung = self.rung();
-            let footprint = engine::footprint(&model);
+            let weights = engine::weights(&model);
             match engine::compile(model, rung) {
                 Ok(plan) => {
+                    let footprint = Footprint { weights, sample: engine::tensors(&plan) };
+                    give_back();
                     let made = Ready { plan, rung, origins, footprint };
                     *ready = Some(made.clone());
                     return Ok((made, feed));
@@ -411,18 +413,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has glibc map large blocks one by one, so that weights freed after packing go back to the system. Without it the
-/// process keeps a second copy of every weight.
+/// Has glibc map large blocks one by one, so that weights freed after packing go back to the system: without it the process
+/// keeps a second copy of every weight. And has it keep one pool for all threads, since what one of them freed is of
+/// no use to the others otherwise.
 fn keep_memory_low() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
-            // SAFETY: mallopt takes two integers and only changes how later allocations are served.
+            // SAFETY: mallopt takes two integers each time and only changes how later allocations are served.
             #[allow(unsafe_code, reason = "malloc tuning")]
             unsafe {
                 libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
+                libc::mallopt(libc::M_ARENA_MAX, 1);
             }
         });
+    }
+}
+
+/// Has glibc give back what compiling a plan left free between what it kept.
+fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim takes an integer and changes only free memory.
+    #[allow(unsafe_code, reason = "malloc tuning")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

@@ -2,6 +2,7 @@
 
 mod activation;
 mod guard;
+mod microscaled;
 mod source;
 mod stored;
 mod weight;
@@ -41,6 +42,9 @@ pub struct SolvedWeight {
     pub qparams: QParams,
     /// The codes, packed, in the shape in which they are stored: transposed where the weight is to be.
     pub codes: Tensor,
+    /// The scale of the whole tensor, where its groups have float8 scales beneath it; [`qparams`](Self::qparams) has the
+    /// products of both.
+    pub tensor_scale: Option<f32>,
     /// Signal to quantization noise over the whole tensor, in dB.
     pub sqnr_db: f64,
     /// What an algorithm made of it, where one was asked for.
@@ -201,17 +205,23 @@ fn weight_floor(bias: &[f32], input_scale: f32) -> f32 {
 /// # Errors
 /// Fields that have no meaning together.
 fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
-    let Quantizer { dtype, symmetric, narrow_range, reduce_range, scale_type, scale_dtype, round, eps, .. } = quantizer;
+    let Quantizer { dtype, symmetric, granularity, narrow_range, reduce_range, .. } = quantizer;
+    let Quantizer { scale_type, scale_dtype, round, eps, .. } = quantizer;
     let Quantizer { signed_scale, arithmetic, .. } = quantizer;
     let fail = |message: String| Err(Error::new(Kind::Config, message));
     let precision = match scale_dtype {
-        ScaleDtype::Float32 => Precision::Float32,
+        // Scales of 8 bits are made of ranges in their own way.
+        ScaleDtype::Float32 | ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0 => Precision::Float32,
         ScaleDtype::Float16 => Precision::Float16,
         ScaleDtype::Bfloat16 => Precision::Bfloat16,
-        ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0 => {
-            return fail(format!("scales of {dtype} cannot be 8-bit floats: those belong to block formats"));
-        }
     };
+    if scale_dtype.is_block() && !matches!(granularity, Granularity::PerGroup { .. }) {
+        return fail(format!("scales of {dtype} cannot be 8-bit floats: those belong to groups"));
+    }
+    if scale_dtype.is_block() && !(*symmetric && dtype.is_signed()) {
+        return fail(format!("beside {} scales there are no zero points", scale_dtype.name()));
+    }
+    let least = if scale_dtype.is_block() { 0.0 } else { *eps };
     if *reduce_range && dtype.bits() == 2 {
         return fail(format!("reduce_range leaves {dtype} a single bit"));
     }
@@ -240,13 +250,13 @@ fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
         power_of_two: *scale_type == ScaleType::PowerOfTwo,
         precision,
         arithmetic: match arithmetic {
-            spec::Arithmetic::Onnx if *eps > 0.0 => Arithmetic::Single,
+            spec::Arithmetic::Onnx if least > 0.0 => Arithmetic::Single,
             spec::Arithmetic::Onnx => Arithmetic::Double,
             spec::Arithmetic::Torch => Arithmetic::Single,
             spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
         },
         // torch has a least scale always.
-        eps: if *arithmetic == spec::Arithmetic::Torch { eps.max(f32::MIN_POSITIVE) } else { *eps },
+        eps: if *arithmetic == spec::Arithmetic::Torch { eps.max(f32::MIN_POSITIVE) } else { least },
         min_width: 0.0,
     })
 }

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::source::Source;
-use super::{Fit, SolvedWeight, check_range, given_qparams, range_spec};
+use super::{Fit, SolvedWeight, check_range, given_qparams, microscaled, range_spec};
 use crate::algorithms::{Group, hqq, kquant};
 use crate::config::algorithm::{Algorithm, Method};
 use crate::config::spec::{Arithmetic, ObserverKind, ScaleDtype, ScaleType};
@@ -83,7 +83,8 @@ impl<'a> Solver<'a> {
         let granularity = &self.quantizer.granularity;
         granularity.check(&self.dims)?;
         let bytes = self.spec.format.is_integer() && self.spec.format.bits() <= 8;
-        if !bytes || self.weight.pair_safe.is_some() || self.source.count() == 0 {
+        let scattered = self.weight.pair_safe.is_some() || self.quantizer.scale_dtype.is_block();
+        if !bytes || scattered || self.source.count() == 0 {
             self.source.check_finite()?;
             return Whole { solver: self, values: self.source.all() }.solved(floor);
         }
@@ -209,7 +210,7 @@ impl<'a> Solver<'a> {
                 fell_back: all.map(|i| i.fell_back).sum(),
             }
         });
-        SolvedWeight { qparams: coded.qparams, codes: self.tensor(coded.codes), sqnr_db, fit }
+        SolvedWeight { qparams: coded.qparams, tensor_scale: None, codes: self.tensor(coded.codes), sqnr_db, fit }
     }
 
     fn tensor(&self, codes: Vec<u8>) -> Tensor {
@@ -339,6 +340,7 @@ impl Whole<'_, '_> {
     fn solved(&self, floor: f32) -> Result<SolvedWeight> {
         let Solver { weight, quantizer, spec, dims, .. } = self.solver;
         let (format, granularity) = (spec.format, &quantizer.granularity);
+        let mut tensor_scale = None;
         let (qparams, raw) = match weight.pair_safe {
             Some(order) if self.has_searched_pairs(order) => {
                 let (qparams, codes) = self.pair_safe(order, floor);
@@ -354,7 +356,13 @@ impl Whole<'_, '_> {
                 (qparams, pack::pack(&codes, format.bits()))
             }
             None => {
-                let qparams = self.qparams(floor)?;
+                let qparams = if quantizer.scale_dtype.is_block() {
+                    let (qparams, whole) = self.microscaled()?;
+                    tensor_scale = whole;
+                    qparams
+                } else {
+                    self.qparams(floor)?
+                };
                 let used = self.solver.encoding_with(&qparams).codes;
                 let raw = if format.is_integer() && (used != format.range() || quantizer.round != Round::HalfEven) {
                     let round = quantizer.round;
@@ -370,7 +378,8 @@ impl Whole<'_, '_> {
         let back = numerics::dequantize(&raw, format, dims, granularity, &qparams)?;
         let mut metrics = Metrics::default();
         metrics.feed(&self.values, &back);
-        Ok(SolvedWeight { qparams, codes: self.solver.tensor(raw), sqnr_db: metrics.sqnr_db(), fit: None })
+        let codes = self.solver.tensor(raw);
+        Ok(SolvedWeight { qparams, tensor_scale, codes, sqnr_db: metrics.sqnr_db(), fit: None })
     }
 
     fn qparams(&self, floor: f32) -> Result<QParams> {
@@ -380,6 +389,24 @@ impl Whole<'_, '_> {
             Some(found) => Ok(found),
             None => Ok(self.solver.scaled(self.ranges()?, floor)),
         }
+    }
+
+    /// Scales of 8 bits, and the one above them.
+    fn microscaled(&self) -> Result<(QParams, Option<f32>)> {
+        let Solver { quantizer, dims, spec, .. } = self.solver;
+        let ranges = match &quantizer.given {
+            Some(Given::Scales { .. }) => {
+                let name = quantizer.scale_dtype.name();
+                return Err(Error::new(Kind::Config, format!("{name} scales of groups cannot be given by hand"))
+                    .with_hint("a range can be given, or another scale_dtype chosen"));
+            }
+            Some(Given::Range(low, high)) => {
+                check_range(*low, *high)?;
+                vec![(*low, *high); quantizer.granularity.scale_dims(dims).iter().product()]
+            }
+            None => self.ranges()?,
+        };
+        Ok(microscaled::scales(quantizer, spec, &ranges))
     }
 
     fn ranges(&self) -> Result<Vec<(f32, f32)>> {

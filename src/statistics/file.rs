@@ -296,7 +296,7 @@ const KINDS: [&str; 6] = ["axis", "channels", "histogram", "octaves", "samples",
 /// The tensor of a kind, if the site has one.
 fn blob(kind: &'static str, site: &SiteStatistics) -> Option<Blob> {
     let SiteStatistics { count, nan, inf, range: _, histogram, samples, channels } = site;
-    let wide = |values: &[u64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let wide = |values: &[u64]| joined(values.iter().map(|v| v.to_le_bytes()));
     let (dtype, shape, bytes) = match kind {
         "totals" => (Dtype::U64, vec![4], wide(&[*count, *nan, *inf, histogram.zeros()])),
         "samples" => {
@@ -305,31 +305,38 @@ fn blob(kind: &'static str, site: &SiteStatistics) -> Option<Blob> {
                 let (min, max) = range.map_or((f64::NAN, f64::NAN), |r| (f64::from(r.min), f64::from(r.max)));
                 [f64::from(index), count as f64, non_finite as f64, min, max, sum, sum_squares]
             });
-            (Dtype::F64, vec![samples.len(), COLUMNS], rows.flat_map(f64::to_le_bytes).collect())
+            (Dtype::F64, vec![samples.len(), COLUMNS], joined(rows.map(f64::to_le_bytes)))
         }
         "octaves" => {
             let prefixes = histogram.parts().0;
-            (Dtype::U16, vec![prefixes.len()], prefixes.iter().flat_map(|p| p.to_le_bytes()).collect())
+            (Dtype::U16, vec![prefixes.len()], joined(prefixes.iter().map(|p| p.to_le_bytes())))
         }
         "histogram" => {
             let counts = histogram.parts().1;
             match counts.iter().map(|&c| u32::try_from(c)).collect::<Result<Vec<u32>, _>>() {
-                Ok(narrow) => (Dtype::U32, vec![counts.len()], narrow.iter().flat_map(|c| c.to_le_bytes()).collect()),
+                Ok(narrow) => (Dtype::U32, vec![counts.len()], joined(narrow.iter().map(|c| c.to_le_bytes()))),
                 Err(_) => (Dtype::U64, vec![counts.len()], wide(&counts)),
             }
         }
         "axis" => {
             let Channels { axis, ragged, ranges: _ } = channels.as_ref()?;
             let axis = [*axis as i64, i64::from(*ragged)];
-            (Dtype::I64, vec![2], axis.iter().flat_map(|v| v.to_le_bytes()).collect())
+            (Dtype::I64, vec![2], joined(axis.iter().map(|v| v.to_le_bytes())))
         }
         _ => {
             let Channels { axis: _, ragged: _, ranges } = channels.as_ref()?;
             let ends = ranges.iter().flat_map(|r| r.map_or([f32::NAN; 2], |r| [r.min, r.max]));
-            (Dtype::F32, vec![ranges.len(), 2], ends.flat_map(f32::to_le_bytes).collect())
+            (Dtype::F32, vec![ranges.len(), 2], joined(ends.map(f32::to_le_bytes)))
         }
     };
     Some(Blob { kind, dtype, shape, bytes })
+}
+
+/// The bytes of numbers one after the other.
+fn joined<const N: usize>(numbers: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(numbers.size_hint().0 * N);
+    numbers.for_each(|number| bytes.extend_from_slice(&number));
+    bytes
 }
 
 /// A tensor that was read.

@@ -5,7 +5,7 @@
 //! it is a lower one: a bin is at most 1/1024 of the largest magnitude wide, and at most 1/512 of its own values (of the
 //! smallest normal number, for subnormal ones). So whatever range is chosen, there are four bins or more to a step of
 //! eight bits in it: one huge outlier, or the constant of an attention mask, costs nothing. Values that span twenty
-//! octaves on both sides of zero take 180 kB.
+//! octaves on both sides of zero take 20 to 90 kB.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
 //! of the multiset of values alone, whatever their order, their grouping, or how parts were merged.
@@ -47,7 +47,18 @@ pub struct Histogram {
 struct Octave {
     /// The sign bit, set for negative values, and the exponent as floats store it; exponent 0 is that of subnormals.
     prefix: u16,
-    counts: Vec<u64>,
+    counts: Counts,
+}
+
+/// Counts, as wide as the largest of them needs: they only ever grow, so that equal counts have one form. Most octaves are
+/// low ones, where few values are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<u64>", into = "Vec<u64>")]
+enum Counts {
+    Bits8(Vec<u8>),
+    Bits16(Vec<u16>),
+    Bits32(Vec<u32>),
+    Bits64(Vec<u64>),
 }
 
 /// A range of values and how many fell into it.
@@ -71,7 +82,7 @@ impl Histogram {
     /// Every value counted.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.zeros + self.octaves.iter().flat_map(|o| &o.counts).sum::<u64>()
+        self.zeros + self.octaves.iter().flat_map(|o| o.counts.iter()).sum::<u64>()
     }
 
     /// The bins that are not empty, in ascending order. Zeros are one of them, of no width.
@@ -87,7 +98,7 @@ impl Histogram {
 
     /// The prefixes of its octaves, and the counts of all of them one after the other.
     pub(super) fn parts(&self) -> (Vec<u16>, Vec<u64>) {
-        let counts = self.octaves.iter().flat_map(|o| o.counts.iter().copied());
+        let counts = self.octaves.iter().flat_map(|o| o.counts.iter());
         (self.octaves.iter().map(|o| o.prefix).collect(), counts.collect())
     }
 
@@ -102,7 +113,7 @@ impl Histogram {
             if own.iter().all(|&c| c == 0) {
                 return Err(format!("histogram octave {prefix} is empty"));
             }
-            octaves.push(Octave { prefix, counts: own.to_vec() });
+            octaves.push(Octave { prefix, counts: own.iter().copied().collect() });
             counts = rest;
         }
         if !counts.is_empty() {
@@ -154,7 +165,7 @@ impl Histogram {
             let counts = &mut self.octaves[usize::from(places[usize::from(prefix)])].counts;
             // The mantissa's leading bits, as many as tell this octave's bins apart.
             let bin = (u64::from(bits & 0x007f_ffff) * counts.len() as u64) >> 23;
-            counts[bin as usize] += 1;
+            counts.add(bin as usize, 1);
         }
     }
 
@@ -188,8 +199,8 @@ impl Histogram {
                 if fine.iter().fold(0, |any, &c| any | c) != 0 {
                     let octave = self.octave(prefix, top);
                     let group = (2 << FINE) / octave.counts.len();
-                    for (count, parts) in octave.counts.iter_mut().zip(fine.chunks_exact(group)) {
-                        *count += parts.iter().map(|&c| u64::from(c)).sum::<u64>();
+                    for (bin, parts) in fine.chunks_exact(group).enumerate() {
+                        octave.counts.add(bin, parts.iter().map(|&c| u64::from(c)).sum());
                     }
                     fine.fill(0);
                 }
@@ -205,8 +216,8 @@ impl Histogram {
         for from in &other.octaves {
             let to = self.octave(from.prefix, top);
             let group = from.counts.len() / to.counts.len();
-            for (count, parts) in to.counts.iter_mut().zip(from.counts.chunks_exact(group)) {
-                *count += parts.iter().sum::<u64>();
+            for (at, count) in from.counts.iter().enumerate() {
+                to.counts.add(at / group, count);
             }
         }
     }
@@ -221,17 +232,96 @@ impl Histogram {
         for octave in &mut self.octaves {
             let group = octave.counts.len() >> resolution(octave.prefix, top);
             if group > 1 {
-                octave.counts = octave.counts.chunks_exact(group).map(|parts| parts.iter().sum()).collect();
+                let mut merged = Counts::zeros(octave.counts.len() / group);
+                for (at, count) in octave.counts.iter().enumerate() {
+                    merged.add(at / group, count);
+                }
+                octave.counts = merged;
             }
         }
     }
 
     fn octave(&mut self, prefix: u16, top: u16) -> &mut Octave {
         let place = self.octaves.binary_search_by_key(&prefix, |o| o.prefix).unwrap_or_else(|place| {
-            self.octaves.insert(place, Octave { prefix, counts: vec![0; 1 << resolution(prefix, top)] });
+            self.octaves.insert(place, Octave { prefix, counts: Counts::zeros(1 << resolution(prefix, top)) });
             place
         });
         &mut self.octaves[place]
+    }
+}
+
+impl Counts {
+    fn zeros(len: usize) -> Self {
+        Self::Bits8(vec![0; len])
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Bits8(counts) => counts.len(),
+            Self::Bits16(counts) => counts.len(),
+            Self::Bits32(counts) => counts.len(),
+            Self::Bits64(counts) => counts.len(),
+        }
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + '_ {
+        (0..self.len()).map(|bin| match self {
+            Self::Bits8(counts) => counts[bin].into(),
+            Self::Bits16(counts) => counts[bin].into(),
+            Self::Bits32(counts) => counts[bin].into(),
+            Self::Bits64(counts) => counts[bin],
+        })
+    }
+
+    #[inline]
+    fn add(&mut self, bin: usize, more: u64) {
+        let fits = match self {
+            Self::Bits8(counts) => grow(&mut counts[bin], more),
+            Self::Bits16(counts) => grow(&mut counts[bin], more),
+            Self::Bits32(counts) => grow(&mut counts[bin], more),
+            Self::Bits64(counts) => grow(&mut counts[bin], more),
+        };
+        if !fits {
+            self.widen(bin, more);
+        }
+    }
+
+    #[cold]
+    fn widen(&mut self, bin: usize, more: u64) {
+        let mut counts: Vec<u64> = self.iter().collect();
+        counts[bin] = counts[bin].saturating_add(more);
+        *self = Self::from(counts);
+    }
+}
+
+/// Adds to a count, unless it is too narrow for the sum.
+#[inline]
+fn grow<T: Copy + Into<u64> + TryFrom<u64>>(count: &mut T, more: u64) -> bool {
+    let sum = T::try_from((*count).into().saturating_add(more));
+    sum.map(|sum| *count = sum).is_ok()
+}
+
+impl FromIterator<u64> for Counts {
+    fn from_iter<I: IntoIterator<Item = u64>>(counts: I) -> Self {
+        Self::from(counts.into_iter().collect::<Vec<u64>>())
+    }
+}
+
+impl From<Vec<u64>> for Counts {
+    fn from(counts: Vec<u64>) -> Self {
+        let narrow = counts.iter();
+        match counts.iter().max() {
+            Some(0x1_0000_0000..) => Self::Bits64(counts),
+            Some(0x1_0000..) => Self::Bits32(narrow.map(|&c| c as u32).collect()),
+            Some(0x100..) => Self::Bits16(narrow.map(|&c| c as u16).collect()),
+            _ => Self::Bits8(narrow.map(|&c| c as u8).collect()),
+        }
+    }
+}
+
+impl From<Counts> for Vec<u64> {
+    fn from(counts: Counts) -> Self {
+        counts.iter().collect()
     }
 }
 
@@ -243,7 +333,7 @@ impl Octave {
             exponent => (power_of_two(exponent - 127), power_of_two(exponent - 127)),
         };
         let width = unit / self.counts.len() as f64;
-        self.counts.iter().enumerate().map(move |(i, &count)| {
+        self.counts.iter().enumerate().map(move |(i, count)| {
             let low = start + width * i as f64;
             Bin { low, high: low + width, count }
         })

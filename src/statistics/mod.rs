@@ -195,6 +195,11 @@ impl SiteStatistics {
         Self { channels: Some(channels), ..Self::default() }
     }
 
+    /// Makes room for the records of `samples` samples, so that memory is not left in pieces where they come one by one.
+    pub fn reserve(&mut self, samples: usize) {
+        self.samples.reserve_exact(samples.saturating_sub(self.samples.len()));
+    }
+
     /// Adds values that sample `index` gave. A sample may give several slices; its sums then depend, in their last
     /// bits, on where it was cut, and nothing else does.
     pub fn observe(&mut self, index: u32, values: &[f32]) {
@@ -232,15 +237,14 @@ impl SiteStatistics {
 
     fn add(&mut self, index: u32, finite: &[f32], scan: &scan::Scan) {
         let range = (!finite.is_empty()).then_some(Range { min: scan.min, max: scan.max });
-        let (sum, sum_squares) = scan::sums(finite);
         self.count += finite.len() as u64;
         self.range = union(self.range, range);
         self.histogram.add(finite, scan);
         let record = self.record(index);
         record.count += finite.len() as u64;
         record.range = union(record.range, range);
-        record.sum += sum;
-        record.sum_squares += sum_squares;
+        record.sum += scan.sum;
+        record.sum_squares += scan.squares;
     }
 
     fn record(&mut self, index: u32) -> &mut SampleRecord {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
-use crate::numerics::Format;
+use crate::numerics::{BlockScale, Format};
 use crate::ops::Form;
 
 /// Profiles that come with amax, by name.
@@ -43,6 +43,12 @@ pub struct Target {
     pub formats: Vec<Format>,
     /// Those of them that activations may have around every operator.
     pub activation_formats: Vec<Format>,
+    /// Scales of 8 bits that groups may have.
+    #[serde(default)]
+    pub block_scales: Vec<BlockScale>,
+    /// Whether quantizers are written as float operators, so that every format can be had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulate: bool,
     /// How it takes quantized constants; of those that serve an operator, the first that fits is the default.
     #[serde(default = "qdq")]
     pub forms: Vec<Form>,
@@ -171,6 +177,17 @@ impl Target {
     #[must_use]
     pub fn anchor(&self, op: &str) -> Option<&Anchor> {
         self.anchor.iter().find(|a| a.op == op)
+    }
+
+    /// The same runtime, where quantizers are written as float operators: every format can be had at every operator set.
+    #[must_use]
+    pub fn simulated(mut self) -> Self {
+        self.formats = Format::ALL.into_iter().filter(|&f| f != Format::Int32).collect();
+        self.activation_formats.clone_from(&self.formats);
+        self.block_scales = vec![BlockScale::Float8e4m3fn, BlockScale::Float8e8m0];
+        self.forms = vec![Form::Qdq];
+        self.simulate = true;
+        self
     }
 
     /// A built-in profile by name, or the profile in a TOML file.

@@ -72,39 +72,103 @@ fn node_cases() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+/// ONNX's tests of the quantizers, from `tests/runtime/quantizer_cases.py`: every type, per tensor, along an axis and in
+/// blocks. Each runs as it is and with all inputs but the first as constants, and none is refused.
+#[test]
+fn quantizers() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtime/quantizers.bin");
+    let bytes = std::fs::read(path).unwrap();
+    let mut rest = bytes.as_slice();
+    let mut cases = Vec::new();
+    while !rest.is_empty() {
+        let [name, tolerance, model] = [(); 3].map(|()| part(&mut rest));
+        let mut list =
+            || -> Vec<(String, Tensor)> { (0..number(&mut rest)).map(|_| tensor(part(&mut rest))).collect() };
+        let (inputs, want) = (list(), list());
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        cases.push((
+            text(name),
+            Case {
+                model: ir::file::from_bytes(model.to_vec()).unwrap(),
+                tolerance: parsed(&text(tolerance)),
+                inputs,
+                want,
+            },
+        ));
+    }
+    assert!(cases.len() >= 30, "{}", cases.len());
+    for (name, case) in &cases {
+        for freeze in [false, true] {
+            match case.run(freeze) {
+                End::Passed => {}
+                End::Refused(why) | End::Wrong(why) => panic!("{name}, constants {freeze}: {why}"),
+            }
+        }
+    }
+}
+
+fn number(rest: &mut &[u8]) -> usize {
+    let (number, behind) = rest.split_at(4);
+    *rest = behind;
+    u32::from_le_bytes(number.try_into().unwrap()) as usize
+}
+
+fn part<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let len = number(rest);
+    let (part, behind) = rest.split_at(len);
+    *rest = behind;
+    part
+}
+
+/// One of ONNX's tests.
+struct Case {
+    model: Model,
+    inputs: Vec<(String, Tensor)>,
+    want: Vec<(String, Tensor)>,
+    tolerance: (f32, f32),
+}
+
+impl Case {
+    fn run(&self, freeze: bool) -> End {
+        let mut model = self.model.clone();
+        let mut sample: Sample = BTreeMap::new();
+        for (index, (name, tensor)) in self.inputs.iter().enumerate() {
+            if freeze && index > 0 {
+                freeze_input(&mut model, name, tensor.clone());
+            } else {
+                sample.insert(name.clone(), tensor.clone());
+            }
+        }
+        let observe: Arc<dyn Observe> = Arc::new(Nobody);
+        let result = Session::with_options(&model, &[], Options::default()).and_then(|s| s.run(&sample, &observe));
+        let outputs = match result {
+            Ok(outputs) => outputs,
+            Err(error) => return End::Refused(error.to_string().replace('\n', " ")),
+        };
+        if outputs.len() != self.want.len() {
+            return End::Wrong(format!("{} outputs instead of {}", outputs.len(), self.want.len()));
+        }
+        for ((name, got), (_, want)) in outputs.iter().zip(&self.want) {
+            if let Err(why) = same(got, want, self.tolerance) {
+                return End::Wrong(format!("{name} {why}"));
+            }
+        }
+        End::Passed
+    }
+}
+
 fn run(folder: &Path, freeze: bool) -> End {
-    let mut model = match ir::file::load(&folder.join("model.onnx")) {
+    let model = match ir::file::load(&folder.join("model.onnx")) {
         Ok(model) => model,
         Err(error) => return End::Refused(format!("cannot load: {error}")),
     };
-    let tolerance = std::fs::read_to_string(folder.join("tolerance")).unwrap();
+    let tolerance = parsed(&std::fs::read_to_string(folder.join("tolerance")).unwrap());
+    Case { model, inputs: tensors(folder, "input"), want: tensors(folder, "output"), tolerance }.run(freeze)
+}
+
+fn parsed(tolerance: &str) -> (f32, f32) {
     let (relative, absolute) = tolerance.trim().split_once(' ').unwrap();
-    let tolerance: (f32, f32) = (relative.parse().unwrap(), absolute.parse().unwrap());
-    let inputs = tensors(folder, "input");
-    let mut sample: Sample = BTreeMap::new();
-    for (index, (name, tensor)) in inputs.into_iter().enumerate() {
-        if freeze && index > 0 {
-            freeze_input(&mut model, &name, tensor);
-        } else {
-            sample.insert(name, tensor);
-        }
-    }
-    let observe: Arc<dyn Observe> = Arc::new(Nobody);
-    let result = Session::with_options(&model, &[], Options::default()).and_then(|s| s.run(&sample, &observe));
-    let outputs = match result {
-        Ok(outputs) => outputs,
-        Err(error) => return End::Refused(error.to_string().replace('\n', " ")),
-    };
-    let want = tensors(folder, "output");
-    if outputs.len() != want.len() {
-        return End::Wrong(format!("{} outputs instead of {}", outputs.len(), want.len()));
-    }
-    for ((name, got), (_, want)) in outputs.iter().zip(&want) {
-        if let Err(why) = same(got, want, tolerance) {
-            return End::Wrong(format!("{name} {why}"));
-        }
-    }
-    End::Passed
+    (relative.parse().unwrap(), absolute.parse().unwrap())
 }
 
 fn freeze_input(model: &mut Model, name: &str, tensor: Tensor) {
@@ -116,11 +180,13 @@ fn freeze_input(model: &mut Model, name: &str, tensor: Tensor) {
 fn tensors(folder: &Path, kind: &str) -> Vec<(String, Tensor)> {
     (0..)
         .map_while(|i| std::fs::read(folder.join("test_data_set_0").join(format!("{kind}_{i}.pb"))).ok())
-        .map(|bytes| {
-            let proto = TensorProto::decode(bytes.as_slice()).unwrap();
-            (proto.name.clone().unwrap_or_default(), Tensor::from_proto(proto, None).unwrap())
-        })
+        .map(|bytes| tensor(&bytes))
         .collect()
+}
+
+fn tensor(bytes: &[u8]) -> (String, Tensor) {
+    let proto = TensorProto::decode(bytes).unwrap();
+    (proto.name.clone().unwrap_or_default(), Tensor::from_proto(proto, None).unwrap())
 }
 
 /// Elements of a float type; which NaN it is, and the sign of zero, do not count.

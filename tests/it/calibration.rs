@@ -136,6 +136,38 @@ fn state_survives_a_document() {
 }
 
 #[test]
+fn counts_are_exact_beyond_every_width() {
+    let document = |count: u64| {
+        let mut counts = vec![0u64; 1024];
+        (counts[3], counts[1023]) = (count, 1);
+        format!(
+            "{{\"zeros\":0,\"octaves\":[{{\"prefix\":127,\"counts\":{}}}]}}",
+            serde_json::to_string(&counts).unwrap()
+        )
+    };
+    let read = |count: u64| serde_json::from_str::<amax::statistics::Histogram>(&document(count)).unwrap();
+    for power in [7, 8, 15, 16, 31, 32, 40] {
+        for near in [-2i64, -1, 0, 1] {
+            let half = (1u64 << power).wrapping_add_signed(near);
+            let mut sum = read(half);
+            sum.merge(&read(half));
+            assert_eq!(sum.bins().map(|bin| bin.count).collect::<Vec<_>>(), [2 * half, 2], "{half}");
+            assert_eq!(serde_json::to_string(&sum).unwrap().replace(",2]", ",1]"), document(2 * half), "{half}");
+        }
+    }
+    // One by one, many at once, and both in turn.
+    for count in [255usize, 256, 65_535, 65_536, 70_000] {
+        let ones = vec![1.0f32; count];
+        let whole = observed([(0, ones.as_slice())]);
+        for size in [100, 1000, 50_000] {
+            let parts = observed(ones.chunks(size).map(|part| (0, part)));
+            assert_eq!(parts.histogram(), whole.histogram(), "{count} in parts of {size}");
+        }
+        assert_eq!(whole.bins().map(|bin| bin.count).collect::<Vec<_>>(), [count as u64]);
+    }
+}
+
+#[test]
 fn documents_with_impossible_histograms_are_refused() {
     let bins = |count: usize| format!("[{}]", vec!["1"; count].join(","));
     let check = |octaves: &str, why: &str| {

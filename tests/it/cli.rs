@@ -140,6 +140,9 @@ fn masked(text: &str) -> String {
     let figures = Regex::new(r"-?\d+\.\d+ dB|-?\d+\.\d{4,}|\d+\.\d to \d+\.\d").unwrap();
     let digit = Regex::new(r"\d").unwrap();
     let text = seconds.replace_all(text, "seconds  …");
+    // It depends on the processors that there are.
+    let memory = Regex::new(r"memory: about [^\n]*").unwrap();
+    let text = memory.replace_all(&text, "memory: …");
     figures
         .replace_all(&text, |found: &regex::Captures<'_>| digit.replace_all(&found[0], "0").into_owned())
         .into_owned()

@@ -41,6 +41,7 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::MseP => ["2.0", "2.4"],
         Field::ScaleType => ["\"power-of-two\"", "\"float\""],
         Field::ScaleDtype => ["\"float16\"", "\"bfloat16\""],
+        Field::MxRounding => ["\"floor\"", "\"even\""],
         Field::Round => ["\"floor\"", "\"half-away\""],
         Field::Eps => ["0.001", "0.5"],
         Field::Postprocess => ["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }"],
@@ -351,7 +352,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
     config.switch("--enable", "a", true).unwrap();
     let rules = rules(&config);
     let mut out = String::new();
-    for step in rules.chain("a", "Conv", SiteKind::Weight, false).iter().skip(1) {
+    for step in rules.chain("a", "Conv", SiteKind::Weight, false, "w").iter().skip(1) {
         let _ = write!(out, "{}:", rules.all()[step.rule].label);
         for (field, before, after) in &step.changes {
             let _ = write!(out, " {} {} -> {after}", field.name(), before.as_deref().unwrap_or("none"));
@@ -371,7 +372,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 fn presets_print_as_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let names: Vec<&str> = presets::names().collect();
-    assert_eq!(names.len(), 15);
+    assert_eq!(names.len(), 25);
     for name in names {
         let path = folder.path().join("amax.toml");
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();

@@ -67,6 +67,7 @@ fn no_key_is_decoration() {
             Field::MseP => &["2.4"],
             Field::ScaleType => &["\"power-of-two\""],
             Field::ScaleDtype => &["\"float16\"", "\"bfloat16\"", "\"float8e8m0\""],
+            Field::MxRounding => &["\"floor\"", "\"even\""],
             Field::Round => &["\"half-away\"", "\"floor\""],
             Field::NarrowRange if weight => &["false"],
             Field::NarrowRange => &["true"],

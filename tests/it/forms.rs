@@ -25,7 +25,18 @@ fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
     let target = Target::load("ort-cpu").unwrap();
     let after: &dyn Fn(&Model, &str, &amax::passes::Outcome) -> amax::Result<ControlFlow<()>> =
         &|_, _, _| Ok(ControlFlow::Continue(()));
-    convert(model, &Request { into, accuracy_level: 4, switches: &[], target: &target, evaluate: &NoRuntime, after })
+    convert(
+        model,
+        &Request {
+            into,
+            accuracy_level: 4,
+            switches: &[],
+            simulate: false,
+            target: &target,
+            evaluate: &NoRuntime,
+            after,
+        },
+    )
 }
 
 const BITS: [(Format, usize); 6] = [
@@ -399,4 +410,26 @@ fn gates_come_back_as_they_were() {
         mixed.zero_points = ZeroPoints::Integers((0..entries as i32).map(|i| i % 2).collect());
         assert_eq!(mixed.to_lstm().is_err(), entries > 1);
     }
+}
+
+/// Both weights of a recurrent operator are stored where that is asked for, a scale for each row of its gates.
+#[test]
+fn weights_of_recurrent_operators_are_stored_when_asked_for() {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\nnet (float[3,1,2] x) => (float[3,1,1,2] y) <float[1,6,2] w = {{{}}}, float[1,6,2] r = {{{}}}> {{\n  [gru] y = GRU <hidden_size = 2> (x, w, r)\n}}",
+        row(12),
+        row(12)
+    );
+    let model = parse(&text).unwrap();
+    let planned = |text: &str| {
+        let config = amax::config::Config::parse(text).unwrap();
+        let knowledge = amax::plan::Knowledge::default();
+        amax::plan::plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge).unwrap().weights
+    };
+    assert_eq!(planned("preset = \"w8\"").len(), 0);
+    let weights = planned("preset = \"w8\"\n[op_type.GRU]\nweight.enable = true");
+    let found: Vec<_> = weights.iter().map(|w| (w.tensor.as_str(), w.quantizer.granularity, w.form)).collect();
+    let rows = Granularity::PerChannel { axis: 1 };
+    assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)]);
 }

@@ -11,6 +11,7 @@ mod compare;
 mod config;
 mod configured;
 mod file;
+mod formats;
 mod forms;
 mod large;
 mod numerics;
@@ -25,6 +26,7 @@ mod qat;
 mod roundtrip;
 mod runtime;
 mod samples;
+mod scales;
 #[cfg(feature = "tract")]
 mod segments;
 mod snapshot;

@@ -35,7 +35,11 @@ fn passes(model: &mut Model, list: &[&dyn amax::passes::Pass], context: &Context
 /// The model of a fixture, ready to be planned.
 pub fn prepared(text: &str) -> Model {
     let graph: String = text.lines().filter(|l| !l.starts_with('#')).fold(String::new(), |s, l| s + l + "\n");
-    let mut model = parse(&graph).unwrap_or_else(|e| panic!("{e}:\n{graph}"));
+    ready(parse(&graph).unwrap_or_else(|e| panic!("{e}:\n{graph}")))
+}
+
+/// A model as it is planned.
+pub fn ready(mut model: Model) -> Model {
     passes(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime, quantization: None });
     model
 }

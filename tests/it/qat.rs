@@ -39,7 +39,15 @@ fn target(name: &str) -> Target {
 fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
     let target = target("generic");
     let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let request = Request { into: &[], accuracy_level: 0, switches, target: &target, evaluate: &Exact, after: &after };
+    let request = Request {
+        into: &[],
+        accuracy_level: 0,
+        switches,
+        simulate: false,
+        target: &target,
+        evaluate: &Exact,
+        after: &after,
+    };
     convert(model, &request)
 }
 
@@ -523,6 +531,10 @@ fn what_torchao_refuses_is_refused() {
     check(&[fits, "op_type.MatMul.input.dtype=uint8"], Line::Prepare, "scales per token are for int8");
     check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are found at run time");
     check(&[fits, "op_type.MatMul.weight.granularity=per-token"], Line::Prepare, "no tokens");
-    check(&["op_type.MatMul.weight.granularity=per-channel", fits], Line::Prepare, "only per-group scales");
+    check(
+        &["op_type.MatMul.weight.granularity=per-channel", fits],
+        Line::Prepare,
+        "only per-group scales have a group size",
+    );
     check(&[fits, "default.output={enable=true,granularity=\"per-token\",dynamic=true}"], Line::Rewrite, "only inputs");
 }

@@ -15,7 +15,7 @@ use amax::onnx::{
 use amax::runtime::segments::{cut, weights};
 use amax::runtime::{Runtime, TractEvaluate};
 use amax::samples::SampleSet;
-use amax::statistics::Statistics;
+use amax::statistics::{SiteStatistics, Statistics};
 
 use super::cli::npy;
 
@@ -32,12 +32,25 @@ struct Listen {
     told: Mutex<Vec<Estimate>>,
     ticks: AtomicUsize,
     stop_after: Option<usize>,
+    /// Where files without names are looked for, and the most that were open at once.
+    watched: Option<PathBuf>,
+    open: AtomicUsize,
+}
+
+/// How many files in `folder` this process has open; `None` where the system does not tell.
+fn open_files(folder: &Path) -> Option<usize> {
+    let open = std::fs::read_dir("/proc/self/fd").ok()?;
+    let links = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    Some(links.filter(|file| file.starts_with(folder)).count())
 }
 
 impl Progress for Listen {
     fn start(&self, _step: &str, _total: u64) {}
     fn tick(&self) {
         self.ticks.fetch_add(1, Ordering::SeqCst);
+        if let Some(open) = self.watched.as_deref().and_then(open_files) {
+            self.open.fetch_max(open, Ordering::SeqCst);
+        }
     }
     fn finish(&self) {}
     fn interrupted(&self) -> bool {
@@ -93,6 +106,7 @@ impl Writer {
 
 /// Blocks of attention and MLP over sequences of any length. The shape of the heads is computed once, and every block
 /// reads it.
+#[allow(clippy::many_single_char_names, reason = "as papers call them")]
 fn transformer(blocks: usize) -> Model {
     let mut model = Model::new("transformer", 8, 17);
     let main = model.main();
@@ -252,7 +266,7 @@ fn a_limit_makes_segments_and_leaves_no_files() {
     // Constants that only shapes depend on are gone once it runs.
     assert!((0..200).contains(&(weights(&case.model) - held)), "weights as the runtime counts them");
     let folder = tempfile::tempdir().unwrap();
-    let limited = |limit: u64| Memory { limit: Some(limit), folder: Some(folder.path()), segment: None };
+    let limited = |limit: u64| Memory { limit: Some(limit), folder: Some(folder.path()), ..Memory::default() };
     let (bytes, segments) = case.run(3, limited(state + held + held / 8 + 3 * sample));
     assert!(segments == 0 && bytes == whole);
     let (bytes, segments) = case.run(3, limited(state + (held + sample) * 3 / 4));
@@ -301,4 +315,118 @@ fn an_interrupted_run_in_segments_keeps_what_it_started_from() {
     assert_eq!(saved.load(Ordering::SeqCst), 0, "a state in which samples are half seen is never saved");
     let silent = Listen::default();
     assert!(case.observation(2, memory, &silent).run(start).unwrap().to_bytes() == whole);
+}
+
+#[test]
+fn tensors_between_segments_go_to_files_that_are_gone_afterwards() {
+    let case = Case::transformer(3);
+    let (whole, _) = case.run(2, Memory::default());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().canonicalize().unwrap();
+    let knows = open_files(&path).is_some();
+    let left = || (std::fs::read_dir(&path).unwrap().count(), open_files(&path).unwrap_or(0));
+    // The residual stream of the longest sequence takes 9 * 32 * 4 bytes.
+    for (carried, spills) in [(0, true), (1500, true), (1 << 20, false)] {
+        for threads in [1, 3] {
+            let memory = Memory { segment: Some(0), carried: Some(carried), folder: Some(&path), limit: None };
+            let listen = Listen { watched: Some(path.clone()), ..Listen::default() };
+            let found = case.observation(threads, memory, &listen).run(Statistics::default()).unwrap();
+            assert!(found.to_bytes() == whole, "{carried} bytes in memory, {threads} threads");
+            assert_eq!(listen.open.load(Ordering::SeqCst) > 0, spills && knows, "{carried}");
+            assert_eq!(left(), (0, 0), "{carried}");
+        }
+    }
+    let memory = Memory { segment: Some(0), carried: Some(0), folder: Some(&path), limit: None };
+    let listen = Listen { watched: Some(path.clone()), stop_after: Some(40), ..Listen::default() };
+    let error = case.observation(2, memory, &listen).run(Statistics::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Interrupted);
+    assert_eq!(listen.open.load(Ordering::SeqCst) > 0, knows);
+    assert_eq!(left(), (0, 0), "after an interruption");
+    let nowhere = path.join("nowhere");
+    let memory = Memory { folder: Some(&nowhere), ..memory };
+    let error = case.observation(2, memory, &Listen::default()).run(Statistics::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Output, "{error}");
+    assert!(error.to_string().contains("nowhere"), "{error}");
+}
+
+#[test]
+fn a_long_run_in_segments_goes_on_where_it_was_saved() {
+    const COUNT: usize = 150;
+    let mut case = Case::digits();
+    case.samples = SampleSet::random(&case.model, COUNT, 5).unwrap();
+    case.indices = (0..COUNT).collect();
+    let (whole, _) = case.run(2, Memory::default());
+    let memory = Memory { segment: Some(0), ..Memory::default() };
+    let listen = Listen::default();
+    assert!(case.observation(2, memory, &listen).run(Statistics::default()).unwrap().to_bytes() == whole);
+    let rounds = listen.ticks.load(Ordering::SeqCst) / COUNT;
+    assert_eq!(listen.ticks.load(Ordering::SeqCst), rounds * COUNT, "each sample once through each segment");
+    let saved = Mutex::new(Vec::new());
+    let save = |state: &Statistics| {
+        saved.lock().unwrap().push(state.to_bytes());
+        Ok(())
+    };
+    let checkpoint = Some(Checkpoint { every: Duration::from_secs(1000), save: &save });
+    for (stop, kept) in [(50, None), (100, Some(64)), (140, Some(128))] {
+        saved.lock().unwrap().clear();
+        let listen = Listen { stop_after: Some(stop * rounds), ..Listen::default() };
+        let observation = Observation { checkpoint, ..case.observation(2, memory, &listen) };
+        assert_eq!(observation.run(Statistics::default()).unwrap_err().kind(), Kind::Interrupted);
+        let state = saved.lock().unwrap().last().map(|bytes| Statistics::from_bytes(bytes).unwrap());
+        assert_eq!(state.as_ref().map(|s| s.ran.len()), kept, "stopped after {stop}");
+        let listen = Listen::default();
+        let found = case.observation(2, memory, &listen).run(state.unwrap_or_default()).unwrap();
+        assert!(found.to_bytes() == whole, "stopped after {stop}");
+        assert_eq!(listen.ticks.load(Ordering::SeqCst), (COUNT - kept.unwrap_or(0)) * rounds);
+    }
+}
+
+/// Real models, where they were fetched: convolutions, whose neighbours tract may fuse.
+#[test]
+#[ignore = "takes minutes; needs AMAX_MODELS, a folder of models with samples beside them, or models/fetched"]
+fn real_models_in_segments() {
+    let folder = std::env::var_os("AMAX_MODELS").map_or_else(|| models("fetched"), PathBuf::from);
+    let only = std::env::var("AMAX_ONLY").unwrap_or_default();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let mut tried = 0;
+    for path in paths.iter().filter(|p| p.extension().is_some_and(|e| e == "onnx")) {
+        let samples = path.with_extension("calib.npz");
+        if !samples.exists() || !path.to_string_lossy().contains(&only) {
+            continue;
+        }
+        let model = file::load(path).unwrap();
+        let samples = SampleSet::open(&samples, &model).unwrap();
+        let mut case = Case::new(&model, samples);
+        case.indices.truncate(4);
+        let (whole, _) = case.run(2, Memory::default());
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory {
+            segment: Some(weights(&case.model) / 5),
+            carried: Some(1 << 20),
+            folder: Some(folder.path()),
+            limit: None,
+        };
+        let (bytes, segments) = case.run(2, memory);
+        let [a, b] = [&whole, &bytes].map(|bytes| Statistics::from_bytes(bytes).unwrap());
+        let mut worst = (0f32, "nothing");
+        assert_eq!((&a.unobserved, a.sites.len()), (&b.unobserved, b.sites.len()), "{}", path.display());
+        for ((name, x), (other, y)) in a.sites.iter().zip(&b.sites) {
+            assert_eq!((name, x.count(), x.nan(), x.inf()), (other, y.count(), y.nan(), y.inf()));
+            let ends = |site: &SiteStatistics| site.range().map_or([0.0; 2], |r| [r.min, r.max]);
+            for (x, y) in ends(x).into_iter().zip(ends(y)) {
+                let moved = (x - y).abs() / a.sites[name].amax().max(1e-6);
+                if moved > worst.0 {
+                    worst = (moved, name);
+                }
+            }
+        }
+        let differ = a.sites.iter().filter(|(name, site)| b.sites.get(*name) != Some(site)).count();
+        println!("{}: {segments} segments, {differ} of {} differ, worst {worst:?}", path.display(), a.sites.len());
+        // Where a cut keeps tract from rewriting across it, operators may add in another order.
+        assert!(segments > 1 && worst.0 < 1e-4, "{}: {segments} segments, {worst:?}", path.display());
+        assert_eq!(bytes == whole, differ == 0);
+        tried += 1;
+    }
+    assert!(tried > 0, "no models with samples in {}", folder.display());
 }

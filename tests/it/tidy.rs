@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan", "solve"],
     &["passes"],
     &["runtime"],
-    &["calibrate", "compare", "proof", "report", "sensitivity"],
+    &["calibrate", "compare", "proof", "report", "scales", "sensitivity"],
     &["convert", "rewrite", "cli", "main", "lib"],
 ];
 
@@ -153,10 +153,19 @@ const PLANNED: &[(&str, &str)] = &[
     ("fold-weights", "tests/it/pipeline.rs"),
     ("raise-opset", "tests/it/opset.rs"),
     ("freeze-inputs", "tests/passes"),
+    ("standard-quantizers", "tests/it/qat.rs"),
+    ("fold-fake-quant", "tests/it/qat.rs"),
+    ("settle-quantizers", "tests/it/qat.rs"),
+    ("fold-clips", "tests/it/qat.rs"),
+    ("name-quantizers", "tests/it/qat.rs"),
+    ("recover-codes", "tests/it/qat.rs"),
+    ("unfold-weights", "tests/it/qat.rs"),
+    ("per-token", "tests/it/qat.rs"),
 ];
 
 /// Files in `passes/` that are not passes.
-const SHARED: &[&str] = &["mod", "pipeline", "exact", "forms"];
+const SHARED: &[&str] =
+    &["mod", "pipeline", "arithmetic", "exact", "float_ops", "forms", "insert_blocks", "operands", "switch_quantizers"];
 
 #[test]
 fn every_pass_is_declared_listed_and_tested() {
@@ -212,6 +221,8 @@ fn the_readme_names_every_flag() {
         "merge",
         "compare",
         "presets",
+        "scales",
+        "prepare",
         "config import",
         "convert",
     ] {

@@ -14,6 +14,8 @@ FORMATS = {
     "float8e5m2": (ml_dtypes.float8_e5m2, 57344),
     "float8e5m2fnuz": (ml_dtypes.float8_e5m2fnuz, 57344),
     "float4e2m1": (ml_dtypes.float4_e2m1fn, 6),
+    "float6e2m3": (ml_dtypes.float6_e2m3fn, 7.5),
+    "float6e3m2": (ml_dtypes.float6_e3m2fn, 28),
 }
 
 
@@ -27,7 +29,7 @@ def number(value):
 
 out = {}
 for name, (dtype, largest) in FORMATS.items():
-    codes = np.arange(16 if name == "float4e2m1" else 256, dtype=np.uint8)
+    codes = np.arange({"float4": 16, "float6": 64}.get(name[:6], 256), dtype=np.uint8)
     decoded = codes.view(dtype).astype(np.float32)
     halves = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
     finite = ~np.isnan(halves)

@@ -3,14 +3,18 @@
 //! What has no counterpart and would change what is computed is an error with its place. What is decided on the way, and
 //! what is left out because nothing depends on it, is said in comments above the result.
 
+mod aimet;
 mod json;
 mod modelopt;
 mod names;
+mod onnxruntime;
 mod quark;
+mod tensorrt;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Config;
+use super::{Config, Tensor};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use json::{At, Json};
@@ -52,35 +56,64 @@ impl Imported {
     }
 }
 
-/// Converts a file: ModelOpt's `quant_cfg` or Quark's exported configuration, both as JSON.
+/// Converts a file: ModelOpt's `quant_cfg`, Quark's exported configuration, encodings of AIMET or QNN, onnxruntime's
+/// calibration tables and `TensorQuantOverrides`, or TensorRT's calibration cache.
 ///
 /// # Errors
-/// An unreadable file, a syntax error, neither of the two, or something in it that has no counterpart; with its place.
+/// An unreadable file, a syntax error, none of these, or something in it that has no counterpart; with its place.
 pub fn load(path: &Path) -> Result<Imported> {
     convert(&document::read(path, "configuration")?).map_err(|e| e.in_file(path))
 }
 
-/// Converts JSON text, as [`load`] does.
+/// Converts text, as [`load`] does.
 ///
 /// # Errors
 /// As [`load`].
 pub fn convert(text: &str) -> Result<Imported> {
+    let imported = if tensorrt::is_cache(text) {
+        tensorrt::convert(text)?
+    } else if onnxruntime::is_table(text) {
+        onnxruntime::table(text)?
+    } else {
+        from_json(text)?
+    };
+    // What was converted must be what it says when it is read again.
+    Config::parse(&imported.config.to_toml()?)?;
+    Ok(imported)
+}
+
+fn from_json(text: &str) -> Result<Imported> {
     let (json, lines): (Json, _) = document::parse_json(text).map_err(|e| {
-        let hint = "configurations of ModelOpt and Quark are converted from JSON";
+        let hint = "JSON can be converted, and the calibration tables of TensorRT and onnxruntime";
         if text.trim_start().starts_with('{') { e } else { e.with_hint(hint) }
     })?;
     let root = At::root(&json, &lines);
     // Checkpoints have it inside their own config.json.
     let root = root.get("quantization_config").unwrap_or(root);
-    let imported = if root.has("global_quant_config") {
-        quark::convert(&root)?
+    if root.has("global_quant_config") {
+        quark::convert(&root)
+    } else if root.has("activation_encodings") || root.has("param_encodings") || root.has("encodings") {
+        aimet::convert(&root)
+    } else if onnxruntime::is_calibration(&root) {
+        onnxruntime::calibration(&root)
+    } else if onnxruntime::are_overrides(&root) {
+        onnxruntime::overrides(&root)
     } else if root.has("quant_cfg") || modelopt::is_bare(&root) {
-        modelopt::convert(&root)?
+        modelopt::convert(&root)
     } else {
-        let hint = "it has a key \"quant_cfg\" (ModelOpt) or \"global_quant_config\" (Quark)";
-        return Err(Error::new(Kind::Config, "this is no configuration that can be converted").with_hint(hint));
-    };
-    // What was converted must be what it says when it is read again.
-    Config::parse(&imported.config.to_toml()?)?;
-    Ok(imported)
+        let hint = "configurations have a key \"quant_cfg\" (ModelOpt) or \"global_quant_config\" (Quark), encodings \
+                    \"activation_encodings\" (AIMET, QNN)";
+        Err(Error::new(Kind::Config, "this is nothing that can be converted").with_hint(hint))
+    }
+}
+
+/// The tensors of a configuration that only has those.
+fn of_tensors(from: &'static str, tensor: BTreeMap<String, Tensor>, notes: Vec<String>) -> Imported {
+    Imported { config: Config { tensor, ..Config::default() }, from, notes }
+}
+
+/// A number as f32, if it is one there.
+fn finite(at: &At<'_>) -> Result<f32> {
+    let value = at.number()? as f32;
+    if value.is_finite() { Ok(value) } else { Err(at.wrong("this number is too large")) }
 }

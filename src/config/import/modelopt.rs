@@ -490,34 +490,37 @@ fn off(kinds: &[SiteKind]) -> Level {
 
 /// The number format of `num_bits`.
 fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
+    let scale = blocks.and_then(|b| b.get("scale_bits"));
     let Some(at) = bits else { return Ok(Dtype::Int8) };
     let refused =
         || at.wrong("there is no such format").with_hint("2, 4, 8, 16, [4, 3], [5, 2] and [2, 1] have counterparts");
+    // Integers have a sign and all other bits behind it.
     let pair = match at.json {
-        Json::Number(_) => {
-            return match at.integer()? {
-                2 => Ok(Dtype::Int2),
-                4 => Ok(Dtype::Int4),
-                8 => Ok(Dtype::Int8),
-                16 => Ok(Dtype::Int16),
-                _ => Err(refused()),
-            };
-        }
+        Json::Number(_) => (0, at.integer()?),
         Json::Text(_) => at.word(&[
             ("e4m3", (4, 3)),
             ("e5m2", (5, 2)),
+            ("e3m2", (3, 2)),
+            ("e2m3", (2, 3)),
             ("e2m1", (2, 1)),
             ("(4, 3)", (4, 3)),
             ("(5, 2)", (5, 2)),
+            ("(3, 2)", (3, 2)),
+            ("(2, 3)", (2, 3)),
             ("(2, 1)", (2, 1)),
         ])?,
         _ => pair(at)?,
     };
-    let scale = blocks.and_then(|b| b.get("scale_bits"));
     let Some(scale) = scale else {
         return match pair {
+            (0, 2) => Ok(Dtype::Int2),
+            (0, 4) => Ok(Dtype::Int4),
+            (0, 8) => Ok(Dtype::Int8),
+            (0, 16) => Ok(Dtype::Int16),
             (4, 3) => Ok(Dtype::Float8e4m3fn),
             (5, 2) => Ok(Dtype::Float8e5m2),
+            (3, 2) => Ok(Dtype::Float6e3m2),
+            (2, 3) => Ok(Dtype::Float6e2m3),
             (2, 1) => Ok(Dtype::Float4e2m1),
             _ => Err(refused()),
         };
@@ -533,8 +536,14 @@ fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
     match (pair, scale_pair, size) {
         ((2, 1), (4, 3), Some(16)) => Ok(Dtype::Nvfp4),
         ((2, 1), (8, 0), Some(32)) => Ok(Dtype::Mxfp4),
+        ((2, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp6e2m3),
+        ((3, 2), (8, 0), Some(32)) => Ok(Dtype::Mxfp6e3m2),
         ((4, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp8),
-        _ => Err(scale.wrong("this block format has no counterpart").with_hint("nvfp4, mxfp4 and mxfp8 are there")),
+        ((5, 2), (8, 0), Some(32)) => Ok(Dtype::Mxfp8e5m2),
+        ((0, 8), (8, 0), Some(32)) => Ok(Dtype::Mxint8),
+        _ => Err(scale
+            .wrong("this block format has no counterpart")
+            .with_hint("blocks of 16 with e4m3 scales (nvfp4) and of 32 with e8m0 scales (mx) are there")),
     }
 }
 

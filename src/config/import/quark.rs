@@ -10,7 +10,7 @@ use crate::config::algorithm::{Algorithm, Method};
 use crate::config::spec::{Dtype, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
-use crate::numerics::Round;
+use crate::numerics::{MxRounding, Round};
 
 /// Quark's names of the kinds of sites.
 const KINDS: [(&str, SiteKind); 4] = [
@@ -282,8 +282,13 @@ impl Out {
         }
         spec.dynamic = (kind == SiteKind::Input).then_some(dynamic == Some(true));
         if dtype.format().is_none() {
-            if at.get("scale_calculation_mode").is_some() {
-                self.note(format!("Left out: {}.scale_calculation_mode; scales are rounded up.", at.path()));
+            // Quark's own default.
+            spec.mx_rounding = Some(MxRounding::Even);
+            if let Some(mode) = at.get("scale_calculation_mode") {
+                spec.mx_rounding = Some(mode.word(&MX_ROUNDING)?);
+            }
+            if dynamic.is_none() {
+                spec.dynamic = None;
             }
             return Ok(spec);
         }
@@ -452,6 +457,20 @@ impl Out {
     }
 }
 
+/// Elements of blocks of 32 with power-of-two scales.
+const MX: [(&str, Dtype); 6] = [
+    ("fp8_e4m3", Dtype::Mxfp8),
+    ("fp8_e5m2", Dtype::Mxfp8e5m2),
+    ("fp6_e2m3", Dtype::Mxfp6e2m3),
+    ("fp6_e3m2", Dtype::Mxfp6e3m2),
+    ("fp4", Dtype::Mxfp4),
+    ("int8", Dtype::Mxint8),
+];
+
+/// How Quark rounds their scales.
+const MX_ROUNDING: [(&str, MxRounding); 3] =
+    [("even", MxRounding::Even), ("floor", MxRounding::Floor), ("ceil", MxRounding::Ceil)];
+
 /// The number format, blocks included.
 fn dtype(at: &At<'_>) -> Result<Dtype> {
     let Some(name) = at.get("dtype") else { return Err(at.wrong("dtype is missing")) };
@@ -466,10 +485,10 @@ fn dtype(at: &At<'_>) -> Result<Dtype> {
     let text = name.text()?;
     if text == "mx" {
         let Some(element) = at.get("mx_element_dtype") else { return Err(at.wrong("mx_element_dtype is missing")) };
-        return block(&element, &[("fp8_e4m3", Dtype::Mxfp8), ("fp4", Dtype::Mxfp4)]);
+        return block(&element, &MX);
     }
     if e8m0 {
-        return block(&name, &[("fp8_e4m3", Dtype::Mxfp8), ("fp4", Dtype::Mxfp4)]);
+        return block(&name, &MX);
     }
     name.word(&[
         ("int2", Dtype::Int2),
@@ -482,6 +501,8 @@ fn dtype(at: &At<'_>) -> Result<Dtype> {
         ("int32", Dtype::Int32),
         ("fp8_e4m3", Dtype::Float8e4m3fn),
         ("fp8_e5m2", Dtype::Float8e5m2),
+        ("fp6_e2m3", Dtype::Float6e2m3),
+        ("fp6_e3m2", Dtype::Float6e3m2),
         ("fp4", Dtype::Float4e2m1),
     ])
 }

@@ -1,4 +1,4 @@
-//! What a typed model takes in memory, by the shapes of its tensors.
+//! What a model takes in memory, by the shapes of its tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,52 +6,74 @@ use std::sync::Arc;
 use tract_core::internal::{OutletId, TypedFact, TypedModel};
 use tract_core::ops::konst::Const;
 
-use super::super::Footprint;
+use super::Plan;
 
-/// Weights, and the most that is alive at once where operators run in order and each tensor goes after its last use.
-/// Zero where tract cannot tell the order, which running it will say.
-pub(crate) fn footprint(model: &TypedModel) -> Footprint {
-    let Ok(order) = model.eval_order_opt_ram() else { return Footprint::default() };
-    let mut last: BTreeMap<OutletId, usize> = BTreeMap::new();
-    for (time, &id) in order.iter().enumerate() {
-        for &input in &model.node(id).inputs {
-            last.insert(input, time);
-        }
-    }
-    for &output in &model.outputs {
-        last.insert(output, usize::MAX);
-    }
-    let mut found = Footprint::default();
+/// Bytes of weights of a model that is about to be compiled. Zero where tract cannot tell the order of its nodes, which
+/// running it will say.
+pub(crate) fn weights(model: &TypedModel) -> u64 {
+    let Ok(order) = model.eval_order() else { return 0 };
     let mut constants = BTreeSet::new();
     // Nodes of constants alone, which are folded: reshaped weights, mostly.
     let mut folded = BTreeSet::new();
-    let mut leaving: BTreeMap<usize, u64> = BTreeMap::new();
-    let mut alive = 0;
-    for (time, &id) in order.iter().enumerate() {
+    let mut sum = 0;
+    for id in order {
         let node = model.node(id);
         if !node.inputs.is_empty() && node.inputs.iter().all(|input| folded.contains(&input.node)) {
             folded.insert(id);
             continue;
         }
-        for (slot, output) in node.outputs.iter().enumerate() {
+        for output in &node.outputs {
             if let (true, Some(value)) = (node.op_is::<Const>(), &output.fact.konst) {
                 folded.insert(id);
                 if constants.insert(Arc::as_ptr(value).addr()) {
-                    found.weights += bytes(&output.fact);
+                    sum += bytes(&output.fact);
                 }
+            }
+        }
+    }
+    sum
+}
+
+/// The most bytes of tensors that are alive at once in a run of one sample: operators run in the order of the plan, and
+/// each tensor goes after its last use.
+pub(crate) fn tensors(plan: &Plan) -> u64 {
+    let (model, order) = (plan.model(), plan.order_without_consts());
+    // What is only a view keeps alive what it looks at.
+    let mut views: BTreeMap<OutletId, OutletId> = BTreeMap::new();
+    for &id in order {
+        let node = model.node(id);
+        if let (true, Some(&input)) = (node.op.name() == "LazyIm2col", node.inputs.first()) {
+            views.insert(OutletId::new(id, 0), views.get(&input).copied().unwrap_or(input));
+        }
+    }
+    let seen = |outlet: OutletId| views.get(&outlet).copied().unwrap_or(outlet);
+    let mut last: BTreeMap<OutletId, usize> = BTreeMap::new();
+    for (time, &id) in order.iter().enumerate() {
+        for &input in &model.node(id).inputs {
+            last.insert(seen(input), time);
+        }
+    }
+    for &output in &model.outputs {
+        last.insert(seen(output), usize::MAX);
+    }
+    let mut leaving: BTreeMap<usize, u64> = BTreeMap::new();
+    let (mut alive, mut most) = (0, 0);
+    for (time, &id) in order.iter().enumerate() {
+        for (slot, output) in model.node(id).outputs.iter().enumerate() {
+            let outlet = OutletId::new(id, slot);
+            if views.contains_key(&outlet) {
                 continue;
             }
             let size = bytes(&output.fact);
             alive += size;
-            *leaving.entry(*last.get(&OutletId::new(id, slot)).unwrap_or(&time)).or_default() += size;
+            *leaving.entry(*last.get(&outlet).unwrap_or(&time)).or_default() += size;
         }
-        found.sample = found.sample.max(alive);
+        most = most.max(alive);
         alive -= leaving.remove(&time).unwrap_or(0);
     }
-    found
+    most
 }
 
 fn bytes(fact: &TypedFact) -> u64 {
-    let count: usize = fact.shape.as_concrete().map_or(0, |dims| dims.iter().product());
-    (count * fact.datum_type.size_of()) as u64
+    fact.mem_size().to_i64().map_or(0, |size| size.max(0) as u64)
 }

@@ -25,7 +25,7 @@ use tract_core::internal::{IntoRunnable, TValue, TVec, Tensor as Array, TractRes
 pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate};
 pub(super) use divide::DIVIDE;
 pub use evaluate::TractEvaluate;
-pub(super) use footprint::footprint;
+pub(super) use footprint::{tensors, weights};
 pub(super) use narrow::NARROW;
 pub(super) use operators::{knows, without_fake_quant};
 pub(super) use tap::{Listener, watch};

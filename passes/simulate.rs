@@ -1,0 +1,307 @@
+//! Writes quantizers as float operators, so that a model computes the numbers of a format on a runtime that does not have it.
+//!
+//! | before | after |
+//! |---|---|
+//! | DequantizeLinear of a constant | a float constant |
+//! | QuantizeLinear, then DequantizeLinear | Div, Clip, Round, Mul; for small floats with the step of each number's binade |
+//! | DynamicQuantizeLinear, then DequantizeLinear | the same, behind `ReduceMin` and `ReduceMax` |
+//!
+//! Results are bit-identical to the quantizers', but for the sign of zero in formats that have no negative one. What else is
+//! quantized (operators on codes) is left and said.
+
+use std::collections::BTreeMap;
+
+use super::float_ops::Ops;
+use super::fold_weights::granularity;
+use super::{Context, Outcome, Pass};
+use crate::error::Result;
+use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};
+use crate::numerics::{self, Format, Granularity, QParams, decode_float8e8m0, pack};
+use crate::onnx::DataType;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Simulate;
+
+impl Pass for Simulate {
+    fn name(&self) -> &'static str {
+        "simulate"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        if context.quantization.is_some_and(|(plan, _)| !plan.simulate) {
+            return Ok(outcome);
+        }
+        let nodes: Vec<NodeId> = model.all_graphs().into_iter().flat_map(|g| model.graph(g).nodes().to_vec()).collect();
+        let mut lowered: BTreeMap<ValueId, Codes> = BTreeMap::new();
+        let mut spent = Vec::new();
+        for node in nodes {
+            let at = model.node(node);
+            if !matches!(at.domain(), "" | "com.microsoft") {
+                continue;
+            }
+            let op = at.op_type().to_owned();
+            let name = model.node_name(node).to_owned();
+            let done = match op.as_str() {
+                "DequantizeLinear" if model.constant_input(node, 0).is_some() => constant(model, node),
+                "DequantizeLinear" => dequantize(model, node, &lowered),
+                "QuantizeLinear" => quantize(model, node, &mut lowered),
+                "DynamicQuantizeLinear" => dynamic(model, node, &mut lowered),
+                _ if op.starts_with("QLinear") || op.ends_with("Integer") || op == "MatMulNBits" => {
+                    Err("it computes with codes".to_owned())
+                }
+                _ => continue,
+            };
+            match done {
+                Ok(said) => {
+                    if matches!(op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear") || said == CONSTANT {
+                        spent.push(node);
+                    }
+                    outcome.changed(name, said);
+                }
+                Err(why) => outcome.skipped(name, why),
+            }
+        }
+        spent.retain(|&node| model.node(node).outputs().iter().flatten().all(|&v| model.value(v).users().is_empty()));
+        model.remove(&spent);
+        Ok(outcome)
+    }
+}
+
+const CONSTANT: &str = "stored as float";
+
+/// A tensor of codes as floats, their zero point taken off.
+#[derive(Clone, Copy)]
+struct Codes {
+    steps: ValueId,
+    /// What the steps are multiplied by, already in the shape that does so.
+    scale: ValueId,
+    /// The scale as the quantizer has it.
+    source: ValueId,
+}
+
+/// A float constant in place of a dequantized one.
+fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
+    let at = model.node(node);
+    let output = at.output(0).ok_or("it has no output")?;
+    let codes = model.constant_input(node, 0).ok_or("its codes are not constant")?;
+    let scale = model.constant_input(node, 1).ok_or("its scale is not constant")?;
+    let format = codes.dtype().format().ok_or_else(|| format!("{} is no quantized format", codes.dtype()))?;
+    let (scales, given) = scale_values(scale).ok_or_else(|| format!("its scale is {}", scale.dtype()))?;
+    let dims = codes.dims();
+    let granularity = granularity(model, node, &dims, &scale.dims())?;
+    let mut zero_points = vec![0; scales.len()];
+    if at.input(2).is_some() {
+        let zero = model.constant_input(node, 2).ok_or("its zero point is not constant")?;
+        if format.is_integer() {
+            zero_points = pack::unpack(&zero.raw(), &format, zero.len());
+        }
+    }
+    let qparams = QParams { scales, zero_points };
+    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)
+        .map_err(|e| e.message().to_owned())?;
+    let asked = at.int("output_dtype").and_then(|code| DataType::from_code(code as i32));
+    let dtype = asked.unwrap_or(given);
+    let tensor = Tensor::from_f64(dtype, &dims, values.into_iter().map(f64::from))
+        .ok_or_else(|| format!("its result is {dtype}"))?;
+    model.make_constant(output, tensor);
+    Ok(CONSTANT)
+}
+
+/// Scales as f32, and the type that a result has by default.
+fn scale_values(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
+    if scale.dtype() == DataType::Float8e8m0 {
+        return Some((scale.raw().iter().map(|&code| decode_float8e8m0(code)).collect(), DataType::Float));
+    }
+    Some((scale.to_f32()?, scale.dtype()))
+}
+
+/// A scale in the shape that divides its tensor by broadcasting, if there is one.
+fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, String> {
+    let at = model.node(node);
+    let (axis, block) = (at.int("axis").unwrap_or(1), at.int("block_size").unwrap_or(0));
+    let shape = at.input(0).and_then(|x| model.shape(x));
+    let positive = |rank: usize| if axis < 0 { axis + rank as i64 } else { axis } as usize;
+    let Some(tensor) = model.constant(scale) else {
+        // One block a row, or one scale.
+        let dims = model.shape(scale);
+        let known = shape.as_ref().and_then(|s| s.get(positive(s.len())).copied().flatten());
+        let reshape = at.input(0).and_then(|x| model.producer(x)).filter(|&p| model.node(p).is("Reshape"));
+        let made = reshape.and_then(|p| model.constant_input(p, 1)).and_then(Tensor::to_i64).unwrap_or_default();
+        let extent = known.map(|extent| extent as i64).or_else(|| made.get(positive(made.len())).copied());
+        let whole = block > 0 && extent == Some(block);
+        return if whole || block == 0 && dims.is_some_and(|d| d.is_empty()) {
+            Ok(scale)
+        } else {
+            Err("its scale is found at run time".to_owned())
+        };
+    };
+    let name = model.value(scale).name().to_owned();
+    let (dims, count) = (tensor.dims(), tensor.len());
+    let (values, dtype) = scale_values(tensor).ok_or_else(|| format!("its scale is {}", tensor.dtype()))?;
+    if dtype != DataType::Float {
+        return Err(format!("it quantizes {dtype}"));
+    }
+    let graph = model.main();
+    if block > 0 {
+        let known: Option<Vec<usize>> = shape.and_then(|s| s.into_iter().collect());
+        let known = known.ok_or("its groups are cut out of a tensor whose shape is not known")?;
+        let group = Granularity::PerGroup { axis: positive(known.len()), size: block as usize };
+        let all: usize = known.iter().product();
+        let each: Result<Vec<f32>> = (0..all).map(|at| Ok(values[group.entry(&known, at)?])).collect();
+        let each = each.map_err(|e| e.message().to_owned())?;
+        return Ok(model.add_initializer(graph, &format!("{name}_each"), Tensor::from_f32(&known, &each)));
+    }
+    if count == 1 && tensor.dtype() == DataType::Float {
+        return Ok(if dims.len() <= 1 {
+            scale
+        } else {
+            model.add_initializer(graph, &name, Tensor::from_f32(&[], &values))
+        });
+    }
+    let rank = shape.map(|s| s.len());
+    let behind = if axis < 0 { Some(-axis - 1) } else { rank.map(|r| r as i64 - axis - 1) };
+    let behind = behind.filter(|&b| b >= 0).ok_or("the rank of its tensor is not known")?;
+    let dims: Vec<usize> = std::iter::once(count).chain(vec![1; behind as usize]).collect();
+    Ok(model.add_initializer(graph, &format!("{name}_each"), Tensor::from_f32(&dims, &values)))
+}
+
+/// Float steps in place of codes.
+fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+    let at = model.node(node);
+    let (Some(x), Some(source), Some(output)) = (at.input(0), at.input(1), at.output(0)) else {
+        return Err("an input is missing".to_owned());
+    };
+    let zero = at.input(2);
+    let declared = at.int("output_dtype").and_then(|c| DataType::from_code(c as i32));
+    let zero_tensor = zero.and_then(|z| model.constant(z)).cloned();
+    if zero.is_some() && zero_tensor.is_none() {
+        return Err("its zero point is found at run time".to_owned());
+    }
+    let dtype = zero_tensor.as_ref().map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
+    let format = dtype.format().ok_or_else(|| format!("{dtype} is no quantized format"))?;
+    if at.int("saturate") == Some(0) && !format.is_integer() {
+        return Err("it does not saturate".to_owned());
+    }
+    if model.dtype(x).is_some_and(|d| d != DataType::Float) {
+        return Err("it does not quantize float32".to_owned());
+    }
+    check_opset(model)?;
+    readers(model, output, source, zero, format)?;
+    let zeros = match &zero_tensor {
+        Some(tensor) if format.is_integer() => pack::unpack(&tensor.raw(), &format, tensor.len()),
+        _ => vec![0],
+    };
+    let first = zeros.first().copied().unwrap_or(0);
+    if zeros.iter().any(|&z| z != first) {
+        return Err("its zero points differ from each other".to_owned());
+    }
+    let scale = spread(model, node, source)?;
+    let name = model.value(output).name().to_owned();
+    let mut ops = Ops::new(model, &name, Place::Before(node));
+    let quotient = ops.op("Div", &[x, scale]);
+    let (low, high) = if format.is_integer() {
+        let (low, high) = format.range();
+        ((low - first) as f32, (high - first) as f32)
+    } else {
+        (-format.max_value(), format.max_value())
+    };
+    let (low, high) = (ops.constant("number", low), ops.constant("number", high));
+    let clamped = ops.op("Clip", &[quotient, low, high]);
+    let steps = if format.is_integer() { ops.op("Round", &[clamped]) } else { ops.nearest(clamped, format) };
+    lowered.insert(output, Codes { steps, scale, source });
+    Ok("written as float operators")
+}
+
+/// `DynamicQuantizeLinear` as ONNX specifies it.
+fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+    let at = model.node(node);
+    let (Some(x), Some(output), Some(source), Some(zero)) = (at.input(0), at.output(0), at.output(1), at.output(2))
+    else {
+        return Err("an output is missing".to_owned());
+    };
+    check_opset(model)?;
+    readers(model, output, source, Some(zero), Format::Uint8)?;
+    let name = model.value(output).name().to_owned();
+    let mut ops = Ops::new(model, &name, Place::Before(node));
+    let nothing = ops.constant("number", 0.0);
+    let keep = || vec![crate::ir::Attr::int("keepdims", 0)];
+    let least = ops.node("ReduceMin", &[x], keep(), "least");
+    let least = ops.op("Min", &[least, nothing]);
+    let most = ops.node("ReduceMax", &[x], keep(), "most");
+    let most = ops.op("Max", &[most, nothing]);
+    let width = ops.op("Sub", &[most, least]);
+    let scale = ops.with("Div", width, 255.0);
+    // A tensor of zeros: any scale gives zeros back.
+    let scale = ops.with("Max", scale, f32::MIN_POSITIVE);
+    let ratio = ops.op("Div", &[least, scale]);
+    let ratio = ops.op("Neg", &[ratio]);
+    let high = ops.constant("number", 255.0);
+    let ratio = ops.op("Clip", &[ratio, nothing, high]);
+    let middle = ops.op("Round", &[ratio]);
+    let quotient = ops.op("Div", &[x, scale]);
+    let rounded = ops.op("Round", &[quotient]);
+    let codes = ops.op("Add", &[rounded, middle]);
+    let codes = ops.op("Clip", &[codes, nothing, high]);
+    let steps = ops.op("Sub", &[codes, middle]);
+    lowered.insert(output, Codes { steps, scale, source });
+    Ok("written as float operators")
+}
+
+/// Multiplies steps by the scale, in place of a DequantizeLinear.
+fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+    let at = model.node(node);
+    let (Some(x), Some(source)) = (at.input(0), at.input(1)) else { return Err("an input is missing".to_owned()) };
+    let codes = *lowered.get(&x).ok_or("its codes are not those of a quantizer here")?;
+    let scale = if source == codes.source { codes.scale } else { spread(model, node, source)? };
+    model.set_op(node, "", "Mul");
+    model.truncate_inputs(node, 2);
+    model.set_input(node, 0, Some(codes.steps));
+    model.set_input(node, 1, Some(scale));
+    for attr in ["axis", "block_size", "output_dtype"] {
+        model.remove_attr(node, attr);
+    }
+    Ok("written as a float operator")
+}
+
+/// Codes must be read by nothing but DequantizeLinear with the same zero point.
+fn readers(model: &Model, codes: ValueId, scale: ValueId, zero: Option<ValueId>, format: Format) -> Result<(), String> {
+    for &user in model.value(codes).users() {
+        let User::Node { node, input } = user else { return Err("its codes are an output of the graph".to_owned()) };
+        let at = model.node(node);
+        if input != 0 || at.op_type() != "DequantizeLinear" {
+            return Err(format!("its codes are read by a {}", at.op_type()));
+        }
+        if format.is_integer() && !same_zero(model, zero, at.input(2)) {
+            return Err("its codes are dequantized with another zero point".to_owned());
+        }
+        let float = i64::from(DataType::Float.code());
+        if at.int("output_dtype").is_some_and(|code| code != 0 && code != float) {
+            return Err("its codes are not dequantized to float32".to_owned());
+        }
+        if at.input(1).is_none_or(|s| s != scale && model.constant(s).is_none()) {
+            return Err("its codes are dequantized with another scale, which is found at run time".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn same_zero(model: &Model, a: Option<ValueId>, b: Option<ValueId>) -> bool {
+    match (a, b) {
+        _ if a == b => true,
+        (Some(a), Some(b)) => match (model.constant(a), model.constant(b)) {
+            (Some(a), Some(b)) => a.raw() == b.raw(),
+            _ => false,
+        },
+        (Some(z), None) | (None, Some(z)) => model.constant(z).is_some_and(|t| t.raw().iter().all(|&byte| byte == 0)),
+        (None, None) => true,
+    }
+}
+
+fn check_opset(model: &Model) -> Result<(), String> {
+    match model.opset() {
+        Some(opset) if opset < 13 => Err(format!("operator set {opset} is older than the 13 that this needs")),
+        _ => Ok(()),
+    }
+}
