@@ -433,3 +433,34 @@ fn weights_of_recurrent_operators_are_stored_when_asked_for() {
     let rows = Granularity::PerChannel { axis: 1 };
     assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)]);
 }
+
+/// Inputs that DynamicQuantizeLinear keeps exactly give the same bits in both forms.
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn the_runtime_reads_gates_in_both_forms() {
+    struct Nothing;
+    impl amax::runtime::Observe for Nothing {
+        fn see(&self, _site: usize, _values: &[f32], _shape: &[usize]) {}
+    }
+    let lowered = parse(
+        r#"<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+net (float[3,1,2] x) => (float[3,2,1,1] y, float[2,1,1] last) <
+  int8[2,2,4] w = {1, -2, 3, 4, -5, 6, 7, -8, 9, 10, -11, 12, 13, 14, 15, -16}, float[2,4] ws = {0.5, 0.25, 0.125, 1, 0.5, 0.25, 0.125, 1},
+  int8[2,4] wz = {0, 0, 0, 0, 0, 0, 0, 0}, int8[2,1,4] r = {1, 2, -3, 4, 5, 6, 7, -8}, float[2] rs = {0.25, 0.25}, int8[2] rz = {0, 0}
+> {
+  y, last = com.microsoft.DynamicQuantizeLSTM <direction = "bidirectional", hidden_size = 1> (x, w, r, "", "", "", "", "", ws, wz, rs, rz)
+}"#,
+    )
+    .unwrap();
+    let raised = converted(&lowered, &[To::Form(Form::Qdq)]).unwrap().model;
+    assert_eq!(raised.graph(raised.main()).nodes().len(), 3);
+    let x = [0.0, 255.0, 1.0, 17.0, 128.0, 3.0].map(|code| code / 1024.0);
+    let sample = std::collections::BTreeMap::from([("x".to_owned(), Tensor::from_f32(&[3, 1, 2], &x))]);
+    let [first, second] = [&lowered, &raised].map(|model| {
+        let observe: std::sync::Arc<dyn amax::runtime::Observe> = std::sync::Arc::new(Nothing);
+        let outputs = amax::runtime::Session::new(model, &[]).unwrap().run(&sample, &observe).unwrap();
+        outputs.iter().map(|(name, t)| (name.clone(), t.to_f32().unwrap())).collect::<Vec<_>>()
+    });
+    assert_eq!(first, second);
+    assert!(first.iter().flat_map(|(_, values)| values).any(|v| v.abs() > 0.01));
+}
