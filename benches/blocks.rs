@@ -37,7 +37,7 @@ fn measure(what: &str, bytes: usize, mut run: impl FnMut()) {
 }
 
 fn main() {
-    let megabytes = std::env::args().filter_map(|a| a.parse::<usize>().ok()).next().unwrap_or(256);
+    let megabytes = std::env::args().find_map(|a| a.parse::<usize>().ok()).unwrap_or(256);
     let columns = 4096;
     let rows = megabytes * (1 << 20) / 4 / columns;
     let mut state = 1_u32;

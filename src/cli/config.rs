@@ -24,7 +24,7 @@ enum Command {
 and the first line of amax.toml then is
   #:schema ./amax.schema.json")]
     Schema,
-    /// Convert another tool's configuration or scales to TOML: of ModelOpt, Quark, AIMET, QNN, onnxruntime, TensorRT.
+    /// Convert another tool's configuration or scales to TOML: of ModelOpt, Quark, AIMET, QNN, onnxruntime, `TensorRT`.
     #[command(
         after_help = "What has no counterpart is an error with its place; what was decided on the way is said in comments
 at the head of the result.
@@ -34,7 +34,7 @@ Example:
     )]
     Import {
         /// ModelOpt's `quant_cfg` as JSON; config.json of a model that Quark exported; encodings of AIMET or QNN;
-        /// onnxruntime's calibration.json, calibration.cache, or `TensorQuantOverrides` as JSON; TensorRT's cache.
+        /// onnxruntime's calibration.json, calibration.cache, or `TensorQuantOverrides` as JSON; the cache of `TensorRT`.
         file: PathBuf,
         /// Where the result goes; printed where left out.
         #[arg(long, short, value_name = "FILE")]

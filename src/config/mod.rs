@@ -198,7 +198,7 @@ impl Tensor {
     /// The keys that sites have as well.
     pub(crate) fn spec(&self) -> Spec {
         let Self { dtype, symmetric, granularity, ch_axis, group_size, .. } = *self;
-        Spec { dtype, symmetric, granularity, ch_axis, group_size, ..Spec::default() }
+        Spec { dtype, granularity, ch_axis, group_size, symmetric, ..Spec::default() }
     }
 }
 

@@ -35,7 +35,7 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::Granularity => ["\"per-tensor\"", "\"per-channel\""],
         Field::ChAxis => ["0", "-1"],
         Field::GroupSize => ["32", "64"],
-        Field::Dynamic | Field::ReduceRange => ["false", "true"],
+        Field::Dynamic | Field::ReduceRange | Field::SignedScale => ["false", "true"],
         Field::Observer => ["\"mse\"", "\"entropy\""],
         Field::Percentile => ["99.9", "99.99"],
         Field::MseP => ["2.0", "2.4"],
@@ -47,7 +47,6 @@ fn values(field: Field) -> [&'static str; 2] {
         Field::Postprocess => ["{ scale = 0.5 }", "{ max = 6.0, power_of_two = true }"],
         Field::Form => ["\"matmulnbits\"", "\"qdq\""],
         Field::AccuracyLevel => ["0", "4"],
-        Field::SignedScale => ["false", "true"],
         Field::Arithmetic => ["\"onnx\"", "\"torch\""],
     }
 }

@@ -23,8 +23,7 @@ impl Evaluate for NoRuntime {
 
 fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
     let target = Target::load("ort-cpu").unwrap();
-    let after: &dyn Fn(&Model, &str, &amax::passes::Outcome) -> amax::Result<ControlFlow<()>> =
-        &|_, _, _| Ok(ControlFlow::Continue(()));
+    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
     convert(
         model,
         &Request {
@@ -34,7 +33,7 @@ fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
             simulate: false,
             target: &target,
             evaluate: &NoRuntime,
-            after,
+            after: &after,
         },
     )
 }

@@ -128,7 +128,7 @@ fn exports_of_frameworks_fold() {
     let there: BTreeSet<String> = std::fs::read_dir(folder())
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .filter(|n| n.ends_with(".onnx"))
+        .filter(|n| n.rsplit('.').next() == Some("onnx"))
         .collect();
     assert_eq!(listed, there);
 }
@@ -145,7 +145,7 @@ fn exports_are_the_same_after_folding() {
         proof.verdict().unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(proof.operands.iter().all(|o| o.differing == Ok(0)), "{name}: {proof}");
         assert!(proof.outputs.iter().all(|o| o.differing == 0), "{name}: {proof}");
-        let weights = if name == "float_linear" { 0 } else { 1 };
+        let weights = usize::from(name != "float_linear");
         assert!(proof.operands.len() >= weights, "{name}: {proof}");
         if !cfg!(feature = "tract") || name == "float_linear" {
             continue;
@@ -183,7 +183,7 @@ fn a_wrong_conversion_is_found() {
         .unwrap();
     let tensor = wrong.constant(codes).unwrap().clone();
     let mut bytes = tensor.raw().to_vec();
-    bytes[5] = if bytes[5] == 0 { 1 } else { 0 };
+    bytes[5] = u8::from(bytes[5] == 0);
     wrong.set_constant(codes, Tensor::new(DataType::Int8, &tensor.dims(), bytes));
     let found = proof(&model, &wrong, None);
     let error = found.verdict().unwrap_err();
@@ -442,7 +442,7 @@ fn the_preset_8da4w_computes_what_torchao_does() {
         let outputs = amax::calibrate::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
         let ours = outputs[0][0].1.to_f32().unwrap();
         let noise = |test: &[f32]| amax::numerics::metrics::sqnr_db(&theirs, test);
-        assert!(noise(&ours) > 35.0, "{}", noise(&ours));
+        assert!(noise(&ours) > 100.0, "{}", noise(&ours));
     }
     // What is written at once is what prepare and convert make of it.
     let direct = quantized(&model, &config, Line::Rewrite, None).unwrap();
@@ -453,8 +453,7 @@ fn the_preset_8da4w_computes_what_torchao_does() {
         outputs[0][0].1.to_f32().unwrap().iter().map(|v| v.to_bits()).collect()
     };
     assert_eq!(bits(&direct), bits(&folded.model));
-    // The codes are those of torchao's own export, but for the layout, and for weights whose quotient lies between two
-    // codes: torchao multiplies by the reciprocal of the scale.
+    // The codes are those of torchao's own export, but for the layout.
     let theirs = initializers(&converted(&load("torchao_8da4w")).model);
     let ours = initializers(&folded.model);
     let codes = |all: &BTreeMap<String, (DataType, Vec<usize>, Vec<u8>)>, columns: usize| -> Vec<u8> {
@@ -470,7 +469,7 @@ fn the_preset_8da4w_computes_what_torchao_does() {
     };
     for (ours, theirs) in [(codes(&ours, 32), codes(&theirs, 64)), (codes(&ours, 16), codes(&theirs, 32))] {
         let differing = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
-        assert!(ours.len() == theirs.len() && differing * 500 < ours.len(), "{differing} of {}", ours.len());
+        assert!(ours.len() == theirs.len() && differing == 0, "{differing} of {}", ours.len());
     }
 }
 

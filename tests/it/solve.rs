@@ -234,7 +234,7 @@ fn torchao_makes_the_same_codes() {
     assert_eq!(cases, 25);
 }
 
-/// onnxruntime's kernels that quantize for MatMulNBits, bit for bit, with their negative scales and those of zero.
+/// onnxruntime's kernels that quantize for `MatMulNBits`, bit for bit, with their negative scales and those of zero.
 #[test]
 fn onnxruntime_makes_the_same_codes() {
     let file = vectors("blocks.json");

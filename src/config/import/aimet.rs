@@ -180,7 +180,7 @@ fn v1(item: &At<'_>) -> Result<Option<Tensor>> {
         bits: item.get("bw").ok_or_else(|| item.wrong("there is no bw"))?.integer()?,
         symmetric: item.get("is_sym").map(|at| at.bool()).transpose()?.unwrap_or(false),
         scales: list(item, "scale", finite)?,
-        offsets: list(item, "offset", |at| at.integer())?,
+        offsets: list(item, "offset", At::integer)?,
         axis: None,
         block: size,
     };
@@ -201,7 +201,7 @@ fn v2(item: &At<'_>) -> Result<Option<Tensor>> {
     };
     let bits = bits.parse().map_err(|_| dtype.wrong("this format has no counterpart"))?;
     let scales = list(item, "y_scale", finite)?;
-    let zeros = list(item, "y_zero_point", |at| at.integer())?;
+    let zeros = list(item, "y_zero_point", At::integer)?;
     if symmetric && zeros.iter().any(|&z| z != 0) {
         return Err(item.wrong("signed codes with a zero point have no counterpart here"));
     }
@@ -212,8 +212,8 @@ fn v2(item: &At<'_>) -> Result<Option<Tensor>> {
 }
 
 /// A number, or the numbers of a list, however deep.
-fn list<T>(item: &At<'_>, key: &str, read: fn(&At<'_>) -> Result<T>) -> Result<Vec<T>> {
-    fn collect<T>(at: &At<'_>, read: fn(&At<'_>) -> Result<T>, out: &mut Vec<T>) -> Result<()> {
+fn list<'a, T>(item: &At<'a>, key: &str, read: fn(&At<'a>) -> Result<T>) -> Result<Vec<T>> {
+    fn collect<'a, T>(at: &At<'a>, read: fn(&At<'a>) -> Result<T>, out: &mut Vec<T>) -> Result<()> {
         if let Json::List(_) = at.json {
             return at.items()?.iter().try_for_each(|at| collect(at, read, out));
         }

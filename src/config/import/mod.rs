@@ -57,7 +57,7 @@ impl Imported {
 }
 
 /// Converts a file: ModelOpt's `quant_cfg`, Quark's exported configuration, encodings of AIMET or QNN, onnxruntime's
-/// calibration tables and `TensorQuantOverrides`, or TensorRT's calibration cache.
+/// calibration tables and `TensorQuantOverrides`, or the calibration cache of `TensorRT`.
 ///
 /// # Errors
 /// An unreadable file, a syntax error, none of these, or something in it that has no counterpart; with its place.

@@ -1,4 +1,4 @@
-//! TensorRT's calibration cache.
+//! The calibration cache of `TensorRT`.
 //!
 //! A line that names the version and the calibrator, then one for each tensor: its name, and the scale of int8 as the
 //! hexadecimal digits of a float, the highest byte first. Codes are symmetric: amax is 127 scales.
