@@ -206,7 +206,9 @@ impl Lower {
 /// The name of the constant whose codes these are.
 pub(super) fn base_name(model: &Model, codes: Option<ValueId>) -> String {
     let name = codes.map_or("", |v| model.value(v).name());
-    let base = ["_quantized", "_nbits", "_blocks"].into_iter().find_map(|suffix| name.strip_suffix(suffix));
+    let base = ["_quantized", "_nbits", "_blocks", "_integer", "_lstm"]
+        .into_iter()
+        .find_map(|suffix| name.strip_suffix(suffix));
     base.filter(|base| !base.is_empty()).unwrap_or(name).to_owned()
 }
 

@@ -18,6 +18,8 @@ mod insert_blocks;
 pub mod insert_qdq;
 pub mod lift_constants;
 pub mod lower_gather;
+pub mod lower_lstm;
+pub mod lower_matmulinteger;
 pub mod lower_matmulnbits;
 pub mod name_quantizers;
 pub mod operands;

@@ -33,7 +33,7 @@ impl Pass for PerToken {
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let Some((plan, _)) = context.quantization else {
-            return Err(Error::new(Kind::Usage, "per-token needs a plan").with_hint("run it through `amax prepare`"));
+            return Err(Error::new(Kind::Usage, "per-token needs a plan").with_hint("run it through `amax rewrite`"));
         };
         let mut made: BTreeMap<(ValueId, u32), ValueId> = BTreeMap::new();
         for Token { site, at, eps } in &plan.tokens {

@@ -15,6 +15,8 @@ use super::{
     insert_qdq::InsertQdq,
     lift_constants::LiftConstants,
     lower_gather::LowerGather,
+    lower_lstm::LowerLstm,
+    lower_matmulinteger::LowerMatmulinteger,
     lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
     name_quantizers::NameQuantizers,
     per_token::PerToken,
@@ -39,8 +41,11 @@ pub const QUANTIZE: &[&dyn Pass] = &[
     &RaiseOpset,
     &InsertQdq,
     &FoldWeights,
+    &PerToken,
     &Simulate,
     &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerMatmulinteger,
+    &LowerLstm,
     &LowerGather,
     &DropDead,
 ];
@@ -53,8 +58,14 @@ pub const IMPORT: &[&dyn Pass] =
     &[&StandardQuantizers, &FoldFakeQuant, &SettleQuantizers, &FoldClips, &NameQuantizers, &RecoverCodes];
 
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
-pub const FORMS: &[&dyn Pass] =
-    &[&RaiseQdq, &Dequantize, &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL }, &LowerGather];
+pub const FORMS: &[&dyn Pass] = &[
+    &RaiseQdq,
+    &Dequantize,
+    &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerMatmulinteger,
+    &LowerLstm,
+    &LowerGather,
+];
 
 /// Every pass, each once, in run order.
 #[must_use]

@@ -1,4 +1,4 @@
-//! `MatMulNBits` and `GatherBlockQuantized` become standard operators behind a DequantizeLinear, codes and scales as they
+//! `MatMulNBits`, `GatherBlockQuantized`, `DynamicQuantizeLSTM`, `MatMulInteger` and `ConvInteger` become float operators behind a DequantizeLinear, codes and scales as they
 //! were; the operator set is raised as far as the codes need it.
 //!
 //! Each reader of a constant has a DequantizeLinear of its own, over shared initializers: that is what runtimes fuse, and
@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{MICROSOFT, Pair, Quantized, find_dequantized};
+use super::forms::{MICROSOFT, Pair, Quantized, ZeroPoints, find_dequantized};
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::{add_behind, base_name, in_function};
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, User, ValueId};
+use crate::numerics::{Granularity, pack};
+use crate::onnx::DataType;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ impl Pass for RaiseQdq {
         let graphs: Vec<GraphId> = model.all_graphs().into_iter().filter(|&g| !in_function(model, g)).collect();
         let nodes: Vec<NodeId> = graphs.iter().flat_map(|&g| model.graph(g).nodes().to_vec()).collect();
         let mut made = BTreeMap::new();
+        let mut activations = BTreeMap::new();
         let mut since = (0, 0);
         for &node in &nodes {
             let at = model.node(node);
@@ -35,6 +38,8 @@ impl Pass for RaiseQdq {
             let done = match (at.domain(), at.op_type()) {
                 (MICROSOFT, "MatMulNBits") => product(model, node, &mut made, &mut since),
                 (MICROSOFT, "GatherBlockQuantized") => gather(model, node, &mut made, &mut since),
+                (MICROSOFT, "DynamicQuantizeLSTM") => lstm(model, node, &mut since),
+                ("", "MatMulInteger" | "ConvInteger") => integer(model, node, &mut made, &mut activations, &mut since),
                 _ => continue,
             };
             match done {
@@ -145,6 +150,149 @@ fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, 
         model.set_attr(node, Attr::int("axis", axis));
     }
     Ok(format!("Gather of dequantized {}", made.pair.codes.dtype()))
+}
+
+fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<String, String> {
+    let graph = model.node(node).graph().ok_or("it is in no graph")?;
+    let read = [(1, 8), (2, 10)].map(|(codes, scales)| Quantized::from_lstm(model, node, codes, scales)?.to_qdq());
+    let [input, recurrent] = read;
+    let pairs = [input?, recurrent?];
+    let text = format!("LSTM of dequantized {}", pairs[0].codes.dtype());
+    for (index, pair) in pairs.iter().enumerate() {
+        let name = base_name(model, model.node(node).input(1 + index));
+        let made = store(model, graph, &name, pair, since);
+        let weight = dequantize(model, node, &name, &made).ok_or("a DequantizeLinear has an output")?;
+        model.set_input(node, 1 + index, Some(weight));
+    }
+    model.truncate_inputs(node, 8);
+    model.set_op(node, "", "LSTM");
+    Ok(text)
+}
+
+/// Undoes [`lower_matmulinteger`](super::lower_matmulinteger), for the same operators whoever wrote them.
+fn integer(
+    model: &mut Model,
+    node: NodeId,
+    cache: &mut Cache,
+    activations: &mut BTreeMap<NodeId, ValueId>,
+    since: &mut (i64, i64),
+) -> Result<String, String> {
+    let at = model.node(node);
+    let graph = at.graph().ok_or("it is in no graph")?;
+    let conv = at.is("ConvInteger");
+    let quantize = at.input(0).and_then(|v| model.producer(v));
+    let quantize = quantize.filter(|&q| model.node(q).is("DynamicQuantizeLinear"));
+    let quantize = quantize.ok_or("its input is not quantized at run time")?;
+    let made = [0, 1, 2].map(|i| model.node(quantize).output(i));
+    let [Some(codes), Some(scale), Some(zero_point)] = made else { return Err("its input has no scale".to_owned()) };
+    if at.input(0) != Some(codes) || at.input(2) != Some(zero_point) {
+        return Err("its zero point is not that of its input".to_owned());
+    }
+    let sum = at.output(0).ok_or("it has no output")?;
+    let only = |value: ValueId, op: &str| match model.value(value).users() {
+        &[User::Node { node, input }] if model.node(node).is(op) && model.node(node).graph() == Some(graph) => {
+            Some((node, input))
+        }
+        _ => None,
+    };
+    let unscaled = "its sums are not multiplied by the two scales alone";
+    let (cast, _) = only(sum, "Cast").ok_or(unscaled)?;
+    let number = model.node(cast).output(0).ok_or(unscaled)?;
+    let (mul, side) = only(number, "Mul").ok_or(unscaled)?;
+    let both = model.node(mul).input(1 - side.min(1)).and_then(|v| model.producer(v)).ok_or(unscaled)?;
+    let factors = [0, 1].map(|i| model.node(both).input(i));
+    let weight_scale = match factors {
+        [Some(a), Some(b)] if model.node(both).is("Mul") && a == scale => b,
+        [Some(a), Some(b)] if model.node(both).is("Mul") && b == scale => a,
+        _ => return Err(unscaled.to_owned()),
+    };
+    let product = model.node(mul).output(0).ok_or(unscaled)?;
+    let name = base_name(model, model.node(node).input(1));
+    let at = model.node(node);
+    let key = (graph, [at.input(1), Some(weight_scale), at.input(3)], vec![Some(i64::from(conv))]);
+    let stored = if let Some(found) = cache.get(&key) {
+        found.clone()
+    } else {
+        let pair = integer_weight(model, node, weight_scale, conv)?;
+        let stored = store(model, graph, &name, &pair, since);
+        cache.insert(key, stored.clone());
+        stored
+    };
+    let weight = dequantize(model, node, &name, &stored).ok_or("a DequantizeLinear has an output")?;
+    let data = if let Some(&data) = activations.get(&quantize) {
+        data
+    } else {
+        let read = model.node(quantize).input(0).map_or("", |v| model.value(v).name()).to_owned();
+        let new = NewNode::new(
+            "DequantizeLinear",
+            format!("{read}_DequantizeLinear"),
+            &[codes, scale, zero_point],
+            &[&format!("{read}_dequantized")],
+        );
+        let id = model.insert(Place::After(quantize), new);
+        let data = model.node(id).output(0).ok_or("a DequantizeLinear has an output")?;
+        activations.insert(quantize, data);
+        data
+    };
+    model.truncate_inputs(node, 0);
+    model.set_input(node, 0, Some(data));
+    model.set_input(node, 1, Some(weight));
+    let op = if conv { "Conv" } else { "MatMul" };
+    model.set_op(node, "", op);
+    if let Some(ty) = model.value(product).ty().cloned() {
+        model.set_type(sum, ty);
+    }
+    model.replace_uses(product, sum, |_| true);
+    model.take_name(product, sum, &format!("{name}_scaled"));
+    model.remove(&[mul, cast]);
+    if model.node(both).output(0).is_some_and(|v| model.value(v).users().is_empty()) {
+        model.remove(&[both]);
+    }
+    // As a bias it would keep onnxruntime from seeing the product.
+    if let &[User::Node { node: add, .. }] = model.value(sum).users()
+        && !conv
+        && model.node(add).is("Add")
+    {
+        model.set_op(add, "", "Sum");
+    }
+    Ok(format!("{op} of dequantized {}", stored.pair.codes.dtype()))
+}
+
+/// The constant of a `MatMulInteger` or `ConvInteger` with the numbers that its sums are multiplied by.
+fn integer_weight(model: &Model, node: NodeId, scale: ValueId, conv: bool) -> Result<Pair, String> {
+    let codes = model.constant_input(node, 1).ok_or("its weight is not constant")?;
+    let scale = model.constant(scale).ok_or("the scale of its weight is not constant")?;
+    let format = codes.dtype().format().filter(|f| f.is_integer() && f.bits() == 8);
+    let format = format.ok_or_else(|| format!("a weight of type {} is not supported", codes.dtype()))?;
+    let dims = codes.dims();
+    let axis = if conv { 0 } else { dims.len().saturating_sub(1) };
+    let channels = dims.get(axis).copied().ok_or("its weight is a scalar")?;
+    let scales = scale.to_f32().filter(|_| scale.dtype() == DataType::Float).ok_or("its scales are not float")?;
+    // Where the channels are in the output; what is stretched over another axis is no scale of channels.
+    let place = scale.dims().iter().rposition(|&d| d != 1);
+    let from_end = place.map(|p| scale.dims().len() - 1 - p);
+    let expected = if conv { dims.len().saturating_sub(2) } else { 0 };
+    let granularity = match scales.len() {
+        1 => Granularity::PerTensor,
+        n if n == channels && from_end == Some(expected) && (conv || dims.len() == 2) => {
+            Granularity::PerChannel { axis }
+        }
+        _ => return Err("its scales are not one a weight or one a channel".to_owned()),
+    };
+    let mut zeros = match (model.node(node).input(3), model.constant_input(node, 3)) {
+        (None, _) => vec![0],
+        (Some(_), Some(zero)) if zero.dtype() == codes.dtype() => pack::unpack(&zero.raw(), &format, zero.len()),
+        (Some(_), _) => return Err("the zero point of its weight is not constant".to_owned()),
+    };
+    if zeros.len() == 1 {
+        zeros = vec![zeros[0]; scales.len()];
+    }
+    if zeros.len() != scales.len() {
+        return Err("its zero points are not as many as its scales".to_owned());
+    }
+    let codes = pack::unpack_bytes(&codes.raw(), 8, codes.len());
+    let zero_points = ZeroPoints::Integers(zeros);
+    Quantized { format, dims, granularity, scales, scale_dtype: DataType::Float, zero_points, codes }.to_qdq()
 }
 
 /// Gives each reader of a dequantized constant one of its own.

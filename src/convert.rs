@@ -13,6 +13,8 @@ use crate::passes::fold_weights::FoldWeights;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
 use crate::passes::lower_gather::LowerGather;
+use crate::passes::lower_lstm::LowerLstm;
+use crate::passes::lower_matmulinteger::LowerMatmulinteger;
 use crate::passes::lower_matmulnbits::LowerMatmulnbits;
 use crate::passes::name_quantizers::NameQuantizers;
 use crate::passes::pipeline::FORMS;
@@ -54,8 +56,14 @@ pub enum To {
 
 impl To {
     /// Every word.
-    pub const ALL: [Self; 4] =
-        [Self::Form(Form::Qdq), Self::Form(Form::Matmulnbits), Self::Form(Form::GatherBlockQuantized), Self::Float];
+    pub const ALL: [Self; 6] = [
+        Self::Form(Form::Qdq),
+        Self::Form(Form::Matmulnbits),
+        Self::Form(Form::GatherBlockQuantized),
+        Self::Form(Form::Matmulinteger),
+        Self::Form(Form::DynamicQuantizeLstm),
+        Self::Float,
+    ];
 
     /// As it is written.
     #[must_use]
@@ -175,6 +183,12 @@ fn passes<'a>(into: &[To], lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pa
     // Tables look for products with the same weight.
     if has(To::Form(Form::Matmulnbits)) {
         passes.push(lower);
+    }
+    if has(To::Form(Form::Matmulinteger)) {
+        passes.push(&LowerMatmulinteger);
+    }
+    if has(To::Form(Form::DynamicQuantizeLstm)) {
+        passes.push(&LowerLstm);
     }
     if has(To::Form(Form::GatherBlockQuantized)) {
         passes.push(&LowerGather);

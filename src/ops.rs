@@ -158,11 +158,16 @@ pub enum Form {
     Matmulnbits,
     /// The table of a `GatherBlockQuantized` of onnxruntime.
     GatherBlockQuantized,
+    /// The weight of a `MatMulInteger` or `ConvInteger`, whose input is quantized at run time.
+    Matmulinteger,
+    /// The weights of a `DynamicQuantizeLSTM` of onnxruntime.
+    DynamicQuantizeLstm,
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: [Self; 3] = [Self::Qdq, Self::Matmulnbits, Self::GatherBlockQuantized];
+    pub const ALL: [Self; 5] =
+        [Self::Qdq, Self::Matmulnbits, Self::GatherBlockQuantized, Self::Matmulinteger, Self::DynamicQuantizeLstm];
 
     /// As it is written.
     #[must_use]
@@ -171,6 +176,8 @@ impl Form {
             Self::Qdq => "qdq",
             Self::Matmulnbits => "matmulnbits",
             Self::GatherBlockQuantized => "gather-block-quantized",
+            Self::Matmulinteger => "matmulinteger",
+            Self::DynamicQuantizeLstm => "dynamic-quantize-lstm",
         }
     }
 
@@ -181,6 +188,8 @@ impl Form {
             Self::Qdq => true,
             Self::Matmulnbits => matches!(op, "MatMul" | "Gemm"),
             Self::GatherBlockQuantized => op == "Gather",
+            Self::Matmulinteger => matches!(op, "MatMul" | "Gemm" | "Conv"),
+            Self::DynamicQuantizeLstm => op == "LSTM",
         }
     }
 }
@@ -245,7 +254,7 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
             let rows = rank >= 2 && model.node(node).int("axis").unwrap_or(0) == 0;
             layout(rows.then_some(0), Some(rank - 1), Reduction::None)
         }
-        Gates if rank == 3 => layout(Some(1), Some(2), Reduction::None),
+        Gates if rank == 3 => layout(Some(1), Some(2), Reduction::Along(2)),
         _ => return None,
     })
 }

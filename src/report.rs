@@ -210,7 +210,10 @@ impl Report {
             if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let stored = matches!(at.op_type(), "MatMulNBits" | "GatherBlockQuantized");
+            let stored = matches!(
+                at.op_type(),
+                "MatMulNBits" | "GatherBlockQuantized" | "MatMulInteger" | "ConvInteger" | "DynamicQuantizeLSTM"
+            );
             let reads = stored || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
             let row = self.operators.entry(at.op_type().to_owned()).or_default();
             row.1 += 1;

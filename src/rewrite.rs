@@ -73,7 +73,6 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
 }
 
 /// Quantizes a model in fake: what [`rewrite`] would store as codes stays float, behind a quantizer that gives these codes.
-/// Scales per token become operators.
 ///
 /// # Errors
 /// As [`rewrite`], and groups that do not divide the axis that they cut.
@@ -110,7 +109,7 @@ fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten
                 .to_owned(),
         );
     }
-    let mut decided = Decided::new(&prepared, request, fake, &mut report, &mut clock)?;
+    let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
     let mut measured = None;
     if measure && request.config.guard.enabled && request.plan.is_none() {
         measured = decided.hold_outputs(&mut report, &mut clock)?;
@@ -229,15 +228,9 @@ struct Decided<'a> {
 }
 
 impl<'a> Decided<'a> {
-    fn new(
-        model: &'a Model,
-        request: &'a Request<'a>,
-        fake: bool,
-        report: &mut Report,
-        clock: &mut Clock,
-    ) -> Result<Self> {
+    fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
         let calibrated = request.samples.is_some() || request.statistics.is_some();
-        let knowledge = Knowledge { calibrated, tokens: fake, vetoes: BTreeMap::new() };
+        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
         let plan = match request.plan {
             None => plan(model, request.config, request.target, &knowledge)?,
             Some(given) => {

@@ -4,10 +4,12 @@
 //! hold is refused with the reason.
 
 mod gather;
+mod lstm;
 mod nbits;
 mod qdq;
 
 pub use gather::Packed;
+pub use lstm::LstmWeight;
 pub use nbits::{Blocks, block_of};
 pub use qdq::{Pair, find_dequantized};
 

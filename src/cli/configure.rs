@@ -41,8 +41,8 @@ struct Given {
     /// Do the same as --disable does; `inspect --nodes` lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// How quantized weights are stored: `qdq`, `matmulnbits` or `gather-block-quantized`, where they can be; the same as
-    /// `--set default.weight.form=FORM`.
+    /// How quantized weights are stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger` or
+    /// `dynamic-quantize-lstm`, where they can be; the same as `--set default.weight.form=FORM`.
     #[arg(long, value_name = "FORM")]
     form: Vec<String>,
     /// Quantize every planned tensor, however badly its range serves it.

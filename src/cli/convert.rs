@@ -37,8 +37,9 @@ pub(crate) struct Args {
     input: PathBuf,
     /// Where the result goes.
     output: PathBuf,
-    /// How quantized constants are stored: `qdq`, `matmulnbits`, `gather-block-quantized`, or `float` (not quantized at all).
-    /// Codes and scales stay. Those for products and for tables may be given together, with a comma.
+    /// How quantized constants are stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger`,
+    /// `dynamic-quantize-lstm`, or `float` (not quantized at all). Codes and scales stay. Those for different operators may be
+    /// given together, with a comma.
     #[arg(long, value_name = "FORM", value_delimiter = ',', value_parser = form)]
     form: Vec<To>,
     /// `accuracy_level` of new `MatMulNBits`: 4 lets the runtime quantize the other operand to int8, 1 is float32.

@@ -209,6 +209,7 @@ impl Finder<'_> {
             node.op_type(),
             "MatMulNBits"
                 | "GatherBlockQuantized"
+                | "DynamicQuantizeLSTM"
                 | "MatMulInteger"
                 | "ConvInteger"
                 | "DynamicQuantizeMatMul"

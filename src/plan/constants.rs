@@ -50,9 +50,15 @@ impl Planner<'_> {
                     }
                     let integer = kind == Kindness::Integer;
                     let chosen = settle(self.form(node, index, integer, &quantizer, transpose))?;
+                    let bytes = if chosen.form == Form::DynamicQuantizeLstm {
+                        true
+                    } else {
+                        // The kernel of ConvInteger has its weight on the other side, where nothing saturates.
+                        let convolution = chosen.form == Form::Matmulinteger && at.is("Conv");
+                        integer && !convolution && self.reads_bytes(node, 1 - index.min(1))
+                    };
                     let saturates = self.target.pair_safe
-                        && kind == Kindness::Integer
-                        && self.reads_bytes(node, 1 - index.min(1))
+                        && bytes
                         && quantizer.dtype == Format::Int8
                         && !grouped
                         && !quantizer.reduce_range

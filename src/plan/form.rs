@@ -1,10 +1,10 @@
 //! How a quantized constant is stored: which forms an operator, a format and a granularity can have, and which is chosen.
 
-use super::planner::Planner;
+use super::planner::{Planner, Read};
 use super::site::Refusal;
-use super::{Quantizer, Weight};
+use super::{Mode, Quantizer, Weight};
 use crate::config::SiteKind;
-use crate::config::spec::{Field, Form};
+use crate::config::spec::{Field, Form, ScaleDtype};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
 
@@ -87,7 +87,7 @@ pub fn gather_fits(
 #[must_use]
 pub fn is_bytes(model: &Model, weight: &Weight) -> bool {
     match weight.form {
-        Form::Qdq => false,
+        Form::Qdq | Form::Matmulinteger | Form::DynamicQuantizeLstm => false,
         Form::Matmulnbits => true,
         Form::GatherBlockQuantized => {
             let table = model.value_named(&weight.tensor).and_then(|v| model.constant(v));
@@ -182,6 +182,17 @@ impl Planner<'_> {
         if !form.serves(op) {
             return Err(format!("a {op} has no such form"));
         }
+        if form == Form::Matmulinteger {
+            let at_run_time = |(slot, read): &((NodeId, usize), Read)| *slot == (node, 0) && read.mode == Mode::Dynamic;
+            let data = at.input(0).and_then(|v| self.wants.get(&v));
+            if !integer || !data.is_some_and(|want| want.reads.iter().any(at_run_time)) {
+                return Err("its input is not quantized at run time".to_owned());
+            }
+            return self.integer_product(node, index, quantizer);
+        }
+        if form == Form::DynamicQuantizeLstm {
+            return self.lstm(node, quantizer);
+        }
         if integer {
             return Err(format!("the {op} runs on integers"));
         }
@@ -198,5 +209,23 @@ impl Planner<'_> {
             return Err("alpha is not 1".to_owned());
         }
         nbits_fits(*dtype, &dims, granularity, usize::from(across))
+    }
+
+    /// Why an LSTM cannot be a `DynamicQuantizeLSTM`.
+    fn lstm(&self, node: NodeId, quantizer: &Quantizer) -> Result<(), String> {
+        let Quantizer { dtype, granularity, .. } = quantizer;
+        if !matches!(dtype, Format::Int8 | Format::Uint8) || quantizer.scale_dtype != ScaleDtype::Float32 {
+            return Err(format!("DynamicQuantizeLSTM has int8 and uint8 with float scales, not {dtype}"));
+        }
+        if !quantizer.symmetric && *granularity != Granularity::PerTensor {
+            return Err("DynamicQuantizeLSTM has one zero point for a weight".to_owned());
+        }
+        if !matches!(granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 1 }) {
+            return Err("DynamicQuantizeLSTM has one scale for a weight, or one for each row".to_owned());
+        }
+        if self.model.node(node).int("layout").unwrap_or(0) != 0 {
+            return Err("its batch comes first".to_owned());
+        }
+        Ok(())
     }
 }

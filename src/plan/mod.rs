@@ -22,6 +22,7 @@ mod document;
 pub mod explain;
 mod finish;
 pub mod form;
+mod kernels;
 mod planner;
 mod site;
 mod skips;

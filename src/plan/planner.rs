@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::by_hand::given;
-use super::constants::one_each;
 use super::site::{Reader, Refusal, Shape};
 use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
@@ -29,8 +28,6 @@ pub struct Veto {
 pub struct Knowledge {
     /// Whether there are samples; without, activations stay float unless their range is given or found at run time.
     pub calibrated: bool,
-    /// Whether scales for each token may be written as operators; otherwise they are refused.
-    pub tokens: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
 }
@@ -195,7 +192,7 @@ impl Planner<'_> {
     }
 
     /// "its input is switched off by …"
-    fn off(&self, node: NodeId, kind: SiteKind) -> Option<String> {
+    pub(super) fn off(&self, node: NodeId, kind: SiteKind) -> Option<String> {
         let ask = self.ask(node, kind);
         ask.is_off().then(|| {
             let by = self.rules.rule(ask, Field::Enable).map_or("", |r| r.label.as_str());
@@ -204,7 +201,7 @@ impl Planner<'_> {
     }
 
     /// Whether a rule about certain nodes wants this site quantized whatever the target would do.
-    fn is_forced(&self, node: NodeId, kind: SiteKind) -> bool {
+    pub(super) fn is_forced(&self, node: NodeId, kind: SiteKind) -> bool {
         let ask = self.ask(node, kind);
         ask.spec.enable == Some(true) && self.rules.rule(ask, Field::Enable).is_some_and(Rule::is_named)
     }
@@ -285,7 +282,7 @@ impl Planner<'_> {
     }
 
     /// Why a value cannot carry a quantizer of any kind.
-    fn unquantized(&self, value: ValueId) -> Option<String> {
+    pub(super) fn unquantized(&self, value: ValueId) -> Option<String> {
         let name = self.model.value(value).name();
         if self.given.get(&value).is_some_and(|g| g.enable == Some(false)) {
             return Some(format!("\"{name}\" is switched off by [tensor.\"{name}\"]"));
@@ -355,8 +352,6 @@ impl Planner<'_> {
         for (index, input) in at.inputs().iter().enumerate() {
             let Some(input) = *input else { continue };
             match row.role(index) {
-                // Of the two weights of a recurrent operator the first stands for both.
-                Role::Weight(ops::Channel::Gates) if weight.is_some() && self.model.constant(input).is_some() => {}
                 Role::Weight(_) if self.model.constant(input).is_some() => {
                     if weight.replace(index).is_some() {
                         return Err("both operands are constant".into());
@@ -403,26 +398,6 @@ impl Planner<'_> {
         Ok((weight, data))
     }
 
-    /// Why a Gemm does not run in integers for its bias: an integer Gemm takes an int32 bias or none.
-    fn unfit_bias(&self, node: NodeId, weight: Option<usize>) -> Option<String> {
-        let at = self.model.node(node);
-        let (Some(bias), Some(weight), Placement::Fused, true) =
-            (at.input(2), weight, self.target.placement, at.is("Gemm"))
-        else {
-            return None;
-        };
-        if (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Some("alpha is not 1 beside a bias".into());
-        }
-        match self.model.constant(bias) {
-            None => Some("its bias is not constant".into()),
-            Some(bias) if self.channels(node, weight).is_none_or(|c| !one_each(&bias.dims(), c)) => {
-                Some("its bias is not one value a column".into())
-            }
-            Some(_) => None,
-        }
-    }
-
     /// Plans a Conv, a product and the like.
     fn anchor(&mut self, node: NodeId) -> Result<()> {
         let at = self.model.node(node);
@@ -437,7 +412,10 @@ impl Planner<'_> {
         let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
         let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
         let table = op == "Gather" && rows && floats && !self.is_forced(node, SiteKind::Weight);
-        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table;
+        let gates = self.ask(node, SiteKind::Weight).spec.form == Some(Form::DynamicQuantizeLstm)
+            && op == "LSTM"
+            && self.target.forms.contains(&Form::DynamicQuantizeLstm);
+        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table || gates;
         let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
         if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
             return Ok(());
@@ -445,6 +423,9 @@ impl Planner<'_> {
         if let Some(why) = self.untouchable(node) {
             self.refuse(node, why);
             return Ok(());
+        }
+        if row.inputs.get(1) == Some(&Role::Weight(ops::Channel::Gates)) {
+            return self.gates(node, &op);
         }
         let (weight, data) = match self.operands(node) {
             Ok(found) => found,
@@ -511,7 +492,9 @@ impl Planner<'_> {
         }
         let ask = self.ask(node, SiteKind::Input).clone();
         let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
-        if let Some(form) = stored.filter(|f| weight.is_some() && self.target.forms.contains(f)) {
+        let stored = stored.filter(|f| weight.is_some() && self.target.forms.contains(f));
+        let lowered = stored == Some(Form::Matmulinteger);
+        if let Some(form) = stored.filter(|_| !lowered) {
             return no(format!("stored as {form}, it reads floats"));
         }
         let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
@@ -536,11 +519,18 @@ impl Planner<'_> {
                 None => format!("{} has no integer kernel for {}", self.target.name, asked.dtype),
             });
         }
-        let dynamic_fits = anchor.dynamic
-            && self.target.dynamic
-            && weight == Some(1)
-            && integer_kernel(&Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
-            && !(op == "Gemm" && self.model.node(node).input(2).is_some());
+        let lowered = lowered
+            && run_time
+            && weight.zip(quantizer).is_some_and(|(index, q)| self.integer_product(node, index, q).is_ok());
+        let dynamic_fits = lowered
+            || anchor.dynamic
+                && self.target.dynamic
+                && weight == Some(1)
+                && integer_kernel(
+                    &Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()),
+                    quantizer,
+                )
+                && !(op == "Gemm" && self.model.node(node).input(2).is_some());
         if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
             return match self.rules.rule(&ask, Field::Dynamic) {
@@ -554,7 +544,7 @@ impl Planner<'_> {
         }
         let output = match self.output_site(node) {
             Some(_) if blocks => None,
-            Some((site, ask)) if anchor.output || self.is_forced(node, SiteKind::Output) => {
+            Some((site, ask)) if (anchor.output && !lowered) || self.is_forced(node, SiteKind::Output) => {
                 if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
                     return no(format!("{why}, and the integer {op} needs a quantized output"));
                 }
@@ -592,7 +582,7 @@ impl Planner<'_> {
                 }
             }
         }
-        if let Some(why) = self.unfit_bias(node, weight) {
+        if let Some(why) = self.unfit_bias(node, weight).filter(|_| !lowered) {
             return Ok(Err(NotInteger::Float(why)));
         }
         if let Some(why) = output.as_ref().and_then(|(site, _)| self.unquantizable(*site)) {

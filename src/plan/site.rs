@@ -247,11 +247,7 @@ impl Reader<'_> {
         let share = spec.granularity.unwrap_or(Share::PerTensor);
         if share == Share::PerToken {
             return if dynamic {
-                self.wrong(
-                    Field::Granularity,
-                    "scales per token are written by `amax prepare` alone so far",
-                    "per-tensor is",
-                )
+                self.wrong(Field::Granularity, "only inputs have tokens", "set it for input")
             } else {
                 self.wrong(Field::Granularity, "scales per token are found at run time", "add dynamic = true")
             };

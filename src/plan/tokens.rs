@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::ir::NodeId;
 
 impl Planner<'_> {
-    /// Whether an input is to get a scale for each token, and may.
+    /// Whether an input is to get a scale for each token.
     pub(super) fn per_token(&self, node: NodeId, kind: SiteKind) -> bool {
         let spec = &self.ask(node, kind).spec;
         let asked = spec.granularity == Some(Share::PerToken) && spec.dynamic == Some(true);
-        self.knowledge.tokens && kind == SiteKind::Input && asked
+        kind == SiteKind::Input && asked
     }
 
     /// Notes the input of a linear layer; says why the layer computes in float.

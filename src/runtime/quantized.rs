@@ -89,6 +89,7 @@ impl<'a> Emit<'a> {
             (true, "MatMulIntegerToFloat") => self.matmul_to_float()?,
             (true, "DynamicQuantizeMatMul") => self.dynamic_matmul()?,
             (true, "MatMulNBits") => return self.blocks(),
+            (true, "DynamicQuantizeLSTM") => self.lstm()?,
             (true, "GatherBlockQuantized") => return self.gather(),
             _ => return Ok(false),
         }
@@ -279,6 +280,56 @@ impl<'a> Emit<'a> {
         let b = self.dequantize(b, -1);
         self.matmul_with_bias(&a, &b, self.step.input(4));
         Ok(())
+    }
+
+    /// An LSTM of dequantized weights and input. The kernel quantizes its hidden state too, which is not done here.
+    fn lstm(&mut self) -> Result<()> {
+        let base = self.step.output(0).or(self.step.output(1)).unwrap_or_default().to_owned();
+        let names: Vec<String> =
+            ["data", "scale", "zero"].iter().map(|n| self.program.fresh(&format!("{base}/{n}"))).collect();
+        let [data, scale, zero] = [&names[0], &names[1], &names[2]].map(String::as_str);
+        self.push("DynamicQuantizeLinear", &[self.need(0)?], &[data, scale, zero], Vec::new());
+        let x = self.dequantize(Operand { data, scale, zero: Some(zero) }, 1);
+        let weights = [self.gates(1, 8)?, self.gates(2, 10)?];
+        let others = (3..8).map(|index| self.step.input(index).unwrap_or(""));
+        let inputs: Vec<&str> = [x.as_str(), &weights[0], &weights[1]].into_iter().chain(others).collect();
+        let outputs: Vec<&str> = self.step.node.output.iter().map(String::as_str).collect();
+        self.push("LSTM", &inputs, &outputs, self.attrs(&[]));
+        Ok(())
+    }
+
+    /// A weight of a `DynamicQuantizeLSTM` as an LSTM has it.
+    fn gates(&mut self, codes: usize, scales: usize) -> Result<String> {
+        let name = self.need(codes)?;
+        let constant = |index: usize| self.step.input(index).and_then(|n| self.program.tensor(n)).cloned();
+        let refuse = || self.step.refuse("its weights, their scales or zero points are not constant, or do not fit");
+        let (Some(data), Some(scale)) = (constant(codes), constant(scales)) else { return Err(refuse()) };
+        let zeros = match (self.step.input(scales + 1), constant(scales + 1)) {
+            (None, _) => None,
+            (Some(_), Some(zero)) => Some(zero.raw().to_vec()),
+            (Some(_), None) => return Err(refuse()),
+        };
+        let (dims, steps) = (data.dims(), scale.to_f32().ok_or_else(refuse)?);
+        let &[directions, columns, rows] = dims.as_slice() else { return Err(refuse()) };
+        let each = steps.len() / directions.max(1);
+        let fits = (each == 1 || each == rows) && steps.len() == each * directions;
+        if !fits || zeros.as_ref().is_some_and(|z| z.len() != steps.len()) {
+            return Err(refuse());
+        }
+        let signed = data.dtype() == DataType::Int8;
+        let number = |byte: u8| if signed { f32::from(byte as i8) } else { f32::from(byte) };
+        let raw = data.raw();
+        let mut values = Vec::with_capacity(raw.len());
+        for direction in 0..directions {
+            for row in 0..rows {
+                let entry = direction * each + if each == 1 { 0 } else { row };
+                let zero = zeros.as_ref().map_or(0.0, |z| number(z[entry]));
+                let at = |column: usize| (direction * columns + column) * rows + row;
+                values.extend((0..columns).map(|column| (number(raw[at(column)]) - zero) * steps[entry]));
+            }
+        }
+        let tensor = Tensor::from_f32(&[directions, rows, columns], &values);
+        Ok(self.program.add_constant(&format!("{name}/float"), Constant::Plain(tensor)))
     }
 
     fn matmul_with_bias(&mut self, a: &str, b: &str, bias: Option<&str>) {

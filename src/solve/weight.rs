@@ -471,7 +471,9 @@ impl Whole<'_, '_> {
         match (self.solver.quantizer.granularity, order) {
             (Granularity::PerChannel { axis }, Reduction::Spatial) => axis == 0,
             (Granularity::PerChannel { axis }, Reduction::Along(depth)) => {
-                self.solver.dims.len() == 2 && axis + depth == 1
+                let dims = &self.solver.dims;
+                let alone = dims.len() == 3 && dims[0] == 1 && (axis, depth) == (1, 2);
+                alone || (dims.len() == 2 && axis + depth == 1)
             }
             _ => false,
         }

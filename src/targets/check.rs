@@ -28,6 +28,11 @@ pub fn violations(model: &Model, target: &Target) -> Vec<String> {
         for &node in model.graph(graph).nodes() {
             match model.node(node).op_type() {
                 "DequantizeLinear" | "QuantizeLinear" if model.node(node).domain().is_empty() => check.quantizer(node),
+                "MatMulInteger" => check.integer(node, 1, Some(0)),
+                "DynamicQuantizeLSTM" => {
+                    check.integer(node, 1, None);
+                    check.integer(node, 2, None);
+                }
                 op if target.carry.has(op) && ops::moves_codes(model, node) => check.carrier(node),
                 _ => {}
             }
@@ -185,6 +190,7 @@ impl<'a> Check<'a> {
             && !blocked
             && weight.codes.dtype() == DataType::Int8
             && !layout.depthwise
+            && !matches!(self.model.node(reader).op_type(), "LSTM" | "GRU")
             && unsigned;
         if hazardous {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
@@ -194,6 +200,33 @@ impl<'a> Check<'a> {
                 self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));
             }
         }
+    }
+
+    /// Codes that an integer product sums up along the last axis but one, beside unsigned codes: those at `data`, or those that
+    /// it makes itself.
+    fn integer(&mut self, node: NodeId, weight: usize, data: Option<usize>) {
+        let at = self.model.node(node);
+        let unsigned = data.is_none_or(|input| {
+            let made = at.input(input).and_then(|v| self.model.producer(v));
+            made.is_some_and(|q| {
+                let zero = self.model.constant_input(q, 2).is_some_and(|z| z.dtype() == DataType::Uint8);
+                self.model.node(q).is("DynamicQuantizeLinear") || zero
+            })
+        });
+        let Some(codes) = self.model.constant_input(node, weight).filter(|t| t.dtype() == DataType::Int8) else {
+            return;
+        };
+        let dims = codes.dims();
+        if !self.target.pair_safe || !unsigned || dims.len() < 2 {
+            return;
+        }
+        let raw = codes.raw();
+        let rows = reduction_rows(&dims, ops::Reduction::Along(dims.len() - 2));
+        let safe = |row: &Vec<usize>| pair_safe::is_safe(&row.iter().map(|&i| raw[i] as i8).collect::<Vec<_>>());
+        if !rows.iter().all(safe) {
+            self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(node)));
+        }
+        codes.release();
     }
 
     /// Whether a DequantizeLinear reads unsigned 8-bit activations.

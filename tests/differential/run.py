@@ -255,6 +255,7 @@ OTHERS = {
     "forms": "every form of weights",
     "blocks": "weights are those of MatMulNBitsQuantizer",
     "formats": "every number format",
+    "dynamic": "what is quantized at run time",
     "qat": "fake quantizers, before and after",
 }
 

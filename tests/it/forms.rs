@@ -211,9 +211,11 @@ fn scales_keep_their_type() {
 fn forms_that_exclude_each_other_are_refused() {
     let model = parse("<ir_version: 8, opset_import: [\"\" : 17]>\nm (float x) => (float y) { y = Abs (x) }").unwrap();
     let check = |into: &[To], fine: bool| assert_eq!(converted(&model, into).is_ok(), fine, "{into:?}");
-    let [qdq, nbits, gather] = Form::ALL.map(To::Form);
+    let [qdq, nbits, gather, integer, lstm] = Form::ALL.map(To::Form);
     check(&[], true);
     check(&[nbits, gather], true);
+    check(&[integer, nbits, lstm, gather], true);
+    check(&[qdq, integer], false);
     check(&[qdq], true);
     check(&[To::Float], true);
     check(&[qdq, nbits], false);
@@ -311,6 +313,102 @@ fn the_planner_takes_the_form_that_fits() {
         "error: [default], weight.accuracy_level: only form = \"matmulnbits\" has levels of accuracy",
     );
     ort("[default.weight]\nform = \"matmulnbit\"", "error: …");
+    // Integer operators read what is quantized at run time, whatever is added behind them.
+    ort("preset = \"int8-dynamic\"", "fc1 qdq, fc2 qdq, conv qdq, set 17");
+    let dynamic = "preset = \"int8-dynamic\"\n";
+    ort(
+        &format!("{dynamic}default.weight.form = \"matmulinteger\""),
+        "fc1 matmulinteger, fc2 matmulinteger, conv matmulinteger, set 17",
+    );
+    ort("default.weight.form = \"matmulinteger\"", "fc1 qdq, fc2 qdq, conv qdq, set 17");
+    ort(
+        "[op_type.MatMul.weight]\nform = \"matmulinteger\"",
+        "error: [op_type.MatMul], weight.form: its input is not quantized at run time",
+    );
+    check(
+        "generic",
+        "[op_type.MatMul.weight]\nform = \"matmulinteger\"",
+        "error: [op_type.MatMul], weight.form: generic has no matmulinteger",
+    );
+}
+
+/// Two recurrent layers, one of them with weights that are not constant.
+fn recurrent() -> Model {
+    let row = |n: usize| (0..n).map(|i| format!("{}", (i * 7 % 13) as i32 - 6)).collect::<Vec<_>>().join(", ");
+    parse(&format!(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+net (float[s,1,3] x, float[1,6,2] own) => (float[s,1,1,2] y, float[s,1,1,2] z, float[s,1,1,2] u) <
+  float[1,8,3] w = {{{}}}, float[1,8,2] r = {{{}}}, float[1,6,3] v = {{{}}}, float[1,6,2] q = {{{}}}
+> {{
+  [lstm] y = LSTM <hidden_size = 2> (x, w, r)
+  [gru] z = GRU <hidden_size = 2> (x, v, q)
+  [loose] u = GRU <hidden_size = 2> (x, v, own)
+}}"#,
+        row(24),
+        row(16),
+        row(18),
+        row(12)
+    ))
+    .unwrap()
+}
+
+#[test]
+fn gates_are_stored_where_asked_for() {
+    let model = recurrent();
+    let check = |target: &str, text: &str, expected: &[&str]| {
+        let config = amax::config::Config::parse(text).unwrap();
+        let knowledge = amax::plan::Knowledge::default();
+        let found = match amax::plan::plan(&model, &config, &Target::load(target).unwrap(), &knowledge) {
+            Ok(plan) => plan.weights.iter().map(|w| format!("{} {} {}", w.site, w.tensor, w.form)).collect(),
+            Err(error) => vec![error.message().to_owned()],
+        };
+        assert_eq!(found, expected, "{text}");
+    };
+    check("ort-cpu", "preset = \"w8\"", &[]);
+    check("generic", "preset = \"int8-dynamic\"", &[]);
+    check(
+        "ort-cpu",
+        "[op_type.LSTM.weight]\nenable = true\n[op_type.GRU.weight]\nenable = true",
+        &["lstm.weight w qdq", "lstm.weight r qdq", "gru.weight v qdq", "gru.weight q qdq"],
+    );
+    let lowered = "default.weight.form = \"dynamic-quantize-lstm\"";
+    let both = ["lstm.weight w dynamic-quantize-lstm", "lstm.weight r dynamic-quantize-lstm"];
+    check("ort-cpu", lowered, &both);
+    check("ort-cpu", "preset = \"int8-dynamic\"", &both);
+    check("generic", lowered, &[]);
+    check(
+        "ort-cpu",
+        "[op_type.LSTM.weight]\nform = \"dynamic-quantize-lstm\"\ndtype = \"int4\"",
+        &["[op_type.LSTM] says how weights are quantized, but none that it is about is"],
+    );
+    check(
+        "ort-cpu",
+        "[op_type.GRU.weight]\nform = \"dynamic-quantize-lstm\"\nenable = true",
+        &["[op_type.GRU], weight.form: a GRU has no such form"],
+    );
+}
+
+/// Codes and scales of two directions, to the lowered form and back.
+#[test]
+fn gates_come_back_as_they_were() {
+    for granularity in [Granularity::PerTensor, Granularity::PerChannel { axis: 1 }] {
+        let entries = granularity.scale_dims(&[2, 8, 3]).iter().product::<usize>();
+        let constant = Quantized {
+            format: Format::Int8,
+            dims: vec![2, 8, 3],
+            granularity,
+            scales: (0..entries).map(|i| 0.5 + i as f32).collect(),
+            scale_dtype: DataType::Float,
+            zero_points: ZeroPoints::Integers(vec![0; entries]),
+            codes: (0..48).collect(),
+        };
+        let there = constant.to_lstm().unwrap();
+        assert_eq!(there.codes.dims(), [2, 3, 8]);
+        assert_eq!(there.codes.raw()[..9], [0, 3, 6, 9, 12, 15, 18, 21, 1]);
+        let mut mixed = constant.clone();
+        mixed.zero_points = ZeroPoints::Integers((0..entries as i32).map(|i| i % 2).collect());
+        assert_eq!(mixed.to_lstm().is_err(), entries > 1);
+    }
 }
 
 /// Both weights of a recurrent operator are stored where that is asked for, a scale for each row of its gates.
@@ -333,4 +431,35 @@ fn weights_of_recurrent_operators_are_stored_when_asked_for() {
     let found: Vec<_> = weights.iter().map(|w| (w.tensor.as_str(), w.quantizer.granularity, w.form)).collect();
     let rows = Granularity::PerChannel { axis: 1 };
     assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)]);
+}
+
+/// Inputs that DynamicQuantizeLinear keeps exactly give the same bits in both forms.
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn the_runtime_reads_gates_in_both_forms() {
+    struct Nothing;
+    impl amax::runtime::Observe for Nothing {
+        fn see(&self, _site: usize, _values: &[f32], _shape: &[usize]) {}
+    }
+    let lowered = parse(
+        r#"<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+net (float[3,1,2] x) => (float[3,2,1,1] y, float[2,1,1] last) <
+  int8[2,2,4] w = {1, -2, 3, 4, -5, 6, 7, -8, 9, 10, -11, 12, 13, 14, 15, -16}, float[2,4] ws = {0.5, 0.25, 0.125, 1, 0.5, 0.25, 0.125, 1},
+  int8[2,4] wz = {0, 0, 0, 0, 0, 0, 0, 0}, int8[2,1,4] r = {1, 2, -3, 4, 5, 6, 7, -8}, float[2] rs = {0.25, 0.25}, int8[2] rz = {0, 0}
+> {
+  y, last = com.microsoft.DynamicQuantizeLSTM <direction = "bidirectional", hidden_size = 1> (x, w, r, "", "", "", "", "", ws, wz, rs, rz)
+}"#,
+    )
+    .unwrap();
+    let raised = converted(&lowered, &[To::Form(Form::Qdq)]).unwrap().model;
+    assert_eq!(raised.graph(raised.main()).nodes().len(), 3);
+    let x = [0.0, 255.0, 1.0, 17.0, 128.0, 3.0].map(|code| code / 1024.0);
+    let sample = std::collections::BTreeMap::from([("x".to_owned(), Tensor::from_f32(&[3, 1, 2], &x))]);
+    let [first, second] = [&lowered, &raised].map(|model| {
+        let observe: std::sync::Arc<dyn amax::runtime::Observe> = std::sync::Arc::new(Nothing);
+        let outputs = amax::runtime::Session::new(model, &[]).unwrap().run(&sample, &observe).unwrap();
+        outputs.iter().map(|(name, t)| (name.clone(), t.to_f32().unwrap())).collect::<Vec<_>>()
+    });
+    assert_eq!(first, second);
+    assert!(first.iter().flat_map(|(_, values)| values).any(|v| v.abs() > 0.01));
 }

@@ -45,7 +45,7 @@ pub fn ready(mut model: Model) -> Model {
 }
 
 fn knowledge(calibrated: bool) -> Knowledge {
-    Knowledge { calibrated, tokens: false, vetoes: BTreeMap::new() }
+    Knowledge { calibrated, vetoes: BTreeMap::new() }
 }
 
 /// Plans `model` and carries the plan out; all activations were seen between -1 and 3, or from 0 behind a Relu.

@@ -444,6 +444,15 @@ fn the_preset_8da4w_computes_what_torchao_does() {
         let noise = |test: &[f32]| amax::numerics::metrics::sqnr_db(&theirs, test);
         assert!(noise(&ours) > 100.0, "{}", noise(&ours));
     }
+    // What is written at once is what prepare and convert make of it.
+    let direct = quantized(&model, &config, Line::Rewrite, None).unwrap();
+    assert_eq!(stored(&direct), stored(&folded.model));
+    assert_eq!(count(&direct, "ReduceMin"), 2);
+    let bits = |model: &Model| -> Vec<u32> {
+        let outputs = amax::calibrate::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        outputs[0][0].1.to_f32().unwrap().iter().map(|v| v.to_bits()).collect()
+    };
+    assert_eq!(bits(&direct), bits(&folded.model));
     // The codes are those of torchao's own export, but for the layout.
     let theirs = initializers(&converted(&load("torchao_8da4w")).model);
     let ours = initializers(&folded.model);
@@ -526,5 +535,5 @@ fn what_torchao_refuses_is_refused() {
         Line::Prepare,
         "only per-group scales have a group size",
     );
-    check(&[fits], Line::Rewrite, "written by `amax prepare` alone");
+    check(&[fits, "default.output={enable=true,granularity=\"per-token\",dynamic=true}"], Line::Rewrite, "only inputs");
 }

@@ -1,0 +1,104 @@
+//! `LSTM` with dequantized weights of 8 bits becomes onnxruntime's `DynamicQuantizeLSTM`, codes and scales as they were.
+//!
+//! It quantizes its input and its hidden state to uint8 at run time. Its weights are the transposes of those of `LSTM`,
+//! `[directions, inputs, 4 * hidden]`, with one scale for each direction or for each of its columns. With a plan, the nodes
+//! whose weights it gives that form; without one, all that can have it.
+
+use super::forms::{LstmWeight, MICROSOFT, Quantized, find_dequantized};
+use super::lower_matmulnbits::{base_name, in_function, planned};
+use super::{Context, Outcome, Pass};
+use crate::config::spec::Form;
+use crate::error::{Error, Kind, Result};
+use crate::ir::{GraphId, Model, NodeId, ValueId};
+
+/// See the module.
+#[derive(Debug)]
+pub struct LowerLstm;
+
+impl Pass for LowerLstm {
+    fn name(&self) -> &'static str {
+        "lower-lstm"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        if let Some((plan, _)) = context.quantization {
+            for weight in plan.weights.iter().filter(|w| w.form == Form::DynamicQuantizeLstm) {
+                let node = planned(model, &weight.at)?;
+                // It is planned once for each of its two weights.
+                if model.node(node).op_type() == LOWERED {
+                    continue;
+                }
+                lower(model, node, &mut outcome).map_err(|why| {
+                    Error::new(Kind::Config, format!("the plan asks for dynamic-quantize-lstm: {why}"))
+                        .at_node(model.node_name(node), model.node(node).op_type())
+                        .at_value(&weight.tensor)
+                })?;
+            }
+            return Ok(outcome);
+        }
+        let own = |&graph: &GraphId| !in_function(model, graph);
+        let nodes = model.all_graphs().into_iter().filter(own).flat_map(|g| model.graph(g).nodes());
+        let candidates: Vec<NodeId> = nodes
+            .copied()
+            .filter(|&n| {
+                let at = model.node(n);
+                let constant = |i: usize| at.input(i).and_then(|v| find_dequantized(model, v)).is_some();
+                at.is("LSTM") && (constant(1) || constant(2))
+            })
+            .collect();
+        for node in candidates {
+            if let Err(why) = lower(model, node, &mut outcome) {
+                outcome.skipped(model.node_name(node), why);
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+/// What an LSTM becomes.
+const LOWERED: &str = "DynamicQuantizeLSTM";
+/// Inputs of an LSTM; scales and zero points follow them.
+const INPUTS: usize = 8;
+
+fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), String> {
+    let at = model.node(node);
+    let graph = at.graph().ok_or("it is in no graph")?;
+    if !at.is("LSTM") {
+        return Err(format!("a {} is no LSTM", at.op_type()));
+    }
+    if at.int("layout").unwrap_or(0) != 0 {
+        return Err("its batch comes first".to_owned());
+    }
+    let mut found: Vec<(Option<ValueId>, LstmWeight)> = Vec::new();
+    for input in [1, 2] {
+        let (dequantize, _) = at
+            .input(input)
+            .and_then(|v| find_dequantized(model, v))
+            .filter(|(_, exchanged)| !exchanged)
+            .ok_or("one of its weights is no dequantized constant")?;
+        let codes = model.node(dequantize).input(0);
+        found.push((codes, Quantized::from_qdq(model, dequantize)?.to_lstm()?));
+    }
+    if found[0].1.codes.dtype() != found[1].1.codes.dtype() {
+        return Err("its two weights have codes of two types".to_owned());
+    }
+    let label = model.node_name(node).to_owned();
+    model.set_op(node, MICROSOFT, LOWERED);
+    for (index, (codes, weight)) in found.into_iter().enumerate() {
+        let name = base_name(model, codes);
+        let LstmWeight { codes, scales, zero_points } = weight;
+        let parts = [("_lstm", codes), ("_lstm_scale", scales), ("_lstm_zero_point", zero_points)];
+        let [codes, scales, zero_points] =
+            parts.map(|(suffix, tensor)| model.add_initializer(graph, &format!("{name}{suffix}"), tensor));
+        model.set_input(node, 1 + index, Some(codes));
+        model.set_input(node, INPUTS + 2 * index, Some(scales));
+        model.set_input(node, INPUTS + 2 * index + 1, Some(zero_points));
+    }
+    model.remove_attr(node, "layout");
+    if model.domain_version(MICROSOFT).is_none() {
+        model.set_domain_version(MICROSOFT, 1);
+    }
+    outcome.changed(label, LOWERED);
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! `MatMul`, `Gemm` and `Conv` with a dequantized constant of 8 bits, whose input is quantized at run time, become
+//! `MatMulInteger` and `ConvInteger`.
+//!
+//! ```text
+//! codes, scale, zero = DynamicQuantizeLinear(x)
+//! y = Cast(MatMulInteger(codes, w, zero, w_zero)) * (scale * w_scale) + bias
+//! ```
+//!
+//! The sum is exact, where the product of dequantized numbers rounds at every addition, so the two differ by that alone. It is
+//! standard ONNX, and what onnxruntime makes `DynamicQuantizeMatMul` of. With a plan, the weights that it gives that form;
+//! without one, all that can have it. Codes, scales and zero points are as they were.
+
+use super::forms::{Quantized, ZeroPoints, find_dequantized};
+use super::lower_matmulnbits::{add_behind, base_name, in_function, planned};
+use super::{Context, Outcome, Pass};
+use crate::config::spec::Form;
+use crate::error::{Error, Kind, Result};
+use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
+use crate::numerics::{Granularity, pack};
+use crate::onnx::DataType;
+
+/// See the module.
+#[derive(Debug)]
+pub struct LowerMatmulinteger;
+
+impl Pass for LowerMatmulinteger {
+    fn name(&self) -> &'static str {
+        "lower-matmulinteger"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        if let Some((plan, _)) = context.quantization {
+            for weight in plan.weights.iter().filter(|w| w.form == Form::Matmulinteger) {
+                let node = planned(model, &weight.at)?;
+                lower(model, node, &mut outcome).map_err(|why| {
+                    Error::new(Kind::Config, format!("the plan asks for matmulinteger: {why}"))
+                        .at_node(model.node_name(node), model.node(node).op_type())
+                        .at_value(&weight.tensor)
+                })?;
+            }
+            return Ok(outcome);
+        }
+        let own = |&graph: &GraphId| !in_function(model, graph);
+        let nodes = model.all_graphs().into_iter().filter(own).flat_map(|g| model.graph(g).nodes());
+        let candidates: Vec<NodeId> = nodes
+            .copied()
+            .filter(|&n| {
+                let at = model.node(n);
+                let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
+                constant && (at.is("MatMul") || at.is("Gemm") || at.is("Conv")) && at_run_time(model, n).is_some()
+            })
+            .collect();
+        for node in candidates {
+            if let Err(why) = lower(model, node, &mut outcome) {
+                outcome.skipped(model.node_name(node), why);
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+/// Codes, scale and zero point of the first input of a node, where a DynamicQuantizeLinear makes them.
+fn at_run_time(model: &Model, node: NodeId) -> Option<[ValueId; 3]> {
+    let dequantize = model.node(node).input(0).and_then(|v| model.producer(v))?;
+    if !model.node(dequantize).is("DequantizeLinear") {
+        return None;
+    }
+    let quantize = model.node(dequantize).input(0).and_then(|v| model.producer(v))?;
+    let at = model.node(quantize);
+    let made = [at.output(0)?, at.output(1)?, at.output(2)?];
+    let read = [0, 1, 2].map(|i| model.node(dequantize).input(i));
+    (at.is("DynamicQuantizeLinear") && read == made.map(Some)).then_some(made)
+}
+
+/// The largest sum of products of two bytes that int32 holds whatever the codes are.
+const LONGEST_SUM: usize = 1 << 16;
+
+/// What a constant becomes.
+struct Stored {
+    codes: ValueId,
+    scale: ValueId,
+    zero_point: ValueId,
+}
+
+fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), String> {
+    let [codes, scale, zero_point] = at_run_time(model, node).ok_or("its input is not quantized at run time")?;
+    let at = model.node(node);
+    let graph = at.graph().ok_or("it is in no graph")?;
+    let (gemm, conv) = (at.is("Gemm"), at.is("Conv"));
+    if !gemm && !conv && !at.is("MatMul") {
+        return Err(format!("a {} is no product", at.op_type()));
+    }
+    if gemm {
+        let one = |name: &str| (at.float(name).unwrap_or(1.0) - 1.0).abs() == 0.0;
+        if at.int("transA").unwrap_or(0) != 0 || !one("alpha") || (at.input(2).is_some() && !one("beta")) {
+            return Err("it has transA, alpha or beta".to_owned());
+        }
+    }
+    let found = at.input(1).and_then(|v| find_dequantized(model, v));
+    let (dequantize, exchanged) = found.ok_or("its right operand is no dequantized constant")?;
+    let turned = exchanged != (gemm && at.int("transB").unwrap_or(0) != 0);
+    let bias = match at.input(2) {
+        Some(bias) if conv => Some(channels(model, graph, bias, at_rank(model, dequantize)?)?),
+        bias => bias.filter(|_| gemm),
+    };
+    let stored = if conv {
+        convolution(model, graph, dequantize, exchanged)?
+    } else {
+        product(model, graph, dequantize, turned)?
+    };
+    let at = model.node(node);
+    let output = at.output(0).ok_or("it has no output")?;
+    let op = if conv { "ConvInteger" } else { "MatMulInteger" };
+    let name = model.value(output).name().to_owned();
+    let label = model.node_name(node).to_owned();
+    model.truncate_inputs(node, 0);
+    for (index, value) in [codes, stored.codes, zero_point, stored.zero_point].into_iter().enumerate() {
+        model.set_input(node, index, Some(value));
+    }
+    for name in ["alpha", "beta", "transA", "transB"] {
+        model.remove_attr(node, name);
+    }
+    model.set_op(node, "", op);
+    let both = NewNode::new("Mul", format!("{label}_scale_Mul"), &[scale, stored.scale], &[&format!("{name}_scale")]);
+    let both = model.insert(Place::Before(node), both);
+    let cast = NewNode::new("Cast", format!("{label}_Cast"), &[output], &[&format!("{name}_cast")])
+        .with(Attr::int("to", DataType::Float.code().into()));
+    let cast = model.insert(Place::After(node), cast);
+    let factors = [cast, both].map(|n| model.node(n).output(0).expect("just made"));
+    let mul = NewNode::new("Mul", format!("{label}_Mul"), &factors, &[&format!("{name}_scaled")]);
+    let mul = model.insert(Place::After(cast), mul);
+    let scaled = model.node(mul).output(0).expect("just made");
+    if let Some(ty) = model.value(output).ty().cloned() {
+        model.set_type(scaled, ty);
+    }
+    let shape = model.shape(output);
+    model.set_type(output, tensor_type(DataType::Int32, shape.as_deref()));
+    model.replace_uses(output, scaled, |user| !matches!(user, User::Node { node, .. } if node == cast));
+    model.take_name(output, scaled, &format!("{name}_sum"));
+    match bias {
+        Some(bias) => add_behind(model, mul, bias),
+        None => plain_sum(model, scaled),
+    }
+    outcome.changed(label, op);
+    Ok(())
+}
+
+/// A sum of two was written as Sum lest a runtime take it for the bias of a float product; here it may be one.
+fn plain_sum(model: &mut Model, product: ValueId) {
+    let &[User::Node { node, .. }] = model.value(product).users() else { return };
+    if model.node(node).is("Sum") && model.node(node).inputs().len() == 2 {
+        model.set_op(node, "", "Add");
+    }
+}
+
+fn at_rank(model: &Model, dequantize: NodeId) -> Result<usize, String> {
+    Ok(model.constant_input(dequantize, 0).ok_or("its weight is not constant")?.dims().len())
+}
+
+/// The constants of a product, `[K, N]` or a batch of those.
+fn product(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) -> Result<Stored, String> {
+    let constant = eight_bits(model, dequantize)?;
+    let constant = if turned { constant.transposed()? } else { constant };
+    let last = constant.dims.len().checked_sub(1).filter(|&last| last > 0).ok_or("its weight is a vector")?;
+    match constant.granularity {
+        Granularity::PerTensor => {}
+        Granularity::PerChannel { axis } if axis == last && last == 1 => {}
+        _ => return Err("MatMulInteger has one scale for a weight, or one for each column of a matrix".to_owned()),
+    }
+    if constant.dims[last - 1] > LONGEST_SUM {
+        return Err(format!("sums of {} products may not fit into int32", constant.dims[last - 1]));
+    }
+    let inputs = [0, 1, 2].map(|i| model.node(dequantize).input(i));
+    let codes = match inputs[0] {
+        Some(codes) if !turned => codes,
+        codes => {
+            let name = format!("{}_integer", base_name(model, codes));
+            let dtype = DataType::from(constant.format);
+            let raw = pack::pack_bytes(&constant.codes, 8);
+            model.add_initializer(graph, &name, Tensor::new(dtype, &constant.dims, raw))
+        }
+    };
+    let scale = inputs[1].ok_or("it has no scale")?;
+    let zero_point = match inputs[2] {
+        Some(zero) => zero,
+        None => zeros(model, graph, inputs[0], &constant, &constant.granularity.scale_dims(&constant.dims)),
+    };
+    Ok(Stored { codes, scale, zero_point })
+}
+
+/// The constants of a convolution, `[M, C/group, …]`.
+fn convolution(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) -> Result<Stored, String> {
+    let constant = eight_bits(model, dequantize)?;
+    let rank = constant.dims.len();
+    if turned || !(3..=5).contains(&rank) {
+        return Err(format!("ConvInteger has no weight of shape {:?} like this", constant.dims));
+    }
+    if !matches!(constant.granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 0 }) {
+        return Err("ConvInteger has one scale for a weight, or one for each output channel".to_owned());
+    }
+    if constant.dims[1..].iter().product::<usize>() > LONGEST_SUM {
+        return Err(format!("sums over {:?} may not fit into int32", &constant.dims[1..]));
+    }
+    let ZeroPoints::Integers(found) = &constant.zero_points else {
+        return Err("its zero points are no codes".to_owned());
+    };
+    if found.windows(2).any(|two| two[0] != two[1]) {
+        return Err("ConvInteger has one zero point for a weight".to_owned());
+    }
+    let inputs = [0, 1].map(|i| model.node(dequantize).input(i));
+    let (Some(codes), Some(scale)) = (inputs[0], inputs[1]) else { return Err("it has no codes".to_owned()) };
+    let zero_point = zeros(model, graph, inputs[0], &constant, &[]);
+    let scale = if constant.scales.len() == 1 && constant.granularity == Granularity::PerTensor {
+        scale
+    } else {
+        channels(model, graph, scale, rank)?
+    };
+    Ok(Stored { codes, scale, zero_point })
+}
+
+fn eight_bits(model: &Model, dequantize: NodeId) -> Result<Quantized, String> {
+    let constant = Quantized::from_qdq(model, dequantize)?;
+    if constant.format.bits() != 8 {
+        return Err(format!("products of integers are of 8 bits, not of {}", constant.format));
+    }
+    if constant.scale_dtype != DataType::Float {
+        return Err(format!("its scales are {}, and those of its input float", constant.scale_dtype));
+    }
+    Ok(constant)
+}
+
+/// Zero points of this shape, all alike where it has but one.
+fn zeros(model: &mut Model, graph: GraphId, codes: Option<ValueId>, constant: &Quantized, dims: &[usize]) -> ValueId {
+    let zeros: &[i32] = match &constant.zero_points {
+        ZeroPoints::Integers(zeros) => zeros,
+        ZeroPoints::Floats(_) => &[],
+    };
+    let count: usize = dims.iter().product();
+    let raw = pack::pack(&zeros[..count.min(zeros.len())], 8);
+    let name = format!("{}_integer_zero_point", base_name(model, codes));
+    model.add_initializer(graph, &name, Tensor::new(DataType::from(constant.format), dims, raw))
+}
+
+/// A constant list of one number a channel, in a shape that is stretched over a tensor of this rank.
+fn channels(model: &mut Model, graph: GraphId, list: ValueId, rank: usize) -> Result<ValueId, String> {
+    let tensor = model.constant(list).ok_or("its bias is not constant")?;
+    let [channels] = tensor.dims()[..] else { return Err("its bias is no list".to_owned()) };
+    if tensor.dtype() != DataType::Float {
+        return Err(format!("its bias is {}", tensor.dtype()));
+    }
+    let mut dims = vec![1; rank - 1];
+    dims[0] = channels;
+    let stretched = tensor.clone().reshaped(&dims);
+    let name = format!("{}_channels", model.value(list).name());
+    Ok(model.add_initializer(graph, &name, stretched))
+}
