@@ -41,6 +41,8 @@ pub struct SolvedWeight {
     pub qparams: QParams,
     /// The codes, packed, in the shape in which they are stored: transposed where the weight is to be.
     pub codes: Tensor,
+    /// The zero points themselves where they lie between codes, counted in unsigned codes; those of `qparams` are the nearest codes.
+    pub float_zero_points: Option<Vec<f32>>,
     /// Signal to quantization noise over the whole tensor, in dB.
     pub sqnr_db: f64,
     /// What an algorithm made of it, where one was asked for.
@@ -242,7 +244,7 @@ fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
         arithmetic: match arithmetic {
             spec::Arithmetic::Onnx if *eps > 0.0 => Arithmetic::Single,
             spec::Arithmetic::Onnx => Arithmetic::Double,
-            spec::Arithmetic::Torch => Arithmetic::Single,
+            spec::Arithmetic::Torch | spec::Arithmetic::Tinygemm => Arithmetic::Single,
             spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
         },
         // torch has a least scale always.
