@@ -112,7 +112,7 @@ impl Planner<'_> {
         let ask = self.ask(node, SiteKind::Weight);
         if quantizer.signed_scale && kind == Kindness::Integer {
             let site = self.site(node, SiteKind::Weight);
-            if self.rules.rule(ask, Field::SignedScale).is_some_and(|rule| rule.optional) {
+            if self.rules.rule(ask, Field::SignedScale).is_some_and(|rule| rule.preset) {
                 quantizer.signed_scale = false;
                 quantizer.narrow_range = ask.spec.narrow_range.unwrap_or(true);
                 return Ok(());

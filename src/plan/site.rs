@@ -322,7 +322,7 @@ impl Reader<'_> {
         let hint = "symmetric = true, or leave it out";
         let signed = self.only_if(quantizer.symmetric, Field::SignedScale, signed, Field::Symmetric, message, hint)?;
         let signed = signed && {
-            let by_preset = self.rule(Field::SignedScale).is_none_or(|rule| rule.optional);
+            let by_preset = self.rule(Field::SignedScale).is_none_or(|rule| rule.preset);
             if !self.target.signed_scales && !by_preset {
                 let message = format!("{} takes positive scales", self.target.name);
                 return self.wrong(Field::SignedScale, message, "leave it out");
