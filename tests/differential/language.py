@@ -63,7 +63,7 @@ RECIPES = {
     "amax w4 asymmetric": ([*W4, *ASYMMETRIC], "onnxruntime asym", 0.05),
     "amax w4-hqq": (HQQ, "amax w4 asymmetric", 0),
     "amax w4-hqq matmulnbits": ([*HQQ, *NBITS], "onnxruntime asym", 0),
-    "amax w4-kquant": (["--preset", "w4-kquant", *SET], "amax w4 asymmetric", 0),
+    "amax w4-kquant": (["--preset", "w4-kquant", *SET], "onnxruntime k-quant", 0.1),
     "amax int4-weight-only": (["--preset", "int4-weight-only", *SET, "--set", "op_type.MatMul.weight.group_size=32"], None, 0),
 }
 
