@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Context, Outcome, Pass, insert_blocks};
+use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
@@ -310,6 +311,11 @@ impl<'a> Insert<'a> {
         // Consumers of one tensor that agree on its format share the codes.
         let mut made: Vec<(usize, [ValueId; 2])> = Vec::new();
         for (index, (weight, solved)) in self.plan.weights.iter().zip(&self.solution.weights).enumerate() {
+            if weight.quantizer.float_zero_point && weight.form != Form::Matmulnbits {
+                let message =
+                    format!("its zero points lie between codes, which the form {} does not have", weight.form);
+                return Err(Error::new(Kind::Config, message).at_value(&weight.tensor));
+            }
             let value = self.names.value(&weight.tensor)?;
             let node = self.names.node(model, &weight.at)?;
             let alike = made.iter().find(|(other, _)| {

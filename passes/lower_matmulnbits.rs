@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{Blocks, MICROSOFT, Quantized, find_dequantized};
+use super::forms::{Blocks, MICROSOFT, Quantized, ZeroPoints, find_dequantized};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
@@ -32,11 +32,13 @@ impl Pass for LowerMatmulnbits {
 
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut lower = Lower::default();
-        if let Some((plan, _)) = context.quantization {
-            for weight in plan.weights.iter().filter(|w| w.form == Form::Matmulnbits) {
+        if let Some((plan, solution)) = context.quantization {
+            let weights = plan.weights.iter().zip(&solution.weights);
+            for (weight, solved) in weights.filter(|(w, _)| w.form == Form::Matmulnbits) {
                 let node = planned(model, &weight.at)?;
                 let level = weight.accuracy_level.map_or(self.accuracy_level, i64::from);
-                lower.node(model, node, level).map_err(|why| {
+                let zeros = solved.float_zero_points();
+                lower.node(model, node, level, zeros.as_deref()).map_err(|why| {
                     Error::new(Kind::Config, format!("the plan asks for matmulnbits: {why}"))
                         .at_node(model.node_name(node), model.node(node).op_type())
                         .at_value(&weight.tensor)
@@ -45,7 +47,7 @@ impl Pass for LowerMatmulnbits {
             return Ok(lower.outcome);
         }
         for node in products(model) {
-            if let Err(why) = lower.node(model, node, self.accuracy_level) {
+            if let Err(why) = lower.node(model, node, self.accuracy_level, None) {
                 lower.outcome.skipped(model.node_name(node), why);
             }
         }
@@ -121,8 +123,14 @@ struct Lower {
 }
 
 impl Lower {
-    /// Makes a `MatMulNBits` of one product, or says why not.
-    fn node(&mut self, model: &mut Model, node: NodeId, accuracy_level: i64) -> Result<(), String> {
+    /// Makes a `MatMulNBits` of one product, or says why not; `zeros` are its zero points where they lie between codes.
+    fn node(
+        &mut self,
+        model: &mut Model,
+        node: NodeId,
+        accuracy_level: i64,
+        zeros: Option<&[f32]>,
+    ) -> Result<(), String> {
         let at = model.node(node);
         let gemm = at.is("Gemm");
         let Some(graph) = at.graph() else { return Err("it is in no graph".to_owned()) };
@@ -142,7 +150,7 @@ impl Lower {
         let (dequantize, exchanged) = found.ok_or("its right operand is no dequantized constant")?;
         // Without either, the matrix is [K, N]; MatMulNBits has [N, K].
         let transpose = exchanged == (gemm && at.int("transB").unwrap_or(0) != 0);
-        let stored = self.stored(model, graph, dequantize, transpose)?;
+        let stored = self.stored(model, graph, (dequantize, transpose), zeros)?;
         let [n, k, bits, block] = stored.attributes;
         let name = model.node_name(node).to_owned();
         let bias = if gemm { bias(model, node, n) } else { Bias::None };
@@ -178,8 +186,8 @@ impl Lower {
         &mut self,
         model: &mut Model,
         graph: GraphId,
-        dequantize: NodeId,
-        transpose: bool,
+        (dequantize, transpose): (NodeId, bool),
+        zeros: Option<&[f32]>,
     ) -> Result<Stored, String> {
         let at = model.node(dequantize);
         let inputs = [0, 1, 2].map(|i| at.input(i));
@@ -187,7 +195,13 @@ impl Lower {
         if let Some(found) = self.made.get(&key) {
             return Ok(*found);
         }
-        let constant = Quantized::from_qdq(model, dequantize)?;
+        let mut constant = Quantized::from_qdq(model, dequantize)?;
+        if let Some(zeros) = zeros {
+            if zeros.len() != constant.scales.len() {
+                return Err("it has another number of zero points than of scales".to_owned());
+            }
+            constant.zero_points = ZeroPoints::Floats(zeros.to_vec());
+        }
         let constant = if transpose { constant.transposed()? } else { constant };
         let Blocks { n, k, bits, block, codes, scales, zero_points } = constant.to_nbits()?;
         let name = base_name(model, inputs[0]);

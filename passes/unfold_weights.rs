@@ -30,6 +30,13 @@ impl Pass for UnfoldWeights {
         };
         for weight in &plan.weights {
             let node = node_of(model, &weight.at.node)?;
+            if weight.quantizer.float_zero_point {
+                let message = "its zero points lie between codes, which QuantizeLinear does not have";
+                let error = Error::new(Kind::Config, message).at_value(&weight.tensor);
+                return Err(
+                    error.with_hint("add form = \"qdq\" and arithmetic = \"onnx\" for zero points that are codes")
+                );
+            }
             let Some(dequantize) = dequantizer(model, node, weight.at.input) else { continue };
             let Some(codes) = model.node(dequantize).input(0).filter(|&v| model.constant(v).is_some()) else {
                 continue;

@@ -8,6 +8,7 @@
 //! `e` in the same way, at the codes on both sides of the zero point and at the one that the range gives.
 
 use super::{Choice, Group};
+use crate::numerics::blocks::{self, Between};
 
 /// The power of the error.
 const POWER: f32 = 0.7;
@@ -48,6 +49,44 @@ pub fn choose(group: &Group<'_>, iterations: u32) -> Choice {
         }
     }
     if best.0 < limit { Choice::better(group, rounding, best.1) } else { Choice::rounding(group, rounding) }
+}
+
+/// As [`choose`] for unsigned codes, with a zero point that may lie between them, as the method was published: the scale is
+/// that of the range, which need not contain zero, and the zero point is fitted. Writes the codes. Nothing is taken that is
+/// not better than rounding with a zero point that is a code.
+pub fn choose_between(group: &Group<'_>, iterations: u32, codes: &mut [u8]) -> Between<Choice> {
+    let rounding = group.rounded();
+    let highest = group.spec.codes().1 as f32;
+    let (low, high) = blocks::extremes(group.values);
+    let scale = group.usable((f64::from(high) - f64::from(low)) / f64::from(highest), 1.0).filter(|_| high > low);
+    let found = scale.and_then(|scale| {
+        let inverse = 1.0 / scale;
+        let first = (-low * inverse).round_ties_even();
+        let mut fitted = [first];
+        fit_zeros(group.values, group.values.len(), &[inverse], &mut fitted, highest, iterations);
+        let code = |x: f32, zero: f32| (x * inverse + zero).round_ties_even().clamp(0.0, highest);
+        let between = |zero: f32| -> f64 {
+            let one = |x: &f32| f64::from(power((x - (code(*x, zero) - zero) * scale).abs(), POWER));
+            group.values.iter().map(one).sum()
+        };
+        let mut best = (error(group, rounding), None);
+        for zero in [first, fitted[0]].into_iter().filter(|zero| zero.is_finite()) {
+            let now = between(zero);
+            if now < best.0 {
+                best = (now, Some(zero));
+            }
+        }
+        let zero = best.1?;
+        codes.iter_mut().zip(group.values).for_each(|(out, &x)| *out = code(x, zero) as u8);
+        Some((scale, zero))
+    });
+    if let Some((scale, zero_point)) = found {
+        return Between { scale, zero_point, said: Choice::better(group, rounding, rounding) };
+    }
+    let mut levels = vec![0.0; codes.len()];
+    group.levels(rounding.0, rounding.1, &mut levels);
+    codes.iter_mut().zip(&levels).for_each(|(out, &level)| *out = (level as i32 + rounding.1) as u8);
+    Between { scale: rounding.0, zero_point: rounding.1 as f32, said: Choice::rounding(group, rounding) }
 }
 
 /// `Σ |x − y|^0.7`.

@@ -4,6 +4,7 @@ pub mod hqq;
 pub mod kquant;
 pub mod observers;
 pub mod sufficiency;
+pub mod tinygemm;
 
 use crate::numerics::blocks::{self, Encoding};
 use crate::numerics::{RangeSpec, qparams_from_range};

@@ -110,7 +110,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     file::save(&done.model, &args.output)?;
     let sizes = (file::estimated_size(&model), file::estimated_size(&done.model));
     let mut said = format!("{} -> {}\n", args.input.display(), args.output.display());
-    said += &format!("folded   {}\n", count(done.folded.len(), "constant"));
+    if !done.folded.is_empty() || args.form.is_empty() {
+        said += &format!("folded   {}\n", count(done.folded.len(), "constant"));
+    }
     let listed = if console.verbose { usize::MAX } else { 10 };
     for note in done.folded.iter().take(listed.min(done.folded.len())) {
         said += &format!("  {}: {}\n", note.at, note.text);

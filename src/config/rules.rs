@@ -27,6 +27,8 @@ pub struct Rule {
     pub ops: Vec<String>,
     /// Whether it may match nothing.
     pub optional: bool,
+    /// Whether a preset says it: what the target lacks gives way.
+    pub preset: bool,
     /// Whether it means whatever kinds of sites match: that some kind does not is no mistake.
     pub any_kind: bool,
     /// What.
@@ -217,7 +219,7 @@ impl Rules {
         if let Some(name) = &config.preset {
             let preset = presets::load(name).map_err(|e| config.source.at(e, "preset"))?;
             rules.extend(from_document(&preset, &format!("preset {name}: "))?.into_iter().map(|mut rule| {
-                rule.optional = true;
+                (rule.optional, rule.preset) = (true, true);
                 rule
             }));
             algorithm = algorithm.or(preset.algorithm);
@@ -406,6 +408,7 @@ fn defaults(target: &Target) -> Rule {
         scope: Scope::All,
         ops: Vec::new(),
         optional: true,
+        preset: false,
         any_kind: false,
         level: Level {
             enable: None,
@@ -427,7 +430,7 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         let origin = Origin { source: source.clone(), path };
         level.validate().map_err(|(key, error)| origin.at(error, &key))?;
         let label = format!("{prefix}{label}");
-        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, any_kind: false, level })
+        Ok(Rule { label, origin, scope, ops: Vec::new(), optional: true, preset: false, any_kind: false, level })
     };
     let mut rules = Vec::new();
     if let Some(level) = &config.default {
@@ -514,7 +517,7 @@ impl Config {
     /// Adds a rule of the command line.
     fn push(&mut self, label: String, scope: Scope, level: Level) {
         let (origin, ops) = (Origin::default(), Vec::new());
-        self.overrides.push(Rule { label, origin, scope, ops, optional: false, any_kind: false, level });
+        self.overrides.push(Rule { label, origin, scope, ops, optional: false, preset: false, any_kind: false, level });
     }
 
     /// Sets one key, as `--set` does: `default.weight.dtype=int4`, `op_type.Conv.enable=false`,

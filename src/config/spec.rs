@@ -435,6 +435,9 @@ pub enum Arithmetic {
     Mlas,
     /// The same for DequantizeLinear: the zero point is added after rounding.
     MlasQdq,
+    /// torchao's int4 weight-only: groups need not contain zero, and zero points lie between codes, which among forms only
+    /// `matmulnbits` has.
+    Tinygemm,
 }
 
 /// What is asked for at the sites of some nodes.

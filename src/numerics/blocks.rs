@@ -422,6 +422,63 @@ pub fn quantize_by<V: Values + ?Sized, T: Send>(
     })
 }
 
+/// What was chosen for a group whose zero point may lie between codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Between<T> {
+    /// Size of a step; positive.
+    pub scale: f32,
+    /// What stands for zero, in codes.
+    pub zero_point: f32,
+    /// Anything else.
+    pub said: T,
+}
+
+/// Codes that `choose` writes for the values of each group, a byte each, beside scale and zero point. What it chose is in
+/// [`Coded::said`], in the order of the scales; the zero points of [`Coded::qparams`] are the nearest codes.
+///
+/// # Errors
+/// As [`quantize_by`].
+pub fn quantize_between<V: Values + ?Sized, T: Send>(
+    values: &V,
+    bands: &Bands,
+    encoding: &Encoding,
+    choose: impl Fn(&[f32], &mut [u8]) -> Between<T> + Sync,
+) -> Result<Coded<Between<T>>> {
+    let columns = bands.columns;
+    let (low, high) = encoding.format.range();
+    pieces(values, bands, encoding, |piece, _| {
+        let Piece { bands: range, x, scales, zeros, codes } = piece;
+        let mut said = Vec::with_capacity(scales.len());
+        let (mut signal, mut noise) = (0.0, 0.0);
+        let (mut buffer, mut group) = (Vec::new(), Vec::new());
+        let from = bands.start(range.start);
+        for at in range {
+            let now = bands.start(at) - from..bands.start(at + 1) - from;
+            let band = Band { values: &x[now.clone()], columns };
+            let codes = &mut codes[now];
+            for column in 0..columns {
+                let values = if columns == 1 { band.values } else { band.column(column, &mut buffer) };
+                group.clear();
+                group.resize(values.len(), 0);
+                let found = choose(values, &mut group);
+                let of_column = codes.iter_mut().skip(column).step_by(columns);
+                for ((out, &code), &x) in of_column.zip(&group).zip(values) {
+                    *out = code;
+                    let error = f64::from(x) - f64::from((f32::from(code) - found.zero_point) * found.scale);
+                    signal += f64::from(x) * f64::from(x);
+                    noise += error * error;
+                }
+                scales[said.len()] = found.scale;
+                zeros[said.len()] = (found.zero_point.round_ties_even() as i32).clamp(low, high);
+                said.push(found);
+            }
+        }
+        let mut sums = Sums::default();
+        (sums.signal[0], sums.noise[0]) = (signal, noise);
+        (said, sums)
+    })
+}
+
 /// Some bands, with what becomes of them.
 struct Piece<'a> {
     /// Which.

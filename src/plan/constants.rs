@@ -6,7 +6,8 @@ use super::finish::settle;
 use super::planner::{Kindness, Planner};
 use super::{Bias, Mode, Quantizer, Readers, Split, Weight};
 use crate::config::SiteKind;
-use crate::config::spec::{Dtype, Field, Form};
+use crate::config::algorithm::Method;
+use crate::config::spec::{Arithmetic, Dtype, Field, Form};
 use crate::error::Result;
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
@@ -65,6 +66,7 @@ impl Planner<'_> {
                         && !layout.depthwise;
                     let pair_safe = (saturates && layout.reduction != Reduction::None).then_some(layout.reduction);
                     self.complete(node, kind, &mut quantizer)?;
+                    self.zero_points(node, chosen.form, &mut quantizer)?;
                     main = Some(weights.len());
                     weights.push(Weight {
                         site: self.site(node, SiteKind::Weight),
@@ -120,6 +122,11 @@ impl Planner<'_> {
         let ask = self.ask(node, SiteKind::Weight);
         if quantizer.signed_scale && kind == Kindness::Integer {
             let site = self.site(node, SiteKind::Weight);
+            if self.rules.rule(ask, Field::SignedScale).is_some_and(|rule| rule.preset) {
+                quantizer.signed_scale = false;
+                quantizer.narrow_range = ask.spec.narrow_range.unwrap_or(true);
+                return Ok(());
+            }
             let error = self
                 .reader(&site, SiteKind::Weight, ask)
                 .error(Field::SignedScale, "integer kernels take positive scales");
@@ -135,6 +142,30 @@ impl Planner<'_> {
             let error = self.reader(&site, SiteKind::Weight, ask).error(Field::Postprocess, message);
             return Err(error.with_hint("leave weights out of it, as in \"*.{input,output}\""));
         }
+        Ok(())
+    }
+
+    /// Whether zero points lie between codes: where the form has such, what asks for them gets them.
+    fn zero_points(&self, node: NodeId, form: Form, quantizer: &mut Quantizer) -> Result<()> {
+        if quantizer.given.is_some() && quantizer.arithmetic == Arithmetic::Tinygemm {
+            quantizer.arithmetic = Arithmetic::Onnx;
+        }
+        let tinygemm = quantizer.arithmetic == Arithmetic::Tinygemm;
+        let site = self.site(node, SiteKind::Weight);
+        let reader = self.reader(&site, SiteKind::Weight, self.ask(node, SiteKind::Weight));
+        let wrong = |message: &str| reader.error(Field::Arithmetic, message);
+        if tinygemm && quantizer.algorithm.is_some() {
+            let error = wrong("an algorithm chooses scales and zero points itself");
+            return Err(error.with_hint("leave one of the two out"));
+        }
+        if tinygemm && form != Form::Matmulnbits {
+            let error = wrong(&format!("its zero points lie between codes, which the form {form} does not have"));
+            let hint = "add form = \"matmulnbits\" (--form matmulnbits), or arithmetic = \"onnx\" for zero points that are codes";
+            return Err(error.with_hint(hint));
+        }
+        let narrow = matches!(quantizer.dtype, Format::Uint2 | Format::Uint4) && !quantizer.symmetric;
+        let hqq = quantizer.algorithm.as_ref().is_some_and(|a| a.method == Method::Hqq);
+        quantizer.float_zero_point = form == Form::Matmulnbits && narrow && (tinygemm || hqq);
         Ok(())
     }
 

@@ -131,6 +131,9 @@ pub struct Quantizer {
     /// Whose arithmetic makes scales and codes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub arithmetic: Arithmetic,
+    /// Whether zero points may lie between codes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub float_zero_point: bool,
     /// What improves scale and zero point of a weight beyond its range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<Box<Algorithm>>,
@@ -194,6 +197,7 @@ impl Quantizer {
             postprocess: None,
             signed_scale: false,
             arithmetic: Arithmetic::Onnx,
+            float_zero_point: false,
             algorithm: None,
             given: None,
         }

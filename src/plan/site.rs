@@ -437,6 +437,14 @@ impl Reader<'_> {
         let message = "a scale of either sign belongs to a zero point in the middle";
         let hint = "symmetric = true, or leave it out";
         let signed = self.only_if(quantizer.symmetric, Field::SignedScale, signed, Field::Symmetric, message, hint)?;
+        let signed = signed && {
+            let by_preset = self.rule(Field::SignedScale).is_none_or(|rule| rule.preset);
+            if !self.target.signed_scales && !by_preset {
+                let message = format!("{} takes positive scales", self.target.name);
+                return self.wrong(Field::SignedScale, message, "leave it out");
+            }
+            self.target.signed_scales
+        };
         if signed {
             let narrow = spec.narrow_range == Some(true);
             if narrow && self.asked(Field::NarrowRange, Field::SignedScale) {
@@ -452,6 +460,9 @@ impl Reader<'_> {
         if !self.only_if(bytes, Field::Arithmetic, other, Field::Dtype, &message, "it is for integers of 8 bits")? {
             return Ok(());
         }
+        if arithmetic == Arithmetic::Tinygemm {
+            self.tinygemm(quantizer)?;
+        }
         if quantizer.round != Round::HalfEven {
             if self.asked(Field::Round, Field::Arithmetic) {
                 let message = "the arithmetic that is chosen rounds as it does";
@@ -460,6 +471,30 @@ impl Reader<'_> {
             quantizer.round = Round::HalfEven;
         }
         quantizer.arithmetic = arithmetic;
+        Ok(())
+    }
+
+    /// torchao's arithmetic with zero points between codes leaves nothing else to choose.
+    fn tinygemm(&self, quantizer: &Quantizer) -> Outcome<()> {
+        let message = "zero points between codes belong to asymmetric uint2 and uint4";
+        let wrong = |message: &str| {
+            self.wrong(
+                Field::Arithmetic,
+                message,
+                "dtype = \"uint4\" with symmetric = false, or arithmetic = \"torch\"",
+            )
+        };
+        if quantizer.symmetric || !matches!(quantizer.dtype, Format::Uint2 | Format::Uint4) {
+            return wrong(message);
+        }
+        let other = quantizer.observer != ObserverKind::Minmax
+            || quantizer.postprocess.is_some()
+            || quantizer.scale_type != crate::config::spec::ScaleType::Float
+            || quantizer.narrow_range
+            || quantizer.reduce_range;
+        if other {
+            return wrong("scales are those of minimum and maximum over all codes, in the arithmetic of tinygemm");
+        }
         Ok(())
     }
 

@@ -45,6 +45,8 @@ pub struct SolvedWeight {
     /// The scale of the whole tensor, where its groups have float8 scales beneath it; [`qparams`](Self::qparams) has the
     /// products of both.
     pub tensor_scale: Option<f32>,
+    /// The zero points themselves where they lie between codes, counted in unsigned codes; those of `qparams` are the nearest codes.
+    pub float_zero_points: Option<Vec<f32>>,
     /// Signal to quantization noise over the whole tensor, in dB.
     pub sqnr_db: f64,
     /// What an algorithm made of it, where one was asked for.
@@ -252,7 +254,7 @@ fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
         arithmetic: match arithmetic {
             spec::Arithmetic::Onnx if least > 0.0 => Arithmetic::Single,
             spec::Arithmetic::Onnx => Arithmetic::Double,
-            spec::Arithmetic::Torch => Arithmetic::Single,
+            spec::Arithmetic::Torch | spec::Arithmetic::Tinygemm => Arithmetic::Single,
             spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
         },
         // torch has a least scale always.

@@ -13,7 +13,8 @@ use crate::numerics::QParams;
 /// A solved weight, shared by all who have the same.
 ///
 /// Groups of a large model have scales and zero points in such numbers that they are held in its
-/// [`Scratch`](crate::ir::Scratch). The field [`qparams`](SolvedWeight::qparams) is empty then: ask [`qparams`](Self::qparams).
+/// [`Scratch`](crate::ir::Scratch). The fields of [`SolvedWeight`] are empty then: ask [`qparams`](Self::qparams)
+/// and [`float_zero_points`](Self::float_zero_points).
 #[derive(Clone, Debug)]
 pub struct StoredWeight(Arc<Stored>);
 
@@ -22,6 +23,8 @@ struct Stored {
     weight: SolvedWeight,
     /// Scales and zero points, where they are held elsewhere.
     parked: Option<[Bytes; 2]>,
+    /// Zero points between codes, likewise.
+    parked_floats: Option<Bytes>,
 }
 
 impl StoredWeight {
@@ -31,11 +34,12 @@ impl StoredWeight {
         weight.codes = model.keep(weight.codes);
         let parked = model.scratch().filter(|_| weight.qparams.scales.len() >= PARKED).map(|scratch| {
             let QParams { scales, zero_points } = std::mem::replace(&mut weight.qparams, EMPTY);
-            let scales: Vec<u8> = scales.iter().flat_map(|v| v.to_le_bytes()).collect();
             let zero_points: Vec<u8> = zero_points.iter().flat_map(|v| v.to_le_bytes()).collect();
-            [scales, zero_points].map(|bytes| scratch.keep(bytes.into()))
+            [bytes_of(&scales), zero_points].map(|bytes| scratch.keep(bytes.into()))
         });
-        Self(Arc::new(Stored { weight, parked }))
+        let floats = model.scratch().zip(weight.float_zero_points.take_if(|_| parked.is_some()));
+        let parked_floats = floats.map(|(scratch, floats)| scratch.keep(bytes_of(&floats).into()));
+        Self(Arc::new(Stored { weight, parked, parked_floats }))
     }
 
     /// Scales and zero points.
@@ -43,12 +47,23 @@ impl StoredWeight {
     pub fn qparams(&self) -> Cow<'_, QParams> {
         let Some([scales, zero_points]) = &self.0.parked else { return Cow::Borrowed(&self.0.weight.qparams) };
         let found = QParams {
-            scales: scales.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            scales: floats_of(scales),
             zero_points: zero_points.as_chunks().0.iter().map(|&b| i32::from_le_bytes(b)).collect(),
         };
         file::release(scales);
         file::release(zero_points);
         Cow::Owned(found)
+    }
+
+    /// Zero points between codes, where there are some.
+    #[must_use]
+    pub fn float_zero_points(&self) -> Option<Cow<'_, [f32]>> {
+        let Some(parked) = &self.0.parked_floats else {
+            return self.0.weight.float_zero_points.as_deref().map(Cow::Borrowed);
+        };
+        let found = floats_of(parked);
+        file::release(parked);
+        Some(Cow::Owned(found))
     }
 
     /// Number of scales.
@@ -69,8 +84,19 @@ impl Deref for StoredWeight {
 impl PartialEq for StoredWeight {
     /// Whether both give the same codes, scales and zero points.
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.qparams() == other.qparams() && self.codes == other.codes
+        Arc::ptr_eq(&self.0, &other.0)
+            || self.qparams() == other.qparams()
+                && self.codes == other.codes
+                && self.float_zero_points() == other.float_zero_points()
     }
+}
+
+fn bytes_of(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn floats_of(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
 /// Scales from which on they are held elsewhere.

@@ -8,12 +8,12 @@ use rayon::prelude::*;
 
 use super::source::Source;
 use super::{Fit, SolvedWeight, check_range, given_qparams, microscaled, range_spec};
-use crate::algorithms::{Group, hqq, kquant};
+use crate::algorithms::{Group, hqq, kquant, tinygemm};
 use crate::config::algorithm::{Algorithm, Method};
 use crate::config::spec::{Arithmetic, ObserverKind, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
-use crate::numerics::blocks::{self, Band, Bands, Coded, Coding, Encoding, Values};
+use crate::numerics::blocks::{self, Band, Bands, Between, Coded, Coding, Encoding, Values};
 use crate::numerics::{
     self, Format, Granularity, QParams, RangeSpec, Round, Symmetry, metrics::Metrics, pack, pair_safe,
 };
@@ -89,6 +89,9 @@ impl<'a> Solver<'a> {
             return Whole { solver: self, values: self.source.all() }.solved(floor);
         }
         if let Some(bands) = Bands::new(&self.dims, granularity)? {
+            if self.quantizer.float_zero_point {
+                return self.between(&bands);
+            }
             return Ok(self.stored(self.blocks(&self.source, &self.dims, granularity, &bands, floor)?));
         }
         // The elements of a scale are scattered: they are brought together, and their codes back.
@@ -192,6 +195,44 @@ impl<'a> Solver<'a> {
         Ok(Coded { codes, qparams, signal, noise, said: vec![said] })
     }
 
+    /// Codes, scales, and zero points between codes.
+    fn between(&self, bands: &Bands) -> Result<SolvedWeight> {
+        let unsigned = !self.spec.format.is_signed() && !self.quantizer.symmetric && self.spec.format.bits() < 8;
+        let fail = |message: &str| Error::new(Kind::Config, format!("{}: {message}", self.spec.format));
+        if !unsigned || self.quantizer.given.is_some() {
+            return Err(fail("zero points between codes belong to asymmetric uint2 and uint4"));
+        }
+        let encoding = self.encoding();
+        let hqq = self.quantizer.algorithm.as_ref().filter(|a| a.method == Method::Hqq);
+        let steps = hqq.and_then(|a| a.iterations).unwrap_or(hqq::ITERATIONS);
+        let tinygemm = self.quantizer.arithmetic == Arithmetic::Tinygemm;
+        if tinygemm == hqq.is_some() {
+            return Err(fail("either hqq or the arithmetic of tinygemm gives zero points between codes"));
+        }
+        let coded = blocks::quantize_between(&self.source, bands, &encoding, |values, codes| {
+            if tinygemm {
+                let Between { scale, zero_point, said: () } = tinygemm::choose(values, &self.spec, codes);
+                return Between { scale, zero_point, said: None };
+            }
+            let group = Group { values, spec: &self.spec, encoding: &encoding };
+            let Between { scale, zero_point, said } = hqq::choose_between(&group, steps, codes);
+            Between { scale, zero_point, said: Some((said.fell_back, said.rounding_noise)) }
+        })?;
+        let Coded { codes, qparams, signal, noise, said } = coded;
+        let zero_points = said.iter().map(|found| found.zero_point).collect();
+        let improved =
+            said.iter().filter_map(|found| found.said).fold(None, |all: Option<Improved>, (fell_back, noise)| {
+                let mut all = all.unwrap_or_default();
+                all.groups += 1;
+                all.fell_back += usize::from(fell_back);
+                all.rounding_noise += noise;
+                Some(all)
+            });
+        let said = improved.map(|all| vec![all]).into_iter().collect();
+        let solved = self.stored(Coded { codes, qparams, signal, noise, said });
+        Ok(SolvedWeight { float_zero_points: Some(zero_points), ..solved })
+    }
+
     fn stored(&self, coded: Coded<Vec<Improved>>) -> SolvedWeight {
         let sqnr_db = coded.sqnr_db();
         let fit = (!coded.said.is_empty()).then(|| {
@@ -210,7 +251,14 @@ impl<'a> Solver<'a> {
                 fell_back: all.map(|i| i.fell_back).sum(),
             }
         });
-        SolvedWeight { qparams: coded.qparams, tensor_scale: None, codes: self.tensor(coded.codes), sqnr_db, fit }
+        SolvedWeight {
+            qparams: coded.qparams,
+            tensor_scale: None,
+            codes: self.tensor(coded.codes),
+            float_zero_points: None,
+            sqnr_db,
+            fit,
+        }
     }
 
     fn tensor(&self, codes: Vec<u8>) -> Tensor {
@@ -220,7 +268,7 @@ impl<'a> Solver<'a> {
     /// How codes are made.
     fn encoding(&self) -> Encoding {
         let coding = match self.quantizer.arithmetic {
-            Arithmetic::Onnx => Coding::Divided(self.quantizer.round),
+            Arithmetic::Onnx | Arithmetic::Tinygemm => Coding::Divided(self.quantizer.round),
             Arithmetic::Torch => Coding::Reciprocal,
             Arithmetic::Mlas => Coding::MlasSum,
             Arithmetic::MlasQdq => Coding::MlasQuotient,
@@ -379,7 +427,14 @@ impl Whole<'_, '_> {
         let mut metrics = Metrics::default();
         metrics.feed(&self.values, &back);
         let codes = self.solver.tensor(raw);
-        Ok(SolvedWeight { qparams, tensor_scale, codes, sqnr_db: metrics.sqnr_db(), fit: None })
+        Ok(SolvedWeight {
+            qparams,
+            tensor_scale,
+            codes,
+            float_zero_points: None,
+            sqnr_db: metrics.sqnr_db(),
+            fit: None,
+        })
     }
 
     fn qparams(&self, floor: f32) -> Result<QParams> {

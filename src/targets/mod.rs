@@ -55,6 +55,9 @@ pub struct Target {
     /// It computes a product with a dequantized 2-bit weight rightly only if the columns are a multiple of this.
     #[serde(default = "one")]
     pub two_bit_columns: usize,
+    /// Whether scales of weights may be negative where they only multiply codes.
+    #[serde(default)]
+    pub signed_scales: bool,
     /// Where Q/DQ pairs go.
     pub placement: Placement,
     /// How biases are stored.

@@ -7,7 +7,7 @@ DIR (models/fetched) is what models/make_language.py filled. For each model and 
 the largest resident memory of the whole quantizing process, and how good the model still is: the perplexity of SmolLM2
 on prose, and for both models how often its most likely token is that of the float model (top-1) and the mean divergence
 of its tokens' probabilities from those of the float model (KL, in thousandths of a nat). It exits with 1 where a recipe
-of amax does worse than the one of onnxruntime that it is held to. The binary is $AMAX, else target/debug/amax. Run it in
+of amax does worse than the one that it is held to, or not exactly the same where it has the same arithmetic. The binary is $AMAX, else target/debug/amax. Run it in
 an environment with tests/differential/requirements.txt and onnx-ir, which onnxruntime's tool imports; its HQQ wants torch too.
 """
 
@@ -42,17 +42,29 @@ tool.process()
 tool.model.save_model_to_file(target, True)
 """
 
-PLAIN = ["--preset", "w4", "--calib", "none", "--set", "op_type.Gather.enable=false"]
-ASYMMETRIC = [*PLAIN, "--set", "op_type.MatMul.weight.dtype=uint4", "--set", "op_type.MatMul.weight.symmetric=false"]
+SET = ["--calib", "none", "--set", "op_type.Gather.enable=false"]
+# Run by the same kernel as what onnxruntime's tool makes, which leaves the accuracy to the runtime.
+NBITS = ["--form", "matmulnbits", "--set", "default.weight.accuracy_level=0"]
+W4 = ["--preset", "w4", *SET]
+ASYMMETRIC = ["--set", "op_type.MatMul.weight.dtype=uint4", "--set", "op_type.MatMul.weight.symmetric=false"]
+MLAS = [*NBITS, "--set", "op_type.MatMul.weight.arithmetic=mlas"]
+HQQ = ["--preset", "w4-hqq", *SET, "--set", "op_type.MatMul.weight.group_size=32"]
 
-# Recipe: command, and the recipe whose divergence it may not pass by more than a hundredth.
+# Recipe: command, and the recipe that it is held to: by how much of its divergence it may be above, or "equal".
 RECIPES = {
-    "onnxruntime sym": (["sym"], None),
-    "onnxruntime asym": (["asym"], None),
-    "onnxruntime hqq": (["hqq"], None),
-    "onnxruntime k-quant": (["k-quant"], None),
-    "amax w4": (PLAIN, "onnxruntime sym"),
-    "amax w4 asym": (ASYMMETRIC, "onnxruntime asym"),
+    "onnxruntime sym": (["sym"], None, 0),
+    "onnxruntime asym": (["asym"], None, 0),
+    "onnxruntime hqq": (["hqq"], None, 0),
+    "onnxruntime k-quant": (["k-quant"], None, 0),
+    "amax w4, arithmetic mlas": ([*W4, *MLAS], "onnxruntime sym", "equal"),
+    "amax w4 asymmetric, arithmetic mlas": ([*W4, *ASYMMETRIC, *MLAS], "onnxruntime asym", "equal"),
+    "amax w4": (W4, "onnxruntime sym", 0.05),
+    "amax w4, amax / 7": ([*W4, "--set", "op_type.MatMul.weight.signed_scale=false"], None, 0),
+    "amax w4 asymmetric": ([*W4, *ASYMMETRIC], "onnxruntime asym", 0.05),
+    "amax w4-hqq": (HQQ, "amax w4 asymmetric", 0),
+    "amax w4-hqq matmulnbits": ([*HQQ, *NBITS], "onnxruntime asym", 0),
+    "amax w4-kquant": (["--preset", "w4-kquant", *SET], "onnxruntime k-quant", 0.1),
+    "amax int4-weight-only": (["--preset", "int4-weight-only", *SET, "--set", "op_type.MatMul.weight.group_size=32"], None, 0),
 }
 
 
@@ -113,7 +125,7 @@ def evaluate(name, folder):
     perplexity = judge(float_logs, float_logs, tokens)[0]
     print(f"| float | {perplexity:.3f} | | | {source.stat().st_size / 1e6:.1f} | | |")
     found, failures = {}, []
-    for recipe, (arguments, rival) in RECIPES.items():
+    for recipe, (arguments, rival, limit) in RECIPES.items():
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
             target = Path(scratch) / "q.onnx"
             if recipe.startswith("amax"):
@@ -131,7 +143,10 @@ def evaluate(name, folder):
                 continue
         perplexity, agreement, divergence = found[recipe] = judge(logs, float_logs, tokens)
         print(f"| {recipe} | {perplexity:.3f} | {agreement:.2%} | {divergence * 1000:.2f} | {size / 1e6:.1f} | {seconds:.1f} | {peak:.0f} |", flush=True)
-        if rival in found and divergence > found[rival][2] * 1.01:
+        if rival in found and limit == "equal":
+            if found[recipe] != found[rival]:
+                failures.append(f"{recipe}: perplexity {perplexity!r}, {rival} {found[rival][0]!r}")
+        elif rival in found and divergence > found[rival][2] * (1 + limit):
             failures.append(f"{recipe}: divergence {divergence:.5f}, {rival} {found[rival][2]:.5f}")
     return failures
 

@@ -1,11 +1,12 @@
 //! Weights in one pass, against the scalar specification; algorithms by group, against others' and a search.
 
-use amax::algorithms::{Choice, Group, hqq, kquant};
+use amax::algorithms::{Choice, Group, hqq, kquant, tinygemm};
 use amax::numerics::blocks::{
-    Bands, Coding, Encoding, Values, encode, encode_singly, params, quantize_by, quantize_ranges, ranges,
+    Bands, Between, Coding, Encoding, Values, encode, encode_singly, params, quantize_between, quantize_by,
+    quantize_ranges, ranges,
 };
 use amax::numerics::{
-    Arithmetic, Format, Granularity, QParams, RangeSpec, Round, Symmetry, channel_ranges, dequantize, pack,
+    Arithmetic, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, channel_ranges, dequantize, pack,
     qparams_from_range,
 };
 use proptest::prelude::*;
@@ -207,6 +208,36 @@ fn hqq_finds_the_zero_points_of_others() {
     }
 }
 
+/// torchao's codes, scales, and zero points as `MatMulNBits` counts them; groups along either axis.
+#[test]
+fn tinygemm_is_that_of_torchao() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/tinygemm.json");
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let x = numbers(&file["x"]);
+    for case in file["cases"].as_array().unwrap() {
+        let [scales, zeros, codes] = ["scales", "zero_points", "q"].map(|key| numbers(&case[key]));
+        let precision = if case["scale_dtype"] == "bfloat16" { Precision::Bfloat16 } else { Precision::Float32 };
+        let spec = RangeSpec { precision, eps: 1e-6, ..RangeSpec::new(Format::Uint4, false) };
+        let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
+        let check = |x: &[f32], dims: [usize; 2], axis: usize, expected: [&[f32]; 3]| {
+            let granularity = Granularity::PerGroup { axis, size: 8 };
+            let bands = Bands::new(&dims, &granularity).unwrap().unwrap();
+            let found = quantize_between(x, &bands, &encoding, |x, codes| tinygemm::choose(x, &spec, codes)).unwrap();
+            let found_codes = pack::unpack(&found.codes, &spec.format, x.len());
+            let zeros: Vec<f32> = found.said.iter().map(|b| b.zero_point).collect();
+            assert_eq!(found_codes.iter().map(|&c| c as f32).collect::<Vec<_>>(), expected[0]);
+            assert_eq!((found.qparams.scales.as_slice(), zeros.as_slice()), (expected[1], expected[2]));
+            for (near, exact) in found.qparams.zero_points.iter().zip(&zeros) {
+                assert!((f64::from(*near) - f64::from(exact.clamp(0.0, 15.0))).abs() <= 0.5);
+            }
+        };
+        check(&x, [4, 32], 1, [&codes, &scales, &zeros]);
+        let turned =
+            |v: &[f32], columns: usize| -> Vec<f32> { (0..v.len()).map(|at| v[at % 4 * columns + at / 4]).collect() };
+        check(&turned(&x, 32), [32, 4], 0, [&turned(&codes, 32), &turned(&scales, 4), &turned(&zeros, 4)]);
+    }
+}
+
 /// `Σ (σ + |x|) (x − y)²` and `Σ |x − y|^0.7` of a choice.
 fn errors(x: &[f32], spec: &RangeSpec, encoding: &Encoding, (scale, zero): (f32, i32)) -> (f64, f64) {
     let (low, high) = spec.format.range();
@@ -240,6 +271,31 @@ fn least_squares_come_near_the_least_that_a_search_finds() {
 }
 
 proptest! {
+    #[test]
+    fn zero_points_between_codes_are_no_worse_than_codes(
+        bits in 1usize..3,
+        shift in -4.0f32..4.0,
+        x in proptest::collection::vec(prop_oneof![-3.0f32..3.0, 2.0f32..3.0, Just(0.0f32)], 1..70),
+    ) {
+        let x: Vec<f32> = x.iter().map(|x| x + shift).collect();
+        let spec = RangeSpec::new(if bits == 1 { Format::Uint2 } else { Format::Uint4 }, false);
+        let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
+        let group = Group { values: &x, spec: &spec, encoding: &encoding };
+        let mut codes = vec![0xff; x.len()];
+        let Between { scale, zero_point, said } = hqq::choose_between(&group, 20, &mut codes);
+        let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
+        let rounding = qparams_from_range(low, high, &spec);
+        let before = errors(&x, &spec, &encoding, rounding).1;
+        let level = |code: &u8| (f64::from(*code) - f64::from(zero_point)) * f64::from(scale);
+        let after: f64 = x.iter().zip(&codes).map(|(&x, code)| (f64::from(x) - level(code)).abs().powf(0.7)).sum();
+        prop_assert!(codes.iter().all(|&code| i32::from(code) <= spec.codes().1));
+        // Both are small where all values are codes; the one of floats is rounded.
+        prop_assert!(after <= before * 1.0001 + 1e-3, "{} {}", before, after);
+        if said.fell_back {
+            prop_assert_eq!((scale, zero_point), (rounding.0, rounding.1 as f32));
+        }
+    }
+
     #[test]
     fn no_algorithm_is_worse_than_rounding(
         spec in specs(),

@@ -254,6 +254,49 @@ fn onnxruntime_makes_the_same_codes() {
     }
 }
 
+/// Groups far from zero, whose zero points no code could be: what the finished operator multiplies with is half a step from
+/// the weight at most, where the plan has such zero points, and the signs of all this survive the transpose of the weight.
+#[test]
+fn zero_points_between_codes_reach_the_operator() {
+    let check = |quantizer: Value, floats: bool| {
+        let (rows, columns) = (64, 3);
+        let value = |at: usize| ((at * 37 % 64) as f32) / 64.0 + 3.0 - 2.5 * (at % columns) as f32;
+        let values: Vec<f32> = (0..rows * columns).map(value).collect();
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[n,64] x) => (float[n,3] y) <float[64,3] w = {{{}}}> {{\n  y = MatMul (x, w)\n}}",
+            list(&values)
+        );
+        let model = parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let weight = json!({
+            "site": "y.weight", "tensor": "w", "why": "", "at": {"node": "y", "input": 1}, "form": "matmulnbits",
+            "quantizer": quantizer,
+        });
+        let plan = planned(21, &json!({}), &json!([weight]), &json!([]));
+        let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap();
+        let made = applied(&model, &plan, &solution).unwrap();
+        assert_eq!(check::violations(&made, &Target::load("ort-cpu").unwrap()), Vec::<String>::new());
+        let node = made.producer(made.value_named("y").unwrap()).unwrap();
+        assert_eq!(made.constant_input(node, 3).unwrap().dtype() == DataType::Float, floats);
+        let stored = amax::passes::forms::Quantized::from_nbits(&made, node).unwrap().transposed().unwrap();
+        let (back, step) = (stored.values().unwrap(), 1.0 / 15.0);
+        let worst = values.iter().zip(&back).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert_eq!(worst < step * 0.6, floats, "{worst}");
+        let db = amax::numerics::metrics::sqnr_db(&values, &back);
+        assert!((db - solution.weights[0].sqnr_db).abs() < 1e-3, "{db} {}", solution.weights[0].sqnr_db);
+    };
+    let with = |more: Value| {
+        let mut quantizer = json!({
+            "dtype": "uint4", "symmetric": false, "granularity": {"per-group": {"axis": 0, "size": 32}},
+        });
+        quantizer.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        quantizer
+    };
+    check(with(json!({"arithmetic": "tinygemm", "eps": 1e-6, "float_zero_point": true})), true);
+    check(with(json!({"algorithm": {"method": "hqq"}, "float_zero_point": true})), true);
+    check(with(json!({"algorithm": {"method": "hqq"}})), false);
+    check(with(json!({})), false);
+}
+
 #[test]
 fn modelopt_chooses_the_same() {
     let file = vectors("modelopt.json");
