@@ -16,10 +16,12 @@ use super::{
     lift_constants::LiftConstants,
     lower_gather::LowerGather,
     lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
+    lower_qoperator::LowerQoperator,
     name_quantizers::NameQuantizers,
     per_token::PerToken,
     raise_opset::RaiseOpset,
     raise_qdq::RaiseQdq,
+    raise_qoperator::RaiseQoperator,
     recover_codes::RecoverCodes,
     settle_quantizers::SettleQuantizers,
     simulate::Simulate,
@@ -53,8 +55,14 @@ pub const IMPORT: &[&dyn Pass] =
     &[&StandardQuantizers, &FoldFakeQuant, &SettleQuantizers, &FoldClips, &NameQuantizers, &RecoverCodes];
 
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
-pub const FORMS: &[&dyn Pass] =
-    &[&RaiseQdq, &Dequantize, &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL }, &LowerGather];
+pub const FORMS: &[&dyn Pass] = &[
+    &RaiseQoperator,
+    &RaiseQdq,
+    &Dequantize,
+    &LowerQoperator,
+    &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
+    &LowerGather,
+];
 
 /// Every pass, each once, in run order.
 #[must_use]

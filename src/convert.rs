@@ -14,9 +14,11 @@ use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
 use crate::passes::lower_gather::LowerGather;
 use crate::passes::lower_matmulnbits::LowerMatmulnbits;
+use crate::passes::lower_qoperator::LowerQoperator;
 use crate::passes::name_quantizers::NameQuantizers;
 use crate::passes::pipeline::FORMS;
 use crate::passes::raise_qdq::RaiseQdq;
+use crate::passes::raise_qoperator::RaiseQoperator;
 use crate::passes::recover_codes::RecoverCodes;
 use crate::passes::settle_quantizers::SettleQuantizers;
 use crate::passes::simulate::Simulate;
@@ -50,12 +52,19 @@ pub enum To {
     Form(Form),
     /// The numbers that the codes stand for; the quantizers of activations go too.
     Float,
+    /// Operands of operators on codes, those of onnxruntime's QOperator format; activations too.
+    Qoperator,
 }
 
 impl To {
     /// Every word.
-    pub const ALL: [Self; 4] =
-        [Self::Form(Form::Qdq), Self::Form(Form::Matmulnbits), Self::Form(Form::GatherBlockQuantized), Self::Float];
+    pub const ALL: [Self; 5] = [
+        Self::Form(Form::Qdq),
+        Self::Form(Form::Matmulnbits),
+        Self::Form(Form::GatherBlockQuantized),
+        Self::Qoperator,
+        Self::Float,
+    ];
 
     /// As it is written.
     #[must_use]
@@ -63,6 +72,7 @@ impl To {
         match self {
             Self::Form(form) => form.name(),
             Self::Float => "float",
+            Self::Qoperator => "qoperator",
         }
     }
 }
@@ -166,11 +176,17 @@ fn passes<'a>(into: &[To], lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pa
         return Err(Error::new(Kind::Usage, message).with_hint("give one of them"));
     }
     let mut passes: Vec<&dyn Pass> = FOLD.to_vec();
+    if has(To::Form(Form::Qdq)) || has(To::Float) {
+        passes.push(&RaiseQoperator);
+    }
     if has(To::Form(Form::Qdq)) {
         passes.push(&RaiseQdq);
     }
     if has(To::Float) {
         passes.push(&Dequantize);
+    }
+    if has(To::Qoperator) {
+        passes.push(&LowerQoperator);
     }
     // Tables look for products with the same weight.
     if has(To::Form(Form::Matmulnbits)) {
