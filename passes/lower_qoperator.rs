@@ -6,7 +6,7 @@
 //! between its quantizers.
 
 use super::forms::MICROSOFT;
-use super::qoperator::{Coded, moved, moves, nodes, only_reader, rewire};
+use super::qoperator::{Coded, moved, moves, nodes, only_reader, rank, rewire};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};
@@ -125,7 +125,7 @@ fn quantized_value(model: &Model, node: NodeId, value: ValueId, mut gone: Vec<No
     }
     let at = model.node(reader);
     if !at.is("QuantizeLinear") {
-        return Err(format!("a {} reads its result in floats", at.op_type()));
+        return Err(format!("{} reads its result in floats", at.op_type()));
     }
     let result = Coded::of(model, reader)?;
     if let Some(clip) = clip {
@@ -200,8 +200,14 @@ fn kernel(left: &Coded, right: &Coded, result: Option<&Coded>) -> Result<(), Str
     }
 }
 
-/// The int32 codes of a bias, which must be in the scale of the sum.
-fn bias(model: &Model, node: NodeId, input: usize, left: &Coded, right: &Coded) -> Result<Option<ValueId>, String> {
+/// The int32 codes of a bias, which must be in the scale of the sum, one for each index of `axis` of the right operand.
+fn bias(
+    model: &Model,
+    (node, input): (NodeId, usize),
+    left: &Coded,
+    right: &Coded,
+    axis: usize,
+) -> Result<Option<ValueId>, String> {
     if model.node(node).input(input).is_none() {
         return Ok(None);
     }
@@ -212,7 +218,8 @@ fn bias(model: &Model, node: NodeId, input: usize, left: &Coded, right: &Coded) 
         return Err(format!("its bias \"{name}\" is not int32 around zero"));
     }
     let dims = tensor.dims();
-    if dims.len() != 1 {
+    let channels = model.constant(right.codes).and_then(|w| w.dims().get(axis).copied());
+    if dims.len() != 1 || channels != Some(dims[0]) {
         return Err(format!("its bias \"{name}\" has shape {dims:?}"));
     }
     let at = |list: &[f32], index: usize| if list.len() == 1 { list[0] } else { list[index] };
@@ -228,7 +235,7 @@ fn bias(model: &Model, node: NodeId, input: usize, left: &Coded, right: &Coded) 
 fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
     let x = activation(model, node, 0)?;
     let w = weight(model, node, 1, 0)?;
-    let b = bias(model, node, 2, &x, &w)?;
+    let b = bias(model, (node, 2), &x, &w, 0)?;
     let taken = quantized(model, node)?;
     kernel(&x, &w, Some(&taken.result))?;
     let mut inputs = Vec::with_capacity(9);
@@ -255,7 +262,7 @@ fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Strin
     let axis = usize::from(at.int("transB").unwrap_or(0) == 0);
     let a = activation(model, node, 0)?;
     let b = weight(model, node, 1, axis)?;
-    let c = bias(model, node, 2, &a, &b)?;
+    let c = bias(model, (node, 2), &a, &b, axis)?;
     let taken = match quantized(model, node) {
         Ok(taken) => Some(taken),
         // Without a scale of the result, that is floats.
@@ -320,11 +327,11 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
     if let Ok(add) = only_reader(model, node, output)
         && model.node(add).is("Add")
         && dims.is_some_and(|d| d.len() == 2)
-        && model.shape(model.node(node).input(0).ok_or("it has no input")?).is_some_and(|s| s.len() == 2)
+        && model.node(node).input(0).and_then(|v| rank(model, v)) == Some(2)
     {
         let other = usize::from(model.node(add).input(0) == Some(output));
         if operand(model, add, other).is_ok_and(|bias| bias.dtype == DataType::Int32) {
-            let c = bias(model, add, other, &a, &b)?;
+            let c = bias(model, (add, other), &a, &b, 1)?;
             let sum = model.node(add).output(0).ok_or("an Add has no output")?;
             let taken = quantized_value(model, node, sum, vec![add])?;
             kernel(&a, &b, Some(&taken.result))?;
@@ -419,7 +426,7 @@ fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<String, St
         let quantize = only_reader(model, node, output)?;
         let at = model.node(quantize);
         if !at.is("QuantizeLinear") {
-            return Err(format!("a {} reads its result in floats", at.op_type()));
+            return Err(format!("{} reads its result in floats", at.op_type()));
         }
         let result = Coded::of(model, quantize)?;
         if operands.iter().any(|operand| !operand.same(&result)) {

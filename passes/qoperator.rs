@@ -86,6 +86,14 @@ pub(super) fn zero_like(model: &mut Model, graph: GraphId, scale: ValueId, dtype
     let bytes = dims.iter().product::<usize>() * dtype.bits().unwrap_or(8) / 8;
     let name = model.value(scale).name();
     let name = format!("{}_zero_point", name.strip_suffix("_scale").unwrap_or(name));
+    if let Some(before) = model.value_named(&name).filter(|v| model.graph(graph).initializers().contains(v))
+        && let Some(tensor) = model.constant(before)
+        && tensor.dtype() == dtype
+        && tensor.dims() == dims
+        && tensor.raw().iter().all(|&byte| byte == 0)
+    {
+        return before;
+    }
     model.add_initializer(graph, &name, Tensor::new(dtype, &dims, vec![0; bytes]))
 }
 
@@ -136,4 +144,14 @@ pub(super) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result
         [_] => Err("a body reads its result".to_owned()),
         _ => Err("its result has several readers in floats".to_owned()),
     }
+}
+
+/// The rank of a value, which is also that of what it was quantized from.
+pub(super) fn rank(model: &Model, value: ValueId) -> Option<usize> {
+    if let Some(shape) = model.shape(value) {
+        return Some(shape.len());
+    }
+    let node = model.producer(value)?;
+    let quantizer = model.node(node).is("QuantizeLinear") || model.node(node).is("DequantizeLinear");
+    rank(model, model.node(node).input(0).filter(|_| quantizer)?)
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::forms::MICROSOFT;
 use super::lower_matmulnbits::add_behind;
-use super::qoperator::{Coded, moved, moves, nodes, rewire, zero_like};
+use super::qoperator::{Coded, moved, moves, nodes, rank, rewire, zero_like};
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
@@ -26,6 +26,11 @@ impl Pass for RaiseQoperator {
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let mut work = Raise::default();
+        if model.opset().is_some_and(|has| has < 13) && nodes(model).into_iter().any(|n| has_channels(model, n)) {
+            let raised = raise(model, 13)?;
+            outcome.changed("model", "operator set raised to 13");
+            outcome.skips.extend(raised.skips);
+        }
         for node in nodes(model) {
             let at = model.node(node);
             let Some(graph) = at.graph() else { continue };
@@ -45,11 +50,6 @@ impl Pass for RaiseQoperator {
                 Ok(text) => outcome.changed(name, text),
                 Err(why) => outcome.skipped(name, why),
             }
-        }
-        if work.channels && model.opset().is_some_and(|has| has < 13) {
-            let raised = raise(model, 13)?;
-            outcome.changed("model", "operator set raised to 13");
-            outcome.skips.extend(raised.skips);
         }
         Ok(outcome)
     }
@@ -103,8 +103,6 @@ struct Raise {
     known: BTreeMap<ValueId, Params>,
     /// The numbers that activations stand for.
     made: BTreeMap<(GraphId, Triple), ValueId>,
-    /// Whether there are scales of channels.
-    channels: bool,
 }
 
 impl Raise {
@@ -150,9 +148,13 @@ impl Raise {
         }
         if layout.float == "Softmax" {
             let opset = model.opset_in(graph).unwrap_or(0);
-            if (at.int("opset").unwrap_or(opset) < 13) != (opset < 13) {
+            let axis = at.int("axis").unwrap_or(-1);
+            let last = at.input(0).and_then(|v| rank(model, v)).is_some_and(|rank| axis + 1 == rank as i64);
+            // Before 13 all axes from this one on are summed over.
+            if (at.int("opset").unwrap_or(opset) < 13) != (opset < 13) && axis != -1 && !last {
                 return Err("it is a Softmax of another operator set".to_owned());
             }
+            model.set_attr(node, Attr::int("axis", axis));
         }
         let operands = (0..layout.operands).map(|i| triple(model, node, layout.first + 3 * i)).collect::<Vec<_>>();
         let operands = operands.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -283,7 +285,6 @@ impl Raise {
         let mut new = NewNode::new("DequantizeLinear", format!("{base}_DequantizeLinear"), &inputs, &[&output]);
         if let Some(axis) = axis {
             new = new.with(Attr::int("axis", axis));
-            self.channels = true;
         }
         let made = model.insert(Place::Before(node), new);
         let value = model.node(made).output(0).ok_or("a DequantizeLinear has an output")?;
@@ -310,6 +311,17 @@ impl Raise {
         model.set_type(codes, tensor_type(params.dtype, shape.as_deref()));
         self.known.insert(codes, params);
     }
+}
+
+/// Whether an operator on codes has scales of channels, which a DequantizeLinear has from operator set 13 on.
+fn has_channels(model: &Model, node: NodeId) -> bool {
+    let at = model.node(node);
+    let index = match at.op_type() {
+        "QLinearConv" | "QLinearMatMul" | "QGemm" => 4,
+        "MatMulIntegerToFloat" => 3,
+        _ => return false,
+    };
+    model.constant_input(node, index).is_some_and(|scale| scale.len() > 1)
 }
 
 fn triple(model: &Model, node: NodeId, input: usize) -> Result<Triple, String> {

@@ -274,6 +274,8 @@ def main():
                             capture_output=True, text=True)
     checks.check("blocks", "weights are those of MatMulNBitsQuantizer", packed.returncode == 0,
                  (packed.stdout + packed.stderr).strip()[-500:])
+    coded = subprocess.run([sys.executable, ROOT / "tests/differential/qoperator.py", amax], capture_output=True, text=True)
+    checks.check("qoperator", "operators on codes and back", coded.returncode == 0, (coded.stdout + coded.stderr).strip()[-800:])
     for name in names:
         if name not in available:
             sys.exit(f"error: no model {name!r} with samples\nhint: there are {', '.join(available)}; "
