@@ -339,6 +339,12 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
             return Ok("QGemm".to_owned());
         }
     }
+    if !is_quantized(model, node) {
+        kernel(&a, &b, None)?;
+        let ([x, x_scale, x_zero], [y, y_scale, y_zero]) = (triple(model, graph, &a), triple(model, graph, &b));
+        rewire(model, node, MICROSOFT, "MatMulIntegerToFloat", &[x, y, x_scale, y_scale, x_zero, y_zero]);
+        return Ok("MatMulIntegerToFloat".to_owned());
+    }
     let taken = quantized(model, node)?;
     kernel(&a, &b, Some(&taken.result))?;
     let mut inputs = Vec::with_capacity(8);

@@ -207,11 +207,14 @@ def everything(path):
     gemm, s6 = op("Gemm", [flat, g, bias(np.float32(sm) * sg, "gemm_bias")], 0.06, 128, transB=1)
     m, _ = weight((6, 5), "matmul", 1, np.uint8)
     columns, _ = op("MatMul", [gemm, m], 0.05, 128)
+    other, _ = weight((6, 3), "free", 1, np.uint8)
+    nodes.append(helper.make_node("MatMul", [gemm, other], ["free"], "free"))
     soft, _ = op("Softmax", [columns], 1 / 256, 0, axis=-1)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(nodes, "everything",
                               [value("x", 1, [2, 4, 8, 8]), value("z", 1, [2, 16, 4, 4]), value("mask", 9, [2, 16, 4, 4])],
-                              [value(columns, 1, [2, 5]), value(soft, 1, [2, 5]), value(chosen, 1, [2, 16, 4, 4])], held)
+                              [value(columns, 1, [2, 5]), value(soft, 1, [2, 5]), value(chosen, 1, [2, 16, 4, 4]),
+                               value("free", 1, [2, 3])], held)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return [{"x": rng.normal(0, 1.2, (2, 4, 8, 8)).astype(np.float32), "mask": rng.random((2, 16, 4, 4)) < 0.5,
