@@ -333,10 +333,23 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
         if operand(model, add, other).is_ok_and(|bias| bias.dtype == DataType::Int32) {
             let c = bias(model, (add, other), &a, &b, 1)?;
             let sum = model.node(add).output(0).ok_or("an Add has no output")?;
-            let taken = quantized_value(model, node, sum, vec![add])?;
-            kernel(&a, &b, Some(&taken.result))?;
-            qgemm(model, graph, node, &a, &b, c, Some(&taken));
-            return Ok("QGemm".to_owned());
+            if is_quantized(model, add) {
+                let taken = quantized_value(model, node, sum, vec![add])?;
+                kernel(&a, &b, Some(&taken.result))?;
+                qgemm(model, graph, node, &a, &b, c, Some(&taken));
+                return Ok("QGemm".to_owned());
+            }
+            kernel(&a, &b, None)?;
+            qgemm(model, graph, node, &a, &b, c, None);
+            let fresh = format!("{}_gone", model.value(output).name());
+            let ty = model.value(sum).ty().cloned();
+            model.replace_uses(sum, output, |_| true);
+            model.take_name(sum, output, &fresh);
+            if let Some(ty) = ty {
+                model.set_type(output, ty);
+            }
+            model.remove(&[add]);
+            return Ok("QGemm with a result in floats".to_owned());
         }
     }
     if !is_quantized(model, node) {
