@@ -1,4 +1,4 @@
-//! Operators between Dequantize and Quantize become operators on codes, those of onnxruntime's QOperator format: codes,
+//! Operators between Dequantize and Quantize become operators on codes, those of onnxruntime's `QOperator` format: codes,
 //! scales and zero points as they were. What only moves codes runs on codes as it is.
 //!
 //! A Relu or Clip in front of the quantizer goes where the quantizer clips at the same codes. A bias must be int32 in the

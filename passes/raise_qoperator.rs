@@ -1,7 +1,9 @@
-//! Operators on codes (onnxruntime's QOperator format) become operators between Dequantize and Quantize, codes, scales
+//! Operators on codes (onnxruntime's `QOperator` format) become operators between Dequantize and Quantize, codes, scales
 //! and zero points as they were; the operator set is raised as far as scales of channels need it.
 //!
-//! What moves codes, and codes alone, gets quantizers as well, with the parameters of the codes that it reads.
+//! What moves codes, and codes alone, gets quantizers as well, with the parameters of the codes that it reads. Where the
+//! least code of a result stands for zero and the result could be below, a Relu goes in front of the quantizer: it changes
+//! no code, and one that was there has been left to the quantizer, which may be taken out.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +44,7 @@ impl Pass for RaiseQoperator {
                 }
                 ("" | MICROSOFT, op) if LAYOUTS.iter().any(|layout| layout.op == op) => work.node(model, graph, node),
                 (MICROSOFT, "QLinearConcat") => work.concat(model, graph, node),
-                (MICROSOFT, "MatMulIntegerToFloat") => work.to_float(model, graph, node),
+                (MICROSOFT, "MatMulIntegerToFloat") => work.float_product(model, graph, node),
                 ("", _) if moves(model, node) && work.knows(model, node) => work.moving(model, graph, node),
                 _ => continue,
             };
@@ -135,7 +137,7 @@ impl Raise {
         }
         let outputs: Vec<ValueId> = model.node(node).outputs().iter().flatten().copied().collect();
         for output in outputs {
-            self.quantize(model, node, output, params);
+            self.quantize(model, node, output, params, false);
         }
         Ok(format!("{} of dequantized codes", model.node(node).op_type()))
     }
@@ -158,7 +160,7 @@ impl Raise {
         }
         let operands = (0..layout.operands).map(|i| triple(model, node, layout.first + 3 * i)).collect::<Vec<_>>();
         let operands = operands.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let axes = self.axes(model, node, layout, &operands)?;
+        let axes = axes(model, node, layout, &operands)?;
         let bias = layout.bias.and_then(|i| model.node(node).input(i));
         let bias = match bias {
             Some(codes) => Some((codes, bias_scale(model, node, &operands)?)),
@@ -183,14 +185,19 @@ impl Raise {
         }
         let output = model.node(node).output(0).ok_or("it has no output")?;
         if let Some(params) = params {
-            self.quantize(model, node, output, params);
+            let below = match layout.float {
+                "Conv" | "Gemm" | "MatMul" => true,
+                "Sigmoid" | "Softmax" => false,
+                _ => operands.iter().any(|&(codes, _, zero)| !is_positive(model, codes, zero)),
+            };
+            self.quantize(model, node, output, params, below);
         }
         Ok(format!("{} of dequantized codes", layout.float))
     }
 
     fn concat(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
         let count = model.node(node).inputs().len();
-        if count < 5 || (count - 2) % 3 != 0 {
+        if count < 5 || !(count - 2).is_multiple_of(3) {
             return Err("its operands are not complete".to_owned());
         }
         let operands = (2..count).step_by(3).map(|i| triple(model, node, i)).collect::<Result<Vec<_>, _>>()?;
@@ -200,18 +207,19 @@ impl Raise {
             }
         }
         let params = result(model, graph, node, 0, operands[0])?.ok_or("its result has no scale")?;
+        let below = operands.iter().any(|&(codes, _, zero)| !is_positive(model, codes, zero));
         let mut inputs = Vec::with_capacity(operands.len());
         for operand in operands {
             inputs.push(Some(self.dequantize(model, graph, node, operand, None)?));
         }
         rewire(model, node, "", "Concat", &inputs);
         let output = model.node(node).output(0).ok_or("it has no output")?;
-        self.quantize(model, node, output, params);
+        self.quantize(model, node, output, params, below);
         Ok("Concat of dequantized codes".to_owned())
     }
 
     /// `MatMulIntegerToFloat`, whose operands come before their scales and zero points.
-    fn to_float(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn float_product(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
         let at = model.node(node);
         let given = |index: usize| at.input(index).ok_or_else(|| format!("it has no input {index}"));
         let a = (given(0)?, given(2)?, at.input(4));
@@ -229,35 +237,6 @@ impl Raise {
             add_behind(model, node, bias);
         }
         Ok("MatMul of dequantized codes".to_owned())
-    }
-
-    /// The axis of the scales of each operand, where there are several.
-    fn axes(
-        &mut self,
-        model: &Model,
-        node: NodeId,
-        layout: &Layout,
-        operands: &[Triple],
-    ) -> Result<Vec<Option<i64>>, String> {
-        let mut axes = vec![None; operands.len()];
-        for (index, &(codes, scale, _)) in operands.iter().enumerate() {
-            if scale_count(model, scale)? == 1 {
-                continue;
-            }
-            let rank = model.constant(codes).map(|w| w.dims().len() as i64);
-            let listed = model.constant(scale).is_some_and(|s| s.dims().len() == 1);
-            axes[index] = match layout.float {
-                _ if index == 0 || !listed => None,
-                "Conv" => Some(0),
-                "Gemm" => Some(i64::from(model.node(node).int("transB").unwrap_or(0) == 0)),
-                "MatMul" if rank == Some(2) => Some(1),
-                _ => None,
-            };
-            if axes[index].is_none() {
-                return Err(format!("the scales of \"{}\" are not one for each channel", model.value(codes).name()));
-            }
-        }
-        Ok(axes)
     }
 
     /// The numbers of codes, in front of a node.
@@ -294,23 +273,41 @@ impl Raise {
         Ok(value)
     }
 
-    /// Quantizes an output of a node; its readers read these codes, which have its name.
-    fn quantize(&mut self, model: &mut Model, node: NodeId, output: ValueId, params: Params) {
+    /// Quantizes an output of a node, which may be `below` zero; its readers read these codes, which have its name.
+    fn quantize(&mut self, model: &mut Model, node: NodeId, output: ValueId, params: Params, below: bool) {
         let name = model.value(output).name().to_owned();
         let base = name.strip_suffix("_quantized").filter(|b| !b.is_empty());
         let base = base.map_or_else(|| format!("{name}_float"), str::to_owned);
-        let inputs = [output, params.scale, params.zero];
-        let label = format!("{base}_QuantizeLinear");
-        let new = NewNode::new("QuantizeLinear", label, &inputs, &[&format!("{name}_codes")]);
-        let quantize = model.insert(Place::After(node), new);
-        let Some(codes) = model.node(quantize).output(0) else { return };
         let shape = model.shape(output);
-        model.replace_uses(output, codes, |user| !matches!(user, User::Node { node, .. } if node == quantize));
-        model.take_name(output, codes, &base);
-        model.set_type(output, tensor_type(DataType::Float, shape.as_deref()));
+        let float = tensor_type(DataType::Float, shape.as_deref());
+        let (mut last, mut source, mut fresh) = (node, output, base.clone());
+        if below && is_positive(model, output, Some(params.zero)) {
+            let new = NewNode::new("Relu", format!("{base}_Relu"), &[output], &[&base]);
+            last = model.insert(Place::After(node), new);
+            let Some(positive) = model.node(last).output(0) else { return };
+            model.set_type(positive, float.clone());
+            (source, fresh) = (positive, format!("{base}_signed"));
+        }
+        let label = format!("{base}_QuantizeLinear");
+        let inputs = [source, params.scale, params.zero];
+        let new = NewNode::new("QuantizeLinear", label, &inputs, &[&format!("{name}_codes")]);
+        let quantize = model.insert(Place::After(last), new);
+        let Some(codes) = model.node(quantize).output(0) else { return };
+        let own = |user: User| matches!(user, User::Node { node, .. } if node == quantize || (node == last && source != output));
+        model.replace_uses(output, codes, |user| !own(user));
+        model.take_name(output, codes, &fresh);
+        model.set_type(output, float);
         model.set_type(codes, tensor_type(params.dtype, shape.as_deref()));
         self.known.insert(codes, params);
     }
+}
+
+/// Whether the least code stands for zero.
+fn is_positive(model: &Model, codes: ValueId, zero: Option<ValueId>) -> bool {
+    let Some(zero) = zero else { return model.dtype(codes) == Some(DataType::Uint8) };
+    let Some(zero) = model.constant(zero) else { return false };
+    let least = if zero.dtype() == DataType::Int8 { -128 } else { 0 };
+    matches!(zero.to_i64().as_deref(), Some([number]) if *number == least)
 }
 
 /// Whether an operator on codes has scales of channels, which a DequantizeLinear has from operator set 13 on.
@@ -322,6 +319,29 @@ fn has_channels(model: &Model, node: NodeId) -> bool {
         _ => return false,
     };
     model.constant_input(node, index).is_some_and(|scale| scale.len() > 1)
+}
+
+/// The axis of the scales of each operand, where there are several.
+fn axes(model: &Model, node: NodeId, layout: &Layout, operands: &[Triple]) -> Result<Vec<Option<i64>>, String> {
+    let mut axes = vec![None; operands.len()];
+    for (index, &(codes, scale, _)) in operands.iter().enumerate() {
+        if scale_count(model, scale)? == 1 {
+            continue;
+        }
+        let rank = model.constant(codes).map(|w| w.dims().len() as i64);
+        let listed = model.constant(scale).is_some_and(|s| s.dims().len() == 1);
+        axes[index] = match layout.float {
+            _ if index == 0 || !listed => None,
+            "Conv" => Some(0),
+            "Gemm" => Some(i64::from(model.node(node).int("transB").unwrap_or(0) == 0)),
+            "MatMul" if rank == Some(2) => Some(1),
+            _ => None,
+        };
+        if axes[index].is_none() {
+            return Err(format!("the scales of \"{}\" are not one for each channel", model.value(codes).name()));
+        }
+    }
+    Ok(axes)
 }
 
 fn triple(model: &Model, node: NodeId, input: usize) -> Result<Triple, String> {

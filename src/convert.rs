@@ -52,7 +52,7 @@ pub enum To {
     Form(Form),
     /// The numbers that the codes stand for; the quantizers of activations go too.
     Float,
-    /// Operands of operators on codes, those of onnxruntime's QOperator format; activations too.
+    /// Operands of operators on codes, those of onnxruntime's `QOperator` format; activations too.
     Qoperator,
 }
 

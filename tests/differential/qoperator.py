@@ -126,10 +126,16 @@ def foreign(digits, samples, folder):
     for left, right, channels in [(u, s, True), (u, s, False), (u, u, False), (s, s, True)]:
         name = f"onnxruntime {left.name}/{right.name}{' by channel' if channels else ''}"
         made, raised, again = folder / "made.onnx", folder / "raised.onnx", folder / "again.onnx"
+        plain = folder / "plain.onnx"
         quantize_static(digits, made, Reader(samples[:16]), quant_format=QuantFormat.QOperator, per_channel=channels,
                         activation_type=left, weight_type=right)
         amax("convert", made, raised, "--form", "qdq")
         amax("convert", raised, again, "--form", "qoperator")
+        amax("convert", made, plain, "--form", "float")
+        signal, noise = run(digits, samples, False)[0], run(plain, samples, False)[0]
+        ratio = 10 * np.log10((signal**2).sum() / ((signal - noise) ** 2).sum())
+        print(f"{name}: {ratio:.1f} dB in floats")
+        good &= bool(ratio > 25) and not QUANTIZERS & set(operators(plain))
         ops = operators(raised)
         good &= not any(op.startswith("QLinear") or op == "QGemm" for op in ops)
         first, second = codes(made), codes(again)
