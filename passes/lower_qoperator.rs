@@ -177,14 +177,13 @@ fn replace(model: &mut Model, output: ValueId, result: &Coded) {
 
 /// Codes, scale and zero point.
 fn triple(model: &mut Model, graph: GraphId, coded: &Coded) -> [Option<ValueId>; 3] {
-    let zero = coded.zero(model, graph);
-    [Some(coded.codes), Some(coded.scale), Some(zero)]
+    let [scale, zero] = coded.params(model, graph);
+    [Some(coded.codes), Some(scale), Some(zero)]
 }
 
 /// Scale and zero point.
 fn two(model: &mut Model, graph: GraphId, coded: &Coded) -> [Option<ValueId>; 2] {
-    let zero = coded.zero(model, graph);
-    [Some(coded.scale), Some(zero)]
+    coded.params(model, graph).map(Some)
 }
 
 /// Refuses types of the left operand, the right one and the result that no kernel has.

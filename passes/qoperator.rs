@@ -78,6 +78,29 @@ impl Coded {
             None => zero_like(model, graph, self.scale, self.dtype),
         }
     }
+
+    /// Scale and zero point as operators on codes take them: one number is no list of one.
+    pub fn params(&self, model: &mut Model, graph: GraphId) -> [ValueId; 2] {
+        let both = [self.scale, self.zero(model, graph)];
+        if self.axis.is_some() { both } else { both.map(|value| scalar(model, graph, value)) }
+    }
+}
+
+/// The one number of a constant without axes.
+fn scalar(model: &mut Model, graph: GraphId, value: ValueId) -> ValueId {
+    let Some(tensor) = model.constant(value).filter(|t| !t.dims().is_empty() && t.len() == 1) else { return value };
+    let tensor = tensor.clone().reshaped(&[]);
+    let name = format!("{}_scalar", model.value(value).name());
+    let before = model.value_named(&name).filter(|v| model.graph(graph).initializers().contains(v));
+    let same = |v: &ValueId| {
+        model
+            .constant(*v)
+            .is_some_and(|t| t.dtype() == tensor.dtype() && t.dims().is_empty() && t.raw() == tensor.raw())
+    };
+    match before.filter(same) {
+        Some(before) => before,
+        None => model.add_initializer(graph, &name, tensor),
+    }
 }
 
 /// A new zero point of zeros, one for each number of `scale`.

@@ -267,8 +267,9 @@ impl Raise {
         }
         let made = model.insert(Place::Before(node), new);
         let value = model.node(made).output(0).ok_or("a DequantizeLinear has an output")?;
-        let shape = model.shape(codes);
-        model.set_type(value, tensor_type(DataType::Float, shape.as_deref()));
+        if let Some(shape) = model.shape(codes) {
+            model.set_type(value, tensor_type(DataType::Float, Some(&shape)));
+        }
         self.made.insert(key, value);
         Ok(value)
     }
@@ -279,13 +280,16 @@ impl Raise {
         let base = name.strip_suffix("_quantized").filter(|b| !b.is_empty());
         let base = base.map_or_else(|| format!("{name}_float"), str::to_owned);
         let shape = model.shape(output);
+        let typed = model.value(output).ty().is_some();
         let float = tensor_type(DataType::Float, shape.as_deref());
         let (mut last, mut source, mut fresh) = (node, output, base.clone());
         if below && is_positive(model, output, Some(params.zero)) {
             let new = NewNode::new("Relu", format!("{base}_Relu"), &[output], &[&base]);
             last = model.insert(Place::After(node), new);
             let Some(positive) = model.node(last).output(0) else { return };
-            model.set_type(positive, float.clone());
+            if typed {
+                model.set_type(positive, float.clone());
+            }
             (source, fresh) = (positive, format!("{base}_signed"));
         }
         let label = format!("{base}_QuantizeLinear");
@@ -296,8 +300,10 @@ impl Raise {
         let own = |user: User| matches!(user, User::Node { node, .. } if node == quantize || (node == last && source != output));
         model.replace_uses(output, codes, |user| !own(user));
         model.take_name(output, codes, &fresh);
-        model.set_type(output, float);
-        model.set_type(codes, tensor_type(params.dtype, shape.as_deref()));
+        if typed {
+            model.set_type(output, float);
+            model.set_type(codes, tensor_type(params.dtype, shape.as_deref()));
+        }
         self.known.insert(codes, params);
     }
 }
