@@ -45,7 +45,10 @@ impl Coded {
         let default = if quantizes && at.int("output_dtype").unwrap_or(0) == 0 { Some(DataType::Uint8) } else { None };
         let dtype = zero.and_then(|z| model.constant(z)).map(Tensor::dtype);
         let dtype = dtype.or_else(|| model.constant(codes).map(Tensor::dtype)).or(default);
-        let dtype = dtype.or_else(|| model.dtype(codes));
+        let dtype = dtype.or_else(|| model.dtype(codes)).or_else(|| {
+            let before = model.producer(codes).filter(|&p| p != node && model.node(p).is("QuantizeLinear"));
+            before.and_then(|p| Self::of(model, p).ok()).map(|coded| coded.dtype)
+        });
         let dtype = dtype.ok_or_else(|| format!("the type of \"{label}\" is not known"))?;
         if at.int("block_size").unwrap_or(0) != 0 {
             return Err(format!("\"{label}\" has scales in blocks"));
