@@ -18,10 +18,12 @@ use super::{
     lower_lstm::LowerLstm,
     lower_matmulinteger::LowerMatmulinteger,
     lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits},
+    lower_qoperator::LowerQoperator,
     name_quantizers::NameQuantizers,
     per_token::PerToken,
     raise_opset::RaiseOpset,
     raise_qdq::RaiseQdq,
+    raise_qoperator::RaiseQoperator,
     recover_codes::RecoverCodes,
     settle_quantizers::SettleQuantizers,
     simulate::Simulate,
@@ -59,8 +61,10 @@ pub const IMPORT: &[&dyn Pass] =
 
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
 pub const FORMS: &[&dyn Pass] = &[
+    &RaiseQoperator,
     &RaiseQdq,
     &Dequantize,
+    &LowerQoperator,
     &LowerMatmulnbits { accuracy_level: ACCURACY_LEVEL },
     &LowerMatmulinteger,
     &LowerLstm,

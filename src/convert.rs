@@ -16,9 +16,11 @@ use crate::passes::lower_gather::LowerGather;
 use crate::passes::lower_lstm::LowerLstm;
 use crate::passes::lower_matmulinteger::LowerMatmulinteger;
 use crate::passes::lower_matmulnbits::LowerMatmulnbits;
+use crate::passes::lower_qoperator::LowerQoperator;
 use crate::passes::name_quantizers::NameQuantizers;
 use crate::passes::pipeline::FORMS;
 use crate::passes::raise_qdq::RaiseQdq;
+use crate::passes::raise_qoperator::RaiseQoperator;
 use crate::passes::recover_codes::RecoverCodes;
 use crate::passes::settle_quantizers::SettleQuantizers;
 use crate::passes::simulate::Simulate;
@@ -52,16 +54,19 @@ pub enum To {
     Form(Form),
     /// The numbers that the codes stand for; the quantizers of activations go too.
     Float,
+    /// Operands of operators on codes, those of onnxruntime's `QOperator` format; activations too.
+    Qoperator,
 }
 
 impl To {
     /// Every word.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Form(Form::Qdq),
         Self::Form(Form::Matmulnbits),
         Self::Form(Form::GatherBlockQuantized),
         Self::Form(Form::Matmulinteger),
         Self::Form(Form::DynamicQuantizeLstm),
+        Self::Qoperator,
         Self::Float,
     ];
 
@@ -71,6 +76,7 @@ impl To {
         match self {
             Self::Form(form) => form.name(),
             Self::Float => "float",
+            Self::Qoperator => "qoperator",
         }
     }
 }
@@ -174,11 +180,17 @@ fn passes<'a>(into: &[To], lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pa
         return Err(Error::new(Kind::Usage, message).with_hint("give one of them"));
     }
     let mut passes: Vec<&dyn Pass> = FOLD.to_vec();
+    if has(To::Form(Form::Qdq)) || has(To::Float) {
+        passes.push(&RaiseQoperator);
+    }
     if has(To::Form(Form::Qdq)) {
         passes.push(&RaiseQdq);
     }
     if has(To::Float) {
         passes.push(&Dequantize);
+    }
+    if has(To::Qoperator) {
+        passes.push(&LowerQoperator);
     }
     // Tables look for products with the same weight.
     if has(To::Form(Form::Matmulnbits)) {

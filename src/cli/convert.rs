@@ -29,6 +29,7 @@ Examples:
   amax convert trained.onnx out.onnx
   amax convert w4.onnx out.onnx --form matmulnbits,gather-block-quantized
   amax convert nbits.onnx out.onnx --form qdq
+  amax convert qdq.onnx out.onnx --form qoperator
   amax convert trained.onnx out.onnx --check --calib samples.npz
   amax convert prepared.onnx out.onnx --disable 'head.*'
   amax convert quantized.onnx out.onnx --simulate")]
@@ -37,9 +38,9 @@ pub(crate) struct Args {
     input: PathBuf,
     /// Where the result goes.
     output: PathBuf,
-    /// How quantized constants are stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger`,
-    /// `dynamic-quantize-lstm`, or `float` (not quantized at all). Codes and scales stay. Those for different operators may be
-    /// given together, with a comma.
+    /// How what is quantized is stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger`,
+    /// `dynamic-quantize-lstm`, `qoperator` (operators on codes, such as QLinearConv), or `float` (not quantized at all). Codes
+    /// and scales stay. All but `qdq` and `float` may be given together, with commas.
     #[arg(long, value_name = "FORM", value_delimiter = ',', value_parser = form)]
     form: Vec<To>,
     /// `accuracy_level` of new `MatMulNBits`: 4 lets the runtime quantize the other operand to int8, 1 is float32.

@@ -256,6 +256,7 @@ OTHERS = {
     "blocks": "weights are those of MatMulNBitsQuantizer",
     "formats": "every number format",
     "dynamic": "what is quantized at run time",
+    "qoperator": "operators on codes and back",
     "qat": "fake quantizers, before and after",
 }
 

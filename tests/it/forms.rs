@@ -220,6 +220,9 @@ fn forms_that_exclude_each_other_are_refused() {
     check(&[To::Float], true);
     check(&[qdq, nbits], false);
     check(&[To::Float, gather], false);
+    check(&[To::Qoperator, nbits, gather], true);
+    check(&[To::Qoperator, qdq], false);
+    check(&[To::Float, To::Qoperator], false);
 }
 
 /// An embedding, a product, a transposed Gemm, and a convolution, none of them with more than the columns it needs.
@@ -462,4 +465,89 @@ net (float[3,1,2] x) => (float[3,2,1,1] y, float[2,1,1] last) <
     });
     assert_eq!(first, second);
     assert!(first.iter().flat_map(|(_, values)| values).any(|v| v.abs() > 0.01));
+}
+
+/// A Relu or Clip goes where every number gets the code that it gets without, and only there.
+#[test]
+fn clips_go_where_their_quantizer_clips_alike() {
+    let check = |clip: &str, bounds: (f32, f32), dtype: &str, scale: f32, zero: i32, goes: bool| {
+        let text = format!(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+m ({dtype}[1,1,2] x) => ({dtype}[1,1,2] y) <
+  float s = {{0.5}}, float t = {{{scale}}}, {dtype} z = {{{zero}}}, int8[1,1,1] w = {{3}}, int8 n = {{0}}, float low = {{{}}}, float high = {{{}}}
+> {{
+  a = DequantizeLinear (x, s, z)
+  b = DequantizeLinear (w, s, n)
+  c = Conv (a, b)
+  d = {clip}
+  y = QuantizeLinear (d, t, z)
+}}"#,
+            bounds.0, bounds.1
+        );
+        let (least, most) = if dtype == "int8" { (-128.0, 127.0) } else { (0.0, 255.0) };
+        let code = |number: f32| ((number / scale).round_ties_even() + zero as f32).clamp(least, most);
+        let mut numbers = (-40_000..40_000).map(|at| at as f32 * scale / 64.0);
+        let alike = numbers.all(|x| code(x).to_bits() == code(x.max(bounds.0).min(bounds.1)).to_bits());
+        assert_eq!(alike, goes, "{clip} {bounds:?} {dtype} {scale} {zero}");
+        let done = converted(&parse(&text).unwrap(), &[To::Qoperator]).unwrap();
+        let ops: Vec<_> = done.model.graph(done.model.main()).nodes().to_vec();
+        let ops: Vec<&str> = ops.into_iter().map(|n| done.model.node(n).op_type()).collect();
+        assert_eq!(ops == ["QLinearConv"], goes, "{clip} {bounds:?} {dtype} {scale} {zero}: {ops:?}");
+        assert_eq!(done.kept.is_empty(), goes);
+    };
+    let (relu, clip) = ("Relu (c)", "Clip (c, low, high)");
+    let all = f32::MAX;
+    check(relu, (0.0, all), "uint8", 0.5, 0, true);
+    check(relu, (0.0, all), "uint8", 0.5, 1, false);
+    check(relu, (0.0, all), "int8", 0.5, -128, true);
+    check(relu, (0.0, all), "int8", 0.5, 0, false);
+    check(clip, (0.0, 6.0), "uint8", 6.0 / 255.0, 0, true);
+    check(clip, (0.0, 6.0), "uint8", 6.0 / 250.0, 0, false);
+    check(clip, (0.0, 6.0), "uint8", 6.0 / 300.0, 0, true);
+    check(clip, (-1.0, 6.0), "uint8", 7.0 / 255.0, 36, true);
+    check(clip, (0.0, 6.0), "int8", 6.0 / 255.0, -128, true);
+    check(clip, (6.0, 6.0), "uint8", 6.0 / 255.0, 0, false);
+    check(clip, (1.0, 6.0), "uint8", 6.0 / 255.0, 0, false);
+}
+
+/// Operators on codes become what they were made of, with the same codes and scales.
+#[test]
+fn operators_on_codes_come_back() {
+    let model = parse(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+m (float[2,3] x) => (float[2,2] y) <
+  float s = {0.5}, uint8 z = {128}, float t = {0.25}, int8[2,3] w = {1, -2, 3, -4, 5, -6}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0},
+  int32[2] q = {8, 16}, float[2] qs = {0.25, 0.125}
+> {
+  a = QuantizeLinear (x, s, z)
+  b = DequantizeLinear (a, s, z)
+  c = DequantizeLinear <axis = 0> (w, ws, wz)
+  d = DequantizeLinear <axis = 0> (q, qs)
+  e = Gemm <transB = 1> (b, c, d)
+  f = QuantizeLinear (e, t, z)
+  y = DequantizeLinear (f, t, z)
+}"#,
+    )
+    .unwrap();
+    let operators = |model: &Model| -> Vec<String> {
+        let nodes = model.graph(model.main()).nodes();
+        nodes.iter().map(|&n| model.node(n).op_type().to_owned()).collect()
+    };
+    let constants = |model: &Model| -> std::collections::BTreeMap<String, Vec<u8>> {
+        let names = model.graph(model.main()).initializers().iter();
+        names.map(|&v| (model.value(v).name().to_owned(), model.constant(v).unwrap().raw().to_vec())).collect()
+    };
+    let there = converted(&model, &[To::Qoperator]).unwrap();
+    assert_eq!(operators(&there.model), ["QuantizeLinear", "QGemm", "DequantizeLinear"]);
+    assert_eq!(there.model.domain_version("com.microsoft"), Some(1));
+    assert!(there.kept.is_empty(), "{:?}", there.kept);
+    let back = converted(&there.model, &[To::Form(Form::Qdq)]).unwrap().model;
+    assert_eq!(operators(&back).len(), operators(&model).len());
+    let mut held = constants(&back);
+    // The scale of the bias was not in the file on the way.
+    let scale = held.remove("q_scale").unwrap();
+    held.insert("qs".to_owned(), scale);
+    assert_eq!(held, constants(&model));
+    let float = converted(&there.model, &[To::Float]).unwrap().model;
+    assert_eq!(operators(&float), ["Gemm"]);
 }
