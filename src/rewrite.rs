@@ -77,7 +77,9 @@ pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
 /// # Errors
 /// As [`rewrite`], and groups that do not divide the axis that they cut.
 pub fn prepare(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
-    line(original, request, true)
+    // QuantizeLinear divides by positive scales.
+    let target = Target { signed_scales: false, ..request.target.clone() };
+    line(original, &Request { target: &target, ..*request }, true)
 }
 
 fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten> {

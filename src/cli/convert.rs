@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Where the result goes.
     output: PathBuf,
     /// How what is quantized is stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger`,
-    /// `dynamic-quantize-lstm`, `qoperator` (operators on codes, such as QLinearConv), or `float` (not quantized at all). Codes
+    /// `dynamic-quantize-lstm`, `qoperator` (operators on codes, such as `QLinearConv`), or `float` (not quantized at all). Codes
     /// and scales stay. All but `qdq` and `float` may be given together, with commas.
     #[arg(long, value_name = "FORM", value_delimiter = ',', value_parser = form)]
     form: Vec<To>,

@@ -29,6 +29,7 @@ pub const DEFAULT: &str = "ort-cpu";
 /// A runtime's profile.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "they are keys of a document, each on its own")]
 pub struct Target {
     /// Name; that of the file.
     #[serde(default)]

@@ -328,7 +328,7 @@ def network(tied):
 
 def check_rewrite(binary, folder):
     feeds = {"i": np.array([[0, 7, 49], [3, 3, 12]], np.int64)}
-    groups = ["dtype=int4", "granularity=per-group", "group_size=32"]
+    groups = ["dtype=int4", "granularity=per-group", "group_size=32", "signed_scale=true"]
     tie = [word for key in groups for word in ("--set", f"op_type.Gather.weight.{key}")]
     for tied in ("gemm", "transpose"):
         source = folder / f"network_{tied}.onnx"

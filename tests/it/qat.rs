@@ -405,8 +405,10 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
             "op_type.Gemm.weight.granularity=per-group",
             "op_type.Gemm.weight.group_size=16",
         ],
+        &["preset=w4", "op_type.Gemm.weight.signed_scale=false"],
     ];
-    for (settings, target) in settings.iter().zip(["ort-cpu", "ort-cpu", "generic", "ort-cpu-vnni", "ort-cpu"]) {
+    let targets = ["ort-cpu", "ort-cpu", "generic", "ort-cpu-vnni", "ort-cpu", "ort-cpu"];
+    for (settings, target) in settings.iter().zip(targets) {
         for samples in [None, Some(&set)] {
             let mut config = Config { target: Some(target.to_owned()), ..Config::default() };
             for setting in *settings {
