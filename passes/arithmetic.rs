@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Evaluate;
-use super::exact::{Exact, broadcast};
+use super::exact::{Exact, broadcast, sources};
 use super::fold_weights::granularity;
 use crate::ir::{GraphId, Model, Node, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
@@ -327,22 +327,6 @@ fn bytes<const N: usize>(values: &[i64], narrow: impl Fn(i64) -> Option<[u8; N]>
         out.extend(narrow(value)?);
     }
     Some(out)
-}
-
-/// For each element of a tensor of shape `to`, the position in a tensor of shape `from` that is broadcast to it.
-pub(super) fn sources(from: &[usize], to: &[usize]) -> Vec<usize> {
-    let mut found = vec![0usize];
-    let mut stride: usize = from.iter().product();
-    let lead = to.len() - from.len();
-    for (at, &dim) in to.iter().enumerate() {
-        let own = if at < lead { 1 } else { from[at - lead] };
-        if at >= lead {
-            stride = stride.checked_div(own).unwrap_or(0);
-        }
-        let step = if own == 1 { 0 } else { stride };
-        found = found.iter().flat_map(|base| (0..dim).map(move |n| base + n * step)).collect();
-    }
-    found
 }
 
 /// A tensor repeated to a shape that it is broadcast to.

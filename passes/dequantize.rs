@@ -7,10 +7,11 @@
 use super::fold_weights::granularity;
 use super::forms::{MICROSOFT, Quantized};
 use super::lower_gather::table_codes;
-use super::lower_matmulnbits::{add_behind, base_name, in_function};
+use super::lower_matmulnbits::{add_behind, base_name};
+use super::nodes::nodes;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId};
+use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, pack};
 use crate::onnx::DataType;
 
@@ -25,9 +26,7 @@ impl Pass for Dequantize {
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let graphs: Vec<GraphId> = model.all_graphs().into_iter().filter(|&g| !in_function(model, g)).collect();
-        let nodes: Vec<NodeId> = graphs.iter().flat_map(|&g| model.graph(g).nodes().to_vec()).collect();
-        for node in nodes {
+        for node in nodes(model) {
             let at = model.node(node);
             let name = model.node_name(node).to_owned();
             let done = match (at.domain(), at.op_type()) {

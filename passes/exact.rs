@@ -330,6 +330,22 @@ pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
         .collect()
 }
 
+/// For each element of a tensor of shape `to`, the position in a tensor of shape `from` that is broadcast to it.
+pub(crate) fn sources(from: &[usize], to: &[usize]) -> Vec<usize> {
+    let mut found = vec![0usize];
+    let mut stride: usize = from.iter().product();
+    let lead = to.len() - from.len();
+    for (at, &dim) in to.iter().enumerate() {
+        let own = if at < lead { 1 } else { from[at - lead] };
+        if at >= lead {
+            stride = stride.checked_div(own).unwrap_or(0);
+        }
+        let step = if own == 1 { 0 } else { stride };
+        found = found.iter().flat_map(|base| (0..dim).map(move |n| base + n * step)).collect();
+    }
+    found
+}
+
 /// The positions in two operands that meet in each element of their broadcast result.
 struct Pairs {
     dims: Vec<usize>,

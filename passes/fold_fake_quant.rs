@@ -15,7 +15,8 @@
 
 use std::collections::BTreeSet;
 
-use super::arithmetic::{Constants, evaluate, same, sources};
+use super::arithmetic::{Constants, evaluate, same};
+use super::exact::sources;
 use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};

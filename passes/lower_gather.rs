@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
-use super::lower_matmulnbits::{base_name, in_function, planned};
+use super::lower_matmulnbits::base_name;
+use super::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
 
 /// See the module.
@@ -25,14 +26,7 @@ impl Pass for LowerGather {
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut lower = Lower::default();
         if let Some((plan, _)) = context.quantization {
-            for weight in plan.weights.iter().filter(|w| w.form == Form::GatherBlockQuantized) {
-                let node = planned(model, &weight.at)?;
-                lower.node(model, node).map_err(|why| {
-                    Error::new(Kind::Config, format!("the plan asks for gather-block-quantized: {why}"))
-                        .at_node(model.node_name(node), model.node(node).op_type())
-                        .at_value(&weight.tensor)
-                })?;
-            }
+            carry_out(model, plan, Form::GatherBlockQuantized, |model, node, _| lower.node(model, node))?;
             return Ok(lower.outcome);
         }
         for node in gathers(model) {
@@ -44,12 +38,11 @@ impl Pass for LowerGather {
     }
 }
 
-/// The Gathers of a model that read a dequantized constant, functions left out.
+/// The Gathers of a model that read a dequantized constant.
 fn gathers(model: &Model) -> Vec<NodeId> {
-    let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
-    let nodes = graphs.flat_map(|g| model.graph(g).nodes().to_vec());
-    let table = |n: &NodeId| table(model, *n).is_some();
-    nodes.filter(|&n| model.node(n).is("Gather")).filter(table).collect()
+    let mut found = nodes(model);
+    found.retain(|&n| model.node(n).is("Gather") && table(model, n).is_some());
+    found
 }
 
 /// The DequantizeLinear whose result a Gather takes from.

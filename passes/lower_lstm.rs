@@ -5,11 +5,12 @@
 //! whose weights it gives that form; without one, all that can have it.
 
 use super::forms::{LstmWeight, MICROSOFT, Quantized, find_dequantized};
-use super::lower_matmulnbits::{base_name, in_function, planned};
+use super::lower_matmulnbits::base_name;
+use super::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
-use crate::error::{Error, Kind, Result};
-use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::error::Result;
+use crate::ir::{Model, NodeId, ValueId};
 
 /// See the module.
 #[derive(Debug)]
@@ -23,30 +24,18 @@ impl Pass for LowerLstm {
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         if let Some((plan, _)) = context.quantization {
-            for weight in plan.weights.iter().filter(|w| w.form == Form::DynamicQuantizeLstm) {
-                let node = planned(model, &weight.at)?;
+            carry_out(model, plan, Form::DynamicQuantizeLstm, |model, node, _| {
                 // It is planned once for each of its two weights.
-                if model.node(node).op_type() == LOWERED {
-                    continue;
-                }
-                lower(model, node, &mut outcome).map_err(|why| {
-                    Error::new(Kind::Config, format!("the plan asks for dynamic-quantize-lstm: {why}"))
-                        .at_node(model.node_name(node), model.node(node).op_type())
-                        .at_value(&weight.tensor)
-                })?;
-            }
+                if model.node(node).op_type() == LOWERED { Ok(()) } else { lower(model, node, &mut outcome) }
+            })?;
             return Ok(outcome);
         }
-        let own = |&graph: &GraphId| !in_function(model, graph);
-        let nodes = model.all_graphs().into_iter().filter(own).flat_map(|g| model.graph(g).nodes());
-        let candidates: Vec<NodeId> = nodes
-            .copied()
-            .filter(|&n| {
-                let at = model.node(n);
-                let constant = |i: usize| at.input(i).and_then(|v| find_dequantized(model, v)).is_some();
-                at.is("LSTM") && (constant(1) || constant(2))
-            })
-            .collect();
+        let mut candidates = nodes(model);
+        candidates.retain(|&n| {
+            let at = model.node(n);
+            let constant = |i: usize| at.input(i).and_then(|v| find_dequantized(model, v)).is_some();
+            at.is("LSTM") && (constant(1) || constant(2))
+        });
         for node in candidates {
             if let Err(why) = lower(model, node, &mut outcome) {
                 outcome.skipped(model.node_name(node), why);

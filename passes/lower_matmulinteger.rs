@@ -11,10 +11,11 @@
 //! without one, all that can have it. Codes, scales and zero points are as they were.
 
 use super::forms::{Quantized, ZeroPoints, find_dequantized};
-use super::lower_matmulnbits::{add_behind, base_name, in_function, planned};
+use super::lower_matmulnbits::{add_behind, base_name};
+use super::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
@@ -31,26 +32,15 @@ impl Pass for LowerMatmulinteger {
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         if let Some((plan, _)) = context.quantization {
-            for weight in plan.weights.iter().filter(|w| w.form == Form::Matmulinteger) {
-                let node = planned(model, &weight.at)?;
-                lower(model, node, &mut outcome).map_err(|why| {
-                    Error::new(Kind::Config, format!("the plan asks for matmulinteger: {why}"))
-                        .at_node(model.node_name(node), model.node(node).op_type())
-                        .at_value(&weight.tensor)
-                })?;
-            }
+            carry_out(model, plan, Form::Matmulinteger, |model, node, _| lower(model, node, &mut outcome))?;
             return Ok(outcome);
         }
-        let own = |&graph: &GraphId| !in_function(model, graph);
-        let nodes = model.all_graphs().into_iter().filter(own).flat_map(|g| model.graph(g).nodes());
-        let candidates: Vec<NodeId> = nodes
-            .copied()
-            .filter(|&n| {
-                let at = model.node(n);
-                let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
-                constant && (at.is("MatMul") || at.is("Gemm") || at.is("Conv")) && at_run_time(model, n).is_some()
-            })
-            .collect();
+        let mut candidates = nodes(model);
+        candidates.retain(|&n| {
+            let at = model.node(n);
+            let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
+            constant && (at.is("MatMul") || at.is("Gemm") || at.is("Conv")) && at_run_time(model, n).is_some()
+        });
         for node in candidates {
             if let Err(why) = lower(model, node, &mut outcome) {
                 outcome.skipped(model.node_name(node), why);

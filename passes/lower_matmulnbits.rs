@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::forms::{Blocks, MICROSOFT, Quantized, ZeroPoints, find_dequantized};
+use super::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
-use crate::error::{Error, Kind, Result};
-use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, User, ValueId};
-use crate::plan::Slot;
+use crate::error::Result;
+use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 
 /// See the module.
 #[derive(Debug)]
@@ -33,17 +33,11 @@ impl Pass for LowerMatmulnbits {
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut lower = Lower::default();
         if let Some((plan, solution)) = context.quantization {
-            let weights = plan.weights.iter().zip(&solution.weights);
-            for (weight, solved) in weights.filter(|(w, _)| w.form == Form::Matmulnbits) {
-                let node = planned(model, &weight.at)?;
-                let level = weight.accuracy_level.map_or(self.accuracy_level, i64::from);
-                let zeros = solved.float_zero_points();
-                lower.node(model, node, level, zeros.as_deref()).map_err(|why| {
-                    Error::new(Kind::Config, format!("the plan asks for matmulnbits: {why}"))
-                        .at_node(model.node_name(node), model.node(node).op_type())
-                        .at_value(&weight.tensor)
-                })?;
-            }
+            carry_out(model, plan, Form::Matmulnbits, |model, node, index| {
+                let level = plan.weights[index].accuracy_level.map_or(self.accuracy_level, i64::from);
+                let zeros = solution.weights[index].float_zero_points();
+                lower.node(model, node, level, zeros.as_deref())
+            })?;
             return Ok(lower.outcome);
         }
         for node in products(model) {
@@ -55,46 +49,15 @@ impl Pass for LowerMatmulnbits {
     }
 }
 
-/// The node that a plan means, where quantizers stand behind it by now and its output may have given them its name.
-///
-/// # Errors
-/// The model has no such node.
-pub(super) fn planned(model: &Model, slot: &Slot) -> Result<NodeId> {
-    let missing =
-        || Error::new(Kind::Config, "the plan names a node that the model does not have").at_value(&slot.node);
-    let mut node = model.value_named(&slot.node).and_then(|v| model.producer(v)).ok_or_else(missing)?;
-    while matches!(model.node(node).op_type(), "DequantizeLinear" | "QuantizeLinear" | "Sum") {
-        node = model.node(node).input(0).and_then(|v| model.producer(v)).ok_or_else(missing)?;
-    }
-    Ok(node)
-}
-
-/// The products of a model that read a dequantized constant, functions left out: these import operator sets of their own.
+/// The products of a model that read a dequantized constant.
 fn products(model: &Model) -> Vec<NodeId> {
-    let own = |&graph: &GraphId| !in_function(model, graph);
-    let nodes = model.all_graphs().into_iter().filter(own).flat_map(|g| model.graph(g).nodes());
-    nodes
-        .copied()
-        .filter(|&n| {
-            let at = model.node(n);
-            let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
-            constant && (at.is("MatMul") || at.is("Gemm")) && !runs_on_integers(model, n)
-        })
-        .collect()
-}
-
-/// Whether a graph is a function, or a body inside one.
-pub(super) fn in_function(model: &Model, mut graph: GraphId) -> bool {
-    loop {
-        match model.graph(graph).owner() {
-            Owner::Function(..) => return true,
-            Owner::Main => return false,
-            Owner::Node(node) => match model.node(node).graph() {
-                Some(outer) => graph = outer,
-                None => return false,
-            },
-        }
-    }
+    let mut found = nodes(model);
+    found.retain(|&n| {
+        let at = model.node(n);
+        let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
+        constant && (at.is("MatMul") || at.is("Gemm")) && !runs_on_integers(model, n)
+    });
+    found
 }
 
 /// Whether the other operand is dequantized as well.

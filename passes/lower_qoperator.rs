@@ -6,7 +6,8 @@
 //! between its quantizers.
 
 use super::forms::MICROSOFT;
-use super::qoperator::{Coded, moved, moves, nodes, only_reader, rank, rewire};
+use super::nodes::nodes;
+use super::qoperator::{Coded, moved, moves, only_reader, rank, rewire};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};

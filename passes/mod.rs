@@ -23,6 +23,7 @@ pub mod lower_matmulinteger;
 pub mod lower_matmulnbits;
 pub mod lower_qoperator;
 pub mod name_quantizers;
+mod nodes;
 pub mod operands;
 pub mod per_token;
 pub mod pipeline;

@@ -1,6 +1,5 @@
 //! What the passes between Quantize/Dequantize pairs and operators on codes share.
 
-use super::lower_matmulnbits::in_function;
 use crate::ir::{GraphId, Model, NodeId, Tensor, User, ValueId};
 use crate::onnx::DataType;
 
@@ -144,12 +143,6 @@ pub(super) fn moves(model: &Model, node: NodeId) -> bool {
 /// How many inputs of such an operator are data: all of a Concat, else the first.
 pub(super) fn moved(model: &Model, node: NodeId) -> usize {
     if model.node(node).is("Concat") { model.node(node).inputs().len() } else { 1 }
-}
-
-/// The nodes of a model in order, functions left out: these import operator sets of their own.
-pub(super) fn nodes(model: &Model) -> Vec<NodeId> {
-    let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
-    graphs.flat_map(|g| model.graph(g).nodes().to_vec()).collect()
 }
 
 /// Makes another operator of a node, with other inputs; attributes stay.

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use super::forms::{MICROSOFT, Pair, Quantized, ZeroPoints, find_dequantized};
 use super::lower_gather::table_codes;
-use super::lower_matmulnbits::{add_behind, base_name, in_function};
+use super::lower_matmulnbits::{add_behind, base_name};
+use super::nodes::nodes;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
@@ -27,8 +28,7 @@ impl Pass for RaiseQdq {
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let graphs: Vec<GraphId> = model.all_graphs().into_iter().filter(|&g| !in_function(model, g)).collect();
-        let nodes: Vec<NodeId> = graphs.iter().flat_map(|&g| model.graph(g).nodes().to_vec()).collect();
+        let nodes = nodes(model);
         let mut made = BTreeMap::new();
         let mut activations = BTreeMap::new();
         let mut since = (0, 0);

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use super::forms::MICROSOFT;
 use super::lower_matmulnbits::add_behind;
-use super::qoperator::{Coded, moved, moves, nodes, rank, rewire, zero_like};
+use super::nodes::nodes;
+use super::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;

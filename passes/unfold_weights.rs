@@ -5,6 +5,7 @@
 //! an algorithm chose), that one element is replaced by what its code stands for; all others keep their bits. A bias
 //! becomes a float again too, behind Div, Round and Mul, which is the fake quantizer of int32 that ONNX can say.
 
+use super::nodes::planned;
 use super::{Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, ValueId};
@@ -29,7 +30,7 @@ impl Pass for UnfoldWeights {
             );
         };
         for weight in &plan.weights {
-            let node = node_of(model, &weight.at.node)?;
+            let node = planned(model, &weight.at.node)?;
             if weight.quantizer.float_zero_point {
                 let message = "its zero points lie between codes, which QuantizeLinear does not have";
                 let error = Error::new(Kind::Config, message).at_value(&weight.tensor);
@@ -49,7 +50,7 @@ impl Pass for UnfoldWeights {
             outcome.changed(&weight.site, text);
         }
         for bias in &plan.biases {
-            let node = node_of(model, &bias.at.node)?;
+            let node = planned(model, &bias.at.node)?;
             let Some(dequantize) = dequantizer(model, node, bias.at.input) else { continue };
             let float = model.value_named(&bias.tensor).filter(|&v| model.constant(v).is_some());
             match float.map(|float| unfold_bias(model, node, bias.at.input, dequantize, float)) {
@@ -58,28 +59,6 @@ impl Pass for UnfoldWeights {
             }
         }
         Ok(outcome)
-    }
-}
-
-/// The node that gives a tensor, or that gave it before a pair took the tensor's name.
-///
-/// # Errors
-/// The plan is for another model.
-pub(super) fn node_of(model: &Model, name: &str) -> Result<NodeId> {
-    let unknown = || {
-        Error::new(Kind::Config, "the plan names a tensor that the model does not have")
-            .at_value(name)
-            .with_hint("the plan was made for another model; make it again")
-    };
-    let mut node = model.value_named(name).and_then(|v| model.producer(v)).ok_or_else(unknown)?;
-    loop {
-        let slot = model.node(node);
-        let fence = slot.is("Sum") && slot.inputs().len() == 1;
-        let pair = ["DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"].iter().any(|op| slot.is(op));
-        if !pair && !fence {
-            return Ok(node);
-        }
-        node = slot.input(0).and_then(|v| model.producer(v)).ok_or_else(unknown)?;
     }
 }
 

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::compare::SUFFIXES;
 use crate::config::spec::{Dtype, Share};
 use crate::config::{Config, Numbers, Tensor};
 use crate::ir::{Model, Node, NodeId, User, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
 use crate::passes::fold_weights::granularity;
-
-/// What a quantizer's input is called where the tensor's name went to the output: amax's suffix, and those of onnxruntime.
-const SUFFIXES: &[&str] = &["_float", "_QuantizeLinear_Input", "_QuantizeInput", "_quant_input"];
 
 /// What was read off a model.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -12,7 +12,7 @@ use crate::passes::raise_opset::raise;
 const MAX_BETWEEN: usize = 32;
 
 /// Suffixes of tensors that stand beside an original in a quantized model: amax's, and those of onnxruntime's quantizer.
-const SUFFIXES: &[&str] = &["_float", "_QuantizeLinear_Input", "_QuantizeInput", "_quant_input"];
+pub(crate) const SUFFIXES: &[&str] = &["_float", "_QuantizeLinear_Input", "_QuantizeInput", "_quant_input"];
 
 pub(super) struct Found {
     /// The float model and the sites alone.

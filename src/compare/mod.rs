@@ -26,6 +26,7 @@ use crate::ir::Model;
 use crate::numerics::metrics::Metrics;
 use crate::runtime::{Observe, Session};
 use crate::samples::SampleSet;
+pub(crate) use find::SUFFIXES;
 use find::{Found, Planned};
 use store::Store;
 

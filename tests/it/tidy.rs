@@ -172,6 +172,7 @@ const SHARED: &[&str] = &[
     "float_ops",
     "forms",
     "insert_blocks",
+    "nodes",
     "operands",
     "qoperator",
     "switch_quantizers",

@@ -7,6 +7,7 @@ use tract_onnx::pb::NodeProto;
 
 use super::native::{Known, Native, call, floats, need};
 use super::operators::Built;
+use crate::passes::exact::sources;
 
 /// A `Div` of float tensors.
 pub(crate) const DIVIDE: &str = "amax.Divide";
@@ -37,26 +38,10 @@ impl Native for Divide {
         let quotients: Vec<f32> = if let [divisor] = *y {
             x.iter().map(|x| x / divisor).collect()
         } else {
-            let (at, bt) = (places(a.shape(), &shape), places(b.shape(), &shape));
+            let (at, bt) = (sources(a.shape(), &shape), sources(b.shape(), &shape));
             at.iter().zip(&bt).map(|(&i, &j)| x[i] / y[j]).collect()
         };
         let made = Tensor::from_shape(&shape, &quotients)?;
         Ok(vec![made.cast_to_dt(a.datum_type())?.into_owned()])
     }
-}
-
-/// For each element of a tensor of shape `to`, the position in one of shape `from` that is broadcast to it.
-fn places(from: &[usize], to: &[usize]) -> Vec<usize> {
-    let mut found = vec![0usize];
-    let mut stride: usize = from.iter().product();
-    let lead = to.len() - from.len();
-    for (at, &dim) in to.iter().enumerate() {
-        let own = if at < lead { 1 } else { from[at - lead] };
-        if at >= lead {
-            stride = stride.checked_div(own).unwrap_or(0);
-        }
-        let step = if own == 1 { 0 } else { stride };
-        found = found.iter().flat_map(|base| (0..dim).map(move |n| base + n * step)).collect();
-    }
-    found
 }

@@ -1,0 +1,69 @@
+//! Which nodes a pass works on: those that a plan means, or all but those of functions.
+
+use crate::config::spec::Form;
+use crate::error::{Error, Kind, Result};
+use crate::ir::{GraphId, Model, NodeId, Owner};
+use crate::plan::Plan;
+
+/// The nodes of a model in order, functions left out: these import operator sets of their own.
+pub(super) fn nodes(model: &Model) -> Vec<NodeId> {
+    let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
+    graphs.flat_map(|g| model.graph(g).nodes().to_vec()).collect()
+}
+
+/// Whether a graph is a function, or a body inside one.
+fn in_function(model: &Model, mut graph: GraphId) -> bool {
+    loop {
+        match model.graph(graph).owner() {
+            Owner::Function(..) => return true,
+            Owner::Main => return false,
+            Owner::Node(node) => match model.node(node).graph() {
+                Some(outer) => graph = outer,
+                None => return false,
+            },
+        }
+    }
+}
+
+/// The node that gives a tensor, or that gave it before a pair took the tensor's name.
+///
+/// # Errors
+/// The plan is for another model.
+pub(super) fn planned(model: &Model, name: &str) -> Result<NodeId> {
+    let unknown = || {
+        Error::new(Kind::Config, "the plan names a tensor that the model does not have")
+            .at_value(name)
+            .with_hint("the plan was made for another model; make it again")
+    };
+    let mut node = model.value_named(name).and_then(|v| model.producer(v)).ok_or_else(unknown)?;
+    loop {
+        let slot = model.node(node);
+        let fence = slot.is("Sum") && slot.inputs().len() == 1;
+        let pair = ["DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"].iter().any(|op| slot.is(op));
+        if !pair && !fence {
+            return Ok(node);
+        }
+        node = slot.input(0).and_then(|v| model.producer(v)).ok_or_else(unknown)?;
+    }
+}
+
+/// Calls `lower` with the node of each weight that a plan gives a form, and the weight's index in the plan.
+///
+/// # Errors
+/// What `lower` says, at the node: the plan asks for what cannot be.
+pub(super) fn carry_out(
+    model: &mut Model,
+    plan: &Plan,
+    form: Form,
+    mut lower: impl FnMut(&mut Model, NodeId, usize) -> Result<(), String>,
+) -> Result<()> {
+    for (index, weight) in plan.weights.iter().enumerate().filter(|(_, w)| w.form == form) {
+        let node = planned(model, &weight.at.node)?;
+        lower(model, node, index).map_err(|why| {
+            Error::new(Kind::Config, format!("the plan asks for {}: {why}", form.name()))
+                .at_node(model.node_name(node), model.node(node).op_type())
+                .at_value(&weight.tensor)
+        })?;
+    }
+    Ok(())
+}
