@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Evaluate;
 use super::exact::{Exact, broadcast, sources};
-use super::fold_weights::granularity;
+use super::fold_weights::{granularity, scale_values};
 use crate::ir::{GraphId, Model, Node, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
@@ -429,10 +429,10 @@ fn parameters(model: &Model, node: NodeId, inputs: &[Option<Tensor>], dtype: Opt
     let declared = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(i32::try_from(c).ok()?));
     let dtype = dtype.or(zero.map(Tensor::dtype)).or(declared).unwrap_or(DataType::Uint8);
     let format = dtype.format()?;
-    if scale.dtype() != DataType::Float {
+    if !matches!(scale.dtype(), DataType::Float | DataType::Float8e8m0) {
         return None;
     }
-    let scales = scale.to_f32()?;
+    let scales = scale_values(scale)?;
     let zero_points = match zero {
         Some(zero) if format.is_integer() => pack::unpack(&zero.raw(), &format, zero.len()),
         _ => vec![0; scales.len()],

@@ -49,8 +49,13 @@ impl<'a> Ops<'a> {
 
     /// A number.
     pub(super) fn constant(&mut self, what: &str, value: f32) -> ValueId {
+        self.floats(what, &[], &[value])
+    }
+
+    /// A tensor of numbers.
+    pub(super) fn floats(&mut self, what: &str, dims: &[usize], values: &[f32]) -> ValueId {
         let graph = self.model.main();
-        self.model.add_initializer(graph, &format!("{}_{what}", self.name), Tensor::from_f32(&[], &[value]))
+        self.model.add_initializer(graph, &format!("{}_{what}", self.name), Tensor::from_f32(dims, values))
     }
 
     /// A list of integers.

@@ -7,6 +7,9 @@
 //! bit; its last product tells the scales, and what is multiplied by them are whole numbers, or it is no quantizer. Where
 //! each scale applies is followed through the moves behind the product, which gives axis and group size.
 //!
+//! Where a float is added to each group behind that product, as zero points that are no codes are, an Add stays behind the
+//! DequantizeLinear.
+//!
 //! A fold is made only if dequantizing the codes gives every element of the expression exactly (but for the sign of a
 //! zero, which codes do not have). Scales keep their bits. What is not folded is listed with the reason.
 //!
@@ -17,6 +20,7 @@ use std::collections::BTreeSet;
 
 use super::arithmetic::{Constants, evaluate, same};
 use super::exact::sources;
+use super::forms::Shift;
 use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
@@ -160,6 +164,8 @@ pub(super) struct Folded {
     qparams: QParams,
     /// The initializer that has the scales, where there is one.
     scale: Option<ValueId>,
+    /// What is added behind the product, one for each scale; empty where nothing is.
+    offsets: Vec<f32>,
 }
 
 /// The last product of a fake quantizer.
@@ -178,6 +184,8 @@ struct Product {
     stored: Option<DataType>,
     /// The bounds that the codes are clipped to, where they are.
     bounds: Option<(f32, f32)>,
+    /// What is added at each scale; empty where nothing is.
+    offsets: Vec<f32>,
 }
 
 impl Folded {
@@ -219,6 +227,10 @@ impl Folded {
             scales: picked.iter().map(|&e| product.scales[e]).collect(),
             zero_points: picked.iter().map(|&e| product.zero_points[e]).collect(),
         };
+        let offsets: Vec<f32> = picked.iter().filter_map(|&e| product.offsets.get(e).copied()).collect();
+        if !offsets.is_empty() {
+            Shift::check(&dims, &granularity)?;
+        }
         let folded = Self {
             name: source_name(model, constants, value),
             dims,
@@ -227,6 +239,7 @@ impl Folded {
             granularity,
             qparams,
             scale: product.source,
+            offsets,
         };
         folded.prove(&result)?;
         Ok(folded)
@@ -235,8 +248,13 @@ impl Folded {
     /// Whether dequantizing the codes gives exactly what the expression does.
     fn prove(&self, result: &Tensor) -> Result<(), String> {
         let raw = pack::pack(&self.codes, self.format.bits());
-        let back = numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &self.qparams)
+        let mut back = numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &self.qparams)
             .map_err(|e| e.message().to_owned())?;
+        if !self.offsets.is_empty() {
+            for (value, entry) in back.iter_mut().zip(entries(&self.dims, &self.granularity)) {
+                *value += self.offsets[entry];
+            }
+        }
         let values = result.to_f32().unwrap_or_default();
         if values.len() != back.len() {
             return Err("its codes have another shape".to_owned());
@@ -261,7 +279,7 @@ impl Folded {
 
     /// Puts codes and a Dequantize node for each use in the place of the expression.
     fn write(self, model: &mut Model, graph: GraphId, value: ValueId, users: &[User], outcome: &mut Outcome) {
-        let Self { name, dims, codes, format, granularity, qparams, scale: source } = self;
+        let Self { name, dims, codes, format, granularity, qparams, scale: source, offsets } = self;
         let dtype = DataType::from(format);
         if users.iter().any(|u| matches!(u, User::Output { .. })) {
             outcome.skipped(model.value(value).name(), "it is an output of the graph");
@@ -281,6 +299,11 @@ impl Folded {
             let zero = Tensor::new(dtype, &scale_dims, pack::pack(&qparams.zero_points, format.bits()));
             inputs.push(model.add_initializer(graph, &format!("{name}_zero_point"), zero));
         }
+        let shift = (!offsets.is_empty()).then(|| Shift::store(model, graph, &name, (&dims, &granularity), &offsets));
+        let shift = match shift.transpose() {
+            Ok(shift) => shift,
+            Err(why) => return outcome.skipped(name, why),
+        };
         let shape: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
         for &user in users {
             let User::Node { node, .. } = user else { continue };
@@ -301,13 +324,15 @@ impl Folded {
             let back = model.insert(Place::Before(node), back);
             let Some(back) = model.node(back).output(0) else { continue };
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
+            let back = shift.map_or(back, |shift| shift.add(model, &name, back));
             model.set_user(user, back);
         }
         let ir = dtype.quantizers_since().map_or(0, |(_, ir)| ir);
         if ir > model.ir_version() {
             model.set_ir_version(ir);
         }
-        outcome.changed(name, format!("stored as {}", describe(format, &granularity)));
+        let added = if offsets.is_empty() { "" } else { ", a float added to each" };
+        outcome.changed(name, format!("stored as {}{added}", describe(format, &granularity)));
     }
 }
 
@@ -340,7 +365,7 @@ impl Product {
         let result = get(Some(value)).ok_or(unknown)?;
         let dims = result.dims();
         if slot.is("Add") {
-            return Err("its zero points are floats, which DequantizeLinear does not have".to_owned());
+            return Self::of_sum(model, constants, node);
         }
         if slot.is("DequantizeLinear") {
             return Self::of_dequantizer(model, node, &mut get);
@@ -384,7 +409,58 @@ impl Product {
             codes.push(number as i64 + i64::from(zero_points[entry]));
         }
         let source = input(1 - at).filter(|&v| !divides && model.constant(v).is_some());
-        Ok(Self { codes, dims, scales: scales_read, source, entry, zero_points, stored: None, bounds })
+        Ok(Self {
+            codes,
+            dims,
+            scales: scales_read,
+            source,
+            entry,
+            zero_points,
+            stored: None,
+            bounds,
+            offsets: Vec::new(),
+        })
+    }
+
+    /// A product to which a float is added, the same one wherever the scale is the same.
+    fn of_sum(model: &Model, constants: &mut Constants, node: NodeId) -> Result<Self, String> {
+        let slot = model.node(node);
+        let ends = |value: ValueId| {
+            let node = model.producer(value).map(|n| model.node(n));
+            node.is_some_and(|n| n.is("Mul") || n.is("Div") || n.is("DequantizeLinear"))
+        };
+        let (Some(a), Some(b)) = (slot.input(0), slot.input(1)) else { return Err("it is no product".to_owned()) };
+        let mut refused = "it is no product".to_owned();
+        for (scaled, offset) in [(a, b), (b, a)] {
+            if !ends(scaled) {
+                continue;
+            }
+            match Self::of(model, constants, scaled) {
+                Ok(product) => {
+                    let offset = constants.value(model, offset).ok_or("it cannot be computed exactly")?;
+                    return product.shifted(&offset);
+                }
+                Err(why) => refused = why,
+            }
+        }
+        Err(refused)
+    }
+
+    /// The same with a float added to what the codes stand for.
+    fn shifted(self, offset: &Tensor) -> Result<Self, String> {
+        let dims = offset.dims();
+        let fits = super::exact::broadcast(&dims, &self.dims).is_some_and(|sum| sum == self.dims);
+        let values = offset.to_f32().filter(|_| fits && offset.dtype() == DataType::Float);
+        let values = values.ok_or("what is added behind it has another shape or type")?;
+        let mut found: Vec<Option<f32>> = vec![None; self.scales.len()];
+        for (&entry, from) in self.entry.iter().zip(sources(&dims, &self.dims)) {
+            if !same(*found[entry].get_or_insert(values[from]), values[from]) {
+                return Err("what is added behind it changes within a group".to_owned());
+            }
+        }
+        let offsets: Vec<f32> = found.into_iter().map(Option::unwrap_or_default).collect();
+        let nothing = offsets.iter().all(|&offset| offset == 0.0);
+        Ok(Self { offsets: if nothing { Vec::new() } else { offsets }, ..self })
     }
 
     fn of_dequantizer(
@@ -412,7 +488,7 @@ impl Product {
         let entry = entries(&dims, &granularity);
         let codes = pack::unpack(&codes.raw(), &format, codes.len()).into_iter().map(i64::from).collect();
         let stored = Some(DataType::from(format));
-        Ok(Self { codes, dims, scales, source, entry, zero_points, stored, bounds: None })
+        Ok(Self { codes, dims, scales, source, entry, zero_points, stored, bounds: None, offsets: Vec::new() })
     }
 
     /// The narrowest format that holds what can occur.

@@ -7,7 +7,7 @@
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{self, Format, Granularity, QParams, Round, pack};
+use crate::numerics::{self, Format, Granularity, QParams, Round, decode_float8e8m0, pack};
 use crate::onnx::DataType;
 
 /// See the module.
@@ -47,7 +47,7 @@ impl Pass for FoldWeights {
 /// The codes of a quantizer over a constant, or why there are none.
 fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
     let Some(input) = model.constant_input(node, 0) else { return Ok(Err("its input is not constant".into())) };
-    let Some(scale) = model.constant_input(node, 1) else { return Ok(Err("its scale is not constant".into())) };
+    let Some((scales, scale_dims)) = scales(model, node) else { return Ok(Err("its scale is not constant".into())) };
     let zero = match model.node(node).input(2) {
         Some(_) => match model.constant_input(node, 2) {
             Some(zero) => Some(zero),
@@ -58,11 +58,9 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
     let declared = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(c as i32));
     let dtype = zero.map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
     let Some(format) = dtype.format() else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
-    let (Some(values), Some(scales)) = (input.to_f32(), scale.to_f32()) else {
-        return Ok(Err(format!("it quantizes {}", input.dtype())));
-    };
+    let Some(values) = input.to_f32() else { return Ok(Err(format!("it quantizes {}", input.dtype()))) };
     let dims = input.dims();
-    let granularity = match granularity(model, node, &dims, &scale.dims()) {
+    let granularity = match granularity(model, node, &dims, &scale_dims) {
         Ok(found) => found,
         Err(why) => return Ok(Err(why)),
     };
@@ -71,11 +69,35 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
         _ => vec![0; scales.len()],
     };
     let qparams = QParams { scales, zero_points };
-    for read in [Some(input), Some(scale), zero].into_iter().flatten() {
+    for read in [Some(input), model.constant_input(node, 1), zero].into_iter().flatten() {
         read.release();
     }
     let raw = numerics::quantize(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
     Ok(Ok(Tensor::new(dtype, &dims, raw)))
+}
+
+/// The scales of a Quantize or Dequantize node as f32, and their shape, where they are constant, or codes that another
+/// Dequantize node makes scales of, as `NVFP4` has them.
+pub(super) fn scales(model: &Model, node: NodeId) -> Option<(Vec<f32>, Vec<usize>)> {
+    if let Some(scale) = model.constant_input(node, 1) {
+        return Some((scale_values(scale)?, scale.dims()));
+    }
+    let inner = model.producer(model.node(node).input(1)?).filter(|&n| model.node(n).is("DequantizeLinear"))?;
+    let (codes, scale) = (model.constant_input(inner, 0)?, model.constant_input(inner, 1)?);
+    let format = codes.dtype().format().filter(|f| !f.is_integer())?;
+    let (dims, whole) = (codes.dims(), scale.to_f32()?);
+    let granularity = granularity(model, inner, &dims, &scale.dims()).ok()?;
+    let qparams = QParams { zero_points: vec![0; whole.len()], scales: whole };
+    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams).ok()?;
+    Some((values, dims))
+}
+
+/// Scales as f32.
+pub(super) fn scale_values(scale: &Tensor) -> Option<Vec<f32>> {
+    if scale.dtype() == DataType::Float8e8m0 {
+        return Some(scale.raw().iter().map(|&code| decode_float8e8m0(code)).collect());
+    }
+    scale.to_f32()
 }
 
 /// The integer codes of a tensor in a quantized format.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{Blocks, MICROSOFT, Quantized, ZeroPoints, find_dequantized};
+use super::forms::{Blocks, MICROSOFT, Quantized, Shifted, ZeroPoints, find_shifted};
 use super::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
@@ -54,7 +54,7 @@ fn products(model: &Model) -> Vec<NodeId> {
     let mut found = nodes(model);
     found.retain(|&n| {
         let at = model.node(n);
-        let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();
+        let constant = at.input(1).and_then(|v| find_shifted(model, v)).is_some();
         constant && (at.is("MatMul") || at.is("Gemm")) && !runs_on_integers(model, n)
     });
     found
@@ -75,8 +75,8 @@ struct Stored {
     attributes: [usize; 4],
 }
 
-/// A DequantizeLinear by its graph, inputs and attributes, and whether its result is transposed.
-type Key = (GraphId, [Option<ValueId>; 3], [Option<i64>; 2], bool);
+/// A DequantizeLinear by its graph, inputs, what is added behind it, and attributes, and whether its result is transposed.
+type Key = (GraphId, [Option<ValueId>; 4], [Option<i64>; 2], bool);
 
 #[derive(Default)]
 struct Lower {
@@ -109,11 +109,12 @@ impl Lower {
                 return Err("alpha or beta is not 1".to_owned());
             }
         }
-        let found = at.input(1).and_then(|v| find_dequantized(model, v));
-        let (dequantize, exchanged) = found.ok_or("its right operand is no dequantized constant")?;
+        let found = at.input(1).and_then(|v| find_shifted(model, v));
+        let found = found.ok_or("its right operand is no dequantized constant")?;
         // Without either, the matrix is [K, N]; MatMulNBits has [N, K].
-        let transpose = exchanged == (gemm && at.int("transB").unwrap_or(0) != 0);
-        let stored = self.stored(model, graph, (dequantize, transpose), zeros)?;
+        let transpose = found.exchanged == (gemm && at.int("transB").unwrap_or(0) != 0);
+        let shifted = found.offsets.is_some();
+        let stored = self.stored(model, graph, (&found, transpose), zeros)?;
         let [n, k, bits, block] = stored.attributes;
         let name = model.node_name(node).to_owned();
         let bias = if gemm { bias(model, node, n) } else { Bias::None };
@@ -140,7 +141,8 @@ impl Lower {
         if model.domain_version(MICROSOFT).is_none() {
             model.set_domain_version(MICROSOFT, 1);
         }
-        let text = format!("MatMulNBits of {bits} bits in blocks of {block}");
+        let counted = if shifted { "; what its groups add is counted in codes, to the nearest float" } else { "" };
+        let text = format!("MatMulNBits of {bits} bits in blocks of {block}{counted}");
         self.outcome.changed(name, text);
         Ok(())
     }
@@ -149,16 +151,19 @@ impl Lower {
         &mut self,
         model: &mut Model,
         graph: GraphId,
-        (dequantize, transpose): (NodeId, bool),
+        (found, transpose): (&Shifted, bool),
         zeros: Option<&[f32]>,
     ) -> Result<Stored, String> {
-        let at = model.node(dequantize);
-        let inputs = [0, 1, 2].map(|i| at.input(i));
+        let at = model.node(found.dequantize);
+        let inputs = [at.input(0), at.input(1), at.input(2), found.offsets];
         let key = (graph, inputs, [at.int("axis"), at.int("block_size")], transpose);
         if let Some(found) = self.made.get(&key) {
             return Ok(*found);
         }
-        let mut constant = Quantized::from_qdq(model, dequantize)?;
+        let mut constant = Quantized::from_qdq(model, found.dequantize)?;
+        if let Some(offsets) = found.offsets.and_then(|v| model.constant(v)?.to_f32()) {
+            constant.zero_points = ZeroPoints::Floats(constant.zero_points_with(&offsets)?);
+        }
         if let Some(zeros) = zeros {
             if zeros.len() != constant.scales.len() {
                 return Err("it has another number of zero points than of scales".to_owned());

@@ -53,7 +53,8 @@ pub const QUANTIZE: &[&dyn Pass] = &[
 ];
 
 /// After solving, where weights are to stay floats: the plan as fake quantizers.
-pub const FAKE: &[&dyn Pass] = &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &DropDead];
+pub const FAKE: &[&dyn Pass] =
+    &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &Simulate, &DropDead];
 
 /// Before conversions: reads what training frameworks export, and makes codes of what they quantize in fake.
 pub const IMPORT: &[&dyn Pass] =

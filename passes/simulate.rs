@@ -12,11 +12,11 @@
 use std::collections::BTreeMap;
 
 use super::float_ops::Ops;
-use super::fold_weights::granularity;
+use super::fold_weights::{granularity, scale_values};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};
-use crate::numerics::{self, Format, Granularity, QParams, decode_float8e8m0, pack};
+use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
 
 /// See the module.
@@ -88,7 +88,7 @@ fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
     let codes = model.constant_input(node, 0).ok_or("its codes are not constant")?;
     let scale = model.constant_input(node, 1).ok_or("its scale is not constant")?;
     let format = codes.dtype().format().ok_or_else(|| format!("{} is no quantized format", codes.dtype()))?;
-    let (scales, given) = scale_values(scale).ok_or_else(|| format!("its scale is {}", scale.dtype()))?;
+    let (scales, given) = typed_scales(scale).ok_or_else(|| format!("its scale is {}", scale.dtype()))?;
     let dims = codes.dims();
     let granularity = granularity(model, node, &dims, &scale.dims())?;
     let mut zero_points = vec![0; scales.len()];
@@ -110,11 +110,9 @@ fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
 }
 
 /// Scales as f32, and the type that a result has by default.
-fn scale_values(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
-    if scale.dtype() == DataType::Float8e8m0 {
-        return Some((scale.raw().iter().map(|&code| decode_float8e8m0(code)).collect(), DataType::Float));
-    }
-    Some((scale.to_f32()?, scale.dtype()))
+fn typed_scales(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
+    let own = scale.dtype();
+    Some((scale_values(scale)?, if own == DataType::Float8e8m0 { DataType::Float } else { own }))
 }
 
 /// A scale in the shape that divides its tensor by broadcasting, if there is one.
@@ -139,7 +137,7 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, St
     };
     let name = model.value(scale).name().to_owned();
     let (dims, count) = (tensor.dims(), tensor.len());
-    let (values, dtype) = scale_values(tensor).ok_or_else(|| format!("its scale is {}", tensor.dtype()))?;
+    let (values, dtype) = typed_scales(tensor).ok_or_else(|| format!("its scale is {}", tensor.dtype()))?;
     if dtype != DataType::Float {
         return Err(format!("it quantizes {dtype}"));
     }

@@ -2,16 +2,23 @@
 //!
 //! A weight becomes a float initializer with a QuantizeLinear behind it, whose codes are exactly the ones that it had. Where
 //! plain rounding of the float would give another code (pairs that are kept from saturating, other roundings, codes that
-//! an algorithm chose), that one element is replaced by what its code stands for; all others keep their bits. A bias
-//! becomes a float again too, behind Div, Round and Mul, which is the fake quantizer of int32 that ONNX can say.
+//! an algorithm chose), that one element is replaced by what its code stands for; all others keep their bits. Where zero
+//! points are floats, as in torchao's int4 weight-only, the fake quantizer is spelled out in operators. A bias becomes a
+//! float again too, behind Div, Round and Mul, which is the fake quantizer of int32 that ONNX can say.
 
+use super::exact::transposed;
+use super::float_ops::Ops;
+use super::fold_fake_quant::entries;
+use super::forms::shapes;
 use super::nodes::planned;
 use super::{Context, Outcome, Pass};
+use crate::algorithms::tinygemm::{Grid, Kernel, middle};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, ValueId};
-use crate::numerics::{self, Round, pack};
+use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
 use crate::plan::Weight;
+use crate::solve::range_spec;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,25 +31,25 @@ impl Pass for UnfoldWeights {
 
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let Some((plan, _)) = context.quantization else {
+        let Some((plan, solution)) = context.quantization else {
             return Err(
                 Error::new(Kind::Usage, "unfold-weights needs a plan").with_hint("run it through `amax prepare`")
             );
         };
-        for weight in &plan.weights {
+        for (weight, solved) in plan.weights.iter().zip(&solution.weights) {
             let node = planned(model, &weight.at.node)?;
-            if weight.quantizer.float_zero_point {
-                let message = "its zero points lie between codes, which QuantizeLinear does not have";
-                let error = Error::new(Kind::Config, message).at_value(&weight.tensor);
-                return Err(
-                    error.with_hint("add form = \"qdq\" and arithmetic = \"onnx\" for zero points that are codes")
-                );
-            }
             let Some(dequantize) = dequantizer(model, node, weight.at.input) else { continue };
+            if weight.quantizer.float_zero_point {
+                spell_out(model, weight, dequantize).map_err(|e| e.at_value(&weight.tensor))?;
+                outcome.changed(&weight.site, "float again, quantized by operators");
+                continue;
+            }
             let Some(codes) = model.node(dequantize).input(0).filter(|&v| model.constant(v).is_some()) else {
                 continue;
             };
-            let replaced = unfold(model, weight, dequantize, codes).map_err(|e| e.at_value(&weight.tensor))?;
+            let qparams = solved.qparams();
+            let replaced =
+                unfold(model, weight, &qparams, (dequantize, codes)).map_err(|e| e.at_value(&weight.tensor))?;
             let text = match replaced {
                 0 => "float again".to_owned(),
                 count => format!("float again; {count} elements are what their codes stand for"),
@@ -69,36 +76,33 @@ fn dequantizer(model: &Model, node: NodeId, input: usize) -> Option<NodeId> {
 }
 
 /// Replaces codes by a quantized float; how many elements are not the weight's own.
-fn unfold(model: &mut Model, weight: &Weight, dequantize: NodeId, codes: ValueId) -> Result<usize> {
+fn unfold(
+    model: &mut Model,
+    weight: &Weight,
+    qparams: &QParams,
+    (dequantize, codes): (NodeId, ValueId),
+) -> Result<usize> {
     let graph = model.main();
     let missing = || Error::new(Kind::Internal, "the weight of a plan is gone");
     let float = model.value_named(&weight.tensor).ok_or_else(missing)?;
     let own = model.constant(float).ok_or_else(missing)?.clone();
     let tensor = model.constant(codes).ok_or_else(missing)?.clone();
     let (format, dims) = (weight.quantizer.dtype, tensor.dims());
-    let scale = model.constant_input(dequantize, 1).ok_or_else(missing)?.clone();
-    let scales = scale.to_f32().ok_or_else(missing)?;
-    let zero_points = match model.constant_input(dequantize, 2).filter(|_| format.is_integer()) {
-        Some(zero) => pack::unpack(&zero.raw(), &format, zero.len()),
-        None => vec![0; scales.len()],
-    };
-    let qparams = numerics::QParams { scales, zero_points };
-    let granularity =
-        super::fold_weights::granularity(model, dequantize, &dims, &scale.dims()).map_err(Error::model)?;
-    let laid = if weight.transpose { super::exact::transposed(&own, &[1, 0]) } else { Some(own) };
+    let granularity = &weight.quantizer.granularity;
+    let laid = if weight.transpose { transposed(&own, &[1, 0]) } else { Some(own) };
     let mut values = laid.and_then(|tensor| tensor.to_f32()).ok_or_else(missing)?;
     let wanted = pack::unpack(&tensor.raw(), &format, tensor.len());
-    let given = numerics::quantize_codes(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
+    let given = numerics::quantize_codes(&values, &dims, granularity, qparams, format, Round::HalfEven)?;
     let mut replaced = 0;
     if given != wanted {
-        let back = numerics::dequantize(&tensor.raw(), format, &dims, &granularity, &qparams)?;
+        let back = numerics::dequantize(&tensor.raw(), format, &dims, granularity, qparams)?;
         for ((value, back), (given, wanted)) in values.iter_mut().zip(back).zip(given.iter().zip(&wanted)) {
             if given != wanted {
                 *value = back;
                 replaced += 1;
             }
         }
-        let given = numerics::quantize_codes(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
+        let given = numerics::quantize_codes(&values, &dims, granularity, qparams, format, Round::HalfEven)?;
         if given != wanted {
             return Err(Error::model("its values are too large to be quantized to these codes"));
         }
@@ -139,6 +143,67 @@ fn unfold(model: &mut Model, weight: &Weight, dequantize: NodeId, codes: ValueId
         model.take_name(codes, output, &format!("{name}_folded"));
     }
     Ok(replaced)
+}
+
+/// Puts torchao's fake quantizer of float zero points in the place of a Dequantize node: with groups as rows,
+/// `(clip(round((w - least) / scale), 0, 15) - 8) * scale + value`.
+fn spell_out(model: &mut Model, weight: &Weight, dequantize: NodeId) -> Result<()> {
+    let Some(kernel) = Kernel::of(weight.quantizer.arithmetic) else {
+        return Err(Error::new(Kind::Config, "its zero points lie between codes, which QuantizeLinear does not have")
+            .with_hint("add form = \"qdq\", with which they are codes"));
+    };
+    let missing = || Error::new(Kind::Internal, "the weight of a plan is gone");
+    let float = model.value_named(&weight.tensor).ok_or_else(missing)?;
+    let own = model.constant(float).ok_or_else(missing)?.clone();
+    let laid = if weight.transpose { transposed(&own, &[1, 0]).ok_or_else(missing)? } else { own };
+    let (dims, granularity) = (laid.dims(), &weight.quantizer.granularity);
+    let spec = range_spec(&weight.quantizer)?;
+    let mut groups = vec![Vec::new(); granularity.scale_dims(&dims).iter().product()];
+    for (value, entry) in laid.to_f32().ok_or_else(missing)?.into_iter().zip(entries(&dims, granularity)) {
+        groups[entry].push(value);
+    }
+    let grids: Vec<Grid> = groups.iter().map(|values| kernel.grid(values, &spec)).collect();
+    let output = model.node(dequantize).output(0).ok_or_else(missing)?;
+    let [cut, rows] = shapes(&dims, granularity).map_err(|why| Error::new(Kind::Config, why))?;
+    let mut source = float;
+    if weight.transpose {
+        source = model.add_initializer(model.main(), &format!("{}_transposed", weight.tensor), laid);
+    }
+    let mut ops = Ops::new(model, &weight.tensor, Place::Before(dequantize));
+    let number = |ops: &mut Ops<'_>, what: &str, pick: fn(&Grid) -> f32| {
+        let values: Vec<f32> = grids.iter().map(pick).collect();
+        ops.floats(what, &rows, &values)
+    };
+    let [scale, least, value] = [
+        number(&mut ops, "group_scale", |grid| grid.scale),
+        number(&mut ops, "group_least", |grid| grid.least),
+        number(&mut ops, "group_offset", |grid| grid.value),
+    ];
+    let (lowest, highest) = spec.codes();
+    let [low, high] = [("lowest", lowest), ("highest", highest)].map(|(what, code)| ops.constant(what, code as f32));
+    let shape = |dims: &[usize]| -> Vec<i64> { dims.iter().map(|&dim| dim as i64).collect() };
+    let mut at = source;
+    if cut != dims {
+        let cut = ops.integers("grouped_shape", &shape(&cut));
+        at = ops.op("Reshape", &[at, cut]);
+    }
+    at = ops.op("Sub", &[at, least]);
+    at = ops.op("Div", &[at, scale]);
+    at = ops.op("Round", &[at]);
+    at = ops.op("Clip", &[at, low, high]);
+    at = ops.with("Sub", at, middle(&spec));
+    at = ops.op("Mul", &[at, scale]);
+    at = ops.op("Add", &[at, value]);
+    if cut != dims {
+        let whole = ops.integers("shape", &shape(&dims));
+        at = ops.op("Reshape", &[at, whole]);
+    }
+    if let Some(ty) = model.value(output).ty().cloned() {
+        model.set_type(at, ty);
+    }
+    model.replace_uses(output, at, |_| true);
+    model.remove(&[dequantize]);
+    Ok(())
 }
 
 /// Replaces the codes of a bias by a float and the operators of its fake quantizer, if these give the same codes.

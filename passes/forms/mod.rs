@@ -1,18 +1,21 @@
 //! Quantized constants, however they are stored, and the forms they are read from and written to.
 //!
-//! A [`Quantized`] holds codes, scales and zero points as they are in the file; nothing here rounds. What a form cannot
-//! hold is refused with the reason.
+//! A [`Quantized`] holds codes, scales and zero points as they are in the file; nothing here rounds, but for offsets that
+//! are to be counted in codes. What a form cannot hold is refused with the reason.
 
 mod gather;
 mod lstm;
 mod nbits;
 mod qdq;
+mod shifted;
 
 pub use gather::Packed;
 pub use lstm::LstmWeight;
 pub use nbits::{Blocks, block_of};
 pub use qdq::{Pair, find_dequantized};
+pub use shifted::{Shift, Shifted, find_shifted, shapes};
 
+use crate::algorithms::tinygemm;
 use crate::error::Result;
 use crate::ir::Tensor;
 use crate::numerics::{self, Format, Granularity, QParams, pack};
@@ -140,6 +143,19 @@ impl Quantized {
         let ZeroPoints::Integers(zeros) = &self.zero_points else { return None };
         let shift = if self.format.is_signed() { self.middle() } else { 0 };
         Some(zeros.iter().map(|z| (z + shift) as u8).collect())
+    }
+
+    /// Zero points between codes that stand for adding `offsets`, one for each scale: to the nearest float.
+    ///
+    /// # Errors
+    /// Another number of offsets than of scales, or zero points between codes already.
+    pub fn zero_points_with(&self, offsets: &[f32]) -> Result<Vec<f32>, String> {
+        let zeros = self.unsigned_zeros().ok_or("its zero points lie between codes already")?;
+        if offsets.len() != self.scales.len() {
+            return Err("it has another number of offsets than of scales".to_owned());
+        }
+        let each = zeros.iter().zip(offsets).zip(&self.scales);
+        Ok(each.map(|((&zero, &offset), &scale)| tinygemm::zero_point(f32::from(zero), offset, scale)).collect())
     }
 
     /// Whether a form that takes the middle of the unsigned codes for zero needs no zero points.

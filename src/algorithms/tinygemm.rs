@@ -1,30 +1,90 @@
-//! torchao's int4 weight-only quantization, made for the kernel tinygemm: groups need not contain zero.
+//! torchao's int4 weight-only quantization, made for kernels that count zero points in floats: groups need not contain zero.
 //!
 //! A group from `min` to `max` has the scale `(max − min) / 15` and, as its zero point, the float value of the middle code;
 //! scale and value are rounded to the precision of the kernel, codes made from what was rounded. Only the quotient is
 //! changed here: `MatMulNBits` counts its zero point in codes.
 
+use crate::config::spec::Arithmetic;
 use crate::numerics::blocks::{self, Between};
 use crate::numerics::{Precision, RangeSpec};
 
-/// Chooses for one group of finite values, and writes its codes. torchao does so for 4 bits.
-pub fn choose(values: &[f32], spec: &RangeSpec, codes: &mut [u8]) -> Between<()> {
-    let (lowest, highest) = spec.codes();
-    let (low, high) = blocks::extremes(values);
-    let rounded = |x: f32| match spec.precision {
-        Precision::Float32 => x,
-        Precision::Float16 => half::f16::from_f32(x).to_f32(),
-        Precision::Bfloat16 => half::bf16::from_f32(x).to_f32(),
-    };
-    let middle = ((lowest + highest + 1) / 2) as f32;
-    let exact = ((high - low) / (highest - lowest) as f32).clamp(spec.eps.max(f32::MIN_POSITIVE), f32::MAX);
-    let value = rounded(low + exact * middle);
-    // What float16 rounds to nothing could not be divided by.
-    let scale = Some(rounded(exact)).filter(|s| s.is_normal()).unwrap_or_else(|| spec.scale(f64::from(exact)));
-    let least = rounded(value - scale * middle);
-    for (code, &x) in codes.iter_mut().zip(values) {
-        *code = ((x - least) / scale).round_ties_even().clamp(lowest as f32, highest as f32) as u8;
+/// The kernel whose arithmetic it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// `eps` is the least scale, and what code 0 stands for is computed back from the zero point.
+    Tinygemm,
+    /// `eps` is the least range, and code 0 stands for the minimum.
+    Mslk,
+}
+
+/// What the codes of a group stand for: `x = (code − middle) * scale + value`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    /// The distance of two codes.
+    pub scale: f32,
+    /// What the middle code stands for.
+    pub value: f32,
+    /// What code 0 stands for when codes are made.
+    pub least: f32,
+}
+
+impl Kernel {
+    /// The kernel that an arithmetic is of, if it has zero points between codes.
+    #[must_use]
+    pub fn of(arithmetic: Arithmetic) -> Option<Self> {
+        match arithmetic {
+            Arithmetic::Tinygemm => Some(Self::Tinygemm),
+            Arithmetic::Mslk => Some(Self::Mslk),
+            Arithmetic::Onnx | Arithmetic::Torch | Arithmetic::Mlas | Arithmetic::MlasQdq => None,
+        }
     }
-    let zero_point = (f64::from(middle) - f64::from(value) / f64::from(scale)) as f32;
-    Between { scale, zero_point, said: () }
+
+    /// Chooses for a group of finite values.
+    #[must_use]
+    pub fn grid(self, values: &[f32], spec: &RangeSpec) -> Grid {
+        let (lowest, highest) = spec.codes();
+        let (low, high) = blocks::extremes(values);
+        let rounded = |x: f32| match spec.precision {
+            Precision::Float32 => x,
+            Precision::Float16 => half::f16::from_f32(x).to_f32(),
+            Precision::Bfloat16 => half::bf16::from_f32(x).to_f32(),
+        };
+        let (width, steps) = ((high - low).min(f32::MAX), (highest - lowest) as f32);
+        let exact = match self {
+            Self::Tinygemm => (width / steps).max(spec.eps),
+            Self::Mslk => width.max(spec.eps) / steps,
+        };
+        let exact = exact.max(f32::MIN_POSITIVE);
+        let value = rounded(low + exact * middle(spec));
+        // What float16 rounds to nothing could not be divided by.
+        let scale = Some(rounded(exact)).filter(|s| s.is_normal()).unwrap_or_else(|| spec.scale(f64::from(exact)));
+        let least = match self {
+            Self::Tinygemm => rounded(value - scale * middle(spec)),
+            Self::Mslk => low,
+        };
+        Grid { scale, value, least }
+    }
+
+    /// Chooses for a group of finite values, and writes its codes. torchao does so for 4 bits.
+    pub fn choose(self, values: &[f32], spec: &RangeSpec, codes: &mut [u8]) -> Between<()> {
+        let (lowest, highest) = spec.codes();
+        let Grid { scale, value, least } = self.grid(values, spec);
+        for (code, &x) in codes.iter_mut().zip(values) {
+            *code = ((x - least) / scale).round_ties_even().clamp(lowest as f32, highest as f32) as u8;
+        }
+        Between { scale, zero_point: zero_point(middle(spec), value, scale), said: () }
+    }
+}
+
+/// The code in the middle of a format.
+#[must_use]
+pub fn middle(spec: &RangeSpec) -> f32 {
+    let (lowest, highest) = spec.codes();
+    ((lowest + highest + 1) / 2) as f32
+}
+
+/// The zero point of a group as `MatMulNBits` counts it, in codes.
+#[must_use]
+pub fn zero_point(middle: f32, value: f32, scale: f32) -> f32 {
+    (f64::from(middle) - f64::from(value) / f64::from(scale)) as f32
 }

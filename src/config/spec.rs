@@ -438,6 +438,16 @@ pub enum Arithmetic {
     /// torchao's int4 weight-only: groups need not contain zero, and zero points lie between codes, which among forms only
     /// `matmulnbits` has.
     Tinygemm,
+    /// The same as torchao's newer kernels have it: `eps` is the least range instead of the least scale.
+    Mslk,
+}
+
+impl Arithmetic {
+    /// Whether zero points lie between codes.
+    #[must_use]
+    pub fn is_between(self) -> bool {
+        matches!(self, Self::Tinygemm | Self::Mslk)
+    }
 }
 
 /// What is asked for at the sites of some nodes.

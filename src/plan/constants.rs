@@ -147,10 +147,10 @@ impl Planner<'_> {
 
     /// Whether zero points lie between codes: where the form has such, what asks for them gets them.
     fn zero_points(&self, node: NodeId, form: Form, quantizer: &mut Quantizer) -> Result<()> {
-        if quantizer.given.is_some() && quantizer.arithmetic == Arithmetic::Tinygemm {
+        if quantizer.given.is_some() && quantizer.arithmetic.is_between() {
             quantizer.arithmetic = Arithmetic::Onnx;
         }
-        let tinygemm = quantizer.arithmetic == Arithmetic::Tinygemm;
+        let tinygemm = quantizer.arithmetic.is_between();
         let site = self.site(node, SiteKind::Weight);
         let reader = self.reader(&site, SiteKind::Weight, self.ask(node, SiteKind::Weight));
         let wrong = |message: &str| reader.error(Field::Arithmetic, message);

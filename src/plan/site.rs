@@ -460,7 +460,7 @@ impl Reader<'_> {
         if !self.only_if(bytes, Field::Arithmetic, other, Field::Dtype, &message, "it is for integers of 8 bits")? {
             return Ok(());
         }
-        if arithmetic == Arithmetic::Tinygemm {
+        if arithmetic.is_between() {
             self.tinygemm(quantizer)?;
         }
         if quantizer.round != Round::HalfEven {
@@ -493,7 +493,7 @@ impl Reader<'_> {
             || quantizer.narrow_range
             || quantizer.reduce_range;
         if other {
-            return wrong("scales are those of minimum and maximum over all codes, in the arithmetic of tinygemm");
+            return wrong("scales are those of minimum and maximum over all codes, in this arithmetic");
         }
         Ok(())
     }

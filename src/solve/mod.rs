@@ -206,7 +206,7 @@ fn weight_floor(bias: &[f32], input_scale: f32) -> f32 {
 ///
 /// # Errors
 /// Fields that have no meaning together.
-fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
+pub(crate) fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
     let Quantizer { dtype, symmetric, granularity, narrow_range, reduce_range, .. } = quantizer;
     let Quantizer { scale_type, scale_dtype, round, eps, .. } = quantizer;
     let Quantizer { signed_scale, arithmetic, .. } = quantizer;
@@ -254,7 +254,7 @@ fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
         arithmetic: match arithmetic {
             spec::Arithmetic::Onnx if least > 0.0 => Arithmetic::Single,
             spec::Arithmetic::Onnx => Arithmetic::Double,
-            spec::Arithmetic::Torch | spec::Arithmetic::Tinygemm => Arithmetic::Single,
+            spec::Arithmetic::Torch | spec::Arithmetic::Tinygemm | spec::Arithmetic::Mslk => Arithmetic::Single,
             spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
         },
         // torch has a least scale always.

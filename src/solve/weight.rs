@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::source::Source;
 use super::{Fit, SolvedWeight, check_range, given_qparams, microscaled, range_spec};
-use crate::algorithms::{Group, hqq, kquant, tinygemm};
+use crate::algorithms::tinygemm::Kernel;
+use crate::algorithms::{Group, hqq, kquant};
 use crate::config::algorithm::{Algorithm, Method};
 use crate::config::spec::{Arithmetic, ObserverKind, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
@@ -205,13 +206,13 @@ impl<'a> Solver<'a> {
         let encoding = self.encoding();
         let hqq = self.quantizer.algorithm.as_ref().filter(|a| a.method == Method::Hqq);
         let steps = hqq.and_then(|a| a.iterations).unwrap_or(hqq::ITERATIONS);
-        let tinygemm = self.quantizer.arithmetic == Arithmetic::Tinygemm;
-        if tinygemm == hqq.is_some() {
-            return Err(fail("either hqq or the arithmetic of tinygemm gives zero points between codes"));
+        let kernel = Kernel::of(self.quantizer.arithmetic);
+        if kernel.is_some() == hqq.is_some() {
+            return Err(fail("either hqq or the arithmetic of tinygemm or mslk gives zero points between codes"));
         }
         let coded = blocks::quantize_between(&self.source, bands, &encoding, |values, codes| {
-            if tinygemm {
-                let Between { scale, zero_point, said: () } = tinygemm::choose(values, &self.spec, codes);
+            if let Some(kernel) = kernel {
+                let Between { scale, zero_point, said: () } = kernel.choose(values, &self.spec, codes);
                 return Between { scale, zero_point, said: None };
             }
             let group = Group { values, spec: &self.spec, encoding: &encoding };
@@ -268,7 +269,7 @@ impl<'a> Solver<'a> {
     /// How codes are made.
     fn encoding(&self) -> Encoding {
         let coding = match self.quantizer.arithmetic {
-            Arithmetic::Onnx | Arithmetic::Tinygemm => Coding::Divided(self.quantizer.round),
+            Arithmetic::Onnx | Arithmetic::Tinygemm | Arithmetic::Mslk => Coding::Divided(self.quantizer.round),
             Arithmetic::Torch => Coding::Reciprocal,
             Arithmetic::Mlas => Coding::MlasSum,
             Arithmetic::MlasQdq => Coding::MlasQuotient,

@@ -1,6 +1,7 @@
 //! Weights in one pass, against the scalar specification; algorithms by group, against others' and a search.
 
-use amax::algorithms::{Choice, Group, hqq, kquant, tinygemm};
+use amax::algorithms::tinygemm::{Grid, Kernel};
+use amax::algorithms::{Choice, Group, hqq, kquant};
 use amax::numerics::blocks::{
     Bands, Between, Coding, Encoding, Values, encode, encode_singly, params, quantize_between, quantize_by,
     quantize_ranges, ranges,
@@ -208,21 +209,37 @@ fn hqq_finds_the_zero_points_of_others() {
     }
 }
 
-/// torchao's codes, scales, and zero points as `MatMulNBits` counts them; groups along either axis.
+/// torchao's codes, scales, and zero points as `MatMulNBits` counts them, groups along either axis; and what its fake
+/// quantizers give.
 #[test]
 fn tinygemm_is_that_of_torchao() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/tinygemm.json");
     let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let x = numbers(&file["x"]);
     for case in file["cases"].as_array().unwrap() {
-        let [scales, zeros, codes] = ["scales", "zero_points", "q"].map(|key| numbers(&case[key]));
         let precision = if case["scale_dtype"] == "bfloat16" { Precision::Bfloat16 } else { Precision::Float32 };
         let spec = RangeSpec { precision, eps: 1e-6, ..RangeSpec::new(Format::Uint4, false) };
+        let kernel = if case["kernel"] == "mslk" { Kernel::Mslk } else { Kernel::Tinygemm };
+        for (values, expected) in x.chunks(8).zip(numbers(&case["fq"]).chunks(8)) {
+            let mut codes = [0; 8];
+            let chosen = kernel.choose(values, &spec, &mut codes);
+            let Grid { scale, value, .. } = kernel.grid(values, &spec);
+            assert_eq!(codes.map(|code| (f32::from(code) - 8.0) * scale + value).as_slice(), expected);
+            for (code, expected) in codes.iter().zip(expected) {
+                let near = (f32::from(*code) - chosen.zero_point) * chosen.scale;
+                assert!((near - expected).abs() <= 1e-5 * (value.abs() + scale), "{near} {expected}");
+            }
+        }
+        if case.get("q").is_none() {
+            continue;
+        }
+        let [scales, zeros, codes] = ["scales", "zero_points", "q"].map(|key| numbers(&case[key]));
         let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
         let check = |x: &[f32], dims: [usize; 2], axis: usize, expected: [&[f32]; 3]| {
             let granularity = Granularity::PerGroup { axis, size: 8 };
             let bands = Bands::new(&dims, &granularity).unwrap().unwrap();
-            let found = quantize_between(x, &bands, &encoding, |x, codes| tinygemm::choose(x, &spec, codes)).unwrap();
+            let found =
+                quantize_between(x, &bands, &encoding, |x, codes| Kernel::Tinygemm.choose(x, &spec, codes)).unwrap();
             let found_codes = pack::unpack(&found.codes, &spec.format, x.len());
             let zeros: Vec<f32> = found.said.iter().map(|b| b.zero_point).collect();
             assert_eq!(found_codes.iter().map(|&c| c as f32).collect::<Vec<_>>(), expected[0]);

@@ -79,7 +79,7 @@ fn no_key_is_decoration() {
             Field::Form => &["\"matmulnbits\""],
             Field::AccuracyLevel => &["1"],
             Field::SignedScale => &["true"],
-            Field::Arithmetic => &["\"torch\"", "\"mlas\"", "\"mlas-qdq\"", "\"tinygemm\""],
+            Field::Arithmetic => &["\"torch\"", "\"mlas\"", "\"mlas-qdq\"", "\"tinygemm\"", "\"mslk\""],
         }
     };
     let plain = planned("").unwrap();

@@ -65,7 +65,8 @@ fn proof(original: &Model, test: &Model, samples: Option<&SampleSet>) -> Proof {
 
 /// Each initializer's type and shape, sorted, but for scales and zero points.
 fn stored(model: &Model) -> Vec<String> {
-    let codes = |v: &amax::ir::ValueId| !model.value(*v).name().contains("zero_point");
+    let parameter = |name: &str| name.contains("zero_point") || name.ends_with("_scale");
+    let codes = |v: &amax::ir::ValueId| !parameter(model.value(*v).name());
     let all = model.graph(model.main()).initializers().iter().copied().filter(codes);
     let tensors = all.filter_map(|v| model.constant(v));
     let large = tensors.filter(|t| t.dims().len() > 1 && t.dtype() != DataType::Float);
@@ -86,7 +87,8 @@ fn exports_of_frameworks_fold() {
     let cases: &[(&str, &[&str], usize, &[&str])] = &[
         ("torchao_8da4w", &["int4[16, 32]", "int4[32, 64]"], 1, &["mul_11", "mul_2"]),
         ("torchao_8da4w_optimized", &["int4[16, 32]", "int4[32, 64]"], 1, &["mul_11", "mul_2"]),
-        ("torchao_int4", &[], 2, &["view_11", "view_23"]),
+        ("torchao_int4", &["uint4[16, 32]", "uint4[32, 64]"], 3, &[]),
+        ("torchao_int4_weight_only", &["uint4[16, 32]", "uint4[32, 64]"], 3, &[]),
         ("torch_fake_quantize", &["int8[8, 3, 3, 3]"], 0, &[]),
         ("spelled_out", &["int8[8, 3, 3, 3]"], 0, &["y"]),
         (
@@ -263,6 +265,15 @@ fn weights_fold_in_many_spellings() {
         &["int4[2, 4]"],
     );
     check("d = Div(w, s) r = Round(d) f = Mul(r, s)", &["int8[2, 4]"]);
+    // A float is added: to all, to each channel, to each group; nothing, in effect; to each element, which is no zero point.
+    check("d = Div(w, one) r = Round(d) m = Mul(r, one) f = Add(m, z)", &["int8[2, 4]"]);
+    check("d = Div(w, s) r = Round(d) c = Clip(r, lo, hi) m = Mul(c, s) f = Add(s, m)", &["int4[2, 4]"]);
+    check(
+        "v = Reshape(w, wide) d = Div(v, g) r = Round(d) c = Clip(r, lo, hi) m = Mul(c, g) a = Add(m, g) f = Reshape(a, tall)",
+        &["int4[2, 4]"],
+    );
+    check("d = Div(w, s) r = Round(d) m = Mul(r, s) o = Sub(z, z) f = Add(m, o)", &["int8[2, 4]"]);
+    check("d = Div(w, s) r = Round(d) m = Mul(r, s) f = Add(m, w)", &[]);
     check("d = Div(w, s) r = Round(d) k = Cast <to = 3> (r) b = Cast <to = 1> (k) f = Mul(b, s)", &["int8[2, 4]"]);
     // Groups of 2 between reshapes, on the last axis.
     check(
@@ -355,11 +366,20 @@ enum Line {
 }
 
 fn quantized(model: &Model, config: &Config, line: Line, samples: Option<&SampleSet>) -> Result<Model> {
-    let target = target(config.target.as_deref().unwrap_or("ort-cpu"));
+    quantized_for(model, config, line, samples, &target(config.target.as_deref().unwrap_or("ort-cpu")))
+}
+
+fn quantized_for(
+    model: &Model,
+    config: &Config,
+    line: Line,
+    samples: Option<&SampleSet>,
+    target: &Target,
+) -> Result<Model> {
     let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
     let request = rewrite::Request {
         config,
-        target: &target,
+        target,
         plan: None,
         samples,
         statistics: None,
@@ -406,9 +426,14 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
             "op_type.Gemm.weight.group_size=16",
         ],
         &["preset=w4", "op_type.Gemm.weight.signed_scale=false"],
+        &["preset=fp8"],
+        &["preset=mxfp8"],
+        &["preset=mxfp4"],
+        &["preset=mxint8"],
+        &["preset=nvfp4"],
     ];
     let targets = ["ort-cpu", "ort-cpu", "generic", "ort-cpu-vnni", "ort-cpu", "ort-cpu"];
-    for (settings, target) in settings.iter().zip(targets) {
+    for (settings, target) in settings.iter().zip(targets.into_iter().chain(std::iter::repeat("generic"))) {
         for samples in [None, Some(&set)] {
             let mut config = Config { target: Some(target.to_owned()), ..Config::default() };
             for setting in *settings {
@@ -424,6 +449,27 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
             assert!(found.operands.iter().all(|o| o.differing == Ok(0)), "{settings:?} {found}");
             assert!(found.outputs.iter().all(|o| o.differing == 0), "{settings:?} {found}");
         }
+    }
+}
+
+/// What is prepared in float operators gives the bits of the quantizers.
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn what_is_prepared_in_operators_computes_the_same() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits.onnx");
+    let model = file::load(&path).unwrap();
+    let set = SampleSet::open(&path.with_extension("calib.npz"), &model).unwrap();
+    for name in ["int8", "fp8", "mxfp8", "mxfp4", "nvfp4", "a16w8"] {
+        let config = presets::load(name).unwrap();
+        let made = [target("generic"), target("generic").simulated()].map(|target| {
+            let made = quantized_for(&model, &config, Line::Prepare, Some(&set), &target).unwrap();
+            let outputs = amax::calibrate::outputs(&made, &set, &[0, 1, 2, 3], Runtime::default(), &Silent).unwrap();
+            let bits = |t: &Tensor| t.to_f32().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            let bits: Vec<Vec<u32>> = outputs.iter().map(|outputs| bits(&outputs[0].1)).collect();
+            (count(&made, "QuantizeLinear"), bits)
+        });
+        assert!(made[0].0 > 0 && made[1].0 == 0, "{name}");
+        assert_eq!(made[0].1, made[1].1, "{name}");
     }
 }
 
@@ -538,4 +584,79 @@ fn what_torchao_refuses_is_refused() {
         "only per-group scales have a group size",
     );
     check(&[fits, "default.output={enable=true,granularity=\"per-token\",dynamic=true}"], Line::Rewrite, "only inputs");
+}
+
+/// The fake quantizers of torchao's int4 weight-only: what an export of it folds to, and what `prepare` writes for the
+/// same float weights.
+#[test]
+#[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
+fn float_zero_points_are_those_of_torchao() {
+    let exported = load("torchao_int4");
+    let set = samples("torchao_int4", &exported);
+    let model = load("float_linear");
+    let mut config = presets::load("int4-weight-only").unwrap();
+    for op in ["Gemm", "MatMul"] {
+        config.set(&format!("op_type.{op}.weight.group_size=32")).unwrap();
+        config.set(&format!("op_type.{op}.weight.scale_dtype=float32")).unwrap();
+    }
+    let fake = quantized(&model, &config, Line::Prepare, None).unwrap();
+    assert!(stored(&fake).is_empty() && count(&fake, "DequantizeLinear") == 0 && count(&fake, "Round") == 2);
+    let folded = converted(&fake);
+    assert_eq!(stored(&folded.model), ["uint4[32, 16]", "uint4[64, 32]"].map(str::to_owned));
+    let found = proof(&fake, &folded.model, Some(&set));
+    assert!(found.operands.len() == 2 && found.operands.iter().all(|o| o.differing == Ok(0)), "{found}");
+    assert!(found.outputs.iter().all(|o| o.differing == 0), "{found}");
+    // torchao's export has the same numbers; products are added up in another order.
+    let run = |model: &Model| {
+        let outputs = amax::calibrate::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        outputs[0][0].1.to_f32().unwrap()
+    };
+    let theirs = run(&exported);
+    for model in [&fake, &folded.model] {
+        let sqnr = amax::numerics::metrics::sqnr_db(&theirs, &run(model));
+        assert!(sqnr > 120.0, "{sqnr}");
+    }
+    let numbers = |model: &Model, what: &str| -> Vec<Vec<u32>> {
+        let constants = initializers(model);
+        let named = constants.iter().filter(|(name, (dtype, ..))| *dtype == DataType::Float && name.contains(what));
+        let mut found: Vec<Vec<u32>> = named
+            .map(|(_, (.., bytes))| {
+                let mut bits: Vec<u32> = bytes.chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+                bits.sort_unstable();
+                bits
+            })
+            .collect();
+        found.sort();
+        found
+    };
+    let theirs = converted(&exported).model;
+    for what in ["_offset", "_scale"] {
+        assert_eq!(numbers(&folded.model, what), numbers(&theirs, what), "{what}");
+        assert_eq!(numbers(&theirs, what).len(), 2, "{what}");
+    }
+    // In MatMulNBits, the numbers that `rewrite` puts there.
+    let target = target("ort-cpu");
+    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
+    let into = [amax::convert::To::Form(amax::config::spec::Form::Matmulnbits)];
+    let request = Request {
+        into: &into,
+        accuracy_level: 4,
+        switches: &[],
+        simulate: false,
+        target: &target,
+        evaluate: &Exact,
+        after: &after,
+    };
+    let direct = quantized(&model, &config, Line::Rewrite, None).unwrap();
+    let blocks = |model: &Model| -> Vec<(DataType, Vec<usize>, Vec<u8>)> {
+        initializers(model).into_iter().filter(|(name, _)| name.contains("_nbits")).map(|(_, tensor)| tensor).collect()
+    };
+    let from_fake = convert(&fake, &request).unwrap().model;
+    assert_eq!((count_in(&direct, "MatMulNBits"), blocks(&direct).len()), (2, 6));
+    assert_eq!(blocks(&from_fake), blocks(&direct));
+    assert_eq!(blocks(&convert(&folded.model, &request).unwrap().model), blocks(&direct));
+}
+
+fn count_in(model: &Model, op: &str) -> usize {
+    model.graph(model.main()).nodes().iter().filter(|&&n| model.node(n).op_type() == op).count()
 }

@@ -115,18 +115,37 @@ def float_linear(path):
 
 @case
 def torchao_int4(path):
-    """torchao's int4 weight-only, whose zero points are floats."""
+    """torchao's int4 weight-only, whose zero points are floats, of the network of `float_linear`."""
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
     from torchao.quantization.quant_primitives import ZeroPointDomain
 
+    sample = torch.randn(5, 64)
     model = Mlp()
     weight = IntxFakeQuantizeConfig(
-        torch.uint4, group_size=32, is_symmetric=False, zero_point_domain=ZeroPointDomain.FLOAT
+        torch.uint4,
+        group_size=32,
+        is_symmetric=False,
+        zero_point_domain=ZeroPointDomain.FLOAT,
+        zero_point_precision=torch.float32,
+        eps=1e-6,
     )
     quantize_(model, QATConfig(weight_config=weight, step="prepare"))
     model.eval()
+    dynamo(model, sample, path, optimize=False, dynamic_shapes=({0: torch.export.Dim("tokens")},))
+    return model, [sample]
+
+
+@case
+def torchao_int4_weight_only(path):
+    """torchao's `Int4WeightOnlyConfig` after `prepare`: the arithmetic of its newer kernels."""
+    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+    from torchao.quantization.qat import QATConfig
+
     sample = torch.randn(5, 64)
+    model = Mlp()
+    quantize_(model, QATConfig(Int4WeightOnlyConfig(group_size=32), step="prepare"))
+    model.eval()
     dynamo(model, sample, path, optimize=False, dynamic_shapes=({0: torch.export.Dim("tokens")},))
     return model, [sample]
 
