@@ -55,6 +55,10 @@ fn parameters(model: &Model, constants: &Constants, node: NodeId) -> Vec<ValueId
         "DequantizeLinear" | "Clip" => 1,
         _ => return Vec::new(),
     };
-    let derived = |v: &ValueId| constants.derives(*v) && model.constant(*v).is_none();
+    // Scales that are codes themselves, as in NVFP4, are stored as such.
+    let coded = |v: ValueId| {
+        model.producer(v).is_some_and(|p| model.node(p).is("DequantizeLinear") && model.constant_input(p, 0).is_some())
+    };
+    let derived = |v: &ValueId| constants.derives(*v) && model.constant(*v).is_none() && !coded(*v);
     slot.inputs().iter().skip(first).flatten().copied().filter(derived).collect()
 }
