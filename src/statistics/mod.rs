@@ -179,9 +179,9 @@ impl Channels {
 
 /// The range of the finite ones among `values`.
 fn finite_range(values: &[f32]) -> Option<Range> {
-    let scan = scan::scan(values);
-    if scan.non_finite == 0 {
-        return (scan.min <= scan.max).then_some(Range { min: scan.min, max: scan.max });
+    let extent = scan::extent(values);
+    if !extent.non_finite {
+        return (extent.min <= extent.max).then_some(Range { min: extent.min, max: extent.max });
     }
     let finite = values.iter().copied().filter(|v| v.is_finite());
     finite.map(|v| Range { min: v + 0.0, max: v + 0.0 }).reduce(Range::union)

@@ -23,6 +23,17 @@ pub(super) struct Scan {
     pub(super) squares: f64,
 }
 
+/// The range of a slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    /// Whether a value is NaN or infinite. The ends mean nothing then.
+    pub(super) non_finite: bool,
+    /// Infinity for an empty slice.
+    pub(super) min: f32,
+    /// Negative infinity for an empty slice.
+    pub(super) max: f32,
+}
+
 const LANES: usize = 8;
 
 /// Looks at `values`, fewer than 2³¹, once.
@@ -41,6 +52,50 @@ pub(super) fn scan(values: &[f32]) -> Scan {
 #[target_feature(enable = "avx2")]
 fn scan_avx2(values: &[f32]) -> Scan {
     scan_any(values)
+}
+
+/// Looks at the ends of `values` alone.
+pub(super) fn extent(values: &[f32]) -> Extent {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function was compiled for.
+        #[allow(unsafe_code, reason = "wider vectors where there are any")]
+        return unsafe { extent_avx2(values) };
+    }
+    extent_any(values)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn extent_avx2(values: &[f32]) -> Extent {
+    extent_any(values)
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "each caller compiles it for its own processors")]
+fn extent_any(values: &[f32]) -> Extent {
+    let mut non_finite = [false; LANES];
+    let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let mut look = |lane: usize, value: f32| {
+        non_finite[lane] |= value.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+        min[lane] = if value < min[lane] { value } else { min[lane] };
+        max[lane] = if value > max[lane] { value } else { max[lane] };
+    };
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &value) in chunk.iter().enumerate() {
+            look(lane, value);
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        look(lane, value);
+    }
+    Extent {
+        non_finite: non_finite.contains(&true),
+        // As in [`Scan`], zero has no sign.
+        min: min.into_iter().fold(f32::INFINITY, f32::min) + 0.0,
+        max: max.into_iter().fold(f32::NEG_INFINITY, f32::max) + 0.0,
+    }
 }
 
 #[inline(always)]
