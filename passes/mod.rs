@@ -3,6 +3,7 @@
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
 mod arithmetic;
+mod channels;
 pub mod dequantize;
 pub mod drop_dead;
 pub mod exact;
