@@ -15,6 +15,7 @@ pub mod fold_weights;
 pub mod forms;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
+pub mod fuse_scales;
 mod insert_blocks;
 pub mod insert_qdq;
 pub mod lift_constants;

@@ -28,6 +28,7 @@ fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
         model,
         &Request {
             into,
+            keep_scales: false,
             accuracy_level: 4,
             switches: &[],
             simulate: false,
