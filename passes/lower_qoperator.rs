@@ -1,13 +1,13 @@
 //! Operators between Dequantize and Quantize become operators on codes, those of onnxruntime's `QOperator` format: codes,
 //! scales and zero points as they were. What only moves codes runs on codes as it is.
 //!
-//! A Relu or Clip in front of the quantizer goes where the quantizer clips at the same codes. A bias must be int32 in the
-//! scale of the sum, which is what these operators take it for. What has no such operator, or not for its types, stays
-//! between its quantizers.
+//! A Relu or Clip in front of the quantizer goes where the quantizer clips at the same codes. Operators take a bias for int32
+//! in the scale of the sum: codes must have that scale, and floats become the codes that onnxruntime makes of them when it
+//! fuses the pairs itself. What has no such operator, or not for its types, stays between its quantizers.
 
 use super::forms::MICROSOFT;
 use super::nodes::nodes;
-use super::qoperator::{Coded, moved, moves, only_reader, rank, rewire};
+use super::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};
@@ -200,16 +200,57 @@ fn kernel(left: &Coded, right: &Coded, result: Option<&Coded>) -> Result<(), Str
     }
 }
 
-/// The int32 codes of a bias, which must be in the scale of the sum, one for each index of `axis` of the right operand.
+/// The bias of an operator on codes: int32, in the scale of the sum.
+enum Bias {
+    /// Codes that are in that scale.
+    There(ValueId),
+    /// The nearest codes of a constant in floats, and its name.
+    Made(String, Vec<i32>),
+}
+
+impl Bias {
+    /// The value that the operator reads.
+    fn put(self, model: &mut Model, graph: GraphId) -> ValueId {
+        match self {
+            Self::There(codes) => codes,
+            Self::Made(name, codes) => {
+                model.add_initializer(graph, &format!("{name}_quantized"), Tensor::from_i32(&[codes.len()], &codes))
+            }
+        }
+    }
+}
+
+/// Operator's name, and what happened to its bias.
+fn said(op: &str, bias: Option<&Bias>) -> String {
+    let made = matches!(bias, Some(Bias::Made(..)));
+    if made { format!("{op}, its bias quantized to int32") } else { op.to_owned() }
+}
+
+/// The bias at an input, with one number for each index of `axis` of the right operand.
 fn bias(
     model: &Model,
     (node, input): (NodeId, usize),
     left: &Coded,
     right: &Coded,
     axis: usize,
-) -> Result<Option<ValueId>, String> {
-    if model.node(node).input(input).is_none() {
-        return Ok(None);
+) -> Result<Option<Bias>, String> {
+    let Some(value) = model.node(node).input(input) else { return Ok(None) };
+    let channels = model.constant(right.codes).and_then(|w| w.dims().get(axis).copied());
+    let shaped = |tensor: &Tensor, name: &str| match tensor.dims().as_slice() {
+        &[length] if channels == Some(length) => Ok(()),
+        dims => Err(format!("its bias \"{name}\" has shape {dims:?}")),
+    };
+    if right.scales.len() != 1 && Some(right.scales.len()) != channels {
+        return Err(format!("\"{}\" does not have a scale for each channel", model.value(right.codes).name()));
+    }
+    let sums = right.scales.iter().map(|scale| left.scales[0] * scale).cycle();
+    if let Some(tensor) = model.constant(value).filter(|t| t.dtype() == DataType::Float) {
+        let name = model.value(value).name();
+        shaped(tensor, name)?;
+        let numbers = tensor.to_f32().unwrap_or_default();
+        let codes: Option<Vec<i32>> = numbers.iter().zip(sums).map(|(&b, sum)| bias_code(b, sum)).collect();
+        let codes = codes.ok_or_else(|| format!("its bias \"{name}\" is no int32 in the scale of the sum"))?;
+        return Ok(Some(Bias::Made(name.to_owned(), codes)));
     }
     let bias = operand(model, node, input)?;
     let name = model.value(bias.codes).name();
@@ -217,19 +258,29 @@ fn bias(
     if bias.dtype != DataType::Int32 || bias.zeros.iter().any(|&z| z != 0) {
         return Err(format!("its bias \"{name}\" is not int32 around zero"));
     }
-    let dims = tensor.dims();
-    let channels = model.constant(right.codes).and_then(|w| w.dims().get(axis).copied());
-    if dims.len() != 1 || channels != Some(dims[0]) {
-        return Err(format!("its bias \"{name}\" has shape {dims:?}"));
+    shaped(tensor, name)?;
+    let count = bias.scales.len();
+    let same = (count == 1 || Some(count) == channels)
+        && bias
+            .scales
+            .iter()
+            .cycle()
+            .zip(sums)
+            .take(count.max(right.scales.len()))
+            .all(|(a, b)| a.to_bits() == b.to_bits());
+    if same {
+        Ok(Some(Bias::There(bias.codes)))
+    } else {
+        Err(format!("the scale of its bias \"{name}\" is not that of the sum"))
     }
-    let at = |list: &[f32], index: usize| if list.len() == 1 { list[0] } else { list[index] };
-    let count = bias.scales.len().max(right.scales.len());
-    let fits = |list: &[f32]| list.len() == 1 || list.len() == count;
-    let same = fits(&bias.scales) && fits(&right.scales) && {
-        let sum = |index: usize| left.scales[0] * at(&right.scales, index);
-        (0..count).all(|index| sum(index).to_bits() == at(&bias.scales, index).to_bits())
-    };
-    if same { Ok(Some(bias.codes)) } else { Err(format!("the scale of its bias \"{name}\" is not that of the sum")) }
+}
+
+/// The code of a number in float32 arithmetic, as onnxruntime's when it fuses: one division, rounded half to even. None
+/// beyond int32, where that one wraps around.
+fn bias_code(number: f32, scale: f32) -> Option<i32> {
+    let code = (number / scale).round_ties_even();
+    // The bounds are those of int32; the upper one is no int32 itself.
+    (-2_147_483_648.0..2_147_483_648.0).contains(&code).then_some(code as i32)
 }
 
 fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
@@ -238,16 +289,15 @@ fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Strin
     let b = bias(model, (node, 2), &x, &w, 0)?;
     let taken = quantized(model, node)?;
     kernel(&x, &w, Some(&taken.result))?;
+    let text = said("QLinearConv", b.as_ref());
     let mut inputs = Vec::with_capacity(9);
     inputs.extend(triple(model, graph, &x));
     inputs.extend(triple(model, graph, &w));
     inputs.extend(two(model, graph, &taken.result));
-    if b.is_some() {
-        inputs.push(b);
-    }
+    inputs.extend(b.map(|b| Some(b.put(model, graph))));
     rewire(model, node, "", "QLinearConv", &inputs);
     finish(model, node, &taken);
-    Ok("QLinearConv".to_owned())
+    Ok(text)
 }
 
 fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
@@ -273,22 +323,7 @@ fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Strin
     for name in ["alpha", "beta", "transA"] {
         model.remove_attr(node, name);
     }
-    qgemm(model, graph, node, &a, &b, c, taken.as_ref());
-    Ok(if taken.is_some() { "QGemm" } else { "QGemm with a result in floats" }.to_owned())
-}
-
-/// Whether a quantizer reads the result, directly or behind a clip.
-fn is_quantized(model: &Model, node: NodeId) -> bool {
-    let readers = |node: NodeId| {
-        let users = model.node(node).output(0).map(|v| model.value(v).users()).unwrap_or_default();
-        users.iter().filter_map(|user| match user {
-            crate::ir::User::Node { node, .. } => Some(*node),
-            crate::ir::User::Output { .. } => None,
-        })
-    };
-    let quantizer = |n: NodeId| model.node(n).is("QuantizeLinear");
-    let clip = |n: NodeId| model.node(n).is("Relu") || model.node(n).is("Clip");
-    readers(node).any(|n| quantizer(n) || (clip(n) && readers(n).any(quantizer)))
+    Ok(qgemm(model, graph, node, &a, &b, c, taken.as_ref()))
 }
 
 fn qgemm(
@@ -297,14 +332,15 @@ fn qgemm(
     node: NodeId,
     a: &Coded,
     b: &Coded,
-    c: Option<ValueId>,
+    c: Option<Bias>,
     taken: Option<&Taken>,
-) {
+) -> String {
+    let text = said(if taken.is_some() { "QGemm" } else { "QGemm with a result in floats" }, c.as_ref());
     let mut inputs = Vec::with_capacity(9);
     inputs.extend(triple(model, graph, a));
     inputs.extend(triple(model, graph, b));
     if c.is_some() || taken.is_some() {
-        inputs.push(c);
+        inputs.push(c.map(|c| c.put(model, graph)));
     }
     if let Some(taken) = taken {
         inputs.extend(two(model, graph, &taken.result));
@@ -313,6 +349,7 @@ fn qgemm(
     if let Some(taken) = taken {
         finish(model, node, taken);
     }
+    text
 }
 
 fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
@@ -326,21 +363,23 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
     let output = model.node(node).output(0).ok_or("it has no output")?;
     if let Ok(add) = only_reader(model, node, output)
         && model.node(add).is("Add")
-        && dims.is_some_and(|d| d.len() == 2)
+        && let Some([_, columns]) = dims.as_deref()
         && model.node(node).input(0).and_then(|v| rank(model, v)) == Some(2)
     {
         let other = usize::from(model.node(add).input(0) == Some(output));
-        if operand(model, add, other).is_ok_and(|bias| bias.dtype == DataType::Int32) {
+        // Where the sum stays in floats, so does what is added.
+        let floats =
+            is_quantized(model, add) && model.constant_input(add, other).is_some_and(|t| t.dims() == [*columns]);
+        if floats || operand(model, add, other).is_ok_and(|bias| bias.dtype == DataType::Int32) {
             let c = bias(model, (add, other), &a, &b, 1)?;
             let sum = model.node(add).output(0).ok_or("an Add has no output")?;
             if is_quantized(model, add) {
                 let taken = quantized_value(model, node, sum, vec![add])?;
                 kernel(&a, &b, Some(&taken.result))?;
-                qgemm(model, graph, node, &a, &b, c, Some(&taken));
-                return Ok("QGemm".to_owned());
+                return Ok(qgemm(model, graph, node, &a, &b, c, Some(&taken)));
             }
             kernel(&a, &b, None)?;
-            qgemm(model, graph, node, &a, &b, c, None);
+            let text = qgemm(model, graph, node, &a, &b, c, None);
             let fresh = format!("{}_gone", model.value(output).name());
             let ty = model.value(sum).ty().cloned();
             model.replace_uses(sum, output, |_| true);
@@ -349,7 +388,7 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
                 model.set_type(output, ty);
             }
             model.remove(&[add]);
-            return Ok("QGemm with a result in floats".to_owned());
+            return Ok(text);
         }
     }
     if !is_quantized(model, node) {

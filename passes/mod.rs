@@ -3,6 +3,7 @@
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
 mod arithmetic;
+mod channels;
 pub mod dequantize;
 pub mod drop_dead;
 pub mod exact;
@@ -14,6 +15,7 @@ pub mod fold_weights;
 pub mod forms;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
+pub mod fuse_scales;
 mod insert_blocks;
 pub mod insert_qdq;
 pub mod lift_constants;

@@ -12,6 +12,7 @@ use super::{
     fold_weights::FoldWeights,
     freeze_inputs::FreezeInputs,
     fuse_batchnorm::FuseBatchnorm,
+    fuse_scales::FuseScales,
     insert_qdq::InsertQdq,
     lift_constants::LiftConstants,
     lower_gather::LowerGather,
@@ -57,8 +58,15 @@ pub const FAKE: &[&dyn Pass] =
     &[&RaiseOpset, &InsertQdq, &FoldWeights, &UnfoldWeights, &PerToken, &Simulate, &DropDead];
 
 /// Before conversions: reads what training frameworks export, and makes codes of what they quantize in fake.
-pub const IMPORT: &[&dyn Pass] =
-    &[&StandardQuantizers, &FoldFakeQuant, &SettleQuantizers, &FoldClips, &NameQuantizers, &RecoverCodes];
+pub const IMPORT: &[&dyn Pass] = &[
+    &StandardQuantizers,
+    &FoldFakeQuant,
+    &SettleQuantizers,
+    &FoldClips,
+    &NameQuantizers,
+    &RecoverCodes,
+    &FuseScales { keep_scales: false },
+];
 
 /// Other forms of what is quantized, for conversions: each is right for any model, and they undo each other.
 pub const FORMS: &[&dyn Pass] = &[

@@ -165,6 +165,20 @@ pub(super) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result
     }
 }
 
+/// Whether a quantizer reads the result, directly or behind a clip.
+pub(super) fn is_quantized(model: &Model, node: NodeId) -> bool {
+    let readers = |node: NodeId| {
+        let users = model.node(node).output(0).map(|v| model.value(v).users()).unwrap_or_default();
+        users.iter().filter_map(|user| match user {
+            User::Node { node, .. } => Some(*node),
+            User::Output { .. } => None,
+        })
+    };
+    let quantizer = |n: NodeId| model.node(n).is("QuantizeLinear");
+    let clip = |n: NodeId| model.node(n).is("Relu") || model.node(n).is("Clip");
+    readers(node).any(|n| quantizer(n) || (clip(n) && readers(n).any(quantizer)))
+}
+
 /// The rank of a value, which is also that of what it was quantized from.
 pub(super) fn rank(model: &Model, value: ValueId) -> Option<usize> {
     if let Some(shape) = model.shape(value) {

@@ -1,9 +1,10 @@
 //! Makes constants of what quantizers read and constants derive: scales and zero points behind a Cast, bounds of a Clip,
-//! and a float weight that is scaled before it is quantized.
+//! and a float weight that is scaled before it is quantized; and of what then scales or shifts the channels of a product.
 //!
 //! Only what every runtime computes to the same bits is computed.
 
 use super::arithmetic::Constants;
+use super::channels::has_channels;
 use super::lift_constants::{graphs_outside_functions, is_graph_output};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
@@ -36,7 +37,7 @@ impl Pass for SettleQuantizers {
                             settled.push(producer);
                             outcome.changed(name, "computed from constants");
                         }
-                        None => outcome.skipped(name, "a quantizer reads it, but it cannot be computed exactly"),
+                        None => outcome.skipped(name, "constants derive it, but it cannot be computed exactly"),
                     }
                 }
             }
@@ -53,6 +54,7 @@ fn parameters(model: &Model, constants: &Constants, node: NodeId) -> Vec<ValueId
         _ if !slot.domain().is_empty() => return Vec::new(),
         "QuantizeLinear" => 0,
         "DequantizeLinear" | "Clip" => 1,
+        "Add" | "Sub" | "Mul" | "Div" if is_behind_product(model, constants, node) => 0,
         _ => return Vec::new(),
     };
     // Scales that are codes themselves, as in NVFP4, are stored as such.
@@ -61,4 +63,23 @@ fn parameters(model: &Model, constants: &Constants, node: NodeId) -> Vec<ValueId
     };
     let derived = |v: &ValueId| constants.derives(*v) && model.constant(*v).is_none() && !coded(*v);
     slot.inputs().iter().skip(first).flatten().copied().filter(derived).collect()
+}
+
+/// Whether only arithmetic with constants lies between a product with channels and a node.
+fn is_behind_product(model: &Model, constants: &Constants, node: NodeId) -> bool {
+    let mut at = node;
+    // Frameworks put a division, a bias and a normalization there.
+    for _ in 0..4 {
+        let slot = model.node(at);
+        let data = slot.inputs().iter().flatten().find(|&&v| !constants.holds(model, v));
+        let Some(before) = data.and_then(|&v| model.producer(v)) else { return false };
+        if has_channels(model, before) {
+            return true;
+        }
+        if !["Add", "Sub", "Mul", "Div", "BatchNormalization"].iter().any(|op| model.node(before).is(op)) {
+            return false;
+        }
+        at = before;
+    }
+    false
 }

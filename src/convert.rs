@@ -11,6 +11,7 @@ use crate::passes::fold_clips::FoldClips;
 use crate::passes::fold_fake_quant::FoldFakeQuant;
 use crate::passes::fold_weights::FoldWeights;
 use crate::passes::freeze_inputs::FreezeInputs;
+use crate::passes::fuse_scales::FuseScales;
 use crate::passes::lift_constants::LiftConstants;
 use crate::passes::lower_gather::LowerGather;
 use crate::passes::lower_lstm::LowerLstm;
@@ -41,7 +42,6 @@ pub const FOLD: &[&dyn Pass] = &[
     &FoldClips,
     &NameQuantizers,
     &RecoverCodes,
-    &DropDead,
 ];
 
 /// What the step that takes quantizers out is called where passes are.
@@ -87,6 +87,8 @@ pub struct Request<'a> {
     pub simulate: bool,
     /// What quantized constants become; empty to leave them as they are. One for products and one for tables go together.
     pub into: &'a [To],
+    /// Whether the scales of weights stay as they are where a `BatchNormalization` behind could be fused into them.
+    pub keep_scales: bool,
     /// `accuracy_level` of new `MatMulNBits`.
     pub accuracy_level: u8,
     /// Sites whose quantizers are taken out, and sites that keep theirs; the last to match decides.
@@ -125,7 +127,8 @@ pub struct Converted {
 /// Forms that exclude each other; switches that match nothing; a pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
 pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
     let lower = LowerMatmulnbits { accuracy_level: i64::from(request.accuracy_level) };
-    let mut passes = passes(request.into, &lower)?;
+    let fuse = FuseScales { keep_scales: request.keep_scales };
+    let mut passes = passes(request.into, &fuse, &lower)?;
     if !request.switches.is_empty() {
         // The floats of codes that were taken out lie on a grid.
         passes.retain(|pass| pass.name() != RecoverCodes.name());
@@ -143,7 +146,8 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
             let made = |note: &&Note| note.text.contains("stored as");
             folded.extend(outcome.changes.iter().filter(made).cloned());
             changed.extend(outcome.changes.iter().filter(|n| !made(n)).cloned());
-        } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name(), SWITCH].contains(&name)
+        } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name(), fuse.name(), SWITCH]
+            .contains(&name)
             || FORMS.iter().any(|pass| pass.name() == name)
         {
             changed.extend(outcome.changes.iter().cloned());
@@ -172,7 +176,7 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
 }
 
 /// The passes that make these of a model.
-fn passes<'a>(into: &[To], lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pass>> {
+fn passes<'a>(into: &[To], fuse: &'a FuseScales, lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pass>> {
     let has = |what: To| into.contains(&what);
     let alone = [To::Form(Form::Qdq), To::Float];
     if let Some(only) = alone.into_iter().find(|&only| has(only) && into.iter().any(|&other| other != only)) {
@@ -180,6 +184,7 @@ fn passes<'a>(into: &[To], lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pa
         return Err(Error::new(Kind::Usage, message).with_hint("give one of them"));
     }
     let mut passes: Vec<&dyn Pass> = FOLD.to_vec();
+    passes.extend([fuse as &dyn Pass, &DropDead]);
     if has(To::Form(Form::Qdq)) || has(To::Float) {
         passes.push(&RaiseQoperator);
     }

@@ -9,7 +9,7 @@ use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
-use crate::passes::operands::{self, Operand};
+use crate::passes::operands::{self, Comparison, Operand};
 use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::{Context, Evaluate, Pass};
 use crate::runtime::Runtime;
@@ -51,8 +51,8 @@ impl Proof {
     /// # Errors
     /// [`Kind::Check`], with the first difference.
     pub fn verdict(&self) -> Result<()> {
-        for Operand { node, input, elements, differing } in &self.operands {
-            if let Ok(count @ 1..) = differing {
+        for Operand { node, input, elements, found } in &self.operands {
+            if let Comparison::Differing(count) = found {
                 let message =
                     format!("{count} of {elements} elements of input {input} differ from the fake quantizer's");
                 return Err(Error::new(Kind::Check, message).at_node(node, ""));
@@ -74,14 +74,20 @@ impl Proof {
 
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let same = self.operands.iter().filter(|o| o.differing == Ok(0));
+        let same = self.operands.iter().filter(|o| o.found == Comparison::Equal);
         let elements: usize = same.clone().map(|o| o.elements).sum();
         write!(f, "check    {} constant operands are equal, in all of {elements} elements", same.count())?;
-        for Operand { node, input, elements, differing } in &self.operands {
-            match differing {
-                Ok(0) => {}
-                Ok(count) => write!(f, "\n  {node}: {count} of {elements} elements of input {input} differ")?,
-                Err(why) => write!(f, "\n  {node}: input {input} was not compared: {why}")?,
+        for Operand { node, input, elements, found } in &self.operands {
+            match found {
+                Comparison::Equal => {}
+                Comparison::Differing(count) => {
+                    write!(f, "\n  {node}: {count} of {elements} elements of input {input} differ")?;
+                }
+                Comparison::Scaled { least, most } => write!(
+                    f,
+                    "\n  {node}: input {input} has what followed in it, a factor for each channel, {least:.6} to {most:.6}"
+                )?,
+                Comparison::Unknown(why) => write!(f, "\n  {node}: input {input} was not compared: {why}")?,
             }
         }
         for Output { name, elements, differing, ulps, sqnr_db } in &self.outputs {

@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
+    /// Keep the scales of weights where what follows per channel would be multiplied into them.
+    #[arg(long)]
+    keep_scales: bool,
     /// Write quantizers as float operators with the same results, and quantized constants as floats.
     #[arg(long)]
     simulate: bool,
@@ -87,6 +90,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let switches = switches(args)?;
     let request = Request {
         into: &args.form,
+        keep_scales: args.keep_scales,
         accuracy_level: args.accuracy_level,
         switches: &switches,
         simulate: args.simulate,

@@ -112,6 +112,16 @@ fn makes_codes(op: &str) -> bool {
         || op.ends_with("Integer")
 }
 
+/// Whether a node makes zero of everything below, and changes nothing else there.
+fn clips_at_zero(model: &Model, id: NodeId) -> bool {
+    let node = model.node(id);
+    let bound = || match node.input(1) {
+        Some(low) => model.constant(low).and_then(Tensor::to_f32)?.first().copied(),
+        None => node.float("min"),
+    };
+    node.is("Relu") || (node.is("Clip") && bound().is_some_and(|low| low.abs() == 0.0))
+}
+
 impl Finder<'_> {
     /// The sites at a node, each with the tensor that it quantizes in the quantized model and the tensor to compare.
     fn sites(&self, id: NodeId) -> Vec<(Site, ValueId, ValueId)> {
@@ -146,13 +156,8 @@ impl Finder<'_> {
         if self.is_constant(input) {
             return None;
         }
-        let readers = self.test.value(codes).users().iter();
-        let pair = readers.filter_map(|user| match user {
-            User::Node { node, input: 0 } if self.test.node(*node).op_type() == "DequantizeLinear" => Some(*node),
-            _ => None,
-        });
         // Codes that integer operators read have no tensor of their own to compare.
-        let output = pair.into_iter().find_map(|dq| self.test.node(dq).output(0))?;
+        let output = self.result_of_reader(codes, "DequantizeLinear")?;
         let (site, at) = if let Some(producer) = self.test.producer(input) {
             (format!("{}.output", self.test.node_name(producer)), producer)
         } else {
@@ -180,6 +185,14 @@ impl Finder<'_> {
             why: None,
         };
         Some((site, input, output))
+    }
+
+    /// What the first such node that has a value for its data makes of it.
+    fn result_of_reader(&self, value: ValueId, op: &str) -> Option<ValueId> {
+        self.test.value(value).users().iter().find_map(|user| match *user {
+            User::Node { node, input: 0 } if self.test.node(node).op_type() == op => self.test.node(node).output(0),
+            _ => None,
+        })
     }
 
     /// How many scales a `QuantizeLinear` or `DequantizeLinear` has.
@@ -258,7 +271,8 @@ impl Finder<'_> {
         let Some(reference) = self.float_of(value).or_else(|| self.float_of(output)) else {
             return (None, Some(format!("the float model has no tensor \"{}\"", self.test.value(value).name())));
         };
-        let reference = if value == output { self.unclipped(output, reference) } else { reference };
+        let reference =
+            if value == output { self.unclipped(output, reference) } else { self.clipped(output, reference) };
         let (twin, why) = match self.alone(output) {
             Ok(twin) => (Some(twin), None),
             Err(why) => (None, Some(why)),
@@ -275,21 +289,31 @@ impl Finder<'_> {
 
     /// The float tensor that a tensor of the quantized model stands for.
     fn float_of(&self, value: ValueId) -> Option<ValueId> {
-        let name = self.test.value(value).name();
         if self.test.producer(value).is_some_and(|node| makes_codes(self.test.node(node).op_type())) {
             return None;
         }
-        let stripped = SUFFIXES.iter().filter_map(|suffix| name.strip_suffix(suffix));
-        if let Some(&found) = std::iter::once(name).chain(stripped).find_map(|name| self.names.get(name)) {
-            return Some(found);
+        if let Some(found) = self.namesake(value) {
+            return Some(self.clipped(value, found));
         }
         let node = self.test.node(self.test.producer(value)?);
-        let codes = node.input(0).filter(|_| node.op_type() == "DequantizeLinear")?;
-        let quantize = self.test.node(self.test.producer(codes)?);
-        match quantize.op_type() {
-            "QuantizeLinear" | "DynamicQuantizeLinear" => self.float_of(quantize.input(0)?),
-            _ => None,
+        if node.op_type() == "DequantizeLinear" {
+            let quantize = self.test.node(self.test.producer(node.input(0)?)?);
+            return match quantize.op_type() {
+                "QuantizeLinear" | "DynamicQuantizeLinear" => self.float_of(quantize.input(0)?),
+                _ => None,
+            };
         }
+        // The pair behind it may have the name.
+        let codes = self.result_of_reader(value, "QuantizeLinear")?;
+        let found = self.namesake(self.result_of_reader(codes, "DequantizeLinear")?)?;
+        Some(self.clipped(value, found))
+    }
+
+    /// The float tensor with the name of a tensor of the quantized model.
+    fn namesake(&self, value: ValueId) -> Option<ValueId> {
+        let name = self.test.value(value).name();
+        let stripped = SUFFIXES.iter().filter_map(|suffix| name.strip_suffix(suffix));
+        std::iter::once(name).chain(stripped).find_map(|name| self.names.get(name)).copied()
     }
 
     /// What a node's output stands for where a quantizer has taken over the Relu or Clip behind the node: onnxruntime's
@@ -307,6 +331,34 @@ impl Finder<'_> {
             }
             _ => reference,
         }
+    }
+
+    /// What a tensor of the quantized model stands for where nothing below zero is left of it, though its float namesake is
+    /// in front of a Relu or Clip: onnxruntime drops that node for a quantizer, which takes the name in front of it.
+    fn clipped(&self, value: ValueId, namesake: ValueId) -> ValueId {
+        let before = self.float.producer(namesake).is_some_and(|node| clips_at_zero(&self.float, node));
+        match *self.float.value(namesake).users() {
+            [User::Node { node, input: 0 }]
+                if !before && clips_at_zero(&self.float, node) && self.is_clipped(value) =>
+            {
+                self.float.node(node).output(0).unwrap_or(namesake)
+            }
+            _ => namesake,
+        }
+    }
+
+    /// Whether nothing below zero is left of a tensor: a Relu or Clip gives it, or codes whose least stands for zero.
+    fn is_clipped(&self, value: ValueId) -> bool {
+        let Some(id) = self.test.producer(value) else { return false };
+        let node = self.test.node(id);
+        if node.op_type() != "DequantizeLinear" {
+            return clips_at_zero(self.test, id);
+        }
+        let zero = self.test.constant_input(id, 2);
+        let dtype = zero.map(Tensor::dtype).or_else(|| self.test.dtype(node.input(0)?));
+        let Some(format) = dtype.and_then(DataType::format).filter(|format| format.is_integer()) else { return false };
+        let least = i64::from(format.range().0);
+        zero.map_or(Some(vec![0]), Tensor::to_i64).is_some_and(|zeros| zeros.iter().all(|&zero| zero == least))
     }
 
     /// The tensor itself or, behind integer operators, the first one that the float model has.

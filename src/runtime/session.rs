@@ -413,21 +413,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has glibc map all but small blocks one by one, so that weights freed after packing go back to the system: without it the
-/// process keeps a second copy of every weight, and the longer it runs the more tensors lie between blocks that stay. And
-/// has it keep one pool for all threads, since what one of them freed is of no use to the others otherwise, and give back
-/// what is free at the pool's end.
+/// Has glibc map large blocks one by one, so that weights freed after packing go back to the system: without it the process
+/// keeps a second copy of every weight. And has it keep one pool for all threads, since what one of them freed is of
+/// no use to the others otherwise.
 fn keep_memory_low() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
-            // SAFETY: mallopt takes two integers each time and only changes how later allocations are served and given back.
+            // SAFETY: mallopt takes two integers each time and only changes how later allocations are served.
             #[allow(unsafe_code, reason = "malloc tuning")]
             unsafe {
-                libc::mallopt(libc::M_MMAP_THRESHOLD, 16 * 1024);
-                libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
-                libc::mallopt(libc::M_TOP_PAD, 4096);
+                libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
                 libc::mallopt(libc::M_ARENA_MAX, 1);
             }
         });

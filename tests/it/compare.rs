@@ -73,6 +73,12 @@ fn sites_of_onnxruntime_s_quantizer() {
     check("mlp.ort", 8);
 }
 
+/// Where a Relu had been left to a quantizer, the tensor has the name in front of the Relu.
+#[test]
+fn sites_of_operators_on_codes_that_were_made_pairs() {
+    check("digits.qoperator", 16);
+}
+
 #[test]
 fn products_of_integers_are_compared_where_floats_come_back() {
     check("mlp.dynamic", 2);

@@ -449,6 +449,7 @@ mod runs {
         use std::ops::ControlFlow;
         let saved = file::from_bytes(file::to_bytes(model).unwrap()).unwrap();
         let request = amax::convert::Request {
+            keep_scales: false,
             switches: &[],
             simulate: true,
             into: &[],

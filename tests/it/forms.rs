@@ -28,6 +28,7 @@ fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
         model,
         &Request {
             into,
+            keep_scales: false,
             accuracy_level: 4,
             switches: &[],
             simulate: false,
@@ -508,6 +509,73 @@ m ({dtype}[1,1,2] x) => ({dtype}[1,1,2] y) <
     check(clip, (0.0, 6.0), "int8", 6.0 / 255.0, -128, true);
     check(clip, (6.0, 6.0), "uint8", 6.0 / 255.0, 0, false);
     check(clip, (1.0, 6.0), "uint8", 6.0 / 255.0, 0, false);
+}
+
+/// A bias in floats gets the codes that onnxruntime 1.31 gives it where it fuses: one division in float32, ties to even.
+/// `tests/differential/qoperator.py` compares many more.
+#[test]
+fn biases_in_floats_are_quantized_as_onnxruntime_does() {
+    let check = |kind: &str, bias: f32, (sx, sw): (f32, f32), code: Option<i64>| {
+        let (shape, node) = match kind {
+            "Conv" => ("1,1,2", "Conv (a, b, c)"),
+            "Gemm" => ("2,1", "Gemm (a, b, c)"),
+            _ => ("2,1", "Add (c, m)"),
+        };
+        let weight = if kind == "Conv" { "1,1,1" } else { "1,1" };
+        let product = if kind == "Add" { "m = MatMul (a, b)" } else { "" };
+        let text = format!(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+m (uint8[{shape}] x) => (uint8[{shape}] y) <
+  float s = {{{sx:?}}}, float t = {{{sw:?}}}, uint8 z = {{128}}, int8[{weight}] w = {{3}}, float[1] c = {{{bias:?}}}
+> {{
+  a = DequantizeLinear (x, s, z)
+  b = DequantizeLinear (w, t)
+  {product}
+  d = {node}
+  y = QuantizeLinear (d, s, z)
+}}"#
+        );
+        let done = converted(&parse(&text).unwrap(), &[To::Qoperator]).unwrap();
+        let codes = done.model.value_named("c_quantized").and_then(|v| done.model.constant(v));
+        let found = codes.filter(|c| c.dtype() == amax::onnx::DataType::Int32).and_then(Tensor::to_i64);
+        assert_eq!(found, code.map(|code| vec![code]), "{kind} {bias} {sx} {sw}");
+        let texts: Vec<&str> = done.changed.iter().chain(&done.kept).map(|n| n.text.as_str()).collect();
+        let op = if kind == "Conv" { "QLinearConv" } else { "QGemm" };
+        let said = match code {
+            Some(_) => format!("{op}, its bias quantized to int32"),
+            None => "its bias \"c\" is no int32 in the scale of the sum".to_owned(),
+        };
+        assert_eq!(texts, [said], "{kind} {bias} {sx} {sw}");
+    };
+    for kind in ["Conv", "Gemm", "Add"] {
+        check(kind, 1.25, (0.5, 0.25), Some(10));
+        // Ties.
+        check(kind, 0.3125, (0.5, 0.25), Some(2));
+        check(kind, -0.4375, (0.5, 0.25), Some(-4));
+        // In float64 these are 2643, 2527, -141 and -1765: the quotient in float32 is a tie.
+        check(kind, 0.017_714_806, (0.0371, 0.000_180_695_57), Some(2642));
+        check(kind, 0.048_119_9, (0.0371, 0.000_513_371_2), Some(2526));
+        check(kind, -0.133_031_26, (0.0371, 0.025_340_98), Some(-142));
+        check(kind, -0.365_365_62, (0.0371, 0.005_578_097_4), Some(-1766));
+        // The ends of int32.
+        check(kind, -268_435_456.0, (0.5, 0.25), Some(-2_147_483_648));
+        check(kind, 268_435_440.0, (0.5, 0.25), Some(2_147_483_520));
+        check(kind, 268_435_456.0, (0.5, 0.25), None);
+        check(kind, -268_435_490.0, (0.5, 0.25), None);
+        check(kind, 1.0, (1e-30, 1e-30), None);
+    }
+    let scales = r#"<ir_version: 8, opset_import: ["" : 17]>
+m (uint8[1,1,2] x) => (uint8[1,2,2] y) <
+  float s = {0.5}, float[3] t = {0.5, 0.5, 0.5}, uint8 z = {128}, int8[2,1,1] w = {3, 4}, float[2] c = {1, 2}
+> {
+  a = DequantizeLinear (x, s, z)
+  b = DequantizeLinear <axis = 0> (w, t)
+  d = Conv (a, b, c)
+  y = QuantizeLinear (d, s, z)
+}"#;
+    let done = converted(&parse(scales).unwrap(), &[To::Qoperator]).unwrap();
+    let kept: Vec<&str> = done.kept.iter().map(|n| n.text.as_str()).collect();
+    assert_eq!(kept, ["\"w\" does not have a scale for each channel"]);
 }
 
 /// Operators on codes become what they were made of, with the same codes and scales.

@@ -12,6 +12,7 @@ use amax::error::{Kind, Result};
 use amax::ir::{Model, Tensor, file, text};
 use amax::onnx::DataType;
 use amax::passes::exact::Exact;
+use amax::passes::operands::Comparison;
 use amax::passes::switch_quantizers::Switch;
 use amax::proof::{Proof, prove};
 use amax::rewrite::{self, prepare, rewrite};
@@ -41,6 +42,7 @@ fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
     let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
     let request = Request {
         into: &[],
+        keep_scales: false,
         accuracy_level: 0,
         switches,
         simulate: false,
@@ -94,7 +96,7 @@ fn exports_of_frameworks_fold() {
         (
             "fx_qat_cnn",
             &["int8[4, 8]", "int8[8, 3, 3, 3]"],
-            1,
+            0,
             &[
                 "/activation_post_process_0/Clip",
                 "/activation_post_process_1/Clip",
@@ -105,7 +107,13 @@ fn exports_of_frameworks_fold() {
         ("pt2e_qat_cnn", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &[]),
         ("brevitas_qcdq", &["int8[4, 288]", "int8[8, 3, 3, 3]"], 0, &["/2/act_quant/export_handler/Clip"]),
         ("qcdq_float_weights", &["int8[8, 3, 3, 3]"], 0, &["c"]),
-        ("modelopt_int8", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &[]),
+        ("modelopt_int8", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &["/norm/BatchNormalization"]),
+        (
+            "modelopt_deep",
+            &["int8[4, 6]", "int8[6, 8, 3, 3]", "int8[8, 3, 3, 3]"],
+            0,
+            &["/blocks/blocks.3/BatchNormalization"],
+        ),
         ("modelopt_fp8", &["float8e4m3fn[32, 16]", "float8e4m3fn[32, 64]"], 0, &[]),
         ("grouped_pair", &["int8[64, 16]"], 1, &[]),
         ("ort_static", &["int8[4, 8]", "int8[8, 3, 3, 3]"], 0, &[]),
@@ -145,8 +153,11 @@ fn exports_are_the_same_after_folding() {
         let set = samples(&name, &model);
         let proof = proof(&model, &done.model, cfg!(feature = "tract").then_some(&set));
         proof.verdict().unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(proof.operands.iter().all(|o| o.differing == Ok(0)), "{name}: {proof}");
-        assert!(proof.outputs.iter().all(|o| o.differing == 0), "{name}: {proof}");
+        let others: Vec<&str> =
+            proof.operands.iter().filter(|o| o.found != Comparison::Equal).map(|o| o.node.as_str()).collect();
+        let scaled: &[&str] = if name == "modelopt_deep" { &["/blocks/blocks.0/Conv"] } else { &[] };
+        assert_eq!(others, scaled, "{name}: {proof}");
+        assert!(!scaled.is_empty() || proof.outputs.iter().all(|o| o.differing == 0), "{name}: {proof}");
         let weights = usize::from(name != "float_linear");
         assert!(proof.operands.len() >= weights, "{name}: {proof}");
         if !cfg!(feature = "tract") || name == "float_linear" {
@@ -170,6 +181,153 @@ fn scales_keep_their_bits() {
     let done = converted(&model);
     let scale = |m: &Model| m.constant(m.value_named("scale").unwrap()).unwrap().raw();
     assert_eq!(scale(&model), scale(&done.model));
+}
+
+/// What stands between a product of codes and the next quantizer after a conversion, for
+/// `Conv(x, weight) -> behind -> quantizer`: operators, scales of the weight and bias; or why it stays.
+fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<f32>), String> {
+    let model = parsed(&format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]> g (float[1, 2, 3] x) => (float[1, 2, 3] y) <
+            float s = {{0.5}}, uint8 z = {{128}}, int8[2, 2, 1] w = {{3, -1, 5, 2}}, float one = {{0.25}},
+            float[2] each = {{0.5, 0.125}}, float[2] c = {{1.5, -2.0}}, float[1, 2, 1] div = {{2.0, 4.0}},
+            float[2] gamma = {{2.0, 4.0}}, float[2] beta = {{0.5, 0.75}}, float[2] mean = {{1.0, -1.0}},
+            float[2] unit = {{1.0, 1.0}}, float[2] quarter = {{0.25, 0.25}}, float[2] turned = {{2.0, -4.0}},
+            float[1, 2, 1] turn = {{2.0, -4.0}}, float[2] none = {{2.0, 0.0}}, float[2] huge = {{2.0, 3e38}},
+            float[1, 2, 1] tenth = {{0.1, 0.7}}, float[1, 2, 1] ten = {{10.0, 1.4285715}}, float eight = {{8.0}}, float tiny = {{1e-45}},
+            float[2] squares = {{4.0, 16.0}}, int64[3] column = {{1, 2, 1}}> {{
+            xq = QuantizeLinear (x, s, z) xd = DequantizeLinear (xq, s, z) {behind}
+            q = QuantizeLinear (last, s, z) y = DequantizeLinear (q, s, z) }}"
+    ));
+    let target = target("generic");
+    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
+    let request = Request {
+        into: &[],
+        keep_scales,
+        accuracy_level: 0,
+        switches: &[],
+        simulate: false,
+        target: &target,
+        evaluate: &Exact,
+        after: &after,
+    };
+    let done = convert(&model, &request).unwrap();
+    let found = &done.model;
+    let named = |v: &str| found.value_named(v).and_then(|v| found.producer(v));
+    let conv = named("last").filter(|&n| found.node(n).is("Conv"));
+    let Some(conv) = conv else {
+        return Err(done.kept.iter().map(|n| n.text.as_str()).collect::<Vec<_>>().join("; "));
+    };
+    assert_eq!((done.kept.len(), done.changed.len()), (0, 1), "{behind}: {:?} {:?}", done.kept, done.changed);
+    assert_eq!(found.graph(found.main()).nodes().len(), 6, "{behind}: nothing is left of it");
+    let dequantize = found.producer(found.node(conv).input(1).unwrap()).unwrap();
+    let floats = |node, input| found.constant_input(node, input).and_then(Tensor::to_f32).unwrap_or_default();
+    let codes = found.constant_input(dequantize, 0).unwrap();
+    assert_eq!(codes.to_i64().unwrap(), [3, -1, 5, 2], "{behind}");
+    Ok((floats(dequantize, 1), floats(conv, 2)))
+}
+
+#[test]
+fn channels_behind_codes_are_fused_into_scales_and_bias() {
+    let each = "wd = DequantizeLinear <axis = 0> (w, each)\n";
+    let one = "wd = DequantizeLinear (w, one)\n";
+    let norm = |gamma: &str, data: &str| {
+        format!("last = BatchNormalization <epsilon = 0.0> ({data}, {gamma}, beta, mean, unit)\n")
+    };
+    let check = |behind: String, scales: &[f32], bias: &[f32]| {
+        assert_eq!(fused(&behind, false), Ok((scales.to_vec(), bias.to_vec())), "{behind}");
+    };
+    // The factors cancel: (y + c) / d - 1 or + 1, times 2 or 4, plus 0.5 or 0.75.
+    let cancelling = format!("{each} a = Conv (xd, wd, c) b = Div (a, div) {}", norm("gamma", "b"));
+    check(cancelling.clone(), &[0.5, 0.125], &[0.0, 2.75]);
+    assert_eq!(fused(&cancelling, true), Ok((vec![0.5, 0.125], vec![0.0, 2.75])));
+    check(format!("{each} a = Conv (xd, wd) b = Div (a, turn) {}", norm("turned", "b")), &[0.5, 0.125], &[-1.5, -3.25]);
+    // The divisor is computed from the statistics, as an export without constant folding has it; 2 and 4.
+    let derived = "r = Sqrt (squares) d = Reshape (r, column) b = Div (a, d)";
+    check(format!("{each} a = Conv (xd, wd, c) {derived} {}", norm("gamma", "b")), &[0.5, 0.125], &[0.0, 2.75]);
+    // They do not: 2·(y + c - 1) + 0.5 and 4·(y + c + 1) + 0.75.
+    check(format!("{each} a = Conv (xd, wd, c) {}", norm("gamma", "a")), &[1.0, 0.5], &[1.5, -3.25]);
+    check(format!("{one} a = Conv (xd, wd) {}", norm("gamma", "a")), &[0.5, 1.0], &[-1.5, 4.75]);
+    // Variances of a quarter and one number for both channels; 8·c.
+    let quarter = "last = BatchNormalization <epsilon = 0.0> (a, unit, beta, mean, quarter)";
+    check(format!("{each} a = Conv (xd, wd) {quarter}"), &[1.0, 0.25], &[-1.5, 2.75]);
+    check(format!("{one} a = Conv (xd, wd, c) last = Mul (eight, a)"), &[2.0], &[12.0, -16.0]);
+    check(format!("{one} a = Conv (xd, wd, c) last = Sub (a, div)"), &[0.25], &[-0.5, -6.0]);
+    // 0.1 and 0.7 in float32 times numbers near their reciprocals are 1 but for the rounding.
+    check(format!("{each} a = Conv (xd, wd) b = Mul (tenth, a) last = Mul (b, ten)"), &[0.5, 0.125], &[]);
+    let kept = |behind: &str, keep_scales: bool, why: &str| {
+        assert_eq!(fused(behind, keep_scales), Err(why.to_owned()), "{behind}");
+    };
+    let bare = format!("{each} a = Conv (xd, wd)");
+    kept(
+        &format!("{bare} {}", norm("gamma", "a")),
+        true,
+        "it scales channels, and the scales of the weight are to stay",
+    );
+    kept(&format!("{bare} {}", norm("turned", "a")), false, "it multiplies a channel by -4, and scales are above zero");
+    kept(&format!("{bare} {}", norm("none", "a")), false, "it multiplies a channel by 0, and scales are above zero");
+    kept(
+        &format!("{one} a = Conv (xd, wd, c) b = Mul (a, eight) {}", norm("huge", "b")),
+        false,
+        "the bias would not be finite",
+    );
+    let range = "a scale of the weight would leave the range of its type";
+    kept(&format!("{one} a = Conv (xd, wd) last = Mul (a, tiny)"), false, range);
+    let float = "it scales channels, and the product is not between quantizers";
+    kept(&format!("{each} a = Conv (x, wd) {}", norm("gamma", "a")), false, float);
+    kept(
+        &format!("{bare} b = {} l = Tanh (b) last = Identity (l)", norm("gamma", "a").replace("last = ", "")),
+        false,
+        float,
+    );
+    // Arithmetic in floats is left without a word; so is a product that is read elsewhere, too.
+    kept(&format!("{bare} b = Mul (a, eight) last = Tanh (b)"), false, "");
+    kept(&format!("{bare} b = Mul (a, eight) last = Add (a, b)"), false, "");
+}
+
+#[test]
+fn learned_scales_keep_their_bits_where_factors_cancel() {
+    let model = load("fx_qat_cnn");
+    let done = converted(&model).model;
+    let learned = "conv.weight_fake_quant.scale";
+    let scale = |m: &Model| m.constant(m.value_named(learned).unwrap()).unwrap().raw();
+    assert_eq!(scale(&model), scale(&done));
+    assert_eq!((count(&done, "Div"), count(&done, "BatchNormalization")), (0, 0));
+    let same = proof(&model, &done, None);
+    let conv = same.operands.iter().find(|o| o.node == "/conv/Conv" && o.input == 1).unwrap();
+    assert_eq!((conv.elements, &conv.found), (216, &Comparison::Equal));
+}
+
+#[test]
+fn a_wrong_factor_is_found() {
+    let model = load("modelopt_deep");
+    let right = converted(&model).model;
+    let conv = right.graph(right.main()).nodes().iter().copied().find(|&n| right.node(n).is("Conv")).unwrap();
+    let dequantize = right.producer(right.node(conv).input(1).unwrap()).unwrap();
+    let found = |wrong: &Model, set| {
+        let proof = proof(&model, wrong, set);
+        let weight = proof.operands.iter().find(|o| o.node == "/blocks/blocks.0/Conv" && o.input == 1).unwrap();
+        (weight.found.clone(), proof.verdict().map_err(|e| e.kind()))
+    };
+    assert!(matches!(found(&right, None), (Comparison::Scaled { .. }, Ok(()))));
+    // Another code is no factor.
+    let mut wrong = right.clone();
+    let codes = wrong.node(dequantize).input(0).unwrap();
+    let tensor = wrong.constant(codes).unwrap().clone();
+    let mut bytes = tensor.raw().to_vec();
+    bytes[5] = bytes[5].wrapping_add(1);
+    wrong.set_constant(codes, Tensor::new(DataType::Int8, &tensor.dims(), bytes));
+    assert!(matches!(found(&wrong, None), (Comparison::Differing(_), Err(Kind::Check))));
+    // Another scale is, and the outputs tell.
+    let mut wrong = right.clone();
+    let scale = wrong.node(dequantize).input(1).unwrap();
+    let mut numbers = wrong.constant(scale).unwrap().to_f32().unwrap();
+    numbers[2] *= 1.25;
+    wrong.set_constant(scale, Tensor::from_f32(&[numbers.len()], &numbers));
+    let set = samples("modelopt_deep", &model);
+    let set = cfg!(feature = "tract").then_some(&set);
+    let wanted = if set.is_some() { Err(Kind::Check) } else { Ok(()) };
+    let (weight, verdict) = found(&wrong, set);
+    assert!(matches!(weight, Comparison::Scaled { .. }) && verdict == wanted);
 }
 
 #[test]
@@ -255,7 +413,10 @@ fn weights_fold_in_many_spellings() {
         let done = converted(&model);
         assert_eq!(stored(&done.model), wanted, "{body} {:?}", done.kept);
         let found = proof(&model, &done.model, None);
-        assert!(found.operands.iter().all(|o| o.differing == Ok(0)) && found.operands.len() == 1, "{body} {found}");
+        assert!(
+            found.operands.iter().all(|o| o.found == Comparison::Equal) && found.operands.len() == 1,
+            "{body} {found}"
+        );
     };
     check("d = Div(w, s) r = Round(d) c = Clip(r, lo, hi) f = Mul(c, s)", &["int4[2, 4]"]);
     check("d = Div(w, s) r = Round(d) c = Clip(r, lo, hi) f = Mul(s, c)", &["int4[2, 4]"]);
@@ -345,7 +506,7 @@ fn quantizers_are_switched_off_by_name() {
         );
         let reference = done.reference.as_ref().unwrap_or(&model);
         let found = proof(reference, &done.model, None);
-        assert!(found.operands.iter().all(|o| o.differing == Ok(0)), "{found}");
+        assert!(found.operands.iter().all(|o| o.found == Comparison::Equal), "{found}");
     };
     let (conv, linear) = ("int8[8, 3, 3, 3]", "int8[4, 8]");
     check("modelopt_int8", &[], 4, &[linear, conv]);
@@ -446,7 +607,7 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
             let back = converted(&fake);
             assert_eq!(initializers(&back.model), initializers(&wanted), "{settings:?}");
             let found = proof(&fake, &back.model, Some(&set));
-            assert!(found.operands.iter().all(|o| o.differing == Ok(0)), "{settings:?} {found}");
+            assert!(found.operands.iter().all(|o| o.found == Comparison::Equal), "{settings:?} {found}");
             assert!(found.outputs.iter().all(|o| o.differing == 0), "{settings:?} {found}");
         }
     }

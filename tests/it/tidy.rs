@@ -168,6 +168,7 @@ const SHARED: &[&str] = &[
     "mod",
     "pipeline",
     "arithmetic",
+    "channels",
     "exact",
     "float_ops",
     "forms",

@@ -333,6 +333,33 @@ def modelopt_int8(path):
     return modelopt(Cnn(), mtq.INT8_DEFAULT_CFG, torch.randn(*IMAGE), path, 17)
 
 
+class Deep(nn.Module):
+    """Two convolutions, the first a linear bottleneck, with statistics that training could have left."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+        )
+        self.linear = nn.Linear(6, 4)
+        for norm in (self.blocks[1], self.blocks[3]):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.2)
+            nn.init.normal_(norm.running_mean, 0, 0.2)
+            nn.init.uniform_(norm.running_var, 0.1, 2.0)
+
+    def forward(self, x):
+        return self.linear(self.blocks(x).mean((2, 3)))
+
+
+@case
+def modelopt_deep(path):
+    """INT8_DEFAULT_CFG of two convolutions: a BatchNorm between quantizers, and one with a result in floats."""
+    import modelopt.torch.quantization as mtq
+
+    return modelopt(Deep(), mtq.INT8_DEFAULT_CFG, torch.randn(*IMAGE), path, 17)
+
+
 @case
 def modelopt_fp8(path):
     """ModelOpt's FP8_DEFAULT_CFG: operators of the domain trt."""

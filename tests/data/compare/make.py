@@ -70,16 +70,26 @@ def sites(float_model, quantized, samples):
     graph = quantized.graph
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     producer = {o: n for n in graph.node for o in n.output}
+    float_producer = {o: n for n in float_model.graph.node for o in n.output}
     found = []
 
+    def behind_relu(name, node):
+        """What a Relu of the quantized model gives has the name in front of the Relu where onnxruntime had dropped that."""
+        readers = [n for n in float_model.graph.node if name in n.input]
+        given = node is None or node.op_type != "Relu" or float_producer[name].op_type == "Relu"
+        return name if given or [n.op_type for n in readers] != ["Relu"] else readers[0].output[0]
+
     def original_name(name):
+        node = producer.get(name)
         for candidate in (name, name.removesuffix("_float"), name.removesuffix("_QuantizeLinear_Input")):
             if candidate in original:
-                return candidate
-        node = producer.get(name)
+                return behind_relu(candidate, node)
         if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in producer:
             return original_name(producer[node.input[0]].input[0])
-        return None
+        # The pair behind it may have the name.
+        codes = [n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name]
+        pairs = [n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in codes]
+        return next((behind_relu(p, node) for p in pairs if p in original), None)
 
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
@@ -88,7 +98,7 @@ def sites(float_model, quantized, samples):
                 continue
             scale, zero = (constants[i] for i in node.input[1:3])
             limits = np.iinfo(zero.dtype)
-            name = original_name(node.input[0]) or original_name(back[0].output[0])
+            name = original_name(node.input[0])
 
             def pair(x):
                 codes = np.clip(np.rint(x / scale) + zero.astype(np.float32), limits.min, limits.max)
@@ -105,9 +115,9 @@ def sites(float_model, quantized, samples):
             kinds = [constants[producer[i].input[0]].dtype.name for i in weights]
             if not integer and not set(kinds) - {"int32"}:
                 continue
-            # The node with what belongs to it: constants before it, and behind integer operators what scales back.
+            # The node with what belongs to it: constants before it, and behind it what leads to a tensor of the float model.
             inside, output = [node], node.output[0]
-            while integer and original_name(output) is None:
+            while original_name(output) is None:
                 inside.append(next(n for n in graph.node if output in n.input))
                 output = inside[-1].output[0]
             pending = [i for n in inside for i in n.input]
@@ -134,8 +144,8 @@ def sites(float_model, quantized, samples):
             )
             run = session(alone)
             name = original_name(output)
-            before = next((n for n in float_model.graph.node if name in n.output), None)
-            if before.op_type in ("Relu", "Clip") and node.op_type != before.op_type:
+            before = float_producer[name]
+            if before.op_type in ("Relu", "Clip") and inside[-1].op_type != before.op_type:
                 # The quantizer has dropped the node that clips, and given its tensor's name to the one before it.
                 name = before.input[0]
             results = [run.run(None, {f: original[o][i] for f, o in feeds.items()})[0] for i in range(len(samples))]
@@ -191,6 +201,11 @@ def main():
     quantize_static(digits, HERE / "digits.ort.onnx", Reader(samples), quant_format=QuantFormat.QDQ,
                     activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     case("digits.ort", digits, HERE / "digits.ort.onnx", samples)
+    quantize_static(digits, HERE / "coded.onnx", Reader(samples), quant_format=QuantFormat.QOperator,
+                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True)
+    subprocess.run([amax, "-q", "convert", HERE / "coded.onnx", HERE / "digits.qoperator.onnx", "--form", "qdq"], check=True)
+    (HERE / "coded.onnx").unlink()
+    case("digits.qoperator", digits, HERE / "digits.qoperator.onnx", samples)
     model, samples = mlp()
     onnx.save(model, HERE / "mlp.onnx")
     for i, sample in enumerate(samples):
