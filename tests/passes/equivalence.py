@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import numpy as np
+import onnx
 import onnx.checker
 import onnx.parser
 import onnxruntime as ort
@@ -20,16 +21,48 @@ TYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
 }
-# An operator set that onnxruntime no longer takes, 4 GB, an int4 Reshape, a division by zero, and float4.
+# A DynamicQuantizeLSTM approximates its activations otherwise than an LSTM does.
+LIMITS = {"raise_qdq_lstm": 1e-4, "lower_lstm": 1e-4}
+NARROW = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.INT2: 2, onnx.TensorProto.UINT2: 2}
+# An operator set that onnxruntime no longer takes, 4 GB, an int4 Reshape, a division by zero, float4, quantizers of
+# activations that are gone, and groups out of order.
 NOT_RUN = {
     "lift_old_ir",
     "fold_refuses_growth",
     "fold_small_types",
     "fold_refuses_undefined",
     "simulate_constants",
+    "dequantize_all",
+    "raise_qdq_foreign",
 }
+
+
+def in_float32(graph):
+    """Has MatMulNBits compute in float32: at other levels it quantizes its other operand as well."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+            if attribute.HasField("g"):
+                in_float32(attribute.g)
+
+
+def parse(text):
+    """A model; onnx's parser leaves an element of few bits in an entry of its own, where runtimes expect them packed."""
+    model = onnx.parser.parse_model(text)
+    for tensor in model.graph.initializer:
+        bits = NARROW.get(tensor.data_type)
+        if bits and len(tensor.int32_data) == np.prod(tensor.dims, dtype=int):
+            codes = np.array(tensor.int32_data) & ((1 << bits) - 1)
+            codes = np.append(codes, np.zeros(-len(codes) % (8 // bits), int)).reshape(-1, 8 // bits)
+            tensor.raw_data = np.bitwise_or.reduce(codes << (bits * np.arange(8 // bits)), axis=1).astype(np.uint8).tobytes()
+            del tensor.int32_data[:]
+    in_float32(model.graph)
+    return model
 
 
 def session(model):
@@ -56,10 +89,10 @@ def feeds(session, variant):
 
 
 def check(fixture):
-    before = onnx.parser.parse_model("".join(l for l in fixture.open() if not l.startswith("#")))
+    before = parse("".join(l for l in fixture.open() if not l.startswith("#")))
     snapshot = HERE / "snapshots" / f"{fixture.stem}.txt"
     text = snapshot.read_text()
-    after = onnx.parser.parse_model(text[text.index("\n\n") :])
+    after = parse(text[text.index("\n\n") :])
     onnx.checker.check_model(after, full_check=True)
     assert [o.name for o in before.graph.output] == [o.name for o in after.graph.output]
     if fixture.stem in NOT_RUN:
@@ -79,7 +112,7 @@ def check(fixture):
             x, y = x[finite].astype(np.float64), y[finite].astype(np.float64)
             error = np.max(np.abs(x - y), initial=0) / max(1e-6, np.max(np.abs(x), initial=0))
             worst = max(worst, float(error))
-            assert error <= (2e-3 if half else 1e-5), (fixture.name, error)
+            assert error <= (2e-3 if half else LIMITS.get(fixture.stem, 1e-5)), (fixture.name, error)
     return f"largest relative difference {worst:.1e}"
 
 
