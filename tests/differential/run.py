@@ -258,6 +258,7 @@ OTHERS = {
     "dynamic": "what is quantized at run time",
     "qoperator": "operators on codes and back",
     "qat": "fake quantizers, before and after",
+    "../passes/equivalence": "passes, before and after",
 }
 
 
