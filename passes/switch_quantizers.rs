@@ -48,8 +48,10 @@ pub fn switch(model: &mut Model, switches: &[Switch]) -> Result<Outcome> {
             let known = sites.iter().flat_map(|s| &s.names).map(String::as_str);
             return Err(match nearest(switch.pattern.text(), known) {
                 Some(near) => Error::new(Kind::Usage, message).with_hint(format!("did you mean \"{near}\"?")),
-                None => Error::new(Kind::Usage, message)
-                    .with_hint("quantizers are named <node>.weight, .input, .bias and .output"),
+                None => Error::new(Kind::Usage, message).with_hint(
+                    "quantizers are named <node>.weight, .input, .bias and .output; what operators spell out is one once \
+                     `amax convert` has folded it",
+                ),
             });
         }
     }

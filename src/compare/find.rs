@@ -53,8 +53,15 @@ pub(super) fn find(reference: &Model, test: &Model) -> Result<Found> {
         }
     }
     let names = tensors(&float);
-    let mut finder =
-        Finder { test, names, float, copies: BTreeMap::new(), shown: Names::default(), tested: Names::default() };
+    let mut finder = Finder {
+        test,
+        names,
+        float,
+        derived: derived(test),
+        copies: BTreeMap::new(),
+        shown: Names::default(),
+        tested: Names::default(),
+    };
     let (mut sites, mut planned) = (Vec::new(), Vec::new());
     for &node in test.graph(test.main()).nodes() {
         for (site, value, root) in finder.sites(node) {
@@ -74,6 +81,20 @@ fn tensors(model: &Model) -> BTreeMap<String, ValueId> {
     let given = graph.inputs().filter(|&v| !matches!(model.value(v).def(), Def::Input { default: Some(_) }));
     let made = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
     given.chain(made).map(|v| (model.value(v).name().to_owned(), v)).collect()
+}
+
+/// What nodes of the main graph make of constants alone.
+fn derived(model: &Model) -> BTreeSet<ValueId> {
+    let mut found = BTreeSet::new();
+    for &node in model.graph(model.main()).nodes() {
+        let node = model.node(node);
+        let mut inputs = node.inputs().iter().flatten();
+        let given = !node.inputs().is_empty() && node.bodies().next().is_none();
+        if (node.is("Constant") || given) && inputs.all(|v| model.constant(*v).is_some() || found.contains(v)) {
+            found.extend(node.outputs().iter().flatten().copied());
+        }
+    }
+    found
 }
 
 /// A list without repetitions.
@@ -99,6 +120,8 @@ struct Finder<'a> {
     /// Tensors of the float model that the quantized one may share.
     names: BTreeMap<String, ValueId>,
     float: Model,
+    /// Tensors of the quantized model that constants alone make: they are weights of who reads them, and have no sites.
+    derived: BTreeSet<ValueId>,
     /// What was copied from the quantized model into the float one.
     copies: BTreeMap<ValueId, ValueId>,
     shown: Names,
@@ -129,7 +152,7 @@ impl Finder<'_> {
         if node.op_type() == "QuantizeLinear" || node.op_type() == "DynamicQuantizeLinear" {
             return self.activation(id).into_iter().collect();
         }
-        if node.op_type() == "DequantizeLinear" {
+        if node.op_type() == "DequantizeLinear" || node.output(0).is_some_and(|v| self.derived.contains(&v)) {
             return Vec::new();
         }
         let Some(output) = node.output(0).map(|output| self.known_behind(output)) else { return Vec::new() };
@@ -258,6 +281,7 @@ impl Finder<'_> {
                 "DequantizeLinear" => dequantized = dequantized.or(Some(producer)),
                 "QuantizeLinear" | "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" | "Identity" | "Cast"
                 | "Flatten" => {}
+                "Add" if self.derived.contains(&value) => {}
                 _ => return None,
             }
             value = node.input(0)?;

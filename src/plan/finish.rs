@@ -6,7 +6,7 @@ use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
 use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Token, Weight};
-use crate::config::rules::Resolved;
+use crate::config::rules::{Resolved, Rule};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{SiteKind, Spec, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
@@ -360,6 +360,9 @@ impl Planner<'_> {
             for kind in SiteKind::ALL {
                 let Some(spec) = rule.level.spec(kind) else { continue };
                 let says = Field::ALL.iter().any(|&f| f != Field::Enable && spec.written(f).is_some());
+                if kind == SiteKind::Input && says && spec.enable != Some(false) && !rule.any_kind && !rule.preset {
+                    self.refuse_tables(nodes, rule)?;
+                }
                 let needs_samples = matches!(kind, SiteKind::Input | SiteKind::Output | SiteKind::Bias);
                 let waits = needs_samples && !self.knowledge.calibrated && spec.dynamic != Some(true);
                 if !(says || spec.enable == Some(true)) || spec.enable == Some(false) || waits {
@@ -387,15 +390,38 @@ impl Planner<'_> {
                 let reason = matched().find_map(|n| Some((n, self.reasons.get(&n).or_else(|| self.notes.get(&n))?)));
                 return Err(match reason {
                     Some((node, why)) => {
-                        error.at_node(self.model.node_name(node), self.model.node(node).op_type()).with_hint(format!(
-                            "{why}; {key}.enable = true asks for it all the same, where that can be done"
-                        ))
+                        let way = match spec.enable {
+                            Some(true) => "it cannot be done".to_owned(),
+                            _ => format!("{key}.enable = true asks for it all the same, where that can be done"),
+                        };
+                        let error = error.at_node(self.model.node_name(node), self.model.node(node).op_type());
+                        error.with_hint(format!("{why}; {way}"))
                     }
                     None => error.with_hint(format!("add {key}.enable = true to quantize it there, or remove it")),
                 });
             }
         }
         Ok(())
+    }
+
+    /// So is a rule about the inputs of embeddings alone: these read rows of a constant by their indices.
+    fn refuse_tables(&self, nodes: &[NodeId], rule: &Rule) -> Result<()> {
+        let about = |&n: &NodeId| {
+            let op = self.model.node(n).op_type();
+            rule.is_about(self.model.node_name(n), op, SiteKind::Input)
+        };
+        let is_table = |n: NodeId| self.model.node(n).is("Gather") && self.model.constant_input(n, 0).is_some();
+        let mut matched = nodes.iter().copied().filter(about).peekable();
+        let Some(&first) = matched.peek() else { return Ok(()) };
+        if !matched.all(is_table) {
+            return Ok(());
+        }
+        let message =
+            format!("{} says how inputs are quantized, but it is about embeddings, which have none", rule.label);
+        let error = rule.origin.at(Error::new(Kind::Config, message), SiteKind::Input.name());
+        Err(error
+            .at_node(self.model.node_name(first), self.model.node(first).op_type())
+            .with_hint("indices stay integers; say it of weight, which is the table"))
     }
 
     /// So is what is said of a tensor that stays float.

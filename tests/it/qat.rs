@@ -747,6 +747,31 @@ fn what_torchao_refuses_is_refused() {
     check(&[fits, "default.output={enable=true,granularity=\"per-token\",dynamic=true}"], Line::Rewrite, "only inputs");
 }
 
+#[test]
+fn embeddings_have_weights_and_no_inputs() {
+    let mut model = parsed(
+        "<ir_version: 10, opset_import: [\"\" : 21]> g (int64[n] ids) => (float[n, 4] y) <float[1] w = {0.0}, float[1] table = {0.0}> {
+            x = Gather(table, ids) y = MatMul(x, w) }",
+    );
+    for (name, rows, columns) in [("table", 5, 32), ("w", 32, 4)] {
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i * 37 % 101) as f32 * 0.01 - 0.5).collect();
+        let value = model.value_named(name).unwrap();
+        model.set_constant(value, Tensor::from_f32(&[rows, columns], &values));
+    }
+    let with = |settings: &[String]| {
+        let mut config = presets::load("8da4w").unwrap();
+        settings.iter().for_each(|setting| config.set(setting).unwrap());
+        quantized(&model, &config, Line::Prepare, None)
+    };
+    let table = ["enable=true", "dtype=int4", "granularity=per-group", "ch_axis=1", "group_size=32"];
+    let mut settings: Vec<String> = table.iter().map(|key| format!("op_type.Gather.weight.{key}")).collect();
+    assert_eq!(count(&with(&[]).unwrap(), "QuantizeLinear"), 1);
+    assert_eq!(count(&with(&settings).unwrap(), "QuantizeLinear"), 2);
+    settings.extend(["granularity=per-token", "dynamic=true"].map(|key| format!("op_type.Gather.input.{key}")));
+    let error = with(&settings).unwrap_err();
+    assert!(error.to_string().contains("it is about embeddings, which have none"), "{error}");
+}
+
 /// The fake quantizers of torchao's int4 weight-only: what an export of it folds to, and what `prepare` writes for the
 /// same float weights.
 #[test]
@@ -795,6 +820,10 @@ fn float_zero_points_are_those_of_torchao() {
         assert_eq!(numbers(&folded.model, what), numbers(&theirs, what), "{what}");
         assert_eq!(numbers(&theirs, what).len(), 2, "{what}");
     }
+    let sites = amax::compare::sites(&model, &folded.model, &set, &[0], 1, &Silent).unwrap();
+    let named: Vec<&str> = sites.iter().map(|site| site.site.as_str()).collect();
+    assert!(named.len() == 2 && named.iter().all(|name| name.starts_with("node_linear")), "{named:?}");
+    assert!(sites.iter().all(|site| site.own.is_some_and(|own| own.sqnr_db > 15.0) && site.why.is_none()), "{sites:?}");
     // In MatMulNBits, the numbers that `rewrite` puts there.
     let target = target("ort-cpu");
     let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
