@@ -3,6 +3,7 @@
 mod memory;
 mod segmented;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -198,7 +199,7 @@ impl Observation<'_> {
         let names: Vec<String> = sites.iter().map(|s| s.name.clone()).collect();
         let session = Session::with_options(model, &names, Options { runtime, ..Options::default() })?;
         let mut threads = threads.min(order.len()).max(1);
-        if let Some(estimate) = memory::estimate(&session, samples, &order, share.is_some())? {
+        if let Some(estimate) = memory::estimate(&session, samples, &order)? {
             if let Some(share) = share {
                 let Some(some) = share.threads(&estimate, threads) else {
                     drop(session);
@@ -409,10 +410,15 @@ fn integers(tensor: &Tensor) -> Option<Vec<f32>> {
     Some(tensor.to_i64()?.into_iter().map(|v| v as f32).collect())
 }
 
-/// Samples of one shape next to each other, so that a plan compiled for a shape serves all of them.
+/// Samples of one shape next to each other, so that a plan compiled for a shape serves all of them; the largest first, so
+/// that they run while statistics are small, and threads end together.
 pub(crate) fn by_shape(samples: &SampleSet, indices: &[usize]) -> Vec<usize> {
     let mut order = indices.to_vec();
-    order.sort_by_cached_key(|&i| (samples.shape_key(i), i));
+    order.sort_by_cached_key(|&i| {
+        let shapes = samples.shape_key(i);
+        let elements: usize = shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum();
+        (Reverse(elements), shapes, i)
+    });
     order
 }
 

@@ -109,33 +109,12 @@ pub(super) fn state(sites: usize, samples: usize) -> u64 {
     BASE + sites as u64 * (STATE + samples as u64 * RECORD)
 }
 
-/// What weights and one sample take; `None` where there is no sample, or the runtime does not tell. `exact` compiles for the largest sample too;
-/// otherwise what the first one takes is scaled by the size of its inputs.
-pub(super) fn estimate(
-    session: &Session,
-    samples: &SampleSet,
-    order: &[usize],
-    exact: bool,
-) -> Result<Option<Estimate>> {
+/// What weights and the first sample of an order take, which is the largest; `None` where there is no sample, or the runtime
+/// does not tell.
+pub(super) fn estimate(session: &Session, samples: &SampleSet, order: &[usize]) -> Result<Option<Estimate>> {
     let Some(&first) = order.first() else { return Ok(None) };
-    let Some(Footprint { weights, mut sample }) = session.footprint(&samples.get(first)?)? else { return Ok(None) };
-    let largest = largest(samples, order);
-    let (small, large) = (elements(samples, first), elements(samples, largest));
-    if large > small && exact {
-        sample = sample.max(session.footprint(&samples.get(largest)?)?.unwrap_or_default().sample);
-    } else if large > small {
-        sample = (sample as f64 / small.max(1) as f64 * large as f64) as u64;
-    }
-    Ok(Some(Estimate { weights, sample, ..Estimate::default() }))
-}
-
-/// The sample with the most elements.
-pub(super) fn largest(samples: &SampleSet, order: &[usize]) -> usize {
-    order.iter().copied().rev().max_by_key(|&i| elements(samples, i)).unwrap_or(0)
-}
-
-fn elements(samples: &SampleSet, index: usize) -> usize {
-    samples.shape_key(index).iter().map(|(_, dims)| dims.iter().product::<usize>()).sum()
+    let found = session.footprint(&samples.get(first)?)?;
+    Ok(found.map(|Footprint { weights, sample }| Estimate { weights, sample, ..Estimate::default() }))
 }
 
 /// Whether two such models, and nothing else of size, stay below the limit: a model and its quantized form are compared

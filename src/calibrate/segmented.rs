@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use super::memory::{Estimate, Share, UNLIMITED, largest, too_low};
+use super::memory::{Estimate, Share, UNLIMITED, too_low};
 use super::{Checkpoint, Observation, Shared, Watch, lock, run};
 use crate::error::{Error, Result};
 use crate::ir::{Model, ValueId};
@@ -89,11 +89,8 @@ impl Observation<'_> {
         let session = Session::new(&part, &names)?;
         drop(part);
         let feed = Feed { samples, carried, segment };
-        let Footprint { weights, mut sample } = session.footprint(&feed.get(order[0])?)?.unwrap_or_default();
-        let largest = largest(samples, order);
-        if samples.shape_key(largest) != samples.shape_key(order[0]) {
-            sample = sample.max(session.footprint(&feed.get(largest)?)?.unwrap_or_default().sample);
-        }
+        // The first sample is the largest.
+        let Footprint { weights, sample } = session.footprint(&feed.get(order[0])?)?.unwrap_or_default();
         let estimate = Estimate { weights: weights + share.carried, sample, ..Estimate::default() };
         let Some(threads) = share.threads(&estimate, threads.min(order.len()).max(1)) else {
             let needed = stage.fixed + estimate.weights + estimate.weights / 8 + sample;
