@@ -760,7 +760,9 @@ fn embeddings_have_weights_and_no_inputs() {
     }
     let with = |settings: &[String]| {
         let mut config = presets::load("8da4w").unwrap();
-        settings.iter().for_each(|setting| config.set(setting).unwrap());
+        for setting in settings {
+            config.set(setting).unwrap();
+        }
         quantized(&model, &config, Line::Prepare, None)
     };
     let table = ["enable=true", "dtype=int4", "granularity=per-group", "ch_axis=1", "group_size=32"];
