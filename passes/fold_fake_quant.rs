@@ -21,11 +21,12 @@ use std::collections::BTreeSet;
 use super::arithmetic::{Constants, evaluate, same};
 use super::exact::sources;
 use super::forms::Shift;
+use super::insert_qdq::along;
 use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
+use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
 
@@ -308,20 +309,13 @@ impl Folded {
         for &user in users {
             let User::Node { node, .. } = user else { continue };
             let node = model.ancestor_in(graph, node).unwrap_or(node);
-            let mut back = NewNode::new(
+            let back = NewNode::new(
                 "DequantizeLinear",
                 format!("{name}_DequantizeLinear"),
                 &inputs,
                 &[&format!("{name}_dequantized")],
             );
-            match granularity {
-                Granularity::PerTensor => {}
-                Granularity::PerChannel { axis } => back = back.with(Attr::int("axis", axis as i64)),
-                Granularity::PerGroup { axis, size } => {
-                    back = back.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64));
-                }
-            }
-            let back = model.insert(Place::Before(node), back);
+            let back = model.insert(Place::Before(node), along(back, &granularity));
             let Some(back) = model.node(back).output(0) else { continue };
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
             let back = shift.map_or(back, |shift| shift.add(model, &name, back));

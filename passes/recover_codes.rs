@@ -10,10 +10,11 @@
 
 use rayon::prelude::*;
 
+use super::insert_qdq::along;
 use super::raise_opset::raise;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
+use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
 
@@ -169,15 +170,8 @@ impl Grid {
         for &user in users {
             let User::Node { node, .. } = user else { continue };
             let output = format!("{name}_dequantized");
-            let mut back = NewNode::new("DequantizeLinear", format!("{name}_DequantizeLinear"), &inputs, &[&output]);
-            back = match granularity {
-                Granularity::PerTensor => back,
-                Granularity::PerChannel { axis } => back.with(Attr::int("axis", axis as i64)),
-                Granularity::PerGroup { axis, size } => {
-                    back.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64))
-                }
-            };
-            let back = model.insert(Place::Before(node), back);
+            let back = NewNode::new("DequantizeLinear", format!("{name}_DequantizeLinear"), &inputs, &[&output]);
+            let back = model.insert(Place::Before(node), along(back, &granularity));
             let Some(back) = model.node(back).output(0) else { continue };
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
             model.set_user(user, back);

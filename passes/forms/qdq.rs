@@ -1,10 +1,11 @@
 //! DequantizeLinear of a constant.
 
 use super::{Quantized, ZeroPoints};
-use crate::ir::{Attr, Model, NewNode, NodeId, Tensor, ValueId};
+use crate::ir::{Model, NewNode, NodeId, Tensor, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
 use crate::passes::fold_weights::granularity;
+use crate::passes::insert_qdq::along;
 
 /// The initializers of a DequantizeLinear, and where its scales run.
 #[derive(Clone, Debug)]
@@ -33,13 +34,7 @@ impl Pair {
     /// Says at a DequantizeLinear where the scales run.
     #[must_use]
     pub fn describe(&self, node: NewNode) -> NewNode {
-        match self.granularity {
-            Granularity::PerTensor => node,
-            Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),
-            Granularity::PerGroup { axis, size } => {
-                node.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64))
-            }
-        }
+        along(node, &self.granularity)
     }
 }
 
