@@ -76,7 +76,11 @@ impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let same = self.operands.iter().filter(|o| o.found == Comparison::Equal);
         let elements: usize = same.clone().map(|o| o.elements).sum();
-        write!(f, "check    {} constant operands are equal, in all of {elements} elements", same.count())?;
+        match same.count() {
+            0 => write!(f, "check    no constant operand was compared number by number")?,
+            1 => write!(f, "check    1 constant operand is equal, in all of {elements} elements")?,
+            count => write!(f, "check    {count} constant operands are equal, in all of {elements} elements")?,
+        }
         for Operand { node, input, elements, found } in &self.operands {
             match found {
                 Comparison::Equal => {}
@@ -85,7 +89,7 @@ impl fmt::Display for Proof {
                 }
                 Comparison::Scaled { least, most } => write!(
                     f,
-                    "\n  {node}: input {input} has what followed in it, a factor for each channel, {least:.6} to {most:.6}"
+                    "\n  {node}: input {input} is the same but for what was fused into it, a factor a channel, {least:.6} to {most:.6}"
                 )?,
                 Comparison::Unknown(why) => write!(f, "\n  {node}: input {input} was not compared: {why}")?,
             }
