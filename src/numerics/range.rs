@@ -94,7 +94,7 @@ impl RangeSpec {
     /// Smallest and largest code that stand for numbers of the range; those of a float are its bit patterns.
     ///
     /// Reduced ranges are onnxruntime's: half of the codes, as −4…3 and 0…7, but −64…64 of `int8` and −16384…16384 of
-    /// `int16`.
+    /// `int16`. In torch's arithmetic it is half of the codes of these as well.
     pub fn codes(&self) -> (i32, i32) {
         let (qmin, qmax) = self.format.range();
         if !self.format.is_integer() {
@@ -102,7 +102,7 @@ impl RangeSpec {
         }
         let (qmin, qmax) = match (self.reduce, self.format) {
             (false, _) => (qmin, qmax),
-            (true, Format::Int8 | Format::Int16) => (qmin / 2, -(qmin / 2)),
+            (true, Format::Int8 | Format::Int16) if self.arithmetic != Arithmetic::Single => (qmin / 2, -(qmin / 2)),
             (true, _) => (qmin / 2, (qmax - 1) / 2),
         };
         // An even number of codes has one more below the middle.

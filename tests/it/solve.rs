@@ -234,6 +234,36 @@ fn torchao_makes_the_same_codes() {
     assert_eq!(cases, 25);
 }
 
+/// What its fake quantizers and its tensors of whole layers hold: least scales, reduced ranges, floats of 8 bits.
+#[test]
+fn torchao_makes_the_same_numbers() {
+    let cases = vectors("torchao_fake.json");
+    for case in cases.as_array().unwrap() {
+        let (name, dims, values) = (&case["name"], extents(&case["dims"]), numbers(&case["x"]));
+        let quantizer = &case["quantizer"];
+        let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {name}"));
+        let qparams = &stored.solution.weights[0].qparams;
+        let mut held = 0;
+        let mut held_to = |key: &str, check: &dyn Fn(&Value)| {
+            if let Some(expected) = case.get(key) {
+                check(expected);
+                held += 1;
+            }
+        };
+        held_to("scales", &|expected| assert_eq!(qparams.scales, numbers(expected), "{name}"));
+        held_to("zero_points", &|expected| assert_eq!(qparams.zero_points, integers(expected), "{name}"));
+        held_to("q", &|expected| assert_eq!(stored.codes, integers(expected), "{name}"));
+        held_to("fq", &|expected| {
+            let granularity = serde_json::from_value(quantizer["granularity"].clone()).unwrap();
+            let format = Format::parse(quantizer["dtype"].as_str().unwrap()).unwrap();
+            let codes = pack::pack(&stored.codes, format.bits());
+            assert_eq!(dequantize(&codes, format, &dims, &granularity, qparams).unwrap(), numbers(expected), "{name}");
+        });
+        assert!(held > 0, "{name}");
+    }
+    assert_eq!(cases.as_array().unwrap().len(), 19);
+}
+
 /// onnxruntime's kernels that quantize for `MatMulNBits`, bit for bit, with their negative scales and those of zero.
 #[test]
 fn onnxruntime_makes_the_same_codes() {
