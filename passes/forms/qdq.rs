@@ -41,16 +41,22 @@ impl Pair {
 /// The DequantizeLinear of a constant behind a value, and whether a Transpose of a matrix stands in between.
 #[must_use]
 pub fn find_dequantized(model: &Model, value: ValueId) -> Option<(NodeId, bool)> {
-    let node = model.producer(value)?;
-    let at = model.node(node);
-    if at.is("DequantizeLinear") {
-        return model.constant_input(node, 0).map(|_| (node, false));
+    let (value, exchanges) = behind_exchanges(model, value);
+    let node = model.producer(value).filter(|&n| model.node(n).is("DequantizeLinear"))?;
+    let codes = model.constant_input(node, 0)?;
+    (exchanges == 0 || codes.dims().len() == 2).then_some((node, exchanges % 2 == 1))
+}
+
+/// The value behind Transposes that exchange the axes of a matrix, and how many they are.
+pub(super) fn behind_exchanges(model: &Model, mut value: ValueId) -> (ValueId, usize) {
+    let mut count = 0;
+    while let Some(node) = model.producer(value).map(|n| model.node(n)) {
+        // Without `perm` the axes are reversed, which for a matrix is the same.
+        let exchanges = node.is("Transpose") && node.ints("perm").is_none_or(|perm| perm == [1, 0]);
+        let Some(input) = node.input(0).filter(|_| exchanges) else { break };
+        (value, count) = (input, count + 1);
     }
-    // Without `perm` the axes are reversed, which for a matrix is the same.
-    let exchanges = at.is("Transpose") && at.ints("perm").is_none_or(|perm| perm == [1, 0]);
-    let (before, twice) = find_dequantized(model, at.input(0).filter(|_| exchanges)?)?;
-    let matrix = model.constant_input(before, 0).is_some_and(|codes| codes.dims().len() == 2);
-    matrix.then_some((before, !twice))
+    (value, count)
 }
 
 impl Quantized {

@@ -6,7 +6,7 @@
 //!
 //! Where scales run along an axis, or there is one, the Add stands alone.
 
-use super::find_dequantized;
+use super::qdq::{behind_exchanges, find_dequantized};
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::numerics::Granularity;
 use crate::passes::fold_weights::granularity;
@@ -111,14 +111,9 @@ pub fn find_shifted(model: &Model, value: ValueId) -> Option<Shifted> {
     if let Some((dequantize, exchanged)) = find_dequantized(model, value) {
         return Some(Shifted { dequantize, exchanged, offsets: None });
     }
+    let (value, exchanges) = behind_exchanges(model, value);
     let node = model.producer(value)?;
     let at = model.node(node);
-    let exchanges = at.is("Transpose") && at.ints("perm").is_none_or(|perm| perm == [1, 0]);
-    if exchanges {
-        let found = find_shifted(model, at.input(0)?)?;
-        let matrix = model.constant_input(found.dequantize, 0).is_some_and(|codes| codes.dims().len() == 2);
-        return matrix.then_some(Shifted { exchanged: !found.exchanged, ..found });
-    }
     let shape =
         |node: NodeId| model.node(node).is("Reshape").then(|| model.constant_input(node, 1)?.to_i64()).flatten();
     let (add, whole) = match shape(node) {
@@ -143,6 +138,7 @@ pub fn find_shifted(model: &Model, value: ValueId) -> Option<Shifted> {
         let grouped = matches!(granularity, Granularity::PerGroup { .. });
         shape.map_or(!grouped, |shape| grouped && shape.iter().copied().eq(dims.iter().map(|&dim| dim as i64)))
     };
-    let fits = alike(whole, &dims) && alike(cut, &wanted) && model.constant(offsets)?.dims() == own;
-    fits.then_some(Shifted { dequantize, exchanged: false, offsets: Some(offsets) })
+    let turned = exchanges == 0 || dims.len() == 2;
+    let fits = turned && alike(whole, &dims) && alike(cut, &wanted) && model.constant(offsets)?.dims() == own;
+    fits.then_some(Shifted { dequantize, exchanged: exchanges % 2 == 1, offsets: Some(offsets) })
 }

@@ -850,6 +850,48 @@ fn float_zero_points_are_those_of_torchao() {
     assert_eq!(blocks(&convert(&folded.model, &request).unwrap().model), blocks(&direct));
 }
 
+/// Codes with a float added to each group are found behind a Transpose too, and behind any number of them.
+#[test]
+fn shifted_codes_are_found_behind_transposes() {
+    let model = |transposes: usize| {
+        let turns: String = (0..transposes).map(|i| format!("t{} = Transpose(t{i}) ", i + 1)).collect();
+        parsed(&format!(
+            "<ir_version: 10, opset_import: [\"\" : 21]> g (float[n, 32] x) => (float[n, 32] y) <
+                uint4[1] q = {{0}}, float[1] s = {{0.0}}, float[1] o = {{0.0}},
+                int64[3] cut = {{32, 2, 16}}, int64[2] whole = {{32, 32}}> {{
+                d = DequantizeLinear <axis = 1, block_size = 16> (q, s) g = Reshape(d, cut) a = Add(g, o)
+                t0 = Reshape(a, whole) {turns} y = MatMul(x, t{transposes}) }}"
+        ))
+    };
+    let target = target("ort-cpu");
+    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
+    let into = [amax::convert::To::Form(amax::config::spec::Form::Matmulnbits)];
+    for (transposes, lowered) in [(1, 1), (0, 0), (20_001, 1)] {
+        let mut model = model(transposes);
+        for (name, tensor) in [
+            ("q", Tensor::new(DataType::Uint4, &[32, 32], (0..512).map(|i| (i * 37) as u8).collect::<Vec<u8>>())),
+            ("s", Tensor::from_f32(&[32, 2], &[0.5; 64])),
+            ("o", Tensor::from_f32(&[32, 2, 1], &[0.25; 64])),
+        ] {
+            let value = model.value_named(name).unwrap();
+            model.set_constant(value, tensor);
+        }
+        let request = Request {
+            into: &into,
+            accuracy_level: 1,
+            switches: &[],
+            simulate: false,
+            keep_scales: false,
+            target: &target,
+            evaluate: &Exact,
+            after: &after,
+        };
+        let done = convert(&model, &request).unwrap();
+        // Without a Transpose the groups do not run along what is summed over.
+        assert_eq!(count_in(&done.model, "MatMulNBits"), lowered, "{transposes}: {:?}", done.kept);
+    }
+}
+
 fn count_in(model: &Model, op: &str) -> usize {
     model.graph(model.main()).nodes().iter().filter(|&&n| model.node(n).op_type() == op).count()
 }
