@@ -854,7 +854,8 @@ fn float_zero_points_are_those_of_torchao() {
 #[test]
 fn shifted_codes_are_found_behind_transposes() {
     let model = |transposes: usize| {
-        let turns: String = (0..transposes).map(|i| format!("t{} = Transpose(t{i}) ", i + 1)).collect();
+        let turns: Vec<String> = (0..transposes).map(|i| format!("t{} = Transpose(t{i})", i + 1)).collect();
+        let turns = turns.join(" ");
         parsed(&format!(
             "<ir_version: 10, opset_import: [\"\" : 21]> g (float[n, 32] x) => (float[n, 32] y) <
                 uint4[1] q = {{0}}, float[1] s = {{0.0}}, float[1] o = {{0.0}},
