@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use amax::calibrate::Silent;
+use amax::config::spec::Form;
 use amax::config::{Config, Pattern, presets};
-use amax::convert::{Converted, Request, convert};
+use amax::convert::{Converted, Request, To, convert};
 use amax::error::{Kind, Result};
 use amax::ir::{Model, Tensor, file, text};
 use amax::onnx::DataType;
@@ -37,12 +38,12 @@ fn target(name: &str) -> Target {
     Target::load(name).unwrap()
 }
 
-fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
+fn converted_as(model: &Model, into: &[To], switches: &[Switch], keep_scales: bool) -> Result<Converted> {
     let target = target("generic");
     let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
     let request = Request {
-        into: &[],
-        keep_scales: false,
+        into,
+        keep_scales,
         accuracy_level: 0,
         switches,
         simulate: false,
@@ -53,8 +54,16 @@ fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
     convert(model, &request)
 }
 
+fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
+    converted_as(model, &[], switches, false)
+}
+
 fn converted(model: &Model) -> Converted {
     converted_with(model, &[]).unwrap()
+}
+
+fn in_nbits(model: &Model) -> Converted {
+    converted_as(model, &[To::Form(Form::Matmulnbits)], &[], false).unwrap()
 }
 
 fn parsed(text: &str) -> Model {
@@ -198,19 +207,7 @@ fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<
             xq = QuantizeLinear (x, s, z) xd = DequantizeLinear (xq, s, z) {behind}
             q = QuantizeLinear (last, s, z) y = DequantizeLinear (q, s, z) }}"
     ));
-    let target = target("generic");
-    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let request = Request {
-        into: &[],
-        keep_scales,
-        accuracy_level: 0,
-        switches: &[],
-        simulate: false,
-        target: &target,
-        evaluate: &Exact,
-        after: &after,
-    };
-    let done = convert(&model, &request).unwrap();
+    let done = converted_as(&model, &[], &[], keep_scales).unwrap();
     let found = &done.model;
     let named = |v: &str| found.value_named(v).and_then(|v| found.producer(v));
     let conv = named("last").filter(|&n| found.node(n).is("Conv"));
@@ -827,27 +824,14 @@ fn float_zero_points_are_those_of_torchao() {
     assert!(named.len() == 2 && named.iter().all(|name| name.starts_with("node_linear")), "{named:?}");
     assert!(sites.iter().all(|site| site.own.is_some_and(|own| own.sqnr_db > 15.0) && site.why.is_none()), "{sites:?}");
     // In MatMulNBits, the numbers that `rewrite` puts there.
-    let target = target("ort-cpu");
-    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let into = [amax::convert::To::Form(amax::config::spec::Form::Matmulnbits)];
-    let request = Request {
-        into: &into,
-        accuracy_level: 4,
-        switches: &[],
-        simulate: false,
-        keep_scales: false,
-        target: &target,
-        evaluate: &Exact,
-        after: &after,
-    };
     let direct = quantized(&model, &config, Line::Rewrite, None).unwrap();
     let blocks = |model: &Model| -> Vec<(DataType, Vec<usize>, Vec<u8>)> {
         initializers(model).into_iter().filter(|(name, _)| name.contains("_nbits")).map(|(_, tensor)| tensor).collect()
     };
-    let from_fake = convert(&fake, &request).unwrap().model;
+    let from_fake = in_nbits(&fake).model;
     assert_eq!((count_in(&direct, "MatMulNBits"), blocks(&direct).len()), (2, 6));
     assert_eq!(blocks(&from_fake), blocks(&direct));
-    assert_eq!(blocks(&convert(&folded.model, &request).unwrap().model), blocks(&direct));
+    assert_eq!(blocks(&in_nbits(&folded.model).model), blocks(&direct));
 }
 
 /// Codes with a float added to each group are found behind a Transpose too, and behind any number of them.
@@ -864,9 +848,6 @@ fn shifted_codes_are_found_behind_transposes() {
                 t0 = Reshape(a, whole) {turns} y = MatMul(x, t{transposes}) }}"
         ))
     };
-    let target = target("ort-cpu");
-    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let into = [amax::convert::To::Form(amax::config::spec::Form::Matmulnbits)];
     for (transposes, lowered) in [(1, 1), (0, 0), (20_001, 1)] {
         let mut model = model(transposes);
         for (name, tensor) in [
@@ -877,17 +858,7 @@ fn shifted_codes_are_found_behind_transposes() {
             let value = model.value_named(name).unwrap();
             model.set_constant(value, tensor);
         }
-        let request = Request {
-            into: &into,
-            accuracy_level: 1,
-            switches: &[],
-            simulate: false,
-            keep_scales: false,
-            target: &target,
-            evaluate: &Exact,
-            after: &after,
-        };
-        let done = convert(&model, &request).unwrap();
+        let done = in_nbits(&model);
         // Without a Transpose the groups do not run along what is summed over.
         assert_eq!(count_in(&done.model, "MatMulNBits"), lowered, "{transposes}: {:?}", done.kept);
     }
