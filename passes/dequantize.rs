@@ -4,11 +4,11 @@
 //!
 //! `MatMulNBits` and `GatherBlockQuantized` become `MatMul` and `Gather`. Operators that compute in integers stay.
 
-use super::fold_weights::granularity;
 use super::forms::{MICROSOFT, Quantized};
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::{add_behind, base_name};
-use super::nodes::nodes;
+use super::support::granularity::granularity;
+use super::support::nodes::nodes;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
@@ -104,7 +104,7 @@ fn activation(model: &mut Model, node: NodeId) -> Result<String, String> {
 
 /// Lets the readers of `output` read `source`, which takes its name where that is one of the model's outputs.
 fn bypass(model: &mut Model, output: ValueId, source: ValueId) -> Result<(), String> {
-    use super::lift_constants::is_graph_output;
+    use super::support::graphs::is_graph_output;
     if is_graph_output(model, output) {
         if model.producer(source).is_none() || is_graph_output(model, source) {
             return Err("its result is an output of the model".to_owned());

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::lift_constants::is_graph_output;
+use super::support::graphs::is_graph_output;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, NodeId, Tensor, User, ValueId};

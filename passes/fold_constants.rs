@@ -14,8 +14,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::exact::{Exact, broadcast};
-use super::lift_constants::{allow_plain_initializers, is_graph_output, lift};
+use super::lift_constants::lift;
+use super::support::exact::{Exact, broadcast};
+use super::support::graphs::{allow_plain_initializers, is_graph_output};
 use super::{Context, Evaluate, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};

@@ -18,12 +18,12 @@
 
 use std::collections::BTreeSet;
 
-use super::arithmetic::{Constants, evaluate, same};
-use super::exact::sources;
 use super::forms::Shift;
-use super::insert_qdq::along;
-use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
+use super::support::arithmetic::{Constants, evaluate, same};
+use super::support::exact::sources;
+use super::support::granularity::along;
+use super::support::graphs::graphs_outside_functions;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
@@ -443,7 +443,7 @@ impl Product {
     /// The same with a float added to what the codes stand for.
     fn shifted(self, offset: &Tensor) -> Result<Self, String> {
         let dims = offset.dims();
-        let fits = super::exact::broadcast(&dims, &self.dims).is_some_and(|sum| sum == self.dims);
+        let fits = super::support::exact::broadcast(&dims, &self.dims).is_some_and(|sum| sum == self.dims);
         let values = offset.to_f32().filter(|_| fits && offset.dtype() == DataType::Float);
         let values = values.ok_or("what is added behind it has another shape or type")?;
         let mut found: Vec<Option<f32>> = vec![None; self.scales.len()];
@@ -473,7 +473,7 @@ impl Product {
         if scale.dtype() != DataType::Float {
             return Err("it computes in another type than float32".to_owned());
         }
-        let granularity = super::fold_weights::granularity(model, node, &dims, &scale.dims())?;
+        let granularity = super::support::granularity::granularity(model, node, &dims, &scale.dims())?;
         let scales = scale.to_f32().ok_or(unknown)?;
         let zero_points = zero.map_or_else(|| vec![0; scales.len()], |z| pack::unpack(&z.raw(), &format, z.len()));
         if zero_points.len() != scales.len() {

@@ -7,8 +7,8 @@
 //!
 //! A `BatchNormalization` in front of a `Conv` is left alone: with padding, the borders would change.
 
-use super::channels::{self, Channels, Product, absorb, rounded, store};
-use super::lift_constants::{allow_plain_initializers, graphs_outside_functions};
+use super::support::channels::{self, Channels, Product, absorb, rounded, store};
+use super::support::graphs::{allow_plain_initializers, graphs_outside_functions};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, User};

@@ -6,9 +6,9 @@
 //! for the rounding of float32, the scale keeps its bits too, since it was learned. Another `a` above zero is multiplied
 //! into the scale; that is done only between quantizers, where it lets the product run on integers.
 
-use super::channels::{self, Channels, Product, absorb, rounded, store};
-use super::lift_constants::{allow_plain_initializers, graphs_outside_functions};
-use super::qoperator::is_quantized;
+use super::support::channels::{self, Channels, Product, absorb, rounded, store};
+use super::support::graphs::{allow_plain_initializers, graphs_outside_functions};
+use super::support::qoperator::is_quantized;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User};

@@ -13,7 +13,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Context, Outcome, Pass, insert_blocks};
+use super::support::granularity::along;
+use super::support::insert_blocks;
+use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
@@ -428,17 +430,6 @@ impl<'a> Insert<'a> {
             self.outcome.changed(&bias.site, "int32 bias");
         }
         Ok(())
-    }
-}
-
-/// Says along which axis a quantizer has its scales.
-pub(super) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
-    match *granularity {
-        Granularity::PerTensor => node,
-        Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),
-        Granularity::PerGroup { axis, size } => {
-            node.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64))
-        }
     }
 }
 

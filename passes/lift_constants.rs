@@ -4,9 +4,10 @@
 //! Functions are left alone, since they cannot hold initializers, and so is a `Constant` that is an output of its graph:
 //! not every runtime returns an initializer. Sparse constants stay nodes.
 
+use super::support::graphs::{allow_plain_initializers, graphs_outside_functions, is_graph_output};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::{GraphId, Model, Node, NodeId, Tensor, User, ValueId};
+use crate::ir::{Model, Node, NodeId, Tensor, ValueId};
 use crate::onnx::{DATA_LOCATION_EXTERNAL, DataType, TensorProto};
 
 /// See the [module](self).
@@ -57,34 +58,6 @@ pub(super) fn lift(model: &mut Model, node: NodeId) -> Result<Result<ValueId, &'
         model.make_constant(value, tensor);
         value
     }))
-}
-
-/// Whether some graph returns `value`.
-pub(super) fn is_graph_output(model: &Model, value: ValueId) -> bool {
-    model.value(value).users().iter().any(|user| matches!(user, User::Output { .. }))
-}
-
-/// The main graph and the bodies below it, parents first.
-pub(super) fn graphs_outside_functions(model: &Model) -> Vec<GraphId> {
-    let mut found = vec![model.main()];
-    let mut at = 0;
-    while at < found.len() {
-        found.extend(model.graph(found[at]).nodes().iter().flat_map(|&n| model.node(n).bodies()));
-        at += 1;
-    }
-    found
-}
-
-/// Before IR version 4 every initializer had to be a graph input as well; a pass that adds plain ones asks for this.
-pub(super) fn allow_plain_initializers(model: &mut Model, outcome: &mut Outcome) {
-    let version = model.ir_version();
-    if version < 4 {
-        model.set_ir_version(4);
-        outcome.changed(
-            "model",
-            format!("raised the IR version from {version} to 4, for initializers that are no inputs"),
-        );
-    }
 }
 
 /// The tensor that a `Constant` node holds, in whichever attribute.

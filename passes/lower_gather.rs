@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
 use super::lower_matmulnbits::base_name;
-use super::nodes::{carry_out, nodes};
+use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;

@@ -6,7 +6,7 @@
 
 use super::forms::{LstmWeight, MICROSOFT, Quantized, find_dequantized};
 use super::lower_matmulnbits::base_name;
-use super::nodes::{carry_out, nodes};
+use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;

@@ -12,7 +12,7 @@
 
 use super::forms::{Quantized, ZeroPoints, find_dequantized};
 use super::lower_matmulnbits::{add_behind, base_name};
-use super::nodes::{carry_out, nodes};
+use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::forms::{Blocks, MICROSOFT, Quantized, Shifted, ZeroPoints, find_shifted};
-use super::nodes::{carry_out, nodes};
+use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;

@@ -6,8 +6,8 @@
 //! fuses the pairs itself. What has no such operator, or not for its types, stays between its quantizers.
 
 use super::forms::MICROSOFT;
-use super::nodes::nodes;
-use super::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
+use super::support::nodes::nodes;
+use super::support::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};

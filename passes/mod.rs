@@ -2,12 +2,8 @@
 //!
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
-mod arithmetic;
-mod channels;
 pub mod dequantize;
 pub mod drop_dead;
-pub mod exact;
-mod float_ops;
 pub mod fold_clips;
 pub mod fold_constants;
 pub mod fold_fake_quant;
@@ -16,7 +12,6 @@ pub mod forms;
 pub mod freeze_inputs;
 pub mod fuse_batchnorm;
 pub mod fuse_scales;
-mod insert_blocks;
 pub mod insert_qdq;
 pub mod lift_constants;
 pub mod lower_gather;
@@ -25,11 +20,8 @@ pub mod lower_matmulinteger;
 pub mod lower_matmulnbits;
 pub mod lower_qoperator;
 pub mod name_quantizers;
-mod nodes;
-pub mod operands;
 pub mod per_token;
 pub mod pipeline;
-mod qoperator;
 pub mod raise_opset;
 pub mod raise_qdq;
 pub mod raise_qoperator;
@@ -37,7 +29,7 @@ pub mod recover_codes;
 pub mod settle_quantizers;
 pub mod simulate;
 pub mod standard_quantizers;
-pub mod switch_quantizers;
+pub mod support;
 pub mod unfold_weights;
 
 use crate::error::Result;

@@ -9,8 +9,8 @@
 //!
 //! Quantizers whose scale is found at run time, for each token, are recognized, left as they are, and listed.
 
-use super::arithmetic::Constants;
-use super::lift_constants::{graphs_outside_functions, is_graph_output};
+use super::support::arithmetic::Constants;
+use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};

@@ -37,7 +37,7 @@ impl Pass for PerToken {
         };
         let mut made: BTreeMap<(ValueId, u32), ValueId> = BTreeMap::new();
         for Token { site, at, eps } in &plan.tokens {
-            let node = super::nodes::planned(model, &at.node)?;
+            let node = super::support::nodes::planned(model, &at.node)?;
             let Some(value) = model.node(node).input(at.input) else { continue };
             let key = (value, eps.to_bits());
             let quantized = *made.entry(key).or_insert_with(|| fake_quantize(model, value, *eps));

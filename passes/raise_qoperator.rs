@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use super::forms::MICROSOFT;
 use super::lower_matmulnbits::add_behind;
-use super::nodes::nodes;
-use super::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
 use super::raise_opset::raise;
+use super::support::nodes::nodes;
+use super::support::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};

@@ -10,8 +10,8 @@
 
 use rayon::prelude::*;
 
-use super::insert_qdq::along;
 use super::raise_opset::raise;
+use super::support::granularity::along;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
@@ -220,7 +220,7 @@ fn step(values: &[f32], format: Format) -> Option<f32> {
         scale.is_normal()
             && values.iter().all(|&value| {
                 let code = (value / scale).round_ties_even();
-                code >= low as f32 && code <= high as f32 && super::arithmetic::same(code * scale, value)
+                code >= low as f32 && code <= high as f32 && super::support::arithmetic::same(code * scale, value)
             })
     };
     let most = if largest < 0.0 { -low } else { high };

@@ -3,9 +3,9 @@
 //!
 //! Only what every runtime computes to the same bits is computed.
 
-use super::arithmetic::Constants;
-use super::channels::has_channels;
-use super::lift_constants::{graphs_outside_functions, is_graph_output};
+use super::support::arithmetic::Constants;
+use super::support::channels::has_channels;
+use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, ValueId};

@@ -11,8 +11,8 @@
 
 use std::collections::BTreeMap;
 
-use super::float_ops::Ops;
-use super::fold_weights::{granularity, scale_values};
+use super::support::float_ops::Ops;
+use super::support::granularity::{granularity, scale_values};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};

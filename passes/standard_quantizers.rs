@@ -5,8 +5,8 @@
 //! the same scale and a zero point that names the type; the operator set is raised to 19 for float8, to 21 for int4.
 //! Quantizers of blocks that are scaled at run time have no standard operator: they are left, and listed.
 
-use super::lift_constants::graphs_outside_functions;
 use super::raise_opset::raise;
+use super::support::graphs::graphs_outside_functions;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, tensor_type};

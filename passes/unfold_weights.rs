@@ -6,11 +6,11 @@
 //! points are floats, as in torchao's int4 weight-only, the fake quantizer is spelled out in operators. A bias becomes a
 //! float again too, behind Div, Round and Mul, which is the fake quantizer of int32 that ONNX can say.
 
-use super::exact::transposed;
-use super::float_ops::Ops;
 use super::fold_fake_quant::entries;
 use super::forms::shapes;
-use super::nodes::planned;
+use super::support::exact::transposed;
+use super::support::float_ops::Ops;
+use super::support::nodes::planned;
 use super::{Context, Outcome, Pass};
 use crate::algorithms::tinygemm::{Grid, Kernel, middle};
 use crate::error::{Error, Kind, Result};

@@ -26,7 +26,7 @@ use crate::passes::recover_codes::RecoverCodes;
 use crate::passes::settle_quantizers::SettleQuantizers;
 use crate::passes::simulate::Simulate;
 use crate::passes::standard_quantizers::StandardQuantizers;
-use crate::passes::switch_quantizers::{Switch, switch};
+use crate::passes::support::switch_quantizers::{Switch, switch};
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
 use crate::targets::{Target, check};
 

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::ops::ControlFlow;
-//! use amax::{calibrate::Silent, config::Config, ir::file, rewrite, samples::SampleSet, targets::Target};
+//! use amax::{config::Config, ir::file, observe::Silent, rewrite, samples::SampleSet, targets::Target};
 //!
 //! # fn main() -> amax::Result<()> {
 //! # let folder = tempfile::tempdir().expect("a temporary folder");
@@ -21,7 +21,7 @@
 //!     statistics: None,
 //!     runtime: amax::runtime::Runtime::Tract,
 //!     threads: 2,
-//!     memory: amax::calibrate::Memory::default(),
+//!     memory: amax::observe::Memory::default(),
 //!     progress: &Silent,
 //!     evaluate: &amax::runtime::TractEvaluate,
 //!     passes: None,
@@ -36,8 +36,6 @@
 //! ```
 
 pub mod algorithms;
-pub mod calibrate;
-pub mod compare;
 pub mod config;
 pub mod convert;
 pub mod document;
@@ -45,18 +43,18 @@ pub mod error;
 pub mod ir;
 pub mod nearest;
 pub mod numerics;
+pub mod observe;
 pub mod onnx;
 pub mod ops;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod plan;
-pub mod proof;
+pub mod reason;
 pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod samples;
 pub mod scales;
-pub mod sensitivity;
 pub mod solve;
 pub mod statistics;
 pub mod targets;

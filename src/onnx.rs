@@ -7,6 +7,7 @@
 #![allow(clippy::doc_markdown, reason = "generated item docs")]
 
 pub use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// Newest IR version this schema covers (onnx 1.23).
 pub const MAX_IR_VERSION: i64 = 14;
@@ -14,8 +15,9 @@ pub const MAX_IR_VERSION: i64 = 14;
 pub const MAX_OPSET: i64 = 28;
 
 /// Element type of a tensor (`TensorProto.DataType`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(i32)]
+#[serde(rename_all = "lowercase")]
 pub enum DataType {
     Float = 1,
     Uint8 = 2,

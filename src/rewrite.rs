@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::calibrate::{self, Calibrated, Memory, Observation, Progress, Site};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::numerics::Granularity;
+use crate::observe::calibrate::{self, Calibrated, Observation, Site};
+use crate::observe::sensitivity::{self, Reference, Sensitivity};
+use crate::observe::{Memory, Progress, compare, fits_twice};
 use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
 use crate::report::{PassRow, QualityRow, Report};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
-use crate::sensitivity::{self, Reference, Sensitivity};
 use crate::solve::{Solution, Solved, guard, judge, solve, solve_while};
 use crate::statistics::Statistics;
 use crate::targets::{Target, check};
@@ -103,7 +104,7 @@ fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten
     }
 
     let prepared = model;
-    let measure = request.measure && calibrate::fits_twice(&prepared, request.memory.limit);
+    let measure = request.measure && fits_twice(&prepared, request.memory.limit);
     if request.measure && !measure && request.samples.is_some() {
         report.warnings.push(
             "the result is not measured, nor held to guard.output_db: the model and its quantized form together do not \
@@ -173,7 +174,7 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 fn quality(float: &Model, quantized: &Model, samples: &SampleSet, request: &Request<'_>) -> Result<Vec<QualityRow>> {
     let held_out = split(samples).1;
     let found =
-        calibrate::compare(float, quantized, samples, &held_out, request.runtime, request.threads, request.progress)?;
+        compare::compare(float, quantized, samples, &held_out, request.runtime, request.threads, request.progress)?;
     Ok(found.iter().map(|(name, m)| QualityRow::new(name, m)).collect())
 }
 

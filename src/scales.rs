@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::compare::SUFFIXES;
 use crate::config::spec::{Dtype, Share};
 use crate::config::{Config, Numbers, Tensor};
 use crate::ir::{Model, Node, NodeId, User, ValueId};
 use crate::numerics::{Granularity, pack};
+use crate::observe::sites::SUFFIXES;
 use crate::onnx::DataType;
-use crate::passes::fold_weights::granularity;
+use crate::passes::support::granularity::granularity;
 
 /// What was read off a model.
 #[derive(Clone, Debug, Default, PartialEq)]

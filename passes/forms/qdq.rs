@@ -4,8 +4,8 @@ use super::{Quantized, ZeroPoints};
 use crate::ir::{Model, NewNode, NodeId, Tensor, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
-use crate::passes::fold_weights::granularity;
-use crate::passes::insert_qdq::along;
+use crate::passes::support::granularity::along;
+use crate::passes::support::granularity::granularity;
 
 /// The initializers of a DequantizeLinear, and where its scales run.
 #[derive(Clone, Debug)]

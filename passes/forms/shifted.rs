@@ -9,7 +9,7 @@
 use super::qdq::{behind_exchanges, find_dequantized};
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::numerics::Granularity;
-use crate::passes::fold_weights::granularity;
+use crate::passes::support::granularity::granularity;
 
 /// What is added to a constant, as initializers.
 #[derive(Clone, Copy, Debug)]

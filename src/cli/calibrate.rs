@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use amax::algorithms::observers::{Observer, Tails};
 use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
-use amax::calibrate::{Checkpoint, Memory, Observation, Site, prepare, sites};
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, content_hash, file};
 use amax::nearest::nearest;
 use amax::numerics::RangeSpec;
+use amax::observe::Memory;
+use amax::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
 use amax::plan::{Knowledge, Mode, plan};
 use amax::rewrite::split;
 use amax::runtime::Runtime;

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use amax::calibrate::compare;
-use amax::compare::{Kind as SiteKind, Quality, Site, sites};
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
+use amax::observe::compare::compare;
+use amax::observe::sites::{Kind as SiteKind, Quality, Site, sites};
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
 use amax::runtime::Runtime;

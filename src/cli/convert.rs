@@ -7,9 +7,9 @@ use amax::config::Pattern;
 use amax::convert::{Converted, Request, To, convert};
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
+use amax::observe::prove::Proof;
 use amax::passes::Outcome;
-use amax::passes::switch_quantizers::Switch;
-use amax::proof::Proof;
+use amax::passes::support::switch_quantizers::Switch;
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::targets::{self, Target};
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         Kind::Model => e.in_file(&args.input),
         _ => e,
     })?;
-    if amax::calibrate::Progress::interrupted(console) {
+    if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
     let proof = args.check.then(|| check(args, &model, &done, console)).transpose()?;
@@ -166,7 +166,7 @@ fn check(args: &Args, model: &Model, done: &Converted, console: &Console) -> Res
     let original = done.reference.as_ref().unwrap_or(model);
     let prove = |samples: Option<&SampleSet>| {
         let evaluate = &amax::runtime::TractEvaluate;
-        amax::proof::prove(original, &done.model, samples, evaluate, args.runtime, console)
+        amax::observe::prove::prove(original, &done.model, samples, evaluate, args.runtime, console)
     };
     let found = match args.calib.as_deref() {
         Some("random") => None,

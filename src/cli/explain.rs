@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use amax::calibrate::prepare;
 use amax::config::Pattern;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
+use amax::observe::calibrate::prepare;
 use amax::plan::explain::{Change, Explanation, Outcome, explain};
 use amax::plan::{Knowledge, plan};
 

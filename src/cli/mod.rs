@@ -23,9 +23,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use amax::Result;
-use amax::calibrate::{Estimate, Progress};
 use amax::error::{Error, Kind};
 use amax::ir::{Model, Tensor, file};
+use amax::observe::{Estimate, Progress};
 use amax::passes::freeze_inputs::set_input;
 use amax::runtime::Runtime;
 use amax::samples::{self, SampleSet};

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use amax::calibrate::prepare;
 use amax::error::Result;
 use amax::ir::file;
+use amax::observe::calibrate::prepare;
 use amax::ops::Form;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use amax::calibrate::Memory;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
+use amax::observe::Memory;
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
@@ -166,7 +166,7 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
         measure: !args.no_measure,
     };
     let mut done = quantize(&model, &request).map_err(|e| in_file(e, args))?;
-    if amax::calibrate::Progress::interrupted(console) {
+    if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
     done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
@@ -179,7 +179,7 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
     let writing = Instant::now();
     let external = if args.external_data { External::Always } else { External::Auto };
     let options = SaveOptions { external, ..SaveOptions::default() };
-    file::save_unless(&done.model, &args.output, &options, &|| amax::calibrate::Progress::interrupted(console))?;
+    file::save_unless(&done.model, &args.output, &options, &|| amax::observe::Progress::interrupted(console))?;
     for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
         staged.keep(path)?;
     }

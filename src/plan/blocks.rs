@@ -1,13 +1,13 @@
 //! Activations in blocks.
 
-use super::Quantizer;
+use super::Scheme;
 use super::planner::Planner;
 use crate::ir::{NodeId, Tensor};
 use crate::numerics::Granularity;
 
 impl Planner<'_> {
     /// Why an input cannot be cut into blocks.
-    pub(super) fn unfit_blocks(&self, node: NodeId, asked: &Quantizer) -> Option<String> {
+    pub(super) fn unfit_blocks(&self, node: NodeId, asked: &Scheme) -> Option<String> {
         let Granularity::PerGroup { size, .. } = asked.granularity else { return None };
         let at = self.model.node(node);
         let last = at.is("MatMul") || at.is("Gemm") && at.int("transA").unwrap_or(0) == 0;

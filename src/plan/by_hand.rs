@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::planner::Planner;
-use super::{Given, Quantizer, tensor_names};
+use super::{Given, Scheme, tensor_names};
 use crate::config::{Config, Numbers, Tensor as ByHand};
 use crate::error::Result;
 use crate::ir::{Model, ValueId};
@@ -31,7 +31,7 @@ pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<Va
 
 impl Planner<'_> {
     /// A quantizer with the numbers that are given by hand for a tensor.
-    pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Quantizer) -> Result<Quantizer> {
+    pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Scheme) -> Result<Scheme> {
         let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
         let ByHand { range, scale, zero_point, .. } = by_hand;
         if let Some([low, high]) = *range {

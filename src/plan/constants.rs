@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
 use super::planner::{Kindness, Planner};
-use super::{Bias, Mode, Quantizer, Readers, Split, Weight};
+use super::{Bias, Mode, Readers, Scheme, Split, Weight};
 use crate::config::SiteKind;
 use crate::config::algorithm::Method;
 use crate::config::spec::{Arithmetic, Dtype, Field, Form};
@@ -117,7 +117,7 @@ impl Planner<'_> {
     }
 
     /// What follows for a weight from what becomes of its node, and from the algorithm for all.
-    fn complete(&self, node: NodeId, kind: Kindness, quantizer: &mut Quantizer) -> Result<()> {
+    fn complete(&self, node: NodeId, kind: Kindness, quantizer: &mut Scheme) -> Result<()> {
         let bytes = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
         let ask = self.ask(node, SiteKind::Weight);
         if quantizer.signed_scale && kind == Kindness::Integer {
@@ -146,7 +146,7 @@ impl Planner<'_> {
     }
 
     /// Whether zero points lie between codes: where the form has such, what asks for them gets them.
-    fn zero_points(&self, node: NodeId, form: Form, quantizer: &mut Quantizer) -> Result<()> {
+    fn zero_points(&self, node: NodeId, form: Form, quantizer: &mut Scheme) -> Result<()> {
         if quantizer.given.is_some() && quantizer.arithmetic.is_between() {
             quantizer.arithmetic = Arithmetic::Onnx;
         }
@@ -334,7 +334,7 @@ fn tied(a: &Weight, b: &Weight) -> bool {
         let own = w.quantizer.granularity;
         let granularity = if w.transpose { turned(own) } else { own };
         let rows = matches!(granularity, Granularity::PerGroup { axis: 1, .. } | Granularity::PerChannel { axis: 0 });
-        (w.form != Form::Qdq && rows).then(|| Quantizer { granularity, ..w.quantizer.clone() })
+        (w.form != Form::Qdq && rows).then(|| Scheme { granularity, ..w.quantizer.clone() })
     };
     a.form != b.form && blocks(a).is_some() && blocks(a) == blocks(b)
 }

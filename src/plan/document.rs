@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Activation, Bias, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Weight, tensor_names};
+use super::{Activation, Bias, Mode, Plan, Readers, SCHEMA, Scheme, Slot, Weight, tensor_names};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
@@ -157,7 +157,7 @@ impl Check<'_> {
         }
     }
 
-    fn quantizer(&self, quantizer: &Quantizer, dims: Option<&[usize]>) -> Result<()> {
+    fn quantizer(&self, quantizer: &Scheme, dims: Option<&[usize]>) -> Result<()> {
         let dtype = quantizer.dtype;
         let formats = if dims.is_some() { &self.target.formats } else { &self.target.activation_formats };
         if !formats.contains(&dtype) {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Activation, Mode, Plan, Quantizer, Readers, Slot};
+use super::{Activation, Mode, Plan, Readers, Scheme, Slot};
 use crate::config::rules::Rules;
 use crate::config::spec::Field;
 use crate::config::{Config, Pattern, SiteKind};
@@ -63,7 +63,7 @@ pub enum Outcome {
     /// It has a pair of its own or shares one.
     Quantized {
         /// How.
-        quantizer: Quantizer,
+        quantizer: Scheme,
         /// Whether the scale is found at run time.
         dynamic: bool,
         /// The pair or constant whose scale it has, where that is another one.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
-use super::{Activation, Mode, Plan, Quantizer, Readers, SCHEMA, Slot, Token, Weight};
+use super::{Activation, Mode, Plan, Readers, SCHEMA, Scheme, Slot, Token, Weight};
 use crate::config::rules::{Resolved, Rule};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{SiteKind, Spec, Tensor as ByHand};
@@ -85,7 +85,7 @@ impl Planner<'_> {
             .values()
             .map(|a| &a.quantizer)
             .chain(weights.iter().filter(|w| !is_bytes(self.model, w)).map(|w| &w.quantizer));
-        let needs = |q: &Quantizer| (q.since().0, q.since().2);
+        let needs = |q: &Scheme| (q.since().0, q.since().2);
         let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
         if self.target.simulate {
             return Ok(opset);
@@ -121,7 +121,7 @@ impl Planner<'_> {
                 let (mut quantizer, run_time) =
                     settle(self.reader(&pair.site, SiteKind::Input, &pair.ask).activation())?;
                 if pair.mode == Mode::Dynamic && !run_time {
-                    quantizer = Quantizer::new(Format::Uint8, false, Granularity::PerTensor);
+                    quantizer = Scheme::new(Format::Uint8, false, Granularity::PerTensor);
                 }
                 if pair.mode == Mode::Static {
                     quantizer = self.by_hand(Some(value), quantizer)?;

@@ -2,7 +2,7 @@
 
 use super::planner::{Planner, Read};
 use super::site::Refusal;
-use super::{Mode, Quantizer, Weight};
+use super::{Mode, Scheme, Weight};
 use crate::config::SiteKind;
 use crate::config::spec::{Field, Form, ScaleDtype};
 use crate::ir::{Model, NodeId, Tensor};
@@ -91,7 +91,7 @@ pub fn is_bytes(model: &Model, weight: &Weight) -> bool {
         Form::Matmulnbits => true,
         Form::GatherBlockQuantized => {
             let table = model.value_named(&weight.tensor).and_then(|v| model.constant(v));
-            let Quantizer { dtype, granularity, .. } = &weight.quantizer;
+            let Scheme { dtype, granularity, .. } = &weight.quantizer;
             table.is_some_and(|t| gather_fits(*dtype, &t.dims(), granularity, 0) == Ok(true))
         }
     }
@@ -113,7 +113,7 @@ impl Planner<'_> {
         node: NodeId,
         index: usize,
         integer: bool,
-        quantizer: &Quantizer,
+        quantizer: &Scheme,
         transposed: bool,
     ) -> Result<Chosen, Refusal> {
         let ask = self.ask(node, SiteKind::Weight);
@@ -151,13 +151,13 @@ impl Planner<'_> {
         node: NodeId,
         index: usize,
         integer: bool,
-        quantizer: &Quantizer,
+        quantizer: &Scheme,
         transposed: bool,
     ) -> Result<(), String> {
         let at = self.model.node(node);
         let op = at.op_type();
         let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
-        let Quantizer { dtype, granularity, .. } = quantizer;
+        let Scheme { dtype, granularity, .. } = quantizer;
         // Whether the operator has the columns of the stored matrix last.
         let across = at.int("transB").unwrap_or(0) != 0 && !transposed;
         if form == Form::Qdq {
@@ -212,8 +212,8 @@ impl Planner<'_> {
     }
 
     /// Why an LSTM cannot be a `DynamicQuantizeLSTM`.
-    fn lstm(&self, node: NodeId, quantizer: &Quantizer) -> Result<(), String> {
-        let Quantizer { dtype, granularity, .. } = quantizer;
+    fn lstm(&self, node: NodeId, quantizer: &Scheme) -> Result<(), String> {
+        let Scheme { dtype, granularity, .. } = quantizer;
         if !matches!(dtype, Format::Int8 | Format::Uint8) || quantizer.scale_dtype != ScaleDtype::Float32 {
             return Err(format!("DynamicQuantizeLSTM has int8 and uint8 with float scales, not {dtype}"));
         }

@@ -1,6 +1,6 @@
 //! What the integer kernels of products, convolutions and recurrent layers do not take.
 
-use super::Quantizer;
+use super::Scheme;
 use super::constants::one_each;
 use super::planner::{Kindness, Planner};
 use super::site::Refusal;
@@ -83,7 +83,7 @@ impl Planner<'_> {
     }
 
     /// Why the weight of a node whose input is quantized at run time cannot be that of a `MatMulInteger` or `ConvInteger`.
-    pub(super) fn integer_product(&self, node: NodeId, index: usize, quantizer: &Quantizer) -> Result<(), String> {
+    pub(super) fn integer_product(&self, node: NodeId, index: usize, quantizer: &Scheme) -> Result<(), String> {
         let at = self.model.node(node);
         let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
         if index != 1 {

@@ -84,7 +84,7 @@ pub struct Plan {
 #[allow(clippy::struct_excessive_bools, reason = "the document's own keys")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Quantizer {
+pub struct Scheme {
     /// Element format.
     pub dtype: Format,
     /// Whether the zero point is fixed at the middle code.
@@ -176,7 +176,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-impl Quantizer {
+impl Scheme {
     /// A quantizer of a format with nothing else asked for; the lowest code is left unused where symmetric.
     #[must_use]
     pub fn new(dtype: Format, symmetric: bool, granularity: Granularity) -> Self {
@@ -284,7 +284,7 @@ pub struct Activation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
     /// How it is quantized.
-    pub quantizer: Quantizer,
+    pub quantizer: Scheme,
     /// Where the scale comes from.
     pub mode: Mode,
     /// The pair whose dequantized result this one reads, where formats meet; otherwise it reads the float tensor.
@@ -346,7 +346,7 @@ pub struct Weight {
     /// The initializer.
     pub tensor: String,
     /// How it is quantized.
-    pub quantizer: Quantizer,
+    pub quantizer: Scheme,
     /// It is the right operand of a Gemm with `transB`, and stored as `[K, N]`: the operator loses `transB`, so that
     /// groups run along axis 0. The quantizer's axes are those of `[K, N]`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

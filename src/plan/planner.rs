@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::by_hand::given;
 use super::site::{Reader, Refusal, Shape};
-use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Quantizer, Slot, algorithms};
+use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Scheme, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
@@ -224,17 +224,12 @@ impl Planner<'_> {
     }
 
     /// How an activation is quantized at a site, and whether at run time.
-    pub(super) fn activation(
-        &self,
-        node: NodeId,
-        kind: SiteKind,
-        ask: &Resolved,
-    ) -> Result<(Quantizer, bool), Refusal> {
+    pub(super) fn activation(&self, node: NodeId, kind: SiteKind, ask: &Resolved) -> Result<(Scheme, bool), Refusal> {
         self.reader(&self.site(node, kind), kind, ask).activation()
     }
 
     /// How the constant at an input is quantized.
-    pub(super) fn weight(&self, node: NodeId, index: usize) -> Result<Quantizer, Refusal> {
+    pub(super) fn weight(&self, node: NodeId, index: usize) -> Result<Scheme, Refusal> {
         let Some(tensor) = self.model.constant_input(node, index) else {
             return Err(Refusal::Unfit("its weight is not constant".into()));
         };
@@ -476,7 +471,7 @@ impl Planner<'_> {
         node: NodeId,
         anchor: Option<&Anchor>,
         weight: Option<usize>,
-        quantizer: Option<&Quantizer>,
+        quantizer: Option<&Scheme>,
         data: &[usize],
     ) -> Result<Result<(), NotInteger>> {
         let op = self.model.node(node).op_type().to_owned();
@@ -526,10 +521,7 @@ impl Planner<'_> {
             || anchor.dynamic
                 && self.target.dynamic
                 && weight == Some(1)
-                && integer_kernel(
-                    &Quantizer::new(crate::numerics::Format::Uint8, false, super::per_tensor()),
-                    quantizer,
-                )
+                && integer_kernel(&Scheme::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
                 && !(op == "Gemm" && self.model.node(node).input(2).is_some());
         if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
@@ -649,10 +641,10 @@ enum NotInteger {
 }
 
 /// Whether integer kernels take activations and weights like these.
-fn integer_kernel(activation: &Quantizer, weight: Option<&Quantizer>) -> bool {
+fn integer_kernel(activation: &Scheme, weight: Option<&Scheme>) -> bool {
     use crate::numerics::{Format, Granularity};
-    let eight = |q: &Quantizer| matches!(q.dtype, Format::Int8 | Format::Uint8);
-    let grouped = |q: &Quantizer| matches!(q.granularity, Granularity::PerGroup { .. });
+    let eight = |q: &Scheme| matches!(q.dtype, Format::Int8 | Format::Uint8);
+    let grouped = |q: &Scheme| matches!(q.granularity, Granularity::PerGroup { .. });
     eight(activation) && weight.is_none_or(|w| eight(w) && !grouped(w))
 }
 

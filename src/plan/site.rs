@@ -3,7 +3,7 @@
 //! A key that does not fit another one is an error where it was asked for at least as late as that other one. Where it
 //! was inherited it gives way: `dtype = "float8e4m3fn"` over a default of `symmetric = false` needs no second key.
 
-use super::Quantizer;
+use super::Scheme;
 use crate::config::rules::{Resolved, Rule, Rules, Scope};
 use crate::config::spec::{Arithmetic, Block, Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{SiteKind, Spec};
@@ -113,7 +113,7 @@ impl Reader<'_> {
     }
 
     /// The precision of the scales and how they are rounded to it.
-    fn scales(&self, quantizer: &mut Quantizer, block: Option<Block>) -> Outcome<()> {
+    fn scales(&self, quantizer: &mut Scheme, block: Option<Block>) -> Outcome<()> {
         let spec = self.spec();
         let dtype = spec.dtype.map(|d| d.to_string()).unwrap_or_default();
         quantizer.scale_type = spec.scale_type.unwrap_or_default();
@@ -165,7 +165,7 @@ impl Reader<'_> {
     }
 
     /// The parts that activations and constants have in common.
-    fn common(&self) -> Outcome<Quantizer> {
+    fn common(&self) -> Outcome<Scheme> {
         let (format, block) = self.format()?;
         let spec = self.spec();
         let float = !format.is_integer();
@@ -177,7 +177,7 @@ impl Reader<'_> {
                 "leave it out, or set it to true",
             );
         }
-        let mut quantizer = Quantizer::new(format, symmetric, Granularity::PerTensor);
+        let mut quantizer = Scheme::new(format, symmetric, Granularity::PerTensor);
         let none = format!("{format} has no integer range");
         quantizer.narrow_range = match spec.narrow_range {
             Some(on) => self.only_if(!float, Field::NarrowRange, on, Field::Dtype, &none, "leave it out")?,
@@ -234,7 +234,7 @@ impl Reader<'_> {
     }
 
     /// How an activation is quantized, and whether at run time.
-    pub(super) fn activation(&self) -> Outcome<(Quantizer, bool)> {
+    pub(super) fn activation(&self) -> Outcome<(Scheme, bool)> {
         let spec = self.spec();
         let block = spec.dtype.and_then(Dtype::block);
         if block.is_some() {
@@ -284,7 +284,7 @@ impl Reader<'_> {
         }
         if dynamic {
             self.at_run_time()?;
-            return Ok((Quantizer::new(Format::Uint8, false, Granularity::PerTensor), true));
+            return Ok((Scheme::new(Format::Uint8, false, Granularity::PerTensor), true));
         }
         Ok((quantizer, false))
     }
@@ -319,7 +319,7 @@ impl Reader<'_> {
 
     /// An activation in blocks, whose scales follow from the values at each run. The axis is that of a
     /// matrix with a block a row.
-    fn blocks(&self) -> Outcome<(Quantizer, bool)> {
+    fn blocks(&self) -> Outcome<(Scheme, bool)> {
         let spec = self.spec();
         let dtype = spec.dtype.map(|d| d.to_string()).unwrap_or_default();
         if self.kind != SiteKind::Input {
@@ -364,9 +364,9 @@ impl Reader<'_> {
         }
         self.block_size(block)?;
         let granularity = Granularity::PerGroup { axis: 1, size: block.size as usize };
-        let plain = Quantizer::new(found.dtype, true, granularity);
-        let Quantizer { scale_dtype, mx_rounding, eps, .. } = found;
-        Ok((Quantizer { narrow_range: false, scale_dtype, mx_rounding, eps, ..plain }, true))
+        let plain = Scheme::new(found.dtype, true, granularity);
+        let Scheme { scale_dtype, mx_rounding, eps, .. } = found;
+        Ok((Scheme { narrow_range: false, scale_dtype, mx_rounding, eps, ..plain }, true))
     }
 
     /// Refuses another size of blocks than the format has.
@@ -402,7 +402,7 @@ impl Reader<'_> {
     }
 
     /// How a constant weight is quantized.
-    pub(super) fn weight(&self, shape: &Shape<'_>) -> Outcome<Quantizer> {
+    pub(super) fn weight(&self, shape: &Shape<'_>) -> Outcome<Scheme> {
         let spec = self.spec();
         if spec.dynamic == Some(true) {
             return self.wrong(Field::Dynamic, "a weight is the same at every run", "set it for input");
@@ -427,7 +427,7 @@ impl Reader<'_> {
     }
 
     /// The sign of scales, and whose arithmetic makes them.
-    fn conventions(&self, quantizer: &mut Quantizer) -> Outcome<()> {
+    fn conventions(&self, quantizer: &mut Scheme) -> Outcome<()> {
         let spec = self.spec();
         let format = quantizer.dtype;
         let bytes = format.is_integer() && format.bits() <= 8 && !quantizer.scale_dtype.is_block();
@@ -475,7 +475,7 @@ impl Reader<'_> {
     }
 
     /// torchao's arithmetic with zero points between codes leaves nothing else to choose.
-    fn tinygemm(&self, quantizer: &Quantizer) -> Outcome<()> {
+    fn tinygemm(&self, quantizer: &Scheme) -> Outcome<()> {
         let message = "zero points between codes belong to asymmetric uint2 and uint4";
         let wrong = |message: &str| {
             self.wrong(

@@ -10,7 +10,7 @@ use super::Sample;
 
 /// A graph input.
 #[derive(Clone, Debug)]
-pub(super) struct Input {
+pub(in crate::runtime) struct Input {
     pub name: String,
     pub dtype: DataType,
     /// Declared dimensions; `None` where the rank is unknown.
@@ -21,7 +21,7 @@ pub(super) struct Input {
 
 /// A declared dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Axis {
+pub(in crate::runtime) enum Axis {
     Fixed(usize),
     Named(String),
     Unknown,
@@ -44,7 +44,7 @@ impl Input {
 ///
 /// # Errors
 /// [`Kind::Samples`] for inputs that are missing, unknown, or of the wrong type or shape.
-pub(super) fn bind<'a>(inputs: &'a [Input], sample: &'a Sample) -> Result<Vec<(&'a Input, &'a Tensor)>> {
+pub(in crate::runtime) fn bind<'a>(inputs: &'a [Input], sample: &'a Sample) -> Result<Vec<(&'a Input, &'a Tensor)>> {
     if let Some(name) = sample.keys().find(|n| !inputs.iter().any(|i| i.name == **n)) {
         let known: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
         return Err(Error::new(Kind::Samples, "the sample has an input that the model does not have")
@@ -70,7 +70,7 @@ pub(super) fn bind<'a>(inputs: &'a [Input], sample: &'a Sample) -> Result<Vec<(&
 }
 
 /// The type of a tensor; `None` for everything else.
-pub(super) fn tensor_type(ty: Option<&TypeProto>) -> Option<&type_proto::Tensor> {
+pub(in crate::runtime) fn tensor_type(ty: Option<&TypeProto>) -> Option<&type_proto::Tensor> {
     match ty?.value.as_ref()? {
         type_proto::Value::TensorType(tensor) => Some(tensor),
         _ => None,

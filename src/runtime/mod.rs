@@ -16,36 +16,14 @@
 
 #[cfg(not(all(feature = "tract", feature = "ort")))]
 mod absent;
-#[cfg(feature = "tract")]
-mod branches;
 mod carried;
-#[cfg(feature = "tract")]
-mod constant;
-#[cfg(feature = "tract")]
-mod engine;
-#[cfg(feature = "tract")]
-mod functions;
 #[cfg(any(feature = "tract", feature = "ort"))]
 mod inputs;
-#[cfg(feature = "tract")]
-mod kernel;
 #[cfg(feature = "ort")]
-mod onnxruntime;
-#[cfg(feature = "tract")]
-mod program;
-#[cfg(feature = "tract")]
-mod quantized;
-#[cfg(feature = "tract")]
-mod rephrase;
+mod ort;
 pub mod segments;
 #[cfg(feature = "tract")]
-mod sequences;
-#[cfg(feature = "tract")]
-mod session;
-#[cfg(feature = "tract")]
-mod support;
-#[cfg(feature = "tract")]
-mod widen;
+mod tract;
 
 use std::sync::Arc;
 
@@ -58,12 +36,12 @@ use absent::Session as OrtSession;
 use absent::Session as TractSession;
 #[cfg(not(feature = "tract"))]
 pub use absent::TractEvaluate;
-#[cfg(feature = "tract")]
-pub use engine::TractEvaluate;
 #[cfg(feature = "ort")]
-use onnxruntime::Session as OrtSession;
+use ort::Session as OrtSession;
 #[cfg(feature = "tract")]
-use session::Session as TractSession;
+use tract::Session as TractSession;
+#[cfg(feature = "tract")]
+pub use tract::TractEvaluate;
 
 pub use crate::samples::Sample;
 pub use carried::Carried;
@@ -108,7 +86,7 @@ impl Runtime {
             #[cfg(feature = "tract")]
             Self::Tract => Ok(()),
             #[cfg(feature = "ort")]
-            Self::Ort => onnxruntime::load(),
+            Self::Ort => ort::load(),
             #[allow(unreachable_patterns, reason = "with all features every runtime is there")]
             #[cfg(not(all(feature = "tract", feature = "ort")))]
             missing => Err(absent::error(missing)),

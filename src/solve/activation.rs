@@ -8,14 +8,14 @@ use crate::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use crate::config::spec::ObserverKind;
 use crate::error::{Error, Kind, Result};
 use crate::numerics::{self, Granularity};
-use crate::plan::{Activation, Given, Mode, Plan, Quantizer};
+use crate::plan::{Activation, Given, Mode, Plan, Scheme};
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// Pairs that share a scale.
 struct Group<'a> {
     /// The first of them.
     name: &'a str,
-    quantizer: &'a Quantizer,
+    quantizer: &'a Scheme,
     given: Option<(&'a str, &'a Given)>,
 }
 
@@ -50,7 +50,7 @@ fn join<'a>(groups: &mut BTreeMap<&'a str, Group<'a>>, name: &'a str, activation
     let fail = |other: &str, what: &str| {
         Error::new(Kind::Config, format!("it shares its scale with \"{other}\", but {what}")).at_value(name)
     };
-    let shape = |quantizer: &Quantizer| Quantizer {
+    let shape = |quantizer: &Scheme| Scheme {
         observer: ObserverKind::Minmax,
         percentile: None,
         mse_p: None,
@@ -111,13 +111,13 @@ pub(super) fn tensor<'a>(name: &'a str, activation: &'a Activation) -> &'a str {
 }
 
 /// The range that an observer makes of what was seen; empty, all-NaN and never reached tensors count as zero.
-fn observed(site: &SiteStatistics, quantizer: &Quantizer) -> Result<(f32, f32)> {
+fn observed(site: &SiteStatistics, quantizer: &Scheme) -> Result<(f32, f32)> {
     let observer = observer(quantizer);
     observer.check()?;
     Ok(observers::range(site, observer, range_spec(quantizer)?))
 }
 
-fn observer(quantizer: &Quantizer) -> Observer {
+fn observer(quantizer: &Scheme) -> Observer {
     match quantizer.observer {
         ObserverKind::Minmax => Observer::MinMax,
         ObserverKind::Mean => Observer::Mean,

@@ -2,11 +2,11 @@
 
 use crate::config::spec::ScaleDtype;
 use crate::numerics::{self, QParams, RangeSpec, TwoLevel, decode_float8e8m0, e8m0_scale};
-use crate::plan::Quantizer;
+use crate::plan::Scheme;
 
 /// Scales of groups with these ranges, as elements are divided by them, and the scale of the whole tensor where they have two
 /// levels. Zero points are 0.
-pub(super) fn scales(quantizer: &Quantizer, spec: &RangeSpec, ranges: &[(f32, f32)]) -> (QParams, Option<f32>) {
+pub(super) fn scales(quantizer: &Scheme, spec: &RangeSpec, ranges: &[(f32, f32)]) -> (QParams, Option<f32>) {
     let (amax, elements) = (numerics::amax(ranges), spec.elements());
     let (scales, tensor_scale) = if quantizer.scale_dtype == ScaleDtype::Float8e4m3fn {
         let least = (quantizer.eps > 0.0).then_some(quantizer.eps);

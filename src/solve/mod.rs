@@ -19,7 +19,7 @@ use crate::config::spec::{self, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Scratch, Tensor};
 use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
-use crate::plan::{Bias, Plan, Quantizer, Weight};
+use crate::plan::{Bias, Plan, Scheme, Weight};
 use crate::statistics::Statistics;
 use source::Source;
 use weight::Solver;
@@ -206,10 +206,10 @@ fn weight_floor(bias: &[f32], input_scale: f32) -> f32 {
 ///
 /// # Errors
 /// Fields that have no meaning together.
-pub(crate) fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
-    let Quantizer { dtype, symmetric, granularity, narrow_range, reduce_range, .. } = quantizer;
-    let Quantizer { scale_type, scale_dtype, round, eps, .. } = quantizer;
-    let Quantizer { signed_scale, arithmetic, .. } = quantizer;
+pub(crate) fn range_spec(quantizer: &Scheme) -> Result<RangeSpec> {
+    let Scheme { dtype, symmetric, granularity, narrow_range, reduce_range, .. } = quantizer;
+    let Scheme { scale_type, scale_dtype, round, eps, .. } = quantizer;
+    let Scheme { signed_scale, arithmetic, .. } = quantizer;
     let fail = |message: String| Err(Error::new(Kind::Config, message));
     let precision = match scale_dtype {
         // Scales of 8 bits are made of ranges in their own way.
@@ -268,7 +268,7 @@ pub(crate) fn range_spec(quantizer: &Quantizer) -> Result<RangeSpec> {
 /// # Errors
 /// Neither one of each nor as many as there are, a scale that is not a positive normal number, or a zero point that is not
 /// a code.
-fn given_qparams(quantizer: &Quantizer, scales: &[f32], zero_points: &[i32], entries: usize) -> Result<QParams> {
+fn given_qparams(quantizer: &Scheme, scales: &[f32], zero_points: &[i32], entries: usize) -> Result<QParams> {
     let fail = |message: String| Err(Error::new(Kind::Config, message));
     let dtype = quantizer.dtype;
     if scales.len() != zero_points.len() || (scales.len() != 1 && scales.len() != entries) {

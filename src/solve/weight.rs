@@ -20,7 +20,7 @@ use crate::numerics::{
 };
 use crate::onnx::DataType;
 use crate::ops::{Reduction, reduction_rows};
-use crate::plan::{Given, Quantizer, Weight};
+use crate::plan::{Given, Scheme, Weight};
 
 /// Percent of the values that the percentile observer keeps where it is not told.
 const PERCENTILE: f64 = 99.99;
@@ -31,7 +31,7 @@ const WIDER: [f32; 5] = [1.0, 1.125, 1.25, 1.5, 2.0];
 /// One weight, as it will be stored.
 pub(super) struct Solver<'a> {
     weight: &'a Weight,
-    quantizer: &'a Quantizer,
+    quantizer: &'a Scheme,
     spec: RangeSpec,
     dims: Vec<usize>,
     source: Source,
@@ -329,7 +329,7 @@ impl<'a> Solver<'a> {
     /// Refuses numbers of observers that are out of range, and observers that see no constants.
     fn check_observer(&self) -> Result<()> {
         let fail = |message: String| Err(Error::new(Kind::Config, message));
-        let Quantizer { observer, mse_p, percentile, .. } = self.quantizer;
+        let Scheme { observer, mse_p, percentile, .. } = self.quantizer;
         match observer {
             ObserverKind::Mse if mse_p.is_some_and(|p| !(p.is_finite() && p > 0.0)) => {
                 fail(format!("mse_p is {}, which is not a positive number", mse_p.unwrap_or_default()))
@@ -537,8 +537,8 @@ impl Whole<'_, '_> {
 
     /// Whether the scale may be chosen together with the codes of pairs: nothing else is asked of it.
     fn has_searched_pairs(&self, order: Reduction) -> bool {
-        let Quantizer { dtype, symmetric, narrow_range, reduce_range, observer, .. } = self.solver.quantizer;
-        let Quantizer { scale_type, scale_dtype, round, eps, arithmetic, postprocess, given, granularity, .. } =
+        let Scheme { dtype, symmetric, narrow_range, reduce_range, observer, .. } = self.solver.quantizer;
+        let Scheme { scale_type, scale_dtype, round, eps, arithmetic, postprocess, given, granularity, .. } =
             self.solver.quantizer;
         (self.has_rows(order) || *granularity == Granularity::PerTensor)
             && *dtype == Format::Int8

@@ -6,9 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use amax::calibrate::Silent;
-use amax::compare::{Kind, Quality, Site, sites};
 use amax::ir::{Model, file};
+use amax::observe::Silent;
+use amax::observe::sites::{Kind, Quality, Site, sites};
 use amax::samples::SampleSet;
 use serde_json::Value;
 
@@ -92,7 +92,7 @@ fn a_model_is_exact_against_itself_and_strangers_are_listed() {
     let same = sites(&quantized, &quantized, &samples, &[0, 1], 1, &Silent).unwrap();
     assert!(same.iter().all(|s| s.accumulated.is_some_and(|q| q.sqnr_db > 20.0)), "{same:?}");
     let (_, stranger, _) = case("digits.ort");
-    let found = amax::compare::sites(&float, &stranger, &samples, &[0], 1, &Silent);
+    let found = amax::observe::sites::sites(&float, &stranger, &samples, &[0], 1, &Silent);
     assert!(found.is_err(), "samples of another model");
 }
 

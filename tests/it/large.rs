@@ -9,11 +9,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use amax::calibrate::Silent;
 use amax::config::Config;
 use amax::error::Kind;
 use amax::ir::file::{self, External, SaveOptions};
 use amax::ir::{LARGE_MODEL, Model, NewNode, Place, Scratch, Tensor, tensor_type};
+use amax::observe::Silent;
 use amax::onnx::{
     Bytes, DATA_LOCATION_EXTERNAL, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, ValueInfoProto,
@@ -79,7 +79,7 @@ fn quantized(model: &Model, preset: &str, target: &str) -> amax::Result<Rewritte
             samples: None,
             statistics: None,
             runtime: Runtime::default(),
-            memory: amax::calibrate::Memory::default(),
+            memory: amax::observe::Memory::default(),
             threads: 2,
             progress: &Silent,
             evaluate: &TractEvaluate,

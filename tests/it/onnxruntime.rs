@@ -56,9 +56,10 @@ mod there {
     use std::path::Path;
     use std::sync::{Arc, Mutex};
 
-    use amax::calibrate::{Observation, Silent, Site};
     use amax::error::Kind;
     use amax::ir::{Model, Tensor, file, text};
+    use amax::observe::Silent;
+    use amax::observe::calibrate::{Observation, Site};
     use amax::runtime::{Observe, Options, Runtime, Sample, Session};
     use amax::samples::SampleSet;
     use amax::statistics::Statistics;
@@ -102,7 +103,7 @@ mod there {
             indices: &indices,
             runtime,
             threads,
-            memory: amax::calibrate::Memory::default(),
+            memory: amax::observe::Memory::default(),
             progress: &Silent,
             checkpoint: None,
         };
@@ -114,8 +115,8 @@ mod there {
     #[cfg(feature = "tract")]
     fn difference(model: &Model, samples: &SampleSet) -> (f64, String) {
         let evaluate = amax::runtime::TractEvaluate;
-        let model = amax::calibrate::prepare(model, &evaluate).unwrap();
-        let sites = amax::calibrate::sites(&model);
+        let model = amax::observe::calibrate::prepare(model, &evaluate).unwrap();
+        let sites = amax::observe::calibrate::sites(&model);
         let [a, b] = Runtime::ALL.map(|runtime| statistics(&model, &sites, samples, runtime, 2));
         let mut worst = (0f64, String::new());
         for (name, a) in &a.sites {
@@ -174,7 +175,7 @@ mod there {
     fn threads_do_not_matter() {
         let model = file::load(&models("digits.onnx")).unwrap();
         let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
-        let sites = amax::calibrate::sites(&model);
+        let sites = amax::observe::calibrate::sites(&model);
         let [one, three] = [1, 3].map(|threads| statistics(&model, &sites, &samples, Runtime::Ort, threads).to_bytes());
         assert!(one == three);
     }

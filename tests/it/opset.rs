@@ -217,6 +217,6 @@ fn raise_folder() {
 }
 
 fn freeze(model: &mut Model) -> amax::passes::Outcome {
-    let context = amax::passes::Context { evaluate: &amax::passes::exact::Exact, quantization: None };
+    let context = amax::passes::Context { evaluate: &amax::passes::support::exact::Exact, quantization: None };
     amax::passes::Pass::run(&FreezeInputs, model, &context).unwrap()
 }

@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use amax::calibrate::{Silent, compare};
 use amax::config::Config;
 use amax::ir::{Def, Model, file, verify};
+use amax::observe::Silent;
+use amax::observe::compare::compare;
 use amax::onnx::DataType;
 use amax::passes::Outcome;
 use amax::report::Report;
@@ -38,7 +39,7 @@ pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: 
         statistics: None,
         runtime: Runtime::default(),
         threads,
-        memory: amax::calibrate::Memory::default(),
+        memory: amax::observe::Memory::default(),
         progress: &Silent,
         evaluate: &TractEvaluate,
         passes: None,
@@ -206,14 +207,14 @@ fn a_quantized_model_is_kept() {
     let twice = run(&once, Some(&samples), &Config::default(), targets::DEFAULT, 2);
     assert!(twice.report.weights.is_empty() && twice.report.activations.is_empty());
     assert!(twice.report.operators.is_empty(), "{:?}", twice.report.operators);
-    let found = amax::calibrate::compare(
+    let found = amax::observe::compare::compare(
         &once,
         &twice.model,
         &samples,
         &[0, 1],
         Runtime::default(),
         1,
-        &amax::calibrate::Silent,
+        &amax::observe::Silent,
     )
     .unwrap();
     assert_eq!(found[0].1.max_abs_error(), 0.0);

@@ -6,9 +6,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use amax::calibrate::{Checkpoint, Estimate, Memory, Observation, Progress, Site, prepare, sites};
 use amax::error::Kind;
 use amax::ir::{Attr, Model, NewNode, Place, Tensor, ValueId, file, tensor_type};
+use amax::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
+use amax::observe::{Estimate, Memory, Progress};
 use amax::onnx::{
     DataType, TensorShapeProto, TypeProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension, type_proto,
 };

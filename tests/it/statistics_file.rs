@@ -169,8 +169,9 @@ mod commands {
     use std::path::{Path, PathBuf};
     use std::process::{Command, Output};
 
-    use amax::calibrate::{Checkpoint, Observation, Silent, prepare, sites};
     use amax::ir::{content_hash, file};
+    use amax::observe::Silent;
+    use amax::observe::calibrate::{Checkpoint, Observation, prepare, sites};
     use amax::samples::SampleSet;
     use amax::statistics::Statistics;
 
@@ -280,7 +281,7 @@ mod commands {
             indices: &indices,
             runtime: amax::runtime::Runtime::default(),
             threads,
-            memory: amax::calibrate::Memory::default(),
+            memory: amax::observe::Memory::default(),
             progress: &Silent,
             checkpoint: Some(Checkpoint { every: std::time::Duration::ZERO, save: &save }),
         };

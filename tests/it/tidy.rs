@@ -6,22 +6,9 @@
     reason = "a test that cannot go on has failed"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// The layers, lowest first: a module may use what is in its own layer or below.
-const LAYERS: &[&[&str]] = &[
-    &["error", "onnx", "numerics", "document", "nearest"],
-    &["ir"],
-    &["ops", "targets", "samples"],
-    &["config", "statistics", "algorithms"],
-    &["plan", "solve"],
-    &["passes"],
-    &["runtime"],
-    &["calibrate", "compare", "proof", "report", "scales", "sensitivity"],
-    &["convert", "rewrite", "cli", "main", "lib"],
-];
 
 /// Files beyond the limit, with the reason.
 const LONG: &[(&str, &str)] = &[
@@ -74,8 +61,19 @@ fn module(path: &str) -> &str {
     inner.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|layer| layer.contains(&module))
+/// The layer of each module, as the table in ARCHITECTURE.md has it.
+fn layers() -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for line in read("ARCHITECTURE.md").lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, number, places, _, _] = cells[..] else { continue };
+        let Ok(number) = number.parse() else { continue };
+        for path in places.split('`').filter(|p| p.starts_with("src/") || p.starts_with("passes/")) {
+            assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+            assert_eq!(found.insert(module(path).to_owned(), number), None, "ARCHITECTURE.md names {path} twice");
+        }
+    }
+    found
 }
 
 /// The modules of this crate that a source text names, with the line, its unit tests left out.
@@ -102,17 +100,18 @@ fn used(text: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn layers_use_only_what_is_below() {
+    let layers = layers();
     let mut wrong = Vec::new();
     let mut links = 0;
     for path in rust("src").into_iter().chain(rust("passes")) {
         let own = module(&path);
-        let Some(height) = layer(own) else {
+        let Some(&height) = layers.get(own) else {
             wrong.push(format!("{path}: module {own} is in no layer"));
             continue;
         };
         for (line, name) in used(&read(&path)) {
             // Paths inside macros and `amax::Result` are not modules.
-            let Some(depth) = layer(&name) else { continue };
+            let Some(&depth) = layers.get(&name) else { continue };
             links += 1;
             if depth > height {
                 wrong.push(format!("{path}:{line}: {own} (layer {height}) uses {name} (layer {depth})"));
@@ -128,7 +127,8 @@ fn the_check_of_layers_sees_a_wrong_use() {
     let found =
         used("use crate::ir::Model;\nlet x = crate::plan::plan(); // crate::cli\n#[cfg(test)]\nuse crate::cli;\n");
     assert_eq!(found, [(1, "ir".to_owned()), (2, "plan".to_owned())]);
-    assert!(layer("plan") > layer("ir") && layer(module("passes/a.rs")) < layer(module("src/cli/mod.rs")));
+    let layers = layers();
+    assert!(layers["plan"] > layers["ir"] && layers[module("passes/a.rs")] < layers[module("src/cli/mod.rs")]);
 }
 
 #[test]
@@ -163,21 +163,8 @@ const PLANNED: &[(&str, &str)] = &[
     ("per-token", "tests/it/qat.rs"),
 ];
 
-/// Files in `passes/` that are not passes.
-const SHARED: &[&str] = &[
-    "mod",
-    "pipeline",
-    "arithmetic",
-    "channels",
-    "exact",
-    "float_ops",
-    "forms",
-    "insert_blocks",
-    "nodes",
-    "operands",
-    "qoperator",
-    "switch_quantizers",
-];
+/// What lies in `passes/` and is not a pass.
+const SHARED: &[&str] = &["mod", "pipeline", "forms", "support"];
 
 #[test]
 fn every_pass_is_declared_listed_and_tested() {

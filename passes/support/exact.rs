@@ -4,15 +4,15 @@
 //! Whatever the ONNX standard leaves open (integer overflow, float to integer out of range, division by zero) is not
 //! evaluated. Neither are operators in the form they had before opset 7, when broadcasting was an attribute.
 
-use super::Evaluate;
 use crate::ir::{Model, Node, NodeId, Tensor};
 use crate::onnx::DataType;
+use crate::passes::Evaluate;
 
 /// No runtime takes tensors of more dimensions.
 const MAX_RANK: usize = 64;
 
 /// See the [module](self). Asked before the runtime's evaluator, which knows more operators and is not in every build; alone it
-/// serves as [`Context::evaluate`](super::Context::evaluate).
+/// serves as [`Context::evaluate`](crate::passes::Context::evaluate).
 ///
 /// The caller bounds the size of the result.
 pub struct Exact;
@@ -318,7 +318,7 @@ impl Call<'_> {
 }
 
 /// Shape of two operands broadcast against each other.
-pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let dim = |dims: &[usize], at: usize| (at + dims.len()).checked_sub(rank).map_or(1, |i| dims[i]);
     (0..rank)
@@ -436,7 +436,7 @@ fn sliced(len: usize, start: i64, end: i64, step: i64) -> Option<Vec<usize>> {
 }
 
 /// The tensor with its axes permuted; `None` for types whose elements are not whole bytes.
-pub(super) fn transposed(data: &Tensor, perm: &[usize]) -> Option<Tensor> {
+pub(crate) fn transposed(data: &Tensor, perm: &[usize]) -> Option<Tensor> {
     let width = element_bytes(data)?;
     let dims = data.dims();
     if data.is_empty() {

@@ -8,8 +8,8 @@ use crate::numerics::{ElementRange, Format, MIN_BLOCK_SCALE, MxRounding, TwoLeve
 use crate::onnx::AttributeProto;
 
 /// Adds nodes one after the other.
-pub(super) struct Ops<'a> {
-    pub(super) model: &'a mut Model,
+pub(crate) struct Ops<'a> {
+    pub(crate) model: &'a mut Model,
     /// What they are named after.
     name: &'a str,
     /// Where the next one goes.
@@ -20,17 +20,17 @@ pub(super) struct Ops<'a> {
 
 impl<'a> Ops<'a> {
     /// The first one goes to `place`, each other one after the one before.
-    pub(super) fn new(model: &'a mut Model, name: &'a str, place: Place) -> Self {
+    pub(crate) fn new(model: &'a mut Model, name: &'a str, place: Place) -> Self {
         Self { model, name, place, count: 0, last: None }
     }
 
     /// The node that was added last, of which there must be one.
-    pub(super) fn last(&self) -> NodeId {
+    pub(crate) fn last(&self) -> NodeId {
         self.last.expect("a node was added")
     }
 
     /// A node with attributes; its result.
-    pub(super) fn node(&mut self, op: &str, inputs: &[ValueId], attrs: Vec<AttributeProto>, output: &str) -> ValueId {
+    pub(crate) fn node(&mut self, op: &str, inputs: &[ValueId], attrs: Vec<AttributeProto>, output: &str) -> ValueId {
         self.count += 1;
         let (name, count) = (self.name, self.count);
         let node = NewNode::new(op, format!("{name}_{op}_{count}"), inputs, &[&format!("{name}_{output}")]);
@@ -42,36 +42,36 @@ impl<'a> Ops<'a> {
     }
 
     /// A node without attributes; its result.
-    pub(super) fn op(&mut self, op: &str, inputs: &[ValueId]) -> ValueId {
+    pub(crate) fn op(&mut self, op: &str, inputs: &[ValueId]) -> ValueId {
         let output = format!("{op}_{}", self.count + 1);
         self.node(op, inputs, Vec::new(), &output)
     }
 
     /// A number.
-    pub(super) fn constant(&mut self, what: &str, value: f32) -> ValueId {
+    pub(crate) fn constant(&mut self, what: &str, value: f32) -> ValueId {
         self.floats(what, &[], &[value])
     }
 
     /// A tensor of numbers.
-    pub(super) fn floats(&mut self, what: &str, dims: &[usize], values: &[f32]) -> ValueId {
+    pub(crate) fn floats(&mut self, what: &str, dims: &[usize], values: &[f32]) -> ValueId {
         let graph = self.model.main();
         self.model.add_initializer(graph, &format!("{}_{what}", self.name), Tensor::from_f32(dims, values))
     }
 
     /// A list of integers.
-    pub(super) fn integers(&mut self, what: &str, values: &[i64]) -> ValueId {
+    pub(crate) fn integers(&mut self, what: &str, values: &[i64]) -> ValueId {
         let graph = self.model.main();
         self.model.add_initializer(graph, &format!("{}_{what}", self.name), Tensor::from_i64(&[values.len()], values))
     }
 
     /// `op` of a value and a number.
-    pub(super) fn with(&mut self, op: &str, x: ValueId, number: f32) -> ValueId {
+    pub(crate) fn with(&mut self, op: &str, x: ValueId, number: f32) -> ValueId {
         let number = self.constant("number", number);
         self.op(op, &[x, number])
     }
 
     /// The largest element of each row, as a column, or of all.
-    pub(super) fn largest(&mut self, x: ValueId, rows: bool) -> ValueId {
+    pub(crate) fn largest(&mut self, x: ValueId, rows: bool) -> ValueId {
         let output = if rows { "amax" } else { "tensor_amax" };
         let mut attrs = vec![Attr::int("keepdims", i64::from(rows))];
         let mut inputs = vec![x];
@@ -99,7 +99,7 @@ impl<'a> Ops<'a> {
     }
 
     /// As [`numerics::e8m0_scale`], but no smaller than a normal number.
-    pub(super) fn power_of_two(&mut self, amax: ValueId, elements: ElementRange, rounding: MxRounding) -> ValueId {
+    pub(crate) fn power_of_two(&mut self, amax: ValueId, elements: ElementRange, rounding: MxRounding) -> ValueId {
         let power = match rounding {
             MxRounding::Floor => self.unit_in_the_first_place(amax),
             MxRounding::Ceil => self.power_above(amax),
@@ -122,7 +122,7 @@ impl<'a> Ops<'a> {
     }
 
     /// As [`TwoLevel`], the scale of the tensor found at run time as well.
-    pub(super) fn two_level(&mut self, amax: ValueId, elements: ElementRange, eps: f32) -> ValueId {
+    pub(crate) fn two_level(&mut self, amax: ValueId, elements: ElementRange, eps: f32) -> ValueId {
         let least = if eps > 0.0 { eps } else { MIN_BLOCK_SCALE };
         let all = self.largest(amax, false);
         let whole = self.with("Div", all, 448.0 * elements.max);
@@ -141,7 +141,7 @@ impl<'a> Ops<'a> {
     }
 
     /// The nearest number of a float format, half to even, for numbers that are not above its largest one.
-    pub(super) fn nearest(&mut self, x: ValueId, format: Format) -> ValueId {
+    pub(crate) fn nearest(&mut self, x: ValueId, format: Format) -> ValueId {
         let Some(float) = format.float() else { return x };
         let first = self.unit_in_the_first_place(x);
         let step = self.with("Mul", first, (-(float.mantissa_bits() as f32)).exp2());

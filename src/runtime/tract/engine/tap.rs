@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_core::internal::*;
 
-use super::super::Observe;
+use crate::runtime::Observe;
 
 /// Who listens to the taps of a run.
 pub(crate) struct Listener {

@@ -5,12 +5,12 @@
 //! it, else the numbers that its codes stand for.
 
 use super::arithmetic::Constants;
-use super::{Note, Outcome};
 use crate::config::Pattern;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::ops::{self, Role};
+use crate::passes::{Note, Outcome};
 
 /// Switches the sites that match on or off.
 #[derive(Clone, Debug)]

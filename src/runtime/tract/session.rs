@@ -9,12 +9,12 @@ use bytes::Bytes;
 use super::branches;
 use super::constant::Constant;
 use super::engine::{self, Blueprint, Feed, Listener, Origins, Plan, Rung};
-use super::inputs::{self, Input};
 use super::program::{Program, Step, visit_reads};
-use super::{Footprint, Observe, Options, Sample};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::onnx::DataType;
+use crate::runtime::inputs::{self, Input};
+use crate::runtime::{Footprint, Observe, Options, Sample};
 
 /// Bound inputs larger than this are not taken for shapes or switches.
 const MAX_BOUND: usize = 16;

@@ -6,12 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Evaluate;
 use super::exact::{Exact, broadcast, sources};
-use super::fold_weights::{granularity, scale_values};
+use super::granularity::{granularity, scale_values};
 use crate::ir::{GraphId, Model, Node, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
+use crate::passes::Evaluate;
 
 /// Nodes that one constant may be computed by.
 const MAX_NODES: usize = 4096;
@@ -62,7 +62,7 @@ fn is_known(node: &Node) -> bool {
 }
 
 /// The values of a graph that depend on constants alone, computed when asked for.
-pub(super) struct Constants {
+pub(crate) struct Constants {
     /// Values that are computed from constants by operators that are known.
     derived: HashSet<ValueId>,
     memo: HashMap<ValueId, Option<Tensor>>,
@@ -167,7 +167,7 @@ impl Constants {
 }
 
 /// The output of a node, for an operator with one output.
-pub(super) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Tensor> {
+pub(crate) fn evaluate(model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Tensor> {
     let slot = model.node(node);
     if !is_known(slot) || !is_bounded(slot, inputs) {
         return None;
@@ -260,7 +260,7 @@ fn element_type(model: &Model, value: ValueId, depth: usize) -> Option<DataType>
 }
 
 /// Whether two floats are the same number; zeros of both signs are.
-pub(super) fn same(a: f32, b: f32) -> bool {
+pub(crate) fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a == 0.0 && b == 0.0)
 }
 

@@ -5,7 +5,7 @@ use crate::onnx::DataType;
 
 /// Codes and what they stand for: a tensor in front of a DequantizeLinear, or behind a QuantizeLinear.
 #[derive(Clone, Debug)]
-pub(super) struct Coded {
+pub(crate) struct Coded {
     pub codes: ValueId,
     pub scale: ValueId,
     /// None where it is left out, and zero.
@@ -106,7 +106,7 @@ fn scalar(model: &mut Model, graph: GraphId, value: ValueId) -> ValueId {
 }
 
 /// A new zero point of zeros, one for each number of `scale`.
-pub(super) fn zero_like(model: &mut Model, graph: GraphId, scale: ValueId, dtype: DataType) -> ValueId {
+pub(crate) fn zero_like(model: &mut Model, graph: GraphId, scale: ValueId, dtype: DataType) -> ValueId {
     let dims = model.constant(scale).map(Tensor::dims).unwrap_or_default();
     let bytes = dims.iter().product::<usize>() * dtype.bits().unwrap_or(8) / 8;
     let name = model.value(scale).name();
@@ -124,7 +124,7 @@ pub(super) fn zero_like(model: &mut Model, graph: GraphId, scale: ValueId, dtype
 
 /// Whether the codes that an operator writes are codes that it reads, so that it can run on either side of a quantizer.
 /// Only what onnxruntime runs on 8-bit integers.
-pub(super) fn moves(model: &Model, node: NodeId) -> bool {
+pub(crate) fn moves(model: &Model, node: NodeId) -> bool {
     let at = model.node(node);
     let opset = at.graph().and_then(|g| model.opset_in(g)).unwrap_or(0);
     at.domain().is_empty()
@@ -141,12 +141,12 @@ pub(super) fn moves(model: &Model, node: NodeId) -> bool {
 }
 
 /// How many inputs of such an operator are data: all of a Concat, else the first.
-pub(super) fn moved(model: &Model, node: NodeId) -> usize {
+pub(crate) fn moved(model: &Model, node: NodeId) -> usize {
     if model.node(node).is("Concat") { model.node(node).inputs().len() } else { 1 }
 }
 
 /// Makes another operator of a node, with other inputs; attributes stay.
-pub(super) fn rewire(model: &mut Model, node: NodeId, domain: &str, op: &str, inputs: &[Option<ValueId>]) {
+pub(crate) fn rewire(model: &mut Model, node: NodeId, domain: &str, op: &str, inputs: &[Option<ValueId>]) {
     model.truncate_inputs(node, 0);
     model.set_op(node, domain, op);
     for (index, &value) in inputs.iter().enumerate() {
@@ -155,7 +155,7 @@ pub(super) fn rewire(model: &mut Model, node: NodeId, domain: &str, op: &str, in
 }
 
 /// The one node that reads a value, in the same graph as `from`, or why there is none.
-pub(super) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result<NodeId, String> {
+pub(crate) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result<NodeId, String> {
     match *model.value(value).users() {
         [User::Node { node, .. }] if model.node(node).graph() == model.node(from).graph() => Ok(node),
         [] => Err("nothing reads its result".to_owned()),
@@ -166,7 +166,7 @@ pub(super) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result
 }
 
 /// Whether a quantizer reads the result, directly or behind a clip.
-pub(super) fn is_quantized(model: &Model, node: NodeId) -> bool {
+pub(crate) fn is_quantized(model: &Model, node: NodeId) -> bool {
     let readers = |node: NodeId| {
         let users = model.node(node).output(0).map(|v| model.value(v).users()).unwrap_or_default();
         users.iter().filter_map(|user| match user {
@@ -180,7 +180,7 @@ pub(super) fn is_quantized(model: &Model, node: NodeId) -> bool {
 }
 
 /// The rank of a value, which is also that of what it was quantized from.
-pub(super) fn rank(model: &Model, value: ValueId) -> Option<usize> {
+pub(crate) fn rank(model: &Model, value: ValueId) -> Option<usize> {
     if let Some(shape) = model.shape(value) {
         return Some(shape.len());
     }

@@ -8,20 +8,20 @@ use crate::onnx::DataType;
 const PRODUCTS: [&str; 3] = ["Conv", "ConvTranspose", "Gemm"];
 
 /// Whether a node is one of them.
-pub(super) fn has_channels(model: &Model, node: NodeId) -> bool {
+pub(crate) fn has_channels(model: &Model, node: NodeId) -> bool {
     PRODUCTS.iter().any(|op| model.node(node).is(op))
 }
 
 /// A node that computes channels.
 #[derive(Clone, Copy)]
-pub(super) struct Product {
+pub(crate) struct Product {
     pub node: NodeId,
     pub layout: Layout,
 }
 
 /// Where the output channels lie in a weight.
 #[derive(Clone, Copy)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     pub channels: usize,
     /// The axis of the weight that they lie along.
     pub axis: usize,
@@ -118,7 +118,7 @@ impl Product {
 
 /// Takes out nodes behind a product, each with the input that reads the one before: the product's result gets the name and the
 /// uses of the last one's.
-pub(super) fn absorb(model: &mut Model, behind: &[(NodeId, usize)]) {
+pub(crate) fn absorb(model: &mut Model, behind: &[(NodeId, usize)]) {
     for &(id, input) in behind {
         let (Some(data), Some(result)) = (model.node(id).input(input), model.node(id).output(0)) else { continue };
         if let (None, Some(ty)) = (model.value(data).ty(), model.value(result).ty()) {
@@ -135,7 +135,7 @@ pub(super) fn absorb(model: &mut Model, behind: &[(NodeId, usize)]) {
 
 /// What happens to each channel: it is multiplied by its factor, and then its shift is added.
 #[derive(Clone)]
-pub(super) struct Channels {
+pub(crate) struct Channels {
     pub factors: Vec<f64>,
     pub shifts: Vec<f64>,
 }
@@ -150,7 +150,7 @@ impl Channels {
 }
 
 /// Whether a `BatchNormalization` has its inference form, or why not.
-pub(super) fn infers(model: &Model, id: NodeId) -> Result<(), String> {
+pub(crate) fn infers(model: &Model, id: NodeId) -> Result<(), String> {
     let node = model.node(id);
     let opset = node.graph().and_then(|graph| model.opset_in(graph)).unwrap_or(1);
     let training = if opset >= 14 {
@@ -168,7 +168,7 @@ pub(super) fn infers(model: &Model, id: NodeId) -> Result<(), String> {
 }
 
 /// What a `BatchNormalization` in its inference form does, or why that is not known.
-pub(super) fn batch_normalization(model: &Model, id: NodeId, channels: usize) -> Result<Channels, String> {
+pub(crate) fn batch_normalization(model: &Model, id: NodeId, channels: usize) -> Result<Channels, String> {
     let mut parameters = [const { Vec::new() }; 4];
     for (slot, (index, what)) in parameters.iter_mut().zip([(1, "scale"), (2, "bias"), (3, "mean"), (4, "variance")]) {
         let tensor = model.constant_input(id, index).ok_or_else(|| format!("its {what} is not constant"))?;
@@ -185,7 +185,7 @@ pub(super) fn batch_normalization(model: &Model, id: NodeId, channels: usize) ->
 }
 
 /// Which input of an arithmetic node is data, where the other is a constant.
-pub(super) fn data_input(model: &Model, id: NodeId) -> Option<usize> {
+pub(crate) fn data_input(model: &Model, id: NodeId) -> Option<usize> {
     let node = model.node(id);
     // Before opset 7, broadcasting was an attribute with another rule.
     if !["Add", "Sub", "Mul", "Div"].iter().any(|op| node.is(op)) || model.opset_in(node.graph()?)? < 7 {
@@ -199,7 +199,7 @@ pub(super) fn data_input(model: &Model, id: NodeId) -> Option<usize> {
 }
 
 /// What an arithmetic node does to input `input`, where the other is a constant for each channel.
-pub(super) fn arithmetic(model: &Model, id: NodeId, input: usize, layout: Layout) -> Option<Channels> {
+pub(crate) fn arithmetic(model: &Model, id: NodeId, input: usize, layout: Layout) -> Option<Channels> {
     let values = per_channel(model.constant_input(id, 1 - input)?, layout)?;
     let all = |value: f64| vec![value; layout.channels];
     let (factors, shifts) = match (model.node(id).op_type(), input) {
@@ -214,7 +214,7 @@ pub(super) fn arithmetic(model: &Model, id: NodeId, input: usize, layout: Layout
 }
 
 /// Puts a tensor at an input: in place of the one there if nothing else uses that, otherwise as a new initializer.
-pub(super) fn store(model: &mut Model, node: NodeId, input: usize, fresh: &str, tensor: Tensor) {
+pub(crate) fn store(model: &mut Model, node: NodeId, input: usize, fresh: &str, tensor: Tensor) {
     match model.node(node).input(input) {
         Some(old) if model.value(old).users().len() == 1 => model.set_constant(old, tensor),
         _ => {
@@ -242,7 +242,7 @@ fn per_channel(tensor: &Tensor, layout: Layout) -> Option<Vec<f64>> {
 }
 
 /// A tensor of the nearest numbers of `dtype`, ties to even; `None` if one of them is not finite.
-pub(super) fn rounded(dtype: DataType, dims: &[usize], values: impl Iterator<Item = f64>) -> Option<Tensor> {
+pub(crate) fn rounded(dtype: DataType, dims: &[usize], values: impl Iterator<Item = f64>) -> Option<Tensor> {
     let tensor = Tensor::from_f64(dtype, dims, values)?;
     tensor.to_f64()?.iter().all(|v| v.is_finite()).then_some(tensor)
 }

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::constant::Constant;
 use super::functions::Functions;
-use super::inputs::{Input, tensor_type};
 use super::{quantized, rephrase, support, widen};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::onnx::{AttributeProto, DataType, GraphProto, NodeProto, ValueInfoProto, attribute_type};
+use crate::runtime::inputs::{Input, tensor_type};
 
 /// A graph output and its declared element type.
 #[derive(Clone, Debug)]

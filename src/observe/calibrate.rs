@@ -1,53 +1,21 @@
-//! Runs samples and watches tensors: the only step that runs inference for its numbers.
+//! What samples show of a model's tensors, as statistics.
 
-mod memory;
-mod segmented;
-
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::memory::{self, Estimate, Memory};
+use super::pool::{Progress, by_shape, lock, run};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, NodeId, Tensor, User, ValueId};
-use crate::numerics::metrics::Metrics;
+use crate::ir::{Model, NodeId, User, ValueId};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
 use crate::passes::{Context, Evaluate, pipeline};
 use crate::runtime::{Observe, Options, Runtime, Session};
 use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
-
-pub use memory::{Estimate, Memory, fits_twice};
-
-/// Told how far a long step is, and asked whether to go on.
-pub trait Progress: Sync {
-    /// A step of `total` parts begins.
-    fn start(&self, step: &str, total: u64);
-    /// One part is done.
-    fn tick(&self);
-    /// The step is over.
-    fn finish(&self);
-    /// Whether the user asked to stop.
-    fn interrupted(&self) -> bool;
-    /// What a run that is about to start will take.
-    fn memory(&self, _estimate: &Estimate) {}
-}
-
-/// Reports nothing and never stops.
-#[derive(Clone, Copy, Debug)]
-pub struct Silent;
-
-impl Progress for Silent {
-    fn start(&self, _step: &str, _total: u64) {}
-    fn tick(&self) {}
-    fn finish(&self) {}
-    fn interrupted(&self) -> bool {
-        false
-    }
-}
 
 /// What calibration found.
 #[derive(Clone, Debug, Default)]
@@ -312,165 +280,11 @@ fn is_input(model: &Model, name: &str) -> bool {
     model.graph(model.main()).inputs().any(|v| model.value(v).name() == name)
 }
 
-/// How close the outputs of two models are, by output name, over the samples at `indices`.
-///
-/// # Errors
-/// Outputs that do not match, or as [`calibrate`].
-pub fn compare(
-    reference: &Model,
-    test: &Model,
-    samples: &SampleSet,
-    indices: &[usize],
-    runtime: Runtime,
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Vec<(String, Metrics)>> {
-    let names =
-        |m: &Model| -> Vec<String> { m.graph(m.main()).outputs().map(|v| m.value(v).name().to_owned()).collect() };
-    let (outputs, others) = (names(reference), names(test));
-    let lacking = outputs.iter().find(|o| !others.contains(o)).map(|o| (o, "second", &others));
-    if let Some((output, which, has)) =
-        lacking.or_else(|| others.iter().find(|o| !outputs.contains(o)).map(|o| (o, "first", &outputs)))
-    {
-        return Err(Error::model(format!("the {which} model has no such output"))
-            .at_value(output)
-            .with_hint(format!("its outputs are {}: are these the same model?", has.join(", "))));
-    }
-    let session = |model| Session::with_options(model, &[], Options { runtime, ..Options::default() });
-    let (first, second) = (session(reference)?, session(test)?);
-    let order = by_shape(samples, indices);
-    progress.start("compare", order.len() as u64);
-    let found: Mutex<BTreeMap<usize, Vec<(String, Metrics)>>> = Mutex::new(BTreeMap::new());
-    run(
-        &order,
-        threads,
-        progress,
-        |(), index| {
-            let sample = samples.get(index)?;
-            let nothing: Arc<dyn Observe> = Arc::new(Blind);
-            let (a, b) = (first.run(&sample, &nothing)?, second.run(&sample, &nothing)?);
-            let mut row = Vec::new();
-            for (name, a) in &a {
-                let Some((_, b)) = b.iter().find(|(n, _)| n == name) else { continue };
-                let (Some(x), Some(y)) = (a.to_f32().or_else(|| integers(a)), b.to_f32().or_else(|| integers(b)))
-                else {
-                    continue;
-                };
-                if x.len() != y.len() {
-                    return Err(Error::new(Kind::Model, format!("shapes differ: {:?} and {:?}", a.dims(), b.dims()))
-                        .at_value(name));
-                }
-                row.push((name.clone(), Metrics::of(&x, &y)));
-            }
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert(index, row);
-            Ok(())
-        },
-        || (),
-    )?;
-    progress.finish();
-    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut total: Vec<(String, Metrics)> = Vec::new();
-    for row in found.into_values() {
-        for (name, metrics) in row {
-            match total.iter_mut().find(|(n, _)| *n == name) {
-                Some((_, sum)) => sum.merge(&metrics),
-                None => total.push((name, metrics)),
-            }
-        }
-    }
-    Ok(total)
-}
-
-/// The outputs of a model for each of the samples at `indices`, in that order.
-///
-/// # Errors
-/// As [`calibrate`].
-pub fn outputs(
-    model: &Model,
-    samples: &SampleSet,
-    indices: &[usize],
-    runtime: Runtime,
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<(String, Tensor)>>> {
-    // The float model was checked against the plain plan already; what is compared here differs in its quantizers only.
-    let session = Session::with_options(model, &[], Options { runtime, check: false, ..Options::default() })?;
-    let nothing: Arc<dyn Observe> = Arc::new(Blind);
-    indices
-        .iter()
-        .map(|&index| {
-            if progress.interrupted() {
-                return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
-            }
-            session.run(&samples.get(index)?, &nothing)
-        })
-        .collect()
-}
-
-fn integers(tensor: &Tensor) -> Option<Vec<f32>> {
-    Some(tensor.to_i64()?.into_iter().map(|v| v as f32).collect())
-}
-
-/// Samples of one shape next to each other, so that a plan compiled for a shape serves all of them; the largest first, so
-/// that they run while statistics are small, and threads end together.
-pub(crate) fn by_shape(samples: &SampleSet, indices: &[usize]) -> Vec<usize> {
-    let mut order = indices.to_vec();
-    order.sort_by_cached_key(|&i| {
-        let shapes = samples.shape_key(i);
-        let elements: usize = shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum();
-        (Reverse(elements), shapes, i)
-    });
-    order
-}
-
-/// Feeds `order` to `threads` workers, each with a state of its own; the first error in order of samples wins.
-pub(crate) fn run<S: Send>(
-    order: &[usize],
-    threads: usize,
-    progress: &dyn Progress,
-    work: impl Fn(&S, usize) -> Result<()> + Sync,
-    state: impl Fn() -> S + Sync,
-) -> Result<Vec<S>> {
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-    let threads = threads.clamp(1, order.len().max(1));
-    let worker = || {
-        let state = state();
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&index) = order.get(at) else { return state };
-            let result = if progress.interrupted() {
-                Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"))
-            } else {
-                work(&state, index)
-            };
-            if let Err(error) = result {
-                next.store(order.len(), Ordering::Relaxed);
-                let mut slot = failed.lock().expect("no panic while held");
-                // What is wrong says more than that the user stopped.
-                let stopped = |error: &Error| error.kind() == Kind::Interrupted;
-                if slot.as_ref().is_none_or(|(first, old)| (stopped(&error), at) < (stopped(old), *first)) {
-                    *slot = Some((at, error));
-                }
-                return state;
-            }
-            progress.tick();
-        }
-    };
-    let states = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        handles.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
-    });
-    if let Some((_, error)) = failed.into_inner().expect("no panic while held") {
-        return Err(error);
-    }
-    states.into_iter().map(|s| s.map_err(|_| Error::new(Kind::Internal, "a calibration thread panicked"))).collect()
-}
-
 /// What all threads add to: states do not depend on the order in which samples come.
-struct Shared {
+pub(super) struct Shared {
     states: Vec<(String, Mutex<SiteStatistics>)>,
     /// Everything but the sites.
-    rest: Mutex<Statistics>,
+    pub(super) rest: Mutex<Statistics>,
     /// Held for reading while a sample runs.
     gate: RwLock<()>,
 }
@@ -496,7 +310,7 @@ impl Shared {
 
     /// Calls `use_all` with everything seen so far, between two samples.
     /// `unobserved` has the sites that the runtime does not show, with the reason.
-    fn with_all<T>(
+    pub(super) fn with_all<T>(
         &self,
         unobserved: Vec<(String, String)>,
         use_all: impl FnOnce(&mut Statistics) -> Result<T>,
@@ -528,15 +342,15 @@ impl Shared {
 }
 
 /// One thread's view of the sites.
-struct Watch {
+pub(super) struct Watch {
     shared: Arc<Shared>,
     /// Which of the shared sites each observed one is, if any.
     sites: Arc<[Option<usize>]>,
-    sample: AtomicUsize,
+    pub(super) sample: AtomicUsize,
 }
 
 impl Watch {
-    fn new(shared: &Arc<Shared>, sites: &Arc<[Option<usize>]>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, sites: &Arc<[Option<usize>]>) -> Self {
         Self { shared: shared.clone(), sites: sites.clone(), sample: AtomicUsize::new(0) }
     }
 }
@@ -548,15 +362,4 @@ impl Observe for Watch {
             lock(&self.shared.states[site].1).observe_tensor(index, shape, values);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Observes nothing.
-struct Blind;
-
-impl Observe for Blind {
-    fn see(&self, _site: usize, _values: &[f32], _shape: &[usize]) {}
 }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::calibrate::{Progress, by_shape, run};
+use super::pool::{Progress, by_shape, run};
 use crate::error::Result;
 use crate::ir::Model;
 use crate::numerics::metrics::Metrics;

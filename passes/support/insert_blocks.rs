@@ -1,21 +1,22 @@
-//! The parts of [`insert_qdq`](super::insert_qdq) for groups with scales of 8 bits (MX and NVFP4).
+//! The parts of [`insert_qdq`](crate::passes::insert_qdq) for groups with scales of 8 bits (MX and NVFP4).
 //!
 //! A weight is stored as codes and scales: the scale of one DequantizeLinear is `float8e8m0`, or the result of another
 //! DequantizeLinear of float8 scales. An activation finds its scales each time the model runs, in float operators that are
 //! exact wherever f32 is IEEE's and no two of them are contracted into one.
 
 use super::float_ops::Ops;
-use super::insert_qdq::{Insert, along};
+use super::granularity::along;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId, tensor_type};
 use crate::numerics::{BlockScale, ElementRange, Format, Granularity, encode_float8e8m0};
 use crate::onnx::DataType;
-use crate::plan::{Quantizer, Weight};
+use crate::passes::insert_qdq::Insert;
+use crate::plan::{Scheme, Weight};
 use crate::solve::SolvedWeight;
 
 /// Group scales and tensor scale of a weight as initializers; where there is no tensor scale, its place has that of the
 /// groups once more.
-pub(super) fn scales(model: &mut Model, weight: &Weight, solved: &SolvedWeight) -> Result<[ValueId; 2]> {
+pub(crate) fn scales(model: &mut Model, weight: &Weight, solved: &SolvedWeight) -> Result<[ValueId; 2]> {
     let Weight { tensor: name, quantizer, .. } = weight;
     let unfit = || Error::new(Kind::Internal, "a scale was solved that its format does not have").at_value(name);
     let scales = &solved.qparams.scales;
@@ -40,7 +41,7 @@ pub(super) fn scales(model: &mut Model, weight: &Weight, solved: &SolvedWeight) 
 }
 
 /// Dequantizes codes with what [`scales`] stored, for one reader.
-pub(super) fn dequantize(
+pub(crate) fn dequantize(
     model: &mut Model,
     reader: NodeId,
     weight: &Weight,
@@ -67,16 +68,16 @@ pub(super) fn dequantize(
 }
 
 /// What was made for an activation.
-pub(super) struct Made {
+pub(crate) struct Made {
     /// Nodes that read the float tensor.
-    pub(super) readers: [NodeId; 2],
+    pub(crate) readers: [NodeId; 2],
     /// The dequantized tensor.
-    pub(super) back: ValueId,
+    pub(crate) back: ValueId,
 }
 
 /// Quantizes and dequantizes an activation in blocks along its last axis, which consists of whole ones, with scales found at
 /// run time: as a matrix with a block a row.
-pub(super) fn activation(model: &mut Model, name: &str, quantizer: &Quantizer, x: ValueId) -> Result<Made> {
+pub(crate) fn activation(model: &mut Model, name: &str, quantizer: &Scheme, x: ValueId) -> Result<Made> {
     let Granularity::PerGroup { axis: _, size } = quantizer.granularity else {
         let message = "an activation with scales of 8 bits has no groups";
         return Err(Error::new(Kind::Config, message).at_value(name));

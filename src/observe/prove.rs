@@ -2,15 +2,16 @@
 
 use std::fmt;
 
-use crate::calibrate::{Progress, outputs};
+use super::compare::outputs;
+use super::pool::Progress;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::lift_constants::LiftConstants;
-use crate::passes::operands::{self, Comparison, Operand};
 use crate::passes::standard_quantizers::StandardQuantizers;
+use crate::passes::support::operands::{self, Comparison, Operand};
 use crate::passes::{Context, Evaluate, Pass};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use super::calibrate::{Checkpoint, Observation, Shared, Watch};
 use super::memory::{Estimate, Share, UNLIMITED, too_low};
-use super::{Checkpoint, Observation, Shared, Watch, lock, run};
+use super::pool::{lock, run};
 use crate::error::{Error, Result};
 use crate::ir::{Model, ValueId};
 use crate::onnx::DataType;

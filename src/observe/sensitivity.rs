@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::calibrate::{self, Progress};
+use super::compare;
+use super::pool::Progress;
 use crate::error::Result;
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
@@ -40,7 +41,7 @@ impl<'a> Reference<'a> {
     /// Runs the float model on a few of the samples at `indices`.
     ///
     /// # Errors
-    /// As [`calibrate::outputs`].
+    /// As [`compare::outputs`].
     pub fn new(
         model: &Model,
         samples: &'a SampleSet,
@@ -49,14 +50,14 @@ impl<'a> Reference<'a> {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let indices: Vec<usize> = indices.iter().copied().take(SAMPLES).collect();
-        let outputs = calibrate::outputs(model, samples, &indices, runtime, progress)?;
+        let outputs = compare::outputs(model, samples, &indices, runtime, progress)?;
         Ok(Self { samples, indices, runtime, outputs })
     }
 
     /// Noise-to-signal ratio of another model at its worst float output.
     fn noise(&self, model: &Model, progress: &dyn Progress) -> Result<f64> {
         let mut total: BTreeMap<&str, Metrics> = BTreeMap::new();
-        let outputs = calibrate::outputs(model, self.samples, &self.indices, self.runtime, progress)?;
+        let outputs = compare::outputs(model, self.samples, &self.indices, self.runtime, progress)?;
         for (a, b) in self.outputs.iter().flatten().zip(outputs.iter().flatten()) {
             if a.1.dtype() == DataType::Float
                 && let (Some(x), Some(y)) = (a.1.to_f32(), b.1.to_f32())
@@ -72,7 +73,7 @@ impl<'a> Reference<'a> {
 /// Measures. `quantized` makes the model in which just the layers with these weight sites are quantized.
 ///
 /// # Errors
-/// As `quantized`, or as [`calibrate::outputs`].
+/// As `quantized`, or as [`compare::outputs`].
 pub fn measure(
     plan: &Plan,
     reference: &Reference<'_>,

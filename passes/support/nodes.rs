@@ -6,7 +6,7 @@ use crate::ir::{GraphId, Model, NodeId, Owner};
 use crate::plan::Plan;
 
 /// The nodes of a model in order, functions left out: these import operator sets of their own.
-pub(super) fn nodes(model: &Model) -> Vec<NodeId> {
+pub(crate) fn nodes(model: &Model) -> Vec<NodeId> {
     let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
     graphs.flat_map(|g| model.graph(g).nodes().to_vec()).collect()
 }
@@ -29,7 +29,7 @@ fn in_function(model: &Model, mut graph: GraphId) -> bool {
 ///
 /// # Errors
 /// The plan is for another model.
-pub(super) fn planned(model: &Model, name: &str) -> Result<NodeId> {
+pub(crate) fn planned(model: &Model, name: &str) -> Result<NodeId> {
     let unknown = || {
         Error::new(Kind::Config, "the plan names a tensor that the model does not have")
             .at_value(name)
@@ -51,7 +51,7 @@ pub(super) fn planned(model: &Model, name: &str) -> Result<NodeId> {
 ///
 /// # Errors
 /// What `lower` says, at the node: the plan asks for what cannot be.
-pub(super) fn carry_out(
+pub(crate) fn carry_out(
     model: &mut Model,
     plan: &Plan,
     form: Form,

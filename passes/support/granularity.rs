@@ -1,0 +1,77 @@
+//! How a Quantize or Dequantize node says which elements share a scale.
+
+use crate::ir::{Attr, Model, NewNode, NodeId, Tensor};
+use crate::numerics::{self, Granularity, QParams, decode_float8e8m0};
+use crate::onnx::DataType;
+
+/// The scales of a Quantize or Dequantize node as f32, and their shape, where they are constant, or codes that another
+/// Dequantize node makes scales of, as `NVFP4` has them.
+pub(crate) fn scales(model: &Model, node: NodeId) -> Option<(Vec<f32>, Vec<usize>)> {
+    if let Some(scale) = model.constant_input(node, 1) {
+        return Some((scale_values(scale)?, scale.dims()));
+    }
+    let inner = model.producer(model.node(node).input(1)?).filter(|&n| model.node(n).is("DequantizeLinear"))?;
+    let (codes, scale) = (model.constant_input(inner, 0)?, model.constant_input(inner, 1)?);
+    let format = codes.dtype().format().filter(|f| !f.is_integer())?;
+    let (dims, whole) = (codes.dims(), scale.to_f32()?);
+    let granularity = granularity(model, inner, &dims, &scale.dims()).ok()?;
+    let qparams = QParams { zero_points: vec![0; whole.len()], scales: whole };
+    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams).ok()?;
+    Some((values, dims))
+}
+
+/// Scales as f32.
+pub(crate) fn scale_values(scale: &Tensor) -> Option<Vec<f32>> {
+    if scale.dtype() == DataType::Float8e8m0 {
+        return Some(scale.raw().iter().map(|&code| decode_float8e8m0(code)).collect());
+    }
+    scale.to_f32()
+}
+
+/// Says along which axis a quantizer has its scales.
+pub(crate) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
+    match *granularity {
+        Granularity::PerTensor => node,
+        Granularity::PerChannel { axis } => node.with(Attr::int("axis", axis as i64)),
+        Granularity::PerGroup { axis, size } => {
+            node.with(Attr::int("axis", axis as i64)).with(Attr::int("block_size", size as i64))
+        }
+    }
+}
+
+/// The granularity that a Quantize or Dequantize node has (ONNX QuantizeLinear, "axis" and "`block_size`"), or what is
+/// wrong with it.
+///
+/// # Errors
+/// A scale shape that does not fit.
+pub(crate) fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[usize]) -> Result<Granularity, String> {
+    let count: usize = scale.iter().product();
+    let block = model.node(node).int("block_size").unwrap_or(0);
+    if scale.len() <= 1 && count == 1 && block == 0 && (dims.len() != 1 || dims[0] == 1 || scale.is_empty()) {
+        return Ok(Granularity::PerTensor);
+    }
+    let rank = dims.len() as i64;
+    let axis = model.node(node).int("axis").unwrap_or(1);
+    let axis = if axis < 0 { axis + rank } else { axis };
+    let Some(axis) = usize::try_from(axis).ok().filter(|&a| a < dims.len()) else {
+        if count == 1 {
+            return Ok(Granularity::PerTensor);
+        }
+        return Err(format!("axis {axis} is outside a tensor of rank {rank}"));
+    };
+    let found = if block > 0 {
+        Granularity::PerGroup { axis, size: block as usize }
+    } else if scale.len() == dims.len() && scale.len() > 1 {
+        return Err("its scale is blocked, but block_size is missing".into());
+    } else if count == 1 && dims[axis] != 1 {
+        Granularity::PerTensor
+    } else {
+        Granularity::PerChannel { axis }
+    };
+    let wanted = found.scale_dims(dims);
+    if matches!(found, Granularity::PerTensor) || wanted == scale {
+        Ok(found)
+    } else {
+        Err(format!("its scale has shape {scale:?} instead of {wanted:?}"))
+    }
+}
