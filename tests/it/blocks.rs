@@ -68,7 +68,7 @@ fn values() -> impl Strategy<Value = f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(crate::random_cases(400))]
 
     #[test]
     fn one_pass_is_what_the_specification_says(
@@ -287,7 +287,35 @@ fn least_squares_come_near_the_least_that_a_search_finds() {
     assert!(ours < least * 1.05, "{ours} {least}");
 }
 
+fn is_no_worse_than_rounding(spec: &RangeSpec, coding: Coding, x: &[f32]) {
+    let encoding = Encoding { format: spec.format, codes: spec.codes(), coding };
+    let group = Group { values: x, spec, encoding: &encoding };
+    let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
+    let rounding = qparams_from_range(low, high, spec);
+    let before = errors(x, spec, &encoding, rounding);
+    for (is_hqq, found) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
+        let Choice { scale, zero_point, fell_back, rounding_noise } = found;
+        let after = errors(x, spec, &encoding, (scale, zero_point));
+        let (before, after) = if is_hqq { (before.1, after.1) } else { (before.0, after.0) };
+        assert!(after <= before * 1.00001, "{is_hqq} {before} {after} {x:?}");
+        if fell_back {
+            assert_eq!((scale.to_bits(), zero_point), (rounding.0.to_bits(), rounding.1));
+        }
+        assert!(rounding_noise.is_finite());
+    }
+}
+
+#[test]
+fn codes_that_differ_by_rounding_alone_are_no_worse() {
+    let spec = RangeSpec { narrow: true, ..RangeSpec::new(Format::Int8, false) };
+    for coding in CODINGS {
+        is_no_worse_than_rounding(&spec, coding, &[2.812104, 0.7167346, 0.0, 0.0, -2.68932]);
+    }
+}
+
 proptest! {
+    #![proptest_config(crate::random_cases(256))]
+
     #[test]
     fn zero_points_between_codes_are_no_worse_than_codes(
         bits in 1usize..3,
@@ -320,20 +348,6 @@ proptest! {
         x in proptest::collection::vec(prop_oneof![-3.0f32..3.0, 2.0f32..3.0, Just(0.0f32)], 1..70),
     ) {
         prop_assume!(spec.arithmetic != Arithmetic::Mlas || CODINGS[coding] == Coding::MlasSum);
-        let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: CODINGS[coding] };
-        let group = Group { values: &x, spec: &spec, encoding: &encoding };
-        let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
-        let rounding = qparams_from_range(low, high, &spec);
-        let before = errors(&x, &spec, &encoding, rounding);
-        for (is_hqq, found) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
-            let Choice { scale, zero_point, fell_back, rounding_noise } = found;
-            let after = errors(&x, &spec, &encoding, (scale, zero_point));
-            let (before, after) = if is_hqq { (before.1, after.1) } else { (before.0, after.0) };
-            prop_assert!(after <= before * 1.00001, "{} {} {}", is_hqq, before, after);
-            if fell_back {
-                prop_assert_eq!((scale.to_bits(), zero_point), (rounding.0.to_bits(), rounding.1));
-            }
-            prop_assert!(rounding_noise.is_finite());
-        }
+        is_no_worse_than_rounding(&spec, CODINGS[coding], &x);
     }
 }

@@ -754,7 +754,7 @@ fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::random_cases(2000))]
 
     #[test]
     fn mutated_models_are_read_or_refused(
@@ -840,7 +840,7 @@ fn edit(model: &mut Model, kind: u8, a: prop::sample::Index, b: prop::sample::In
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(crate::random_cases(200))]
 
     #[test]
     fn edits_keep_a_model_valid(

@@ -127,7 +127,7 @@ fn spread(constant: &Quantized) -> (Vec<i32>, Vec<u32>, Vec<i32>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(crate::random_cases(300))]
 
     #[test]
     fn products_come_back_as_they_were(constant in matrix()) {

@@ -2,6 +2,13 @@
 // The lint configuration excuses functions marked as tests, but not what they call.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
+use proptest::test_runner::{Config, RngSeed};
+
+/// So many random cases, the same ones in every run: seeds are inputs.
+fn random_cases(cases: u32) -> Config {
+    Config { cases, rng_seed: RngSeed::Fixed(0), ..Config::default() }
+}
+
 mod backend;
 mod blocks;
 mod calibration;

@@ -716,7 +716,7 @@ impl std::fmt::Debug for Case {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::random_cases(2000))]
 
     #[test]
     fn fast_paths_equal_the_specification((case, round) in any_case()) {
@@ -804,7 +804,7 @@ fn best_pair_error(pair: [f32; 2], scale: f32) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(crate::random_cases(200))]
 
     #[test]
     fn pair_safe_rows_are_safe_and_no_worse_than_a_coarser_scale(

@@ -512,7 +512,7 @@ fn corpus() -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::random_cases(400))]
 
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC*") {
