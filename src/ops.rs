@@ -270,25 +270,13 @@ pub fn moves_codes(model: &Model, node: NodeId) -> bool {
     nearest && single && of(model, node).is_some_and(|r| r.output == Output::SameAs(0))
 }
 
-/// For each output channel, the offsets of its weights in the order in which the kernel reduces them.
+/// Where the weights of each output channel lie, in the order in which the kernel reduces them.
 #[must_use]
-pub fn reduction_rows(dims: &[usize], reduction: Reduction) -> Vec<Vec<usize>> {
+pub fn reduction_rows(dims: &[usize], reduction: Reduction) -> pair_safe::Rows {
     match reduction {
-        Reduction::None => Vec::new(),
-        Reduction::Spatial => {
-            let channels = dims.first().copied().unwrap_or(0);
-            let size = dims.iter().skip(1).product::<usize>();
-            let order = pair_safe::conv_row_order(dims);
-            (0..channels).map(|c| order.iter().map(|&i| c * size + i).collect()).collect()
-        }
-        Reduction::Along(axis) => {
-            let depth = dims[axis];
-            let inner: usize = dims[axis + 1..].iter().product();
-            let outer: usize = dims[..axis].iter().product();
-            (0..outer)
-                .flat_map(|o| (0..inner).map(move |i| (0..depth).map(|k| (o * depth + k) * inner + i).collect()))
-                .collect()
-        }
+        Reduction::None => pair_safe::Rows::default(),
+        Reduction::Spatial => pair_safe::Rows::conv(dims),
+        Reduction::Along(axis) => pair_safe::Rows::along(dims, axis),
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::observers::{self, Observer};
-use crate::numerics::RangeSpec;
+use super::observers;
+use crate::quant::{Observer, RangeSpec};
 use crate::statistics::{Range, SiteStatistics, Statistics};
 
 /// Below this many samples nothing can be said.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use amax::algorithms::observers::{Observer, Tails};
 use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
@@ -14,6 +13,7 @@ use amax::numerics::RangeSpec;
 use amax::observe::Memory;
 use amax::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
 use amax::plan::{Knowledge, Mode, plan};
+use amax::quant::Observer;
 use amax::rewrite::split;
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
@@ -334,7 +334,7 @@ impl Judge {
         out.push_str(&format!(
             "{}{all}, {}: {}\n",
             count(found.samples as usize, "sample"),
-            self.observer.name(),
+            self.observer.kind().name(),
             found.verdict
         ));
         out
@@ -358,8 +358,8 @@ fn observer(text: &str) -> Result<Observer, String> {
         Some(text) => text.parse().map_err(|_| format!("\"{text}\" is not a number")),
     };
     let observer = match name {
-        "percentile" => Observer::Percentile { percent: number(99.999)?, tails: Tails::Auto },
-        "mse" => Observer::Mse { p: number(2.0)? },
+        "percentile" => Observer::Percentile(number(Observer::PERCENT)?),
+        "mse" => Observer::Mse(number(Observer::POWER)?),
         "minmax" | "mean" | "entropy" if text != name => return Err(format!("{name} has no number")),
         "minmax" => Observer::MinMax,
         "mean" => Observer::Mean,

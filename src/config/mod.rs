@@ -4,7 +4,6 @@
 //! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[[postprocess]]`, `[tensor.…]`,
 //! `exclude`, and what the command line adds. [`rules`] puts them in that order and asks them about one site.
 
-pub mod algorithm;
 pub mod import;
 mod pattern;
 pub mod presets;
@@ -23,7 +22,7 @@ pub use spec::{Level, SiteKind, Spec};
 
 use crate::document::{self, Lines};
 use crate::error::{Error, Kind, Result};
-use algorithm::Algorithm;
+use crate::quant::algorithm::{self, Algorithm};
 use rules::Rule;
 use spec::Postprocess;
 

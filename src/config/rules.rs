@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::algorithm::Algorithm;
 use super::{Config, Level, Pattern, SiteKind, Source, Spec, presets};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::nearest::nearest;
 use crate::ops;
+use crate::quant::algorithm::Algorithm;
 use crate::targets::{BiasForm, Slot, Target};
 
-use super::spec::{Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::spec::{Dtype, Field, Form, Format, ObserverKind, ScaleDtype, ScaleType, Share};
 
 /// One level: what it says, and about whom.
 #[derive(Clone, Debug, PartialEq)]
@@ -399,8 +399,8 @@ fn weight_spec(slot: Slot) -> Spec {
 /// What a target does where nothing is asked for.
 fn defaults(target: &Target) -> Rule {
     let bias = match target.bias {
-        BiasForm::Int32 => Spec { dtype: Some(Dtype::Int32), ..Spec::default() },
-        BiasForm::Float => Spec { enable: Some(false), dtype: Some(Dtype::Int32), ..Spec::default() },
+        BiasForm::Int32 => Spec { dtype: Some(Dtype::Element(Format::Int32)), ..Spec::default() },
+        BiasForm::Float => Spec { enable: Some(false), dtype: Some(Dtype::Element(Format::Int32)), ..Spec::default() },
     };
     Rule {
         label: format!("target {}", target.name),

@@ -317,7 +317,7 @@ impl Planner<'_> {
         if !at.domain().is_empty() || !self.target.absorb.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
         }
-        let integer = ask.spec.dtype.and_then(Dtype::format).is_some_and(crate::numerics::Format::is_integer);
+        let integer = ask.spec.dtype.and_then(Dtype::element).is_some_and(crate::numerics::Format::is_integer);
         if ask.spec.symmetric != Some(false) || !integer || ask.is_off() {
             return false;
         }
@@ -521,7 +521,10 @@ impl Planner<'_> {
             || anchor.dynamic
                 && self.target.dynamic
                 && weight == Some(1)
-                && integer_kernel(&Scheme::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
+                && integer_kernel(
+                    &Scheme::new(crate::numerics::Format::Uint8, false, crate::numerics::Granularity::PerTensor),
+                    quantizer,
+                )
                 && !(op == "Gemm" && self.model.node(node).input(2).is_some());
         if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);

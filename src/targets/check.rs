@@ -196,7 +196,7 @@ impl<'a> Check<'a> {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
             weight.codes.release();
             let rows = reduction_rows(&dims, layout.reduction);
-            if rows.iter().any(|row| !pair_safe::is_safe(&row.iter().map(|&i| codes[i]).collect::<Vec<_>>())) {
+            if (0..rows.count()).any(|row| !pair_safe::is_safe(&rows.gather(row, &codes))) {
                 self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));
             }
         }
@@ -222,8 +222,8 @@ impl<'a> Check<'a> {
         }
         let raw = codes.raw();
         let rows = reduction_rows(&dims, ops::Reduction::Along(dims.len() - 2));
-        let safe = |row: &Vec<usize>| pair_safe::is_safe(&row.iter().map(|&i| raw[i] as i8).collect::<Vec<_>>());
-        if !rows.iter().all(safe) {
+        let raw: Vec<i8> = raw.iter().map(|&b| b.cast_signed()).collect();
+        if (0..rows.count()).any(|row| !pair_safe::is_safe(&rows.gather(row, &raw))) {
             self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(node)));
         }
         codes.release();

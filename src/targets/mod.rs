@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
-use crate::numerics::{BlockScale, Format};
 use crate::ops::Form;
+use crate::quant::{Format, ScaleDtype};
 
 /// Profiles that come with amax, by name.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -46,7 +46,7 @@ pub struct Target {
     pub activation_formats: Vec<Format>,
     /// Scales of 8 bits that groups may have.
     #[serde(default)]
-    pub block_scales: Vec<BlockScale>,
+    pub block_scales: Vec<ScaleDtype>,
     /// Whether quantizers are written as float operators, so that every format can be had.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulate: bool,
@@ -188,7 +188,7 @@ impl Target {
     pub fn simulated(mut self) -> Self {
         self.formats = Format::ALL.into_iter().filter(|&f| f != Format::Int32).collect();
         self.activation_formats.clone_from(&self.formats);
-        self.block_scales = vec![BlockScale::Float8e4m3fn, BlockScale::Float8e8m0];
+        self.block_scales = ScaleDtype::BLOCKS.to_vec();
         self.forms = vec![Form::Qdq];
         self.simulate = true;
         self
@@ -224,6 +224,10 @@ impl Target {
             if crate::ops::find(op).is_none() {
                 return Err(Error::new(Kind::Config, format!("the operator table has no row for \"{op}\"")));
             }
+        }
+        if let Some(other) = target.block_scales.iter().find(|scale| !scale.is_block()) {
+            let message = format!("block_scales: scales of blocks have 8 bits, {} has more", other.name());
+            return Err(Error::new(Kind::Config, message).with_hint("float8e4m3fn and float8e8m0 are there"));
         }
         Ok(target)
     }

@@ -1,14 +1,14 @@
 //! Weights in one pass, against the scalar specification; algorithms by group, against others' and a search.
 
-use amax::algorithms::tinygemm::{Grid, Kernel};
-use amax::algorithms::{Choice, Group, hqq, kquant};
+use amax::algorithms::tinygemm::Grid;
+use amax::algorithms::{Choice, Group, hqq, kquant, tinygemm};
 use amax::numerics::blocks::{
-    Bands, Between, Coding, Encoding, Values, encode, encode_singly, params, quantize_between, quantize_by,
-    quantize_ranges, ranges,
+    Bands, Between, Encoding, Values, encode, encode_singly, params, quantize_between, quantize_by, quantize_ranges,
+    ranges,
 };
-use amax::numerics::{
-    Arithmetic, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, channel_ranges, dequantize, pack,
-    qparams_from_range,
+use amax::numerics::{channel_ranges, dequantize, pack, qparams_from_range};
+use amax::quant::{
+    Arithmetic, Coding, Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -39,17 +39,17 @@ impl Values for Hidden<'_> {
 
 fn specs() -> impl Strategy<Value = RangeSpec> {
     let symmetry = prop_oneof![Just(Symmetry::Symmetric), Just(Symmetry::Asymmetric), Just(Symmetry::Signed)];
-    let arithmetic = prop_oneof![Just(Arithmetic::Double), Just(Arithmetic::Single), Just(Arithmetic::Mlas)];
-    (0..FORMATS.len(), symmetry, any::<bool>(), any::<bool>(), arithmetic, prop_oneof![Just(0.0f32), Just(0.01)])
-        .prop_map(|(format, symmetry, narrow, reduce, arithmetic, eps)| {
+    let precision = prop_oneof![Just(Precision::Double), Just(Precision::Single), Just(Precision::Mlas)];
+    (0..FORMATS.len(), symmetry, any::<bool>(), any::<bool>(), precision, prop_oneof![Just(0.0f32), Just(0.01)])
+        .prop_map(|(format, symmetry, narrow, reduce, precision, eps)| {
             let format = FORMATS[format];
             RangeSpec {
                 symmetry,
                 narrow: narrow && symmetry != Symmetry::Signed,
                 reduce: reduce && format.bits() > 2,
-                arithmetic,
+                precision,
                 // torch has a least scale always.
-                eps: if arithmetic == Arithmetic::Single { eps.max(f32::MIN_POSITIVE) } else { eps },
+                eps: if precision == Precision::Single { eps.max(f32::MIN_POSITIVE) } else { eps },
                 ..RangeSpec::new(format, true)
             }
         })
@@ -89,7 +89,7 @@ proptest! {
         ][shape];
         let x: Vec<f32> = (0..dims.iter().product()).map(|at: usize| seed[at % seed.len()]).collect();
         let mut coding = CODINGS[coding];
-        if spec.arithmetic == Arithmetic::Mlas && !matches!(coding, Coding::MlasSum | Coding::MlasQuotient) {
+        if spec.precision == Precision::Mlas && !matches!(coding, Coding::MlasSum | Coding::MlasQuotient) {
             // Only codings of MLAS know the scale 0.
             coding = Coding::MlasSum;
         }
@@ -217,13 +217,13 @@ fn tinygemm_is_that_of_torchao() {
     let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let x = numbers(&file["x"]);
     for case in file["cases"].as_array().unwrap() {
-        let precision = if case["scale_dtype"] == "bfloat16" { Precision::Bfloat16 } else { Precision::Float32 };
-        let spec = RangeSpec { precision, eps: 1e-6, ..RangeSpec::new(Format::Uint4, false) };
-        let kernel = if case["kernel"] == "mslk" { Kernel::Mslk } else { Kernel::Tinygemm };
+        let scale_dtype = if case["scale_dtype"] == "bfloat16" { ScaleDtype::Bfloat16 } else { ScaleDtype::Float32 };
+        let spec = RangeSpec { scale_dtype, eps: 1e-6, ..RangeSpec::new(Format::Uint4, false) };
+        let kernel = if case["kernel"] == "mslk" { Arithmetic::Mslk } else { Arithmetic::Tinygemm };
         for (values, expected) in x.chunks(8).zip(numbers(&case["fq"]).chunks(8)) {
             let mut codes = [0; 8];
-            let chosen = kernel.choose(values, &spec, &mut codes);
-            let Grid { scale, value, .. } = kernel.grid(values, &spec);
+            let chosen = tinygemm::choose(kernel, values, &spec, &mut codes);
+            let Grid { scale, value, .. } = tinygemm::grid(kernel, values, &spec);
             assert_eq!(codes.map(|code| (f32::from(code) - 8.0) * scale + value).as_slice(), expected);
             for (code, expected) in codes.iter().zip(expected) {
                 let near = (f32::from(*code) - chosen.zero_point) * chosen.scale;
@@ -238,8 +238,10 @@ fn tinygemm_is_that_of_torchao() {
         let check = |x: &[f32], dims: [usize; 2], axis: usize, expected: [&[f32]; 3]| {
             let granularity = Granularity::PerGroup { axis, size: 8 };
             let bands = Bands::new(&dims, &granularity).unwrap().unwrap();
-            let found =
-                quantize_between(x, &bands, &encoding, |x, codes| Kernel::Tinygemm.choose(x, &spec, codes)).unwrap();
+            let found = quantize_between(x, &bands, &encoding, |x, codes| {
+                tinygemm::choose(Arithmetic::Tinygemm, x, &spec, codes)
+            })
+            .unwrap();
             let found_codes = pack::unpack(&found.codes, &spec.format, x.len());
             let zeros: Vec<f32> = found.said.iter().map(|b| b.zero_point).collect();
             assert_eq!(found_codes.iter().map(|&c| c as f32).collect::<Vec<_>>(), expected[0]);
@@ -309,7 +311,7 @@ fn is_no_worse_than_rounding(spec: &RangeSpec, coding: Coding, x: &[f32]) {
 fn codes_that_differ_by_rounding_alone_are_no_worse() {
     let spec = RangeSpec { narrow: true, ..RangeSpec::new(Format::Int8, false) };
     for coding in CODINGS {
-        is_no_worse_than_rounding(&spec, coding, &[2.812104, 0.7167346, 0.0, 0.0, -2.68932]);
+        is_no_worse_than_rounding(&spec, coding, &[2.812_104, 0.716_734_6, 0.0, 0.0, -2.689_32]);
     }
 }
 
@@ -347,7 +349,7 @@ proptest! {
         coding in 0..CODINGS.len(),
         x in proptest::collection::vec(prop_oneof![-3.0f32..3.0, 2.0f32..3.0, Just(0.0f32)], 1..70),
     ) {
-        prop_assume!(spec.arithmetic != Arithmetic::Mlas || CODINGS[coding] == Coding::MlasSum);
+        prop_assume!(spec.precision != Precision::Mlas || CODINGS[coding] == Coding::MlasSum);
         is_no_worse_than_rounding(&spec, CODINGS[coding], &x);
     }
 }

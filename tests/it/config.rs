@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use amax::config::algorithm::Method;
 use amax::config::rules::{Resolved, Rules};
 use amax::config::spec::{Dtype, Field, ObserverKind, Share};
 use amax::config::{Config, Level, SiteKind, Source, Spec, import, presets, schema};
 use amax::ir::text;
 use amax::numerics::Format;
+use amax::quant::algorithm::Method;
 use amax::targets::Target;
 
 use crate::snapshot;
@@ -229,13 +229,17 @@ fn keys_can_be_set_one_by_one() {
         assert!(see(&config), "{settings:?}: {config:?}");
     };
     let at = |config: &Config, node: &str, kind| rules(config).site(node, "Conv", kind, false).spec;
-    check(&["default.weight.dtype=int4"], &|c| at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Int4));
-    check(&["default.weight.dtype = \"int4\""], &|c| at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Int4));
+    check(&["default.weight.dtype=int4"], &|c| {
+        at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Element(Format::Int4))
+    });
+    check(&["default.weight.dtype = \"int4\""], &|c| {
+        at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Element(Format::Int4))
+    });
     check(&["op_type.Conv.input.symmetric=true"], &|c| at(c, "a", SiteKind::Input).symmetric == Some(true));
     check(&["op_type.Gemm.input.eps=0.5"], &|c| at(c, "a", SiteKind::Input).eps.is_none());
     check(&["op_type.Conv.enable=false"], &|c| at(c, "a", SiteKind::Input).enable == Some(false));
     check(&["layer.model.0.fc.weight.dtype=int4"], &|c| {
-        at(c, "model.0.fc", SiteKind::Weight).dtype == Some(Dtype::Int4)
+        at(c, "model.0.fc", SiteKind::Weight).dtype == Some(Dtype::Element(Format::Int4))
     });
     check(&["layer./a/*.weight.ch_axis=-2"], &|c| at(c, "/a/b", SiteKind::Weight).ch_axis == Some(-2));
     check(&["layer./a/*.weight.ch_axis=-2"], &|c| at(c, "/b/b", SiteKind::Weight).ch_axis.is_none());
@@ -491,7 +495,7 @@ fn imports_mean_what_they_meant() {
                     assert_eq!(found.written(field), expected.written(field), "{name}, {site}, {}", field.name());
                 }
             }
-            if found.dtype.and_then(Dtype::format).is_some_and(Format::is_integer) && name.starts_with("modelopt") {
+            if found.dtype.and_then(Dtype::element).is_some_and(Format::is_integer) && name.starts_with("modelopt") {
                 assert_eq!((found.symmetric, found.narrow_range), (Some(true), Some(true)), "{name}, {site}");
             }
             on += 1;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::json::{At, Json};
 use super::{Imported, finite, of_tensors};
-use crate::config::spec::{Dtype, Share};
+use crate::config::spec::{Dtype, Format, Share};
 use crate::config::{Numbers, Tensor};
 use crate::error::Result;
 
@@ -69,14 +69,14 @@ impl Encoding {
     fn tensor(self, at: &At<'_>) -> Result<Tensor> {
         let Self { bits, symmetric, scales, offsets, axis, block } = self;
         let dtype = match (bits, symmetric) {
-            (2, true) => Dtype::Int2,
-            (2, false) => Dtype::Uint2,
-            (4, true) => Dtype::Int4,
-            (4, false) => Dtype::Uint4,
-            (8, true) => Dtype::Int8,
-            (8, false) => Dtype::Uint8,
-            (16, true) => Dtype::Int16,
-            (16, false) => Dtype::Uint16,
+            (2, true) => Dtype::Element(Format::Int2),
+            (2, false) => Dtype::Element(Format::Uint2),
+            (4, true) => Dtype::Element(Format::Int4),
+            (4, false) => Dtype::Element(Format::Uint4),
+            (8, true) => Dtype::Element(Format::Int8),
+            (8, false) => Dtype::Element(Format::Uint8),
+            (16, true) => Dtype::Element(Format::Int16),
+            (16, false) => Dtype::Element(Format::Uint16),
             _ => {
                 return Err(at
                     .wrong(format!("there is no format of {bits} bits"))

@@ -5,11 +5,11 @@
 
 use super::json::{At, Json};
 use super::{Imported, names};
-use crate::config::algorithm::{Algorithm, Method};
-use crate::config::spec::{Dtype, ObserverKind, Share};
+use crate::config::spec::{Block, Dtype, ObserverKind, Share};
 use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
 use crate::numerics::Format;
+use crate::quant::algorithm::{Algorithm, Method};
 
 /// Operators of the modules whose inputs ModelOpt quantizes where no class is named.
 const INPUTS: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"];
@@ -188,7 +188,7 @@ impl Out {
             let mut level = Level::default();
             *level.spec_mut(kind) = Spec {
                 enable: Some(kind != SiteKind::Output),
-                dtype: Some(Dtype::Int8),
+                dtype: Some(Dtype::Element(Format::Int8)),
                 granularity: Some(share),
                 symmetric: Some(true),
                 narrow_range: Some(true),
@@ -337,7 +337,7 @@ impl Out {
             None => spec.dynamic == Some(true),
         };
         spec.dynamic = (kind != SiteKind::Weight).then_some(dynamic);
-        if spec.dtype.and_then(Dtype::format).is_some_and(Format::is_integer) {
+        if spec.dtype.and_then(Dtype::element).is_some_and(Format::is_integer) {
             // amax / 127 whatever `narrow_range` says there; quantizers saturate at the lowest code either way.
             spec.symmetric = Some(true);
             spec.narrow_range = Some(true);
@@ -367,7 +367,7 @@ impl Out {
         kind: SiteKind,
         class: Option<&str>,
     ) -> Result<()> {
-        if spec.dtype.is_some_and(|dtype| dtype.format().is_none()) {
+        if spec.dtype.is_some_and(|dtype| dtype.block().is_some()) {
             return Ok(());
         }
         if let Some(at) = blocks {
@@ -491,7 +491,7 @@ fn off(kinds: &[SiteKind]) -> Level {
 /// The number format of `num_bits`.
 fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
     let scale = blocks.and_then(|b| b.get("scale_bits"));
-    let Some(at) = bits else { return Ok(Dtype::Int8) };
+    let Some(at) = bits else { return Ok(Dtype::Element(Format::Int8)) };
     let refused =
         || at.wrong("there is no such format").with_hint("2, 4, 8, 16, [4, 3], [5, 2] and [2, 1] have counterparts");
     // Integers have a sign and all other bits behind it.
@@ -513,15 +513,15 @@ fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
     };
     let Some(scale) = scale else {
         return match pair {
-            (0, 2) => Ok(Dtype::Int2),
-            (0, 4) => Ok(Dtype::Int4),
-            (0, 8) => Ok(Dtype::Int8),
-            (0, 16) => Ok(Dtype::Int16),
-            (4, 3) => Ok(Dtype::Float8e4m3fn),
-            (5, 2) => Ok(Dtype::Float8e5m2),
-            (3, 2) => Ok(Dtype::Float6e3m2),
-            (2, 3) => Ok(Dtype::Float6e2m3),
-            (2, 1) => Ok(Dtype::Float4e2m1),
+            (0, 2) => Ok(Dtype::Element(Format::Int2)),
+            (0, 4) => Ok(Dtype::Element(Format::Int4)),
+            (0, 8) => Ok(Dtype::Element(Format::Int8)),
+            (0, 16) => Ok(Dtype::Element(Format::Int16)),
+            (4, 3) => Ok(Dtype::Element(Format::Float8e4m3fn)),
+            (5, 2) => Ok(Dtype::Element(Format::Float8e5m2)),
+            (3, 2) => Ok(Dtype::Element(Format::Float6e3m2)),
+            (2, 3) => Ok(Dtype::Element(Format::Float6e2m3)),
+            (2, 1) => Ok(Dtype::Element(Format::Float4e2m1)),
             _ => Err(refused()),
         };
     };
@@ -534,13 +534,13 @@ fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
         None => None,
     };
     match (pair, scale_pair, size) {
-        ((2, 1), (4, 3), Some(16)) => Ok(Dtype::Nvfp4),
-        ((2, 1), (8, 0), Some(32)) => Ok(Dtype::Mxfp4),
-        ((2, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp6e2m3),
-        ((3, 2), (8, 0), Some(32)) => Ok(Dtype::Mxfp6e3m2),
-        ((4, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp8),
-        ((5, 2), (8, 0), Some(32)) => Ok(Dtype::Mxfp8e5m2),
-        ((0, 8), (8, 0), Some(32)) => Ok(Dtype::Mxint8),
+        ((2, 1), (4, 3), Some(16)) => Ok(Dtype::Block(Block::Nvfp4)),
+        ((2, 1), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp4)),
+        ((2, 3), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp6e2m3)),
+        ((3, 2), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp6e3m2)),
+        ((4, 3), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp8)),
+        ((5, 2), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp8e5m2)),
+        ((0, 8), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxint8)),
         _ => Err(scale
             .wrong("this block format has no counterpart")
             .with_hint("blocks of 16 with e4m3 scales (nvfp4) and of 32 with e8m0 scales (mx) are there")),

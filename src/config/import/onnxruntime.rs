@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::json::{At, Json};
 use super::{Imported, finite, of_tensors};
-use crate::config::spec::{Dtype, Share};
+use crate::config::spec::{Dtype, Format, Share};
 use crate::config::{Numbers, Tensor};
 use crate::error::{Error, Kind, Result};
 
@@ -142,15 +142,15 @@ fn override_of(at: &At<'_>) -> Result<Tensor> {
 
 fn quant_type(at: &At<'_>) -> Result<Dtype> {
     const NAMES: &[(&str, Dtype)] = &[
-        ("QInt2", Dtype::Int2),
-        ("QUInt2", Dtype::Uint2),
-        ("QInt4", Dtype::Int4),
-        ("QUInt4", Dtype::Uint4),
-        ("QInt8", Dtype::Int8),
-        ("QUInt8", Dtype::Uint8),
-        ("QInt16", Dtype::Int16),
-        ("QUInt16", Dtype::Uint16),
-        ("QFLOAT8E4M3FN", Dtype::Float8e4m3fn),
+        ("QInt2", Dtype::Element(Format::Int2)),
+        ("QUInt2", Dtype::Element(Format::Uint2)),
+        ("QInt4", Dtype::Element(Format::Int4)),
+        ("QUInt4", Dtype::Element(Format::Uint4)),
+        ("QInt8", Dtype::Element(Format::Int8)),
+        ("QUInt8", Dtype::Element(Format::Uint8)),
+        ("QInt16", Dtype::Element(Format::Int16)),
+        ("QUInt16", Dtype::Element(Format::Uint16)),
+        ("QFLOAT8E4M3FN", Dtype::Element(Format::Float8e4m3fn)),
     ];
     // The name of the enumeration is there or not, by how the file was written.
     let bare = at.text()?.trim_start_matches("QuantType.");

@@ -6,11 +6,11 @@
 
 use super::json::{At, Json};
 use super::{Imported, names};
-use crate::config::algorithm::{Algorithm, Method};
-use crate::config::spec::{Dtype, ObserverKind, ScaleDtype, ScaleType, Share};
+use crate::config::spec::{Block, Dtype, Format, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
 use crate::numerics::{MxRounding, Round};
+use crate::quant::algorithm::{Algorithm, Method};
 
 /// Quark's names of the kinds of sites.
 const KINDS: [(&str, SiteKind); 4] = [
@@ -281,7 +281,7 @@ impl Out {
             return Err(at.wrong("only inputs are quantized at run time").with_hint("is_dynamic = false"));
         }
         spec.dynamic = (kind == SiteKind::Input).then_some(dynamic == Some(true));
-        if dtype.format().is_none() {
+        if dtype.block().is_some() {
             // Quark's own default.
             spec.mx_rounding = Some(MxRounding::Even);
             if let Some(mode) = at.get("scale_calculation_mode") {
@@ -294,7 +294,7 @@ impl Out {
         }
         self.share(&mut spec, at, kind)?;
         spec.symmetric = at.get("symmetric").map(|at| at.bool()).transpose()?;
-        if dtype.format().is_some_and(|f| !f.is_integer()) {
+        if !dtype.format().is_integer() {
             spec.symmetric = None;
         }
         // Everything is said, as a specification replaces that of another level whole.
@@ -459,12 +459,12 @@ impl Out {
 
 /// Elements of blocks of 32 with power-of-two scales.
 const MX: [(&str, Dtype); 6] = [
-    ("fp8_e4m3", Dtype::Mxfp8),
-    ("fp8_e5m2", Dtype::Mxfp8e5m2),
-    ("fp6_e2m3", Dtype::Mxfp6e2m3),
-    ("fp6_e3m2", Dtype::Mxfp6e3m2),
-    ("fp4", Dtype::Mxfp4),
-    ("int8", Dtype::Mxint8),
+    ("fp8_e4m3", Dtype::Block(Block::Mxfp8)),
+    ("fp8_e5m2", Dtype::Block(Block::Mxfp8e5m2)),
+    ("fp6_e2m3", Dtype::Block(Block::Mxfp6e2m3)),
+    ("fp6_e3m2", Dtype::Block(Block::Mxfp6e3m2)),
+    ("fp4", Dtype::Block(Block::Mxfp4)),
+    ("int8", Dtype::Block(Block::Mxint8)),
 ];
 
 /// How Quark rounds their scales.
@@ -491,18 +491,18 @@ fn dtype(at: &At<'_>) -> Result<Dtype> {
         return block(&name, &MX);
     }
     name.word(&[
-        ("int2", Dtype::Int2),
-        ("int4", Dtype::Int4),
-        ("uint4", Dtype::Uint4),
-        ("int8", Dtype::Int8),
-        ("uint8", Dtype::Uint8),
-        ("int16", Dtype::Int16),
-        ("uint16", Dtype::Uint16),
-        ("int32", Dtype::Int32),
-        ("fp8_e4m3", Dtype::Float8e4m3fn),
-        ("fp8_e5m2", Dtype::Float8e5m2),
-        ("fp6_e2m3", Dtype::Float6e2m3),
-        ("fp6_e3m2", Dtype::Float6e3m2),
-        ("fp4", Dtype::Float4e2m1),
+        ("int2", Dtype::Element(Format::Int2)),
+        ("int4", Dtype::Element(Format::Int4)),
+        ("uint4", Dtype::Element(Format::Uint4)),
+        ("int8", Dtype::Element(Format::Int8)),
+        ("uint8", Dtype::Element(Format::Uint8)),
+        ("int16", Dtype::Element(Format::Int16)),
+        ("uint16", Dtype::Element(Format::Uint16)),
+        ("int32", Dtype::Element(Format::Int32)),
+        ("fp8_e4m3", Dtype::Element(Format::Float8e4m3fn)),
+        ("fp8_e5m2", Dtype::Element(Format::Float8e5m2)),
+        ("fp6_e2m3", Dtype::Element(Format::Float6e2m3)),
+        ("fp6_e3m2", Dtype::Element(Format::Float6e3m2)),
+        ("fp4", Dtype::Element(Format::Float4e2m1)),
     ])
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Imported, of_tensors};
-use crate::config::spec::Dtype;
+use crate::config::spec::{Dtype, Format};
 use crate::config::{Numbers, Tensor};
 use crate::error::{Error, Kind, Result};
 
@@ -38,7 +38,7 @@ pub(super) fn convert(text: &str) -> Result<Imported> {
         }
         let tensor = Tensor {
             optional: true,
-            dtype: Some(Dtype::Int8),
+            dtype: Some(Dtype::Element(Format::Int8)),
             symmetric: Some(true),
             scale: Some(Numbers::One(scale)),
             ..Tensor::default()

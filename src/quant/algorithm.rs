@@ -75,7 +75,7 @@ pub enum Method {
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "only its schema is used")]
-pub(super) enum Written {
+pub(crate) enum Written {
     /// A method with its own defaults.
     Name(Method),
     /// A method, and its parameters.
