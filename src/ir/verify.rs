@@ -3,7 +3,7 @@
 //! 1. Each node lists as its graph the graph that lists it, once; each body is owned by the node whose attribute holds it.
 //! 2. Each value is defined at one place, and its definition says so: an output of a node at its index, an input of a
 //!    graph, an initializer.
-//! 3. Each use is recorded at its value exactly once, and each recorded use exists.
+//! 3. Each use is recorded at its value exactly once, and each recorded use exists. Names of the main graph find its values.
 //! 4. No node or graph output uses a removed value, or one that no graph defines.
 //! 5. A value is used only where it is visible: in its own graph or in a body below it.
 //! 6. Producers come before consumers; a cycle is named.
@@ -57,6 +57,9 @@ pub fn violations(model: &Model) -> Vec<String> {
         check.domains(graph);
     }
     check.recorded();
+    if check.found.is_empty() {
+        check.named();
+    }
     check.found
 }
 
@@ -208,6 +211,22 @@ impl Check<'_> {
             if *actual != recorded {
                 self.found.push(format!("the uses recorded for \"{}\" are not those that exist", slot.name));
             }
+        }
+    }
+
+    /// Whether the names that are kept are those of a scan.
+    fn named(&mut self) {
+        let main = self.model.main;
+        let values = self.model.values.iter().enumerate().filter(|&(at, _)| self.homes[at] == Some(main));
+        let mut count = 0;
+        for (at, value) in values {
+            count += 1;
+            if self.model.value_named(&value.name) != Some(ValueId(at as u32)) {
+                self.found.push(format!("\"{}\" is not found by its name", value.name));
+            }
+        }
+        if count != self.model.names.count_in_main() {
+            self.found.push("names are kept of tensors that the main graph does not define".to_owned());
         }
     }
 

@@ -468,7 +468,7 @@ impl Planner<'_> {
                 }
             }
         }
-        let producer = |slot: &Slot| self.model.value_named(&slot.node).and_then(|v| self.model.producer(v));
+        let producer = |slot: &Slot| self.model.producer_named(&slot.node);
         for weight in &plan.weights {
             planned.extend(producer(&weight.at).map(|n| {
                 let operand = weight.site == self.site(n, SiteKind::Input);

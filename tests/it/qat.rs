@@ -209,7 +209,7 @@ fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<
     ));
     let done = converted_as(&model, &[], &[], keep_scales).unwrap();
     let found = &done.model;
-    let named = |v: &str| found.value_named(v).and_then(|v| found.producer(v));
+    let named = |v: &str| found.producer_named(v);
     let conv = named("last").filter(|&n| found.node(n).is("Conv"));
     let Some(conv) = conv else {
         return Err(done.kept.iter().map(|n| n.text.as_str()).collect::<Vec<_>>().join("; "));

@@ -52,11 +52,10 @@ pub(super) fn find(reference: &Model, test: &Model) -> Result<Found> {
             float.set_domain_version(domain, import.version.unwrap_or(1));
         }
     }
-    let names = tensors(&float);
     let mut finder = Finder {
         test,
-        names,
         float,
+        made: BTreeSet::new(),
         derived: derived(test),
         copies: BTreeMap::new(),
         shown: Names::default(),
@@ -73,14 +72,6 @@ pub(super) fn find(reference: &Model, test: &Model) -> Result<Found> {
     }
     let Finder { float, shown, tested, .. } = finder;
     Ok(Found { float, shown: shown.list, tested: tested.list, planned, sites })
-}
-
-/// The tensors of the main graph that are computed or given, by name.
-fn tensors(model: &Model) -> BTreeMap<String, ValueId> {
-    let graph = model.graph(model.main());
-    let given = graph.inputs().filter(|&v| !matches!(model.value(v).def(), Def::Input { default: Some(_) }));
-    let made = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
-    given.chain(made).map(|v| (model.value(v).name().to_owned(), v)).collect()
 }
 
 /// What nodes of the main graph make of constants alone.
@@ -117,13 +108,13 @@ impl Names {
 
 struct Finder<'a> {
     test: &'a Model,
-    /// Tensors of the float model that the quantized one may share.
-    names: BTreeMap<String, ValueId>,
     float: Model,
     /// Tensors of the quantized model that constants alone make: they are weights of who reads them, and have no sites.
     derived: BTreeSet<ValueId>,
     /// What was copied from the quantized model into the float one.
     copies: BTreeMap<ValueId, ValueId>,
+    /// The copies: no tensor of the quantized model stands for them.
+    made: BTreeSet<ValueId>,
     shown: Names,
     tested: Names,
 }
@@ -333,11 +324,18 @@ impl Finder<'_> {
         Some(self.clipped(value, found))
     }
 
-    /// The float tensor with the name of a tensor of the quantized model.
+    /// The float tensor with the name of a tensor of the quantized model, among those that are computed or given.
     fn namesake(&self, value: ValueId) -> Option<ValueId> {
         let name = self.test.value(value).name();
         let stripped = SUFFIXES.iter().filter_map(|suffix| name.strip_suffix(suffix));
-        std::iter::once(name).chain(stripped).find_map(|name| self.names.get(name)).copied()
+        std::iter::once(name).chain(stripped).find_map(|name| {
+            let own = |v: &ValueId| match self.float.value(*v).def() {
+                Def::Input { default: None } => true,
+                Def::Output { .. } => !self.made.contains(v),
+                _ => false,
+            };
+            self.float.value_named(name).filter(own)
+        })
     }
 
     /// What a node's output stands for where a quantizer has taken over the Relu or Clip behind the node: onnxruntime's
@@ -427,6 +425,7 @@ impl Finder<'_> {
             for (at, value) in results.iter().enumerate() {
                 if let (Some(value), Some(copy)) = (value, self.float.node(made).output(at)) {
                     self.copies.insert(*value, copy);
+                    self.made.insert(copy);
                 }
             }
         }
