@@ -19,6 +19,7 @@ use super::support::nodes::{named, planned};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
+use crate::ir::view::Gemm;
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
@@ -343,7 +344,7 @@ impl<'a> Insert<'a> {
 
     /// Makes a Gemm read its right operand as it is stored now.
     fn untranspose(model: &mut Model, node: NodeId, weight: &Weight) -> Result<()> {
-        if model.node(node).is("Gemm") && weight.at.input == 1 && model.node(node).int("transB").unwrap_or(0) != 0 {
+        if weight.at.input == 1 && Gemm::of(model.node(node)).is_some_and(|gemm| gemm.trans_b) {
             model.remove_attr(node, "transB");
             return Ok(());
         }

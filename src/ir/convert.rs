@@ -227,7 +227,8 @@ impl Reader<'_> {
 
     fn infos(&mut self, graph: GraphId, infos: Vec<ValueInfoProto>) {
         for info in infos {
-            let value = info.name.as_deref().and_then(|n| self.scopes.last().and_then(|(_, names)| names.get(n)).copied());
+            let value =
+                info.name.as_deref().and_then(|n| self.scopes.last().and_then(|(_, names)| names.get(n)).copied());
             if let Some(value) = value {
                 let slot = &mut self.model.values[value.0 as usize];
                 if slot.ty.is_none() {

@@ -21,6 +21,7 @@ mod scratch;
 mod tensor;
 pub mod text;
 pub mod verify;
+pub mod view;
 pub mod walk;
 
 use std::collections::HashMap;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Kind, Site};
 use crate::error::Result;
+use crate::ir::view::{Clip, Quantizer};
 use crate::ir::{Def, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 use crate::onnx::DataType;
 use crate::passes::raise_opset::raise;
@@ -131,7 +132,7 @@ fn clips_at_zero(model: &Model, id: NodeId) -> bool {
     let node = model.node(id);
     let bound = || match node.input(1) {
         Some(low) => model.constant(low).and_then(Tensor::to_f32)?.first().copied(),
-        None => node.float("min"),
+        None => Clip::of(node).and_then(|clip| clip.min),
     };
     node.is("Relu") || (node.is("Clip") && bound().is_some_and(|low| low.abs() == 0.0))
 }
@@ -184,7 +185,7 @@ impl Finder<'_> {
         };
         let dynamic = node.op_type() == "DynamicQuantizeLinear";
         let zero = node.input(2).and_then(|z| self.test.dtype(z));
-        let asked = node.int("output_dtype").and_then(|code| DataType::from_code(code as i32));
+        let asked = Quantizer::of(node).and_then(|q| q.output_dtype);
         let format = if dynamic { DataType::Uint8 } else { zero.or(asked).unwrap_or(DataType::Uint8) };
         let site = Site {
             site,
@@ -214,8 +215,8 @@ impl Finder<'_> {
         let node = self.test.node(id);
         let scales = node.input(1).and_then(|s| self.test.shape(s));
         let count: usize = scales.iter().flatten().map(|d| d.unwrap_or(2)).product();
-        match node.int("block_size") {
-            Some(size) if size > 0 => format!("group of {size}"),
+        match Quantizer::of(node) {
+            Some(Quantizer { block_size, .. }) if block_size > 0 => format!("group of {block_size}"),
             _ if count > 1 => "channel".to_owned(),
             _ => "tensor".to_owned(),
         }
