@@ -285,7 +285,7 @@ impl<'a> Insert<'a> {
 
     fn weights(&mut self, model: &mut Model) -> Result<()> {
         // Consumers of one tensor that agree on its format share the codes.
-        let mut made: Vec<(usize, [ValueId; 2])> = Vec::new();
+        let mut made: BTreeMap<&str, Vec<(usize, [ValueId; 2])>> = BTreeMap::new();
         for (index, (weight, solved)) in self.plan.weights.iter().zip(&self.solution.weights).enumerate() {
             if weight.quantizer.float_zero_point && weight.form != Form::Matmulnbits {
                 let message =
@@ -294,9 +294,10 @@ impl<'a> Insert<'a> {
             }
             let value = named(model, &weight.tensor)?;
             let node = planned(model, &weight.at.node)?;
+            let made = made.entry(&weight.tensor).or_default();
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
-                let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
+                let same = a.quantizer == b.quantizer && a.transpose == b.transpose;
                 same && self.solution.weights[*other] == *solved
             });
             let (first, [scale, zero]) = if let Some(&(other, found)) = alike {

@@ -184,13 +184,19 @@ impl Model {
             return base;
         }
         let nodes = &self.nodes;
-        let taken = self.node_names.get_or_insert_with(|| nodes.iter().map(|n| n.name().to_owned()).collect());
-        let mut name = base.clone();
-        let mut number = 0;
-        while !taken.insert(name.clone()) {
+        let taken = self.node_names.get_or_insert_with(|| nodes.iter().map(|n| (n.name().to_owned(), 1)).collect());
+        let Some(&tried) = taken.get(&base) else {
+            taken.insert(base.clone(), 1);
+            return base;
+        };
+        let mut number = tried;
+        let mut name = format!("{base}_{number}");
+        while taken.contains_key(&name) {
             number += 1;
             name = format!("{base}_{number}");
         }
+        taken.insert(base, number + 1);
+        taken.insert(name.clone(), 1);
         name
     }
 
@@ -241,7 +247,13 @@ impl Model {
         touched.sort_unstable();
         touched.dedup();
         for graph in touched {
-            self.graphs[graph.0 as usize].nodes.retain(|n| !doomed.contains(n));
+            // Passes remove nodes one by one where they are: a scan of the whole list for each would be quadratic.
+            if let [node] = *nodes {
+                let at = self.position(graph, node);
+                self.graphs[graph.0 as usize].nodes.remove(at);
+            } else {
+                self.graphs[graph.0 as usize].nodes.retain(|n| !doomed.contains(n));
+            }
         }
     }
 

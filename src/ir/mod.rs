@@ -61,8 +61,8 @@ pub struct Model {
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<Value>,
     pub(crate) names: Names,
-    /// Names of nodes, once a node was inserted.
-    pub(crate) node_names: Option<std::collections::HashSet<String>>,
+    /// Names that nodes bore, once a node was inserted, with the least number behind them that may be free.
+    pub(crate) node_names: Option<HashMap<String, usize>>,
     pub(crate) path: Option<PathBuf>,
     /// Files its external data came from.
     pub(crate) sources: Vec<PathBuf>,
