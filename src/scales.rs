@@ -1,3 +1,5 @@
+//! The scales of a quantized model, as a configuration that gives them by hand.
+
 use std::collections::BTreeMap;
 
 use crate::config::spec::{Dtype, Share};

@@ -419,11 +419,20 @@ impl Model {
         self.graphs[graph.0 as usize].initializers = kept;
     }
 
-    /// Turns a default of a graph input into a plain constant by dropping the input.
-    pub fn freeze_input(&mut self, graph: GraphId, value: ValueId) {
-        let Def::Input { default: Some(tensor) } = &self.value(value).def else { return };
-        let tensor = tensor.clone();
-        self.bind_input(graph, value, tensor);
+    /// Turns the inputs of a graph that have a default into constants; which they were.
+    pub fn freeze_inputs(&mut self, graph: GraphId) -> Vec<ValueId> {
+        let mut frozen = Vec::new();
+        let values = &mut self.values;
+        self.graphs[graph.0 as usize].inputs.retain(|port| {
+            let Some(value) = port.value else { return true };
+            let def = &mut values[value.0 as usize].def;
+            let Def::Input { default } = def else { return true };
+            let Some(tensor) = default.take() else { return true };
+            *def = Def::Constant(tensor);
+            frozen.push(value);
+            false
+        });
+        frozen
     }
 
     /// Gives a graph input the default `tensor`, in place of one that it has.

@@ -47,6 +47,7 @@ pub fn violations(model: &Model) -> Vec<String> {
         homes: vec![None; model.values.len()],
         scopes: vec![HashMap::new(); model.graphs.len()],
         uses: vec![Vec::new(); model.values.len()],
+        passed: vec![false; model.nodes.len()],
     };
     for &graph in &graphs {
         check.definitions(graph);
@@ -72,6 +73,8 @@ struct Check<'a> {
     scopes: Vec<HashMap<&'a str, ValueId>>,
     /// The uses that exist.
     uses: Vec<Vec<User>>,
+    /// The nodes whose outputs are there for those behind them.
+    passed: Vec<bool>,
 }
 
 impl Check<'_> {
@@ -231,19 +234,37 @@ impl Check<'_> {
     }
 
     fn order(&mut self, graph: GraphId) {
-        let nodes = self.model.graph(graph).nodes();
+        let Some(late) = self.late(graph) else { return };
         match self.model.topological_order(graph) {
             Err(cycle) => {
                 let named: Vec<String> = cycle.iter().take(8).map(|&n| self.node(n)).collect();
                 let more = if cycle.len() > 8 { format!(" and {} more", cycle.len() - 8) } else { String::new() };
                 self.found.push(format!("a cycle runs through {}{more}", named.join(", ")));
             }
-            Ok(order) => {
-                if let Some((_, &late)) = order.iter().zip(nodes).find(|(a, b)| a != b) {
-                    self.found.push(format!("{} comes before a producer of its inputs", self.node(late)));
-                }
-            }
+            Ok(_) => self.found.push(format!("{} comes before a producer of its inputs", self.node(late))),
         }
+    }
+
+    /// The first node of a graph that comes before a producer of what it, or a body in it, reads.
+    fn late(&mut self, graph: GraphId) -> Option<NodeId> {
+        let model = self.model;
+        for &id in model.graph(graph).nodes() {
+            let unmade = |&value: &ValueId| {
+                let producer = model.producer(value).filter(|&p| model.node(p).graph == Some(graph));
+                producer.is_some_and(|p| !self.passed[p.0 as usize])
+            };
+            let node = model.node(id);
+            let is_late = if node.bodies().next().is_some() {
+                model.reads(id).iter().any(unmade)
+            } else {
+                node.inputs.iter().flatten().any(unmade)
+            };
+            if is_late {
+                return Some(id);
+            }
+            self.passed[id.0 as usize] = true;
+        }
+        None
     }
 
     fn domains(&mut self, graph: GraphId) {

@@ -42,8 +42,7 @@ impl Model {
     }
 
     /// Nodes of `graph` that use an output of `node`, directly or in a body; each once, in arena order.
-    #[must_use]
-    pub fn consumers_in(&self, graph: GraphId, node: NodeId) -> Vec<NodeId> {
+    fn consumers_in(&self, graph: GraphId, node: NodeId) -> Vec<NodeId> {
         let mut found: Vec<NodeId> = self
             .node(node)
             .outputs
