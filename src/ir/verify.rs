@@ -11,11 +11,14 @@
 //!    captures is not hidden by a tensor of the same name in between. (A body may reuse outer names that it does not use:
 //!    runtimes accept it, and exporters do it.)
 //! 8. Every node has an operator; every domain used is imported, by the model or by the function it is used in.
+//! 9. Nodes of known operators have the inputs, outputs and types that their schemas demand, and quantizers the scales.
 //!
 //! Files whose nodes are not sorted pass rule 6 because loading sorts them. What tensors hold is checked when they are
 //! made ([`Tensor::from_proto`](super::Tensor::from_proto)).
 //!
 //! It costs time linear in the size of the structure and never reads tensor data.
+
+mod operators;
 
 use std::collections::{HashMap, HashSet};
 
@@ -40,6 +43,24 @@ pub fn verify(model: &Model) -> Result<()> {
 /// Every violation, as a sentence that names node and tensor.
 #[must_use]
 pub fn violations(model: &Model) -> Vec<String> {
+    let mut found = structure(model);
+    for graph in model.all_graphs() {
+        for &id in model.graph(graph).nodes() {
+            let node = model.node(id);
+            // A function of the model may have the name of an operator.
+            let own = || model.functions.iter().any(|f| f.key() == (node.domain(), node.op_type(), node.overload()));
+            let clauses = operators::violations(model, id);
+            if !clauses.is_empty() && !own() {
+                found.extend(clauses.into_iter().map(|clause| format!("{} {clause}", label(model, id))));
+            }
+        }
+    }
+    found
+}
+
+/// The violations of all rules but the last.
+#[must_use]
+pub fn structure(model: &Model) -> Vec<String> {
     let graphs = model.all_graphs();
     let mut check = Check {
         model,
@@ -64,6 +85,10 @@ pub fn violations(model: &Model) -> Vec<String> {
     check.found
 }
 
+fn label(model: &Model, id: NodeId) -> String {
+    format!("node \"{}\" ({})", model.node_name(id), model.node(id).op_type())
+}
+
 struct Check<'a> {
     model: &'a Model,
     found: Vec<String>,
@@ -79,7 +104,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn node(&self, id: NodeId) -> String {
-        format!("node \"{}\" ({})", self.model.node_name(id), self.model.node(id).op_type())
+        label(self.model, id)
     }
 
     fn graph(&self, id: GraphId) -> String {

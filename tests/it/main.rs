@@ -34,3 +34,4 @@ mod solve;
 mod statistics_file;
 mod text;
 mod tidy;
+mod verify;
