@@ -69,6 +69,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         wants: BTreeMap::new(),
         tokens: BTreeMap::new(),
         pairs: BTreeMap::new(),
+        listed: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
     for &node in &nodes {
@@ -143,6 +144,8 @@ pub(super) struct Planner<'a> {
     pub(super) tokens: BTreeMap<NodeId, (usize, f32)>,
     /// The pairs that serve them, once these are made.
     pub(super) pairs: BTreeMap<String, Activation>,
+    /// The pair that lists an input among its readers.
+    pub(super) listed: BTreeMap<Slot, String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -246,7 +246,7 @@ fn float_constant(model: &Model, tensor: &str, node: &str) -> Result<Vec<f32>> {
     let source = Source::new(constant).ok_or_else(|| misplanned(tensor, "a planned constant is not float"))?;
     source.check_finite().map_err(|e| {
         let e = e.at_value(tensor);
-        match model.value_named(node).and_then(|v| model.producer(v)) {
+        match model.producer_named(node) {
             Some(id) => e.at_node(model.node_name(id), model.node(id).op_type()),
             None => e,
         }

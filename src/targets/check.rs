@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::ir::view::{Gemm, Quantizer};
 use crate::ir::{Def, Model, NodeId, Tensor, User, ValueId};
 use crate::numerics::pair_safe;
 use crate::onnx::DataType;
@@ -95,7 +96,7 @@ impl<'a> Check<'a> {
         let wide = [0, 2].into_iter().filter_map(|i| self.model.constant_input(node, i)).map(Tensor::dtype);
         let wide =
             wide.filter(|d| matches!(d, DataType::Int16 | DataType::Uint16)).filter_map(DataType::quantizers_since);
-        let groups = self.model.node(node).int("block_size").unwrap_or(0) > 0;
+        let groups = Quantizer::of(self.model.node(node)).is_some_and(|q| q.block_size > 0);
         if let Some((need_opset, need_ir)) = wide.chain(groups.then_some((21, 10))).max()
             && (opset < need_opset || ir < need_ir)
         {
@@ -153,10 +154,11 @@ impl<'a> Check<'a> {
     fn weight(&mut self, weight: &Dequantized<'_>, reader: NodeId, input: usize) {
         let dims = weight.codes.dims();
         let Some(layout) = ops::weight_layout(self.model, reader, input, &dims) else { return };
-        let blocked = self.model.node(weight.node).int("block_size").unwrap_or(0) > 0;
+        let Some(quantizer) = Quantizer::of(self.model.node(weight.node)) else { return };
+        let blocked = quantizer.block_size > 0;
         let has_kernel = self.target.anchor(self.model.node(reader).op_type()).is_some();
         if weight.scale.len() > 1 && !blocked && has_kernel {
-            let axis = self.model.node(weight.node).int("axis").unwrap_or(1);
+            let axis = quantizer.axis;
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
             if layout.channel_axis.map(|a| a as i64) != Some(axis) {
                 self.found.push(format!(
@@ -169,10 +171,10 @@ impl<'a> Check<'a> {
         let at = self.model.node(reader);
         let columns = dims.last().copied().unwrap_or(0);
         let multiple = self.target.two_bit_columns.max(1);
-        let block = self.model.node(weight.node).int("block_size").unwrap_or(0);
+        let block = quantizer.block_size;
         let fused = block == 0 || [16, 32, 64, 128, 256].contains(&block);
         if (at.is("MatMul") || at.is("Gemm"))
-            && at.int("transB").unwrap_or(0) == 0
+            && Gemm::of(at).is_none_or(|gemm| !gemm.trans_b)
             && input == 1
             && fused
             && weight.codes.dtype().bits() == Some(2)
@@ -255,9 +257,8 @@ impl<'a> Check<'a> {
             return;
         };
         let scales = bias.scale.to_f32().unwrap_or_default();
-        let alpha = if node.is("Gemm") { node.float("alpha").unwrap_or(1.0) } else { 1.0 };
         let exact = input.len() == 1
-            && alpha.to_bits() == 1.0f32.to_bits()
+            && Gemm::of(node).is_none_or(|gemm| gemm.is_plain(false))
             && scales.len() == weight.len()
             && scales.iter().zip(&weight).all(|(b, w)| b.to_bits() == (w * input[0]).to_bits());
         if !exact {

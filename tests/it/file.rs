@@ -853,12 +853,15 @@ proptest! {
         }
         for (kind, a, b) in edits {
             edit(&mut model, kind, a, b);
-            let found = verify::violations(&model);
+            let found = verify::structure(&model);
             prop_assert!(found.is_empty(), "after edit {}: {:?}", kind, found);
         }
         let written = file::to_bytes(&model).unwrap();
-        let again = file::from_bytes(written.clone()).unwrap();
-        prop_assert_eq!(content_hash(&again), content_hash(&model));
+        // An input may have got a value of another type than its operator takes.
+        match file::from_bytes(written.clone()) {
+            Ok(again) => prop_assert_eq!(content_hash(&again), content_hash(&model)),
+            Err(e) => prop_assert_ne!(verify::violations(&model), Vec::<String>::new(), "{}", e),
+        }
         let folder = folder();
         let path = folder.path().join("m.onnx");
         file::save(&model, &path).unwrap();

@@ -41,3 +41,4 @@ mod solve;
 mod statistics_file;
 mod text;
 mod tidy;
+mod verify;

@@ -54,7 +54,7 @@ pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (P
     let mut statistics = Statistics::default();
     for (name, activation) in &made.activations {
         if activation.mode == Mode::Static {
-            let producer = model.value_named(name).and_then(|v| model.producer(v));
+            let producer = model.producer_named(name);
             let relu = producer.is_some_and(|p| matches!(model.node(p).op_type(), "Relu" | "Clip"));
             let mut site = SiteStatistics::new();
             site.observe(0, &[if relu { 0.0 } else { -1.0 }, 3.0]);

@@ -209,7 +209,7 @@ fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<
     ));
     let done = converted_as(&model, &[], &[], keep_scales).unwrap();
     let found = &done.model;
-    let named = |v: &str| found.value_named(v).and_then(|v| found.producer(v));
+    let named = |v: &str| found.producer_named(v);
     let conv = named("last").filter(|&n| found.node(n).is("Conv"));
     let Some(conv) = conv else {
         return Err(done.kept.iter().map(|n| n.text.as_str()).collect::<Vec<_>>().join("; "));
@@ -843,7 +843,7 @@ fn shifted_codes_are_found_behind_transposes() {
         let turns = turns.join(" ");
         parsed(&format!(
             "<ir_version: 10, opset_import: [\"\" : 21]> g (float[n, 32] x) => (float[n, 32] y) <
-                uint4[1] q = {{0}}, float[1] s = {{0.0}}, float[1] o = {{0.0}},
+                uint4[1, 1] q = {{0}}, float[1, 1] s = {{0.0}}, float[1] o = {{0.0}},
                 int64[3] cut = {{32, 2, 16}}, int64[2] whole = {{32, 32}}> {{
                 d = DequantizeLinear <axis = 1, block_size = 16> (q, s) g = Reshape(d, cut) a = Add(g, o)
                 t0 = Reshape(a, whole) {turns} y = MatMul(x, t{transposes}) }}"

@@ -204,6 +204,18 @@ impl Case {
     }
 }
 
+/// The type of a tensor that a segment computes: shapes, and what is made of them, are integers.
+fn dtype(model: &Model, name: &str) -> DataType {
+    let node = model.producer_named(name).map(|node| model.node(node));
+    match node.map(|node| (node.op_type(), node.input(0))) {
+        Some(("Shape", _)) => DataType::Int64,
+        Some(("Concat" | "Gather" | "Slice" | "Squeeze" | "Unsqueeze", Some(data))) => {
+            model.dtype(data).unwrap_or_else(|| dtype(model, model.value(data).name()))
+        }
+        _ => DataType::Float,
+    }
+}
+
 #[test]
 fn segments_cover_the_model_and_fit() {
     let digits = file::load(&models("digits.onnx")).unwrap();
@@ -223,7 +235,7 @@ fn segments_cover_the_model_and_fit() {
                     .iter()
                     .filter(|&&n| model.reads(n).iter().any(|&v| model.constant(v).is_some()));
                 assert!(segment.weights <= limit || heavy.count() == 1, "{name} {limit}: {segment:?}");
-                let types = segment.carried.iter().map(|n| (n.clone(), DataType::Float)).collect();
+                let types = segment.carried.iter().map(|n| (n.clone(), dtype(&model, n))).collect();
                 let part = segment.model(&model, &types).unwrap();
                 assert_eq!(part.graph(part.main()).nodes().len(), segment.nodes.len());
             }

@@ -143,7 +143,7 @@ impl<'a> Solver<'a> {
     pub(super) fn solve(&self, model: &Model, floor: f32) -> Result<SolvedWeight> {
         self.solved(floor).map_err(|e| {
             // What is not finite explains whatever went wrong.
-            let at = model.value_named(&self.weight.at.node).and_then(|v| model.producer(v));
+            let at = model.producer_named(&self.weight.at.node);
             let e = match (self.source.check_finite(), at) {
                 (Err(e), Some(node)) => e.at_node(model.node_name(node), model.node(node).op_type()),
                 (Err(e), None) => e,
