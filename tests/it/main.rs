@@ -32,5 +32,6 @@ mod segments;
 mod snapshot;
 mod solve;
 mod statistics_file;
+mod support;
 mod text;
 mod tidy;
