@@ -196,6 +196,16 @@ fn summaries() {
 }
 
 #[test]
+fn limits_that_are_missed() {
+    session("guard.txt");
+}
+
+#[test]
+fn sites_that_are_explained() {
+    session("explain.txt");
+}
+
+#[test]
 fn quiet_says_nothing_and_errors_all_the_same() {
     let folder = folder();
     let answer = amax(folder.path(), "rewrite digits.onnx out.onnx --quiet --report report.json");
