@@ -82,8 +82,9 @@ fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
 
 /// The range of one tensor.
 fn range(name: &str, activation: &Activation, statistics: &Statistics) -> Result<(f32, f32)> {
-    if let Some(range) = activation.range {
-        return Ok(range);
+    if let Some((low, high)) = activation.range {
+        check_range(low, high).map_err(|e| e.at_value(name))?;
+        return Ok((low, high));
     }
     let tensor = tensor(name, activation);
     let site = statistics.sites.get(tensor).ok_or_else(|| {

@@ -11,7 +11,8 @@ use amax::quant::{
     Arithmetic, Coding, Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
 };
 use proptest::prelude::*;
-use serde_json::Value;
+
+use crate::support::{numbers, vectors};
 
 const FORMATS: [Format; 6] = [Format::Int2, Format::Uint2, Format::Int4, Format::Uint4, Format::Int8, Format::Uint8];
 
@@ -188,19 +189,10 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(Bands::new(&[2, 3], &Granularity::PerChannel { axis: 2 }).is_err());
 }
 
-fn vectors() -> Value {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/blocks.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
-
 /// The zero points are those of the published algorithm, where groups stop together as they do there.
 #[test]
 fn hqq_finds_the_zero_points_of_others() {
-    let file = vectors();
+    let file = vectors("blocks.json");
     let case = &file["hqq"];
     let [x, inverse, mut zeros, expected] = ["values", "inverse", "first", "zeros"].map(|key| numbers(&case[key]));
     hqq::fit_zeros(&x, 32, &inverse, &mut zeros, 15.0, hqq::ITERATIONS);
@@ -213,8 +205,7 @@ fn hqq_finds_the_zero_points_of_others() {
 /// quantizers give.
 #[test]
 fn tinygemm_is_that_of_torchao() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/tinygemm.json");
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let file = vectors("tinygemm.json");
     let x = numbers(&file["x"]);
     for case in file["cases"].as_array().unwrap() {
         let scale_dtype = if case["scale_dtype"] == "bfloat16" { ScaleDtype::Bfloat16 } else { ScaleDtype::Float32 };
@@ -272,7 +263,7 @@ fn errors(x: &[f32], spec: &RangeSpec, encoding: &Encoding, (scale, zero): (f32,
 
 #[test]
 fn least_squares_come_near_the_least_that_a_search_finds() {
-    let file = vectors();
+    let file = vectors("blocks.json");
     let case = &file["kquant"];
     let [x, theirs, searched] = ["values", "onnxruntime", "searched"].map(|key| numbers(&case[key]));
     let spec = RangeSpec::new(Format::Uint4, false);

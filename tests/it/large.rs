@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -24,15 +23,8 @@ use amax::rewrite::{Request, Rewritten, rewrite};
 use amax::runtime::{Runtime, TractEvaluate};
 use amax::targets::{self, Target};
 use prost::Message;
-use tempfile::TempDir;
 
-fn folder() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-fn names_in(folder: &Path) -> BTreeSet<String> {
-    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-}
+use crate::support::{folder, names_in};
 
 /// Noise from -1 to 1, of a generator that has nothing to do with amax.
 fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -47,7 +39,7 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
 }
 
 /// `y = x·wᵀ·w·…`, for matrices of `width` × `width` floats, one of them behind a Transpose that is folded.
-fn layers(count: usize, width: usize) -> Model {
+pub fn layers(count: usize, width: usize) -> Model {
     let mut model = Model::new("layers", 10, 21);
     let main = model.main();
     let mut at = model.add_input(main, "x", tensor_type(DataType::Float, Some(&[None, Some(width)])));

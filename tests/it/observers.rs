@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use amax::algorithms::observers::{error, range};
 use amax::numerics::qparams_from_range;
@@ -28,7 +27,7 @@ struct Divergence {
 }
 
 fn folder() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/observers")
+    crate::support::root("tests/data/observers")
 }
 
 fn values(name: &str) -> Vec<f32> {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use amax::config::spec::Form;
 use amax::config::{Config, Pattern, presets};
@@ -22,8 +22,10 @@ use amax::samples::SampleSet;
 use amax::targets::Target;
 use serde_json::Value;
 
+use crate::support::{digits, root};
+
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qat")
+    root("tests/qat")
 }
 
 fn load(name: &str) -> Model {
@@ -570,9 +572,7 @@ fn initializers(model: &Model) -> BTreeMap<String, (DataType, Vec<usize>, Vec<u8
 #[test]
 #[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
 fn what_prepare_makes_converts_to_what_rewrite_makes() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits.onnx");
-    let model = file::load(&root).unwrap();
-    let set = SampleSet::open(&root.with_extension("calib.npz"), &model).unwrap();
+    let (model, set) = digits();
     let settings: &[&[&str]] = &[
         &[],
         &["default.weight.round=half-away"],
@@ -614,9 +614,7 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
 #[test]
 #[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
 fn what_is_prepared_in_operators_computes_the_same() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits.onnx");
-    let model = file::load(&path).unwrap();
-    let set = SampleSet::open(&path.with_extension("calib.npz"), &model).unwrap();
+    let (model, set) = digits();
     for name in ["int8", "fp8", "mxfp8", "mxfp4", "nvfp4", "a16w8"] {
         let config = presets::load(name).unwrap();
         let made = [target("generic"), target("generic").simulated()].map(|target| {

@@ -1,6 +1,6 @@
 //! Scales that come from other tools, and go from one model to another.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use amax::config::spec::{Dtype, Format, Share};
 use amax::config::{Config, Numbers, Tensor, import};
@@ -8,10 +8,11 @@ use amax::ir::file;
 use amax::plan::{Given, Knowledge, plan};
 use amax::targets::Target;
 
-use crate::pipeline::{digits, run};
+use crate::pipeline::run;
+use crate::support::{digits, root};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/scales").join(name)
+    root("tests/data/scales").join(name)
 }
 
 fn imported(name: &str) -> Config {

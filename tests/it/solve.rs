@@ -9,44 +9,27 @@
 )]
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use amax::config::Guard;
 use amax::error::{Kind, Result};
+use amax::ir::Model;
 use amax::ir::text::parse;
-use amax::ir::{Model, NodeId, Tensor};
 use amax::numerics::{Format, Granularity, QParams, dequantize, pack};
 use amax::onnx::DataType;
-use amax::passes::{Context, Evaluate, pipeline};
+use amax::passes::pipeline;
 use amax::plan::Plan;
 use amax::solve::{Solution, Solved, guard, solve};
 use amax::statistics::{SiteStatistics, Statistics};
 use amax::targets::{Target, check};
 use serde_json::{Value, json};
 
-struct NoRuntime;
-
-impl Evaluate for NoRuntime {
-    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
-        None
-    }
-}
+use crate::support::{numbers, pass, root, vectors};
 
 /// The model that a plan makes.
 fn applied(model: &Model, plan: &Plan, solution: &Solution) -> Result<Model> {
     let mut model = model.clone();
-    let context = Context { evaluate: &NoRuntime, quantization: Some((plan, solution)) };
-    pipeline::run(&mut model, pipeline::QUANTIZE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    pass(&mut model, pipeline::QUANTIZE, Some((plan, solution)))?;
     Ok(model)
-}
-
-fn vectors(name: &str) -> Value {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
 }
 
 fn integers(value: &Value) -> Vec<i32> {
@@ -848,7 +831,7 @@ fn models_for_onnxruntime_are_these() {
         let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(check::violations(&made, &Target::load("generic").unwrap()), Vec::<String>::new(), "{name}");
         let bytes = amax::ir::file::to_bytes(&made).unwrap();
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/solve").join(format!("{name}.onnx"));
+        let path = root("tests/solve").join(format!("{name}.onnx"));
         if std::env::var_os("AMAX_BLESS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, &bytes).unwrap();
