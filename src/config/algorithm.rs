@@ -187,7 +187,7 @@ impl Algorithm {
                 let error =
                     Error::new(Kind::Config, format!("the method \"{}\" has no parameter \"{key}\"", method.name()));
                 return Err(if valid.is_empty() {
-                    error.with_hint("it has none")
+                    error.with_hint("it has no parameters")
                 } else {
                     error.with_hint(format!("it has {}", valid.join(", ")))
                 });
@@ -208,6 +208,6 @@ impl Algorithm {
             return Ok(());
         }
         Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
-            .with_hint("\"max\" is there: observed ranges, and rounding to the nearest code; for weights also \"hqq\" and \"kquant\""))
+            .with_hint("use \"max\" (observed ranges, rounding to nearest) or, for weights, \"hqq\" or \"kquant\""))
     }
 }

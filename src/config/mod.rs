@@ -204,7 +204,7 @@ impl Tensor {
 
 /// One number, or several.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged, expecting = "a number or a list of numbers is needed")]
+#[serde(untagged, expecting = "expected a number or a list of numbers")]
 pub enum Numbers<T> {
     /// For all.
     One(T),
@@ -306,7 +306,7 @@ impl Config {
         if let Some((key, _)) = guard.iter().find(|(_, value)| value.as_float().is_some_and(f64::is_nan)) {
             return Err(self
                 .error(&format!("guard.{key}"), format!("guard.{key} is not a number"))
-                .with_hint("give decibels; -inf lets everything pass"));
+                .with_hint("give decibels; -inf accepts everything"));
         }
         if let Some(algorithm) = &self.algorithm {
             algorithm.validate().map_err(|e| self.source.at(e, "algorithm"))?;
@@ -323,14 +323,14 @@ impl Config {
             let Tensor { range, scale, zero_point, .. } = tensor;
             match (range, scale, zero_point) {
                 (Some(_), Some(_), _) => {
-                    return fail("range", "both a range and a scale are given; one follows from the other");
+                    return fail("range", "range and scale exclude each other, since one follows from the other");
                 }
                 (_, None, Some(_)) => return fail("zero_point", "a zero point needs a scale"),
                 (Some([low, high]), ..) if !(low.is_finite() && high.is_finite() && low <= high) => {
-                    return fail("range", "a range is a smaller and a larger finite number");
+                    return fail("range", "a range is two finite numbers, the smaller one first");
                 }
                 (_, Some(scale), _) if scale.to_vec().iter().any(|s| !s.is_normal() || *s < 0.0) => {
-                    return fail("scale", "a scale is a positive number");
+                    return fail("scale", "a scale must be a positive number");
                 }
                 _ => {}
             }

@@ -341,8 +341,9 @@ impl Rules {
             let said = SiteKind::ALL.into_iter().filter(|&kind| rule.level.spec(kind).is_some());
             if let Some(kind) = said.into_iter().find(|&kind| !rule.any_kind && !matches(kind)) {
                 let kind = kind.name();
-                let message = format!("{} says something about {kind}, and matches no {kind}", rule.label);
-                let hint = "a pattern that ends in .weight means weights only; one on names of nodes means all sites";
+                let message = format!("{} sets {kind} keys but matches no {kind}", rule.label);
+                let hint =
+                    "a pattern that ends in .weight matches weights only; the name of a node matches all its sites";
                 return Err(rule.origin.at(Error::new(Kind::Config, message), kind).with_hint(hint));
             }
         }
@@ -356,7 +357,7 @@ fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a
     if !rule.ops.is_empty() && nodes.clone().any(|node| sites(node).iter().any(|names| names.matched_by(pattern))) {
         let ops = rule.ops.join(" or ");
         return error(format!("{} matches no {ops}", rule.label))
-            .with_hint("it matches nodes of other operators: leave op_type out, or name theirs");
+            .with_hint("it matches nodes of other operators: leave op_type out, or name those");
     }
     let error = error(format!("{} matches no node and no site", rule.label));
     let (node, site) = pattern.parts();
@@ -451,7 +452,7 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         }
         let label = format!("[[layer]] \"{}\"", layer.pattern);
         if layer.level() == Level::default() {
-            return Err(at(Error::new(Kind::Config, format!("{label} says nothing")), "match")
+            return Err(at(Error::new(Kind::Config, format!("{label} sets no key")), "match")
                 .with_hint("add enable = false, or weight.dtype = \"int4\", for example"));
         }
         let rule = rule(path.clone(), label, Scope::Name(pattern), layer.level())?;
@@ -494,10 +495,10 @@ fn known_op(op: &str) -> Result<()> {
     if ops::find(op).is_some() {
         return Ok(());
     }
-    let error = Error::new(Kind::Config, format!("no operator is called \"{op}\" in amax's operator table"));
+    let error = Error::new(Kind::Config, format!("amax's operator table has no \"{op}\""));
     Err(match nearest(op, ops::TABLE.iter().map(|row| row.op)) {
         Some(name) => error.with_hint(format!("did you mean \"{name}\"?")),
-        None => error.with_hint("operators without a row there are never quantized"),
+        None => error.with_hint("operators that are not in the table are never quantized"),
     })
 }
 
@@ -546,13 +547,13 @@ impl Config {
         let (section, rest) = key.split_once('.').unwrap_or((key, ""));
         match section {
             "enable" | "input" | "output" | "weight" | "bias" => {
-                Err(Error::new(Kind::Config, "it is not said of which nodes").with_hint(format!(
-                    "default.{key} is for all, op_type.OPERATOR.{key} and layer.PATTERN.{key} for some"
+                Err(Error::new(Kind::Config, "the key does not say for which nodes").with_hint(format!(
+                    "default.{key} is for all nodes, op_type.OPERATOR.{key} and layer.PATTERN.{key} are for some"
                 )))
             }
             "default" | "op_type" | "layer" => {
                 let (name, key) = level_key(section, rest).ok_or_else(|| {
-                    Error::new(Kind::Config, format!("\"{key}\" names no key of a level")).with_hint(form)
+                    Error::new(Kind::Config, format!("\"{key}\" is not a key of a level")).with_hint(form)
                 })?;
                 let (level, _) = document::parse::<Level>(&format!("{key} = {value}"))?;
                 let scope = match section {

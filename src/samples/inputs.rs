@@ -53,7 +53,7 @@ pub(super) fn inputs(model: &Model) -> Result<Vec<Input>> {
             Some(_) => {
                 return Err(Error::new(
                     Kind::Samples,
-                    "samples can only give tensors, and the model takes something else",
+                    "samples can only give tensors, but the model takes something else",
                 )
                 .at_value(value.name())
                 .with_hint("cut the model so that it starts at tensors"));
@@ -97,7 +97,7 @@ pub(super) fn bind(inputs: &mut [Input], dims: &BTreeMap<String, usize>) -> Resu
     free.dedup();
     let hint = match nearest(unknown, free.iter().map(String::as_str)) {
         Some(name) => format!("did you mean {name}?"),
-        None if free.is_empty() => "all sizes that are left are fixed".to_owned(),
+        None if free.is_empty() => "all other sizes are fixed".to_owned(),
         None => format!("the free dimensions are {}", free.join(", ")),
     };
     Err(Error::new(Kind::Usage, format!("no input has a free dimension {unknown}")).with_hint(hint))
@@ -141,7 +141,7 @@ impl Input {
         } else {
             format!("the file must hold one sample of shape {}", self.shape_text(None))
         };
-        let message = format!("the input takes {}, and the samples give {shape:?}", self.shape_text(None));
+        let message = format!("the input takes {}, but the samples give {shape:?}", self.shape_text(None));
         Err(self.error(message).with_hint(hint))
     }
 
@@ -154,7 +154,7 @@ impl Input {
                 return Ok(wanted);
             }
             (Element::Type(given), _) => numpy_name(given).to_owned(),
-            (Element::Raw(bytes), _) => format!("{bytes}-byte elements of no known type"),
+            (Element::Raw(bytes), _) => format!("{bytes}-byte elements of unknown type"),
         };
         let wanted = self.dtype.map_or("any type", numpy_name);
         let integers = matches!(element, Element::Type(given) if !given.is_float());
@@ -166,7 +166,7 @@ impl Input {
             Some(DataType::String) => "give strings as ONNX tensors, input_0.pb and so on".to_owned(),
             _ => format!("save the array with ml_dtypes' {wanted}, or as ONNX tensors, input_0.pb and so on"),
         };
-        Err(self.error(format!("the input takes {wanted}, and the samples give {given}")).with_hint(hint))
+        Err(self.error(format!("the input takes {wanted}, but the samples give {given}")).with_hint(hint))
     }
 }
 

@@ -153,8 +153,8 @@ fn rows(path: &Path, feeds: &[Feed], inputs: &[Input]) -> Result<usize> {
     });
     let first = rows.next();
     if let (Some((a, one)), Some((b, other))) = (&first, rows.find(|r| first.as_ref().is_some_and(|f| f.0 != r.0))) {
-        let message = format!("\"{one}\" holds {a} samples, and \"{other}\" holds {b}");
-        return Err(fail(message).with_hint("each array must hold a row for each sample"));
+        let message = format!("\"{one}\" holds {a} samples, but \"{other}\" holds {b}");
+        return Err(fail(message).with_hint("each array must hold one row per sample"));
     }
     drop(rows);
     let count = first.map_or(1, |(count, _)| count);

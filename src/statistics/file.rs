@@ -159,7 +159,7 @@ impl Statistics {
             return Err(damaged(format!("{} bytes follow its last tensor", data.len() - at)));
         }
         if format!("{:x}", Sha256::digest(data)) != metadata.data_sha256 {
-            return Err(damaged("its content does not have the hash that it says"));
+            return Err(damaged("its content does not match its hash"));
         }
         let ran = parse_ran(&metadata.samples_run)?;
         let names: BTreeSet<String> =
@@ -174,7 +174,7 @@ impl Statistics {
             sites.insert(name, site);
         }
         if let Some(name) = arrays.keys().next() {
-            return Err(damaged(format!("it has a tensor \"{name}\" that belongs to nothing")));
+            return Err(damaged(format!("its tensor \"{name}\" does not belong to any site")));
         }
         let number = |text: &str| text.parse().map_err(|_| damaged(format!("\"{text}\" is not a number of samples")));
         let statistics = Self {
@@ -252,13 +252,13 @@ fn damaged(message: impl AsRef<str>) -> Error {
 }
 
 fn cut_short() -> Error {
-    damaged("the file ends before its tensors do")
+    damaged("the file ends before its last tensor")
 }
 
 /// Header and tensors.
 fn split(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     let foreign = || {
-        Error::new(Kind::Samples, "this is not a file of statistics")
+        Error::new(Kind::Samples, "this is not a statistics file")
             .with_hint("`amax calibrate` and `amax merge` write them")
     };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(foreign()) };
@@ -376,7 +376,7 @@ fn site(name: &str, arrays: &mut BTreeMap<&str, Array<'_>>) -> Result<SiteStatis
         counts.read(Dtype::U32, &[], u32::from_le_bytes)?.into_iter().map(u64::from).collect()
     };
     let [count, nan, inf, zeros] = totals[..] else {
-        return Err(damaged("there are not four totals"));
+        return Err(damaged("it does not have four totals"));
     };
     let histogram = Histogram::from_parts(zeros, &octaves, &counts).map_err(damaged)?;
     let samples = rows.as_chunks::<COLUMNS>().0.iter().map(record).collect::<Result<Vec<_>>>()?;
@@ -403,7 +403,7 @@ fn record(row: &[f64; COLUMNS]) -> Result<SampleRecord> {
     let &[index, count, non_finite, min, max, sum, sum_squares] = row;
     let whole = |value: f64, limit: f64| {
         let fits = value >= 0.0 && value <= limit && value.fract() == 0.0;
-        if fits { Ok(value as u64) } else { Err(damaged(format!("{value} is no count"))) }
+        if fits { Ok(value as u64) } else { Err(damaged(format!("{value} is not a count"))) }
     };
     let (count, non_finite) = (whole(count, 2f64.powi(53))?, whole(non_finite, f64::from(u32::MAX))? as u32);
     let range = range(min, max)?;

@@ -437,7 +437,7 @@ impl Statistics {
         }
         if self.samples_hash != *samples_hash || self.sample_total != *sample_total {
             return Err(fail("the statistics are of different sample sets".to_owned())
-                .with_hint("every part must be given the whole set and run its own share of it"));
+                .with_hint("give every part the whole set; --shard chooses its share"));
         }
         if self.asked != *asked {
             return Err(fail(format!("one part observed {}, the other {asked}", self.asked))
@@ -482,9 +482,8 @@ impl Statistics {
         if self.model_hash == hash {
             return Ok(());
         }
-        Err(Error::new(Kind::Samples, "these statistics are of another model").with_hint(
-            "calibrate this one; a model that was exported again is another one where any weight or name differs",
-        ))
+        Err(Error::new(Kind::Samples, "these statistics are of another model")
+            .with_hint("calibrate this one; a new export is another model if any weight or name differs"))
     }
 
     /// The tensors that the run was asked for.

@@ -60,7 +60,7 @@ impl<'a> Check<'a> {
         let ir = self.model.ir_version();
         let Target { name, opset_max, ir_max, .. } = self.target;
         if opset > *opset_max {
-            self.found.push(format!("operator set {opset} is newer than the {opset_max} that {name} loads"));
+            self.found.push(format!("opset {opset} is newer than the {opset_max} that {name} loads"));
         }
         if ir > *ir_max {
             self.found.push(format!("IR version {ir} is newer than the {ir_max} that {name} loads"));
@@ -78,7 +78,7 @@ impl<'a> Check<'a> {
                 if (opset < need_opset || ir < need_ir) && seen.insert(dtype) {
                     let name = self.model.value(value).name();
                     self.found.push(format!(
-                        "\"{name}\" is {dtype}, which needs operator set {need_opset} and IR version {need_ir}"
+                        "\"{name}\" is {dtype}, which needs opset {need_opset} and IR version {need_ir}"
                     ));
                 }
             }
@@ -100,7 +100,7 @@ impl<'a> Check<'a> {
             && (opset < need_opset || ir < need_ir)
         {
             let label = self.label(node);
-            self.found.push(format!("{label} needs operator set {need_opset} and IR version {need_ir}"));
+            self.found.push(format!("{label} needs opset {need_opset} and IR version {need_ir}"));
         }
     }
 
@@ -115,7 +115,7 @@ impl<'a> Check<'a> {
             }
             let zeros = self.model.constant_input(node, 2).map(Tensor::len);
             if zeros.is_some_and(|z| z != scale.len()) {
-                self.found.push(format!("{} has as many zero points as no scale", self.label(node)));
+                self.found.push(format!("{} has zero points that do not match its scales", self.label(node)));
             }
         }
         let Some(weight) = self.dequantized(node) else { return };
@@ -160,7 +160,7 @@ impl<'a> Check<'a> {
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
             if layout.channel_axis.map(|a| a as i64) != Some(axis) {
                 self.found.push(format!(
-                    "the weight of {} has its scales on axis {axis}, the kernel takes axis {}",
+                    "the weight of {} has its scales on axis {axis}, but the kernel requires axis {}",
                     self.label(reader),
                     layout.channel_axis.map_or("none".to_owned(), |a| a.to_string())
                 ));
@@ -180,7 +180,7 @@ impl<'a> Check<'a> {
         {
             let dtype = weight.codes.dtype();
             self.found.push(format!(
-                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed rightly",
+                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed correctly",
                 self.label(reader)
             ));
         }
@@ -261,7 +261,10 @@ impl<'a> Check<'a> {
             && scales.len() == weight.len()
             && scales.iter().zip(&weight).all(|(b, w)| b.to_bits() == (w * input[0]).to_bits());
         if !exact {
-            self.found.push(format!("the bias of {} is not at the product of the scales", self.label(reader)));
+            self.found.push(format!(
+                "the scale of the bias of {} is not the product of the scales of input and weight",
+                self.label(reader)
+            ));
         }
     }
 

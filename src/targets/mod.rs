@@ -210,7 +210,7 @@ impl Target {
         }
         let names: Vec<&str> = names().collect();
         let error = Error::new(Kind::Config, format!("there is no target \"{name}\""));
-        let list = format!("targets are {}, or a path to a .toml profile", names.join(", "));
+        let list = format!("targets are {}, or the path of a .toml profile", names.join(", "));
         Err(match nearest(name, names) {
             Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
             None => error.with_hint(list),

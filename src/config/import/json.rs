@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for Json {
                 let mut entries: Vec<(String, Json)> = Vec::new();
                 while let Some((key, value)) = table.next_entry::<String, Json>()? {
                     if entries.iter().any(|(k, _)| *k == key) {
-                        return Err(de::Error::custom(format!("the key \"{key}\" stands here twice")));
+                        return Err(de::Error::custom(format!("the key \"{key}\" appears twice")));
                     }
                     entries.push((key, value));
                 }
@@ -131,35 +131,35 @@ impl<'a> At<'a> {
     pub(super) fn entries(&self) -> Result<Vec<(&'a str, Self)>> {
         match self.json {
             Json::Table(entries) => Ok(entries.iter().map(|(k, v)| (k.as_str(), self.below(k, v))).collect()),
-            _ => Err(self.wrong("a table is needed here")),
+            _ => Err(self.wrong("expected a table")),
         }
     }
 
     pub(super) fn items(&self) -> Result<Vec<Self>> {
         match self.json {
             Json::List(items) => Ok(items.iter().enumerate().map(|(i, v)| self.below(&i.to_string(), v)).collect()),
-            _ => Err(self.wrong("a list is needed here")),
+            _ => Err(self.wrong("expected a list")),
         }
     }
 
     pub(super) fn text(&self) -> Result<&'a str> {
         match self.json {
             Json::Text(text) => Ok(text),
-            _ => Err(self.wrong("a string is needed here")),
+            _ => Err(self.wrong("expected a string")),
         }
     }
 
     pub(super) fn bool(&self) -> Result<bool> {
         match self.json {
             Json::Bool(value) => Ok(*value),
-            _ => Err(self.wrong("true or false is needed here")),
+            _ => Err(self.wrong("expected true or false")),
         }
     }
 
     pub(super) fn number(&self) -> Result<f64> {
         match self.json {
             Json::Number(value) => Ok(*value),
-            _ => Err(self.wrong("a number is needed here")),
+            _ => Err(self.wrong("expected a number")),
         }
     }
 
@@ -168,7 +168,7 @@ impl<'a> At<'a> {
         if value.fract() == 0.0 && value.abs() < 1e15 {
             return Ok(value as i64);
         }
-        Err(self.wrong("a whole number is needed here"))
+        Err(self.wrong("expected a whole number"))
     }
 
     /// One of some words.
@@ -189,7 +189,7 @@ impl<'a> At<'a> {
     pub(super) fn only(&self, known: &[&str]) -> Result<()> {
         for (key, at) in self.entries()? {
             if !known.contains(&key) {
-                let error = at.wrong("this key is not known");
+                let error = at.wrong("unknown key");
                 return Err(match nearest(key, known.iter().copied()) {
                     Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
                     None => error.with_hint(format!("known keys are {}", known.join(", "))),

@@ -84,7 +84,7 @@ pub fn convert(text: &str) -> Result<Imported> {
 
 fn from_json(text: &str) -> Result<Imported> {
     let (json, lines): (Json, _) = document::parse_json(text).map_err(|e| {
-        let hint = "JSON can be converted, and the calibration tables of TensorRT and onnxruntime";
+        let hint = "amax can convert JSON and the calibration tables of TensorRT and onnxruntime";
         if text.trim_start().starts_with('{') { e } else { e.with_hint(hint) }
     })?;
     let root = At::root(&json, &lines);
@@ -101,9 +101,8 @@ fn from_json(text: &str) -> Result<Imported> {
     } else if root.has("quant_cfg") || modelopt::is_bare(&root) {
         modelopt::convert(&root)
     } else {
-        let hint = "configurations have a key \"quant_cfg\" (ModelOpt) or \"global_quant_config\" (Quark), encodings \
-                    \"activation_encodings\" (AIMET, QNN)";
-        Err(Error::new(Kind::Config, "this is nothing that can be converted").with_hint(hint))
+        let hint = "it reads configurations with the key \"quant_cfg\" (ModelOpt) or \"global_quant_config\" (Quark), and encodings with \"activation_encodings\" (AIMET, QNN)";
+        Err(Error::new(Kind::Config, "amax cannot convert this file").with_hint(hint))
     }
 }
 

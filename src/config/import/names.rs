@@ -37,7 +37,7 @@ pub(super) fn operators(class: &str) -> Option<&'static [&'static str]> {
 }
 
 /// The classes that [`operators`] knows and that have a weight, for hints.
-pub(super) const CLASSES: &str = "Linear, Conv2d, ConvTranspose2d, Embedding, LSTM and GRU are known, among others";
+pub(super) const CLASSES: &str = "known classes include Linear, Conv2d, ConvTranspose2d, Embedding, LSTM and GRU";
 
 /// A pattern on nodes for a shell pattern on modules: the operators directly below the modules that it matches, or with
 /// `children` all below them.
