@@ -1,4 +1,4 @@
-//! What a path holds: a file of some kind, or a folder of one kind of files.
+//! Finds the samples at a path: a file, or a folder of files of one kind.
 
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
@@ -236,7 +236,7 @@ fn input_files(entries: &[PathBuf]) -> Vec<(usize, PathBuf)> {
     files.collect()
 }
 
-/// What a folder holds, hidden files left out, in the order of names.
+/// The entries of a folder without hidden files, in the order of names.
 fn list(path: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e| Error::io(Kind::Samples, "list", path, e);
     let mut entries = Vec::new();

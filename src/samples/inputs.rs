@@ -1,4 +1,4 @@
-//! What the model's inputs ask of samples.
+//! The types and shapes that the model's inputs require of samples.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,9 +13,9 @@ use crate::onnx::{DataType, tensor_shape_proto, type_proto};
 #[derive(Clone, Debug)]
 pub(super) struct Input {
     pub(super) name: String,
-    /// `None` where the model does not say.
+    /// `None` if the model does not declare it.
     pub(super) dtype: Option<DataType>,
-    /// `None` where not even the rank is known.
+    /// `None` if not even the rank is known.
     pub(super) dims: Option<Vec<Dim>>,
     /// Whether it lacks a default.
     pub(super) required: bool,
@@ -25,7 +25,7 @@ pub(super) struct Input {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Dim {
     Fixed(usize),
-    /// Each sample chooses; the name is empty where the model gives none.
+    /// Chosen by each sample; the name is empty if the model gives none.
     Free(String),
 }
 
@@ -145,7 +145,7 @@ impl Input {
         Err(self.error(message).with_hint(hint))
     }
 
-    /// The element type in which an array's bytes are to be read, if that type can be given to this input.
+    /// The element type of an array's bytes, if this input accepts it.
     pub(super) fn element(&self, element: Element) -> Result<DataType> {
         let given = match (element, self.dtype) {
             (Element::Type(given), Some(wanted)) if converts(given, wanted) => return Ok(given),

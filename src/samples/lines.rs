@@ -1,8 +1,8 @@
-//! Samples as lines of JSON: each line an object with a nested list for each input, or the list of the only input.
+//! Samples as lines of JSON: each line is an object with a nested list per input, or the list of the only input.
 //!
-//! Inputs that a line leaves out are filled where their name says with what: `attention_mask` and `input_mask` with
+//! Inputs that a line leaves out are filled if their name says how: `attention_mask` and `input_mask` with
 //! ones, `token_type_ids` and `segment_ids` with zeros, `position_ids` with 0, 1, 2, … along its last axis. They take the
-//! shape of the tokens, which are the first input of integers that the line gives.
+//! shape of the tokens, the first integer input that the line gives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -193,7 +193,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A nested list as the value of an input; a leading axis of 1 is added where it lacks one.
+/// A nested list as the value of an input; a missing leading axis of 1 is added.
 fn tensor(input: &Input, value: &Value) -> Result<Tensor> {
     let fail = |message: String, hint: &str| {
         Err(Error::new(Kind::Samples, message).at_value(&input.name).with_hint(hint.to_owned()))
@@ -279,7 +279,7 @@ fn encode(value: &Value, dtype: DataType, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// What a rule says, in the shape of the tokens.
+/// The filled-in value, in the shape of the tokens.
 fn filled(input: &Input, rule: Rule, tokens: Option<&[usize]>) -> Result<Tensor> {
     let fail = |message: &str| {
         let hint = format!("give \"{}\" in each line", input.name);

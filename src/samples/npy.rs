@@ -5,10 +5,10 @@ use std::io::Read;
 use crate::error::{Error, Kind, Result};
 use crate::onnx::DataType;
 
-/// Headers describe one array; no sane one is longer.
+/// Headers describe one array; no real one is longer.
 const MAX_HEADER: usize = 1 << 20;
 
-/// What an array holds and how it lies in the file.
+/// The type, shape and layout of an array in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
     pub(super) element: Element,

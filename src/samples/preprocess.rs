@@ -1,9 +1,9 @@
 //! How images become a model's input: a small TOML document.
 //!
-//! An image is decoded to 8 bits a channel, made red, green and blue or gray (transparency is ignored, 16 bits are divided
+//! An image is decoded to 8 bits per channel, made red, green and blue or gray (transparency is ignored, 16 bits are divided
 //! by 257 and rounded, gray is `(19595 R + 38470 G + 7471 B + 32768) / 65536` rounded down), resized, padded and cut, all in
 //! 8 bits. Element `v` of channel `c` then becomes `(v · scale − mean[c]) / std[c]`, computed in f64 and rounded once to
-//! the type of the input; integer inputs take `v` itself. Orientation in EXIF is not looked at.
+//! the type of the input; integer inputs take `v` itself. The orientation in EXIF is ignored.
 //!
 //! Where the size follows from the image, its other side is cut to whole pixels; the smaller image inside a letterbox has
 //! its sides rounded, halves to even; what is left over around it, and what a crop takes away, is split evenly, with the
@@ -25,7 +25,7 @@ use crate::onnx::DataType;
 /// The document's name in a folder of images.
 pub(super) const FILE: &str = "preprocess.toml";
 
-/// The document, as it is written.
+/// The document as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -185,7 +185,7 @@ pub(super) struct Preprocess {
     table: Vec<Vec<Vec<u8>>>,
 }
 
-/// A sketch of the document for a model's input, for messages.
+/// An example document for a model's input, for messages.
 pub(super) fn example(input: Option<&Input>) -> String {
     let sized = input.and_then(|i| i.dims.as_deref()).is_some_and(|dims| {
         let fixed = |axis: usize| matches!(dims.get(axis), Some(Dim::Fixed(_)));
@@ -208,7 +208,7 @@ pub(super) fn image_like(inputs: &[Input]) -> Option<usize> {
 }
 
 impl Preprocess {
-    /// Reads the document and settles what it leaves to the model.
+    /// Reads the document and takes what it leaves out from the model.
     pub(super) fn load(path: &Path, inputs: &[Input]) -> Result<Self> {
         let text = document::read(path, "preprocessing").map_err(|e| e.in_file(path))?;
         let (document, lines) = document::parse::<Document>(&text).map_err(|e| e.in_file(path))?;
@@ -382,7 +382,7 @@ impl Preprocess {
         })
     }
 
-    /// Whether pixels are wanted in one channel.
+    /// Whether images are reduced to one channel.
     pub(super) fn is_gray(&self) -> bool {
         self.color == Color::Gray
     }

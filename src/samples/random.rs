@@ -1,4 +1,4 @@
-//! Samples made up from a seed, for when there are none: enough to try a pipeline, not to measure accuracy.
+//! Random samples from a seed: enough to try a pipeline, not to measure accuracy.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Files of bare elements, little-endian, last axis fastest. Type and shape are those of the model.
+//! Files of raw little-endian elements, last axis fastest. Type and shape come from the model.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,8 +21,8 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Looks at the file's length. A free first axis is 1. If one other axis is free the file is one sample, and its
-    /// length says how long that axis is; else it may hold several samples.
+    /// Checks the file's length. A free first axis is 1. If one other axis is free, the file is one sample, and its
+    /// length determines that axis; otherwise it may hold several samples.
     pub(super) fn open(path: &Path, input: &Input) -> Result<Self> {
         let fail = |message: String| Error::new(Kind::Samples, message).at_value(&input.name).in_file(path);
         let length = std::fs::metadata(path).map_err(|e| Error::io(Kind::Samples, "read", path, e))?.len();

@@ -1,14 +1,14 @@
 //! Proves a finished model against a target.
 //!
-//! What is checked, because a runtime would silently compute something else:
+//! These rules are checked because a runtime would otherwise silently compute something else:
 //!
-//! 1. Operator set and IR version are ones the target loads, and new enough for every element type used.
-//! 2. Scales are finite, positive and normal; zero points are those of the codes' type.
-//! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
-//! 4. An int32 bias has exactly the product of the scales of input and weight.
-//! 5. An operator that moves codes has the same scale and zero point on both sides.
-//! 6. A product with a dequantized 2-bit weight has as many columns as its fusion can read.
-//! 7. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+//! 1. The target loads the opset and IR version, and they are new enough for every element type used.
+//! 2. Scales are finite, positive and normal; zero points have the type of the quantized values.
+//! 3. A weight with one scale per channel has it on the axis that the integer kernel assumes.
+//! 4. The scale of an int32 bias is exactly the product of the scales of input and weight.
+//! 5. An operator that only moves quantized values has the same scale and zero point on both sides.
+//! 6. A product with a dequantized 2-bit weight has a number of columns that its fusion can read.
+//! 7. If the target adds products in pairs in 16 bits, no pair of weights can saturate.
 
 use std::collections::BTreeSet;
 
@@ -89,7 +89,7 @@ impl<'a> Check<'a> {
         format!("\"{}\" ({})", self.model.node_name(node), self.model.node(node).op_type())
     }
 
-    /// Codes of 16 bits, and scales in groups, are younger than the operators.
+    /// 16-bit types and scales per group need newer versions than the operators.
     fn quantizer_versions(&mut self, node: NodeId) {
         let (opset, ir) = (self.model.opset().unwrap_or(0), self.model.ir_version());
         let wide = [0, 2].into_iter().filter_map(|i| self.model.constant_input(node, i)).map(Tensor::dtype);

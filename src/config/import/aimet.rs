@@ -1,4 +1,4 @@
-//! Encodings of AIMET, which are QNN's quantization overrides too, in the versions 0.6.1, 1.0.0 and 2.0.0.
+//! Encodings of AIMET, which are also QNN's quantization overrides, in the versions 0.6.1, 1.0.0 and 2.0.0.
 //!
 //! `code = round(x / scale) - offset` with codes from 0: the offset is the negated zero point of an unsigned code. Symmetric
 //! ones are signed with a zero point of 0, whatever the offset says.
@@ -55,7 +55,7 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
     Ok(of_tensors("file of encodings (AIMET, QNN)", tensors, notes))
 }
 
-/// What every version says of a tensor.
+/// The encoding of a tensor, in any version.
 struct Encoding {
     bits: i64,
     symmetric: bool,
@@ -185,7 +185,7 @@ fn v1(item: &At<'_>) -> Result<Option<Tensor>> {
     encoding.tensor(item).map(Some)
 }
 
-/// Version 2.0.0: the names that ONNX has for the same.
+/// Version 2.0.0: ONNX's names for the same.
 fn v2(item: &At<'_>) -> Result<Option<Tensor>> {
     item.only(&["name", "output_dtype", "y_scale", "y_zero_point", "axis", "block_size", "per_block_int_scale"])?;
     let dtype = item.get("output_dtype").ok_or_else(|| item.wrong("output_dtype is missing"))?;

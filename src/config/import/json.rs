@@ -1,4 +1,4 @@
-//! JSON whose keys stay in order, read with an eye on where each value stands.
+//! JSON whose keys stay in order, with the place of each value.
 
 use std::fmt;
 
@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct At<'a> {
     pub(super) json: &'a Json,
@@ -103,7 +103,7 @@ impl<'a> At<'a> {
         Self { json, path, lines: self.lines }
     }
 
-    /// What is wrong with this value.
+    /// An error about this value.
     pub(super) fn wrong(&self, message: impl AsRef<str>) -> Error {
         let message = match self.path().as_str() {
             "" => message.as_ref().to_owned(),
@@ -116,14 +116,14 @@ impl<'a> At<'a> {
         }
     }
 
-    /// The value of a key; `null` is as good as none.
+    /// The value of a key; `null` counts as missing.
     pub(super) fn get(&self, key: &str) -> Option<Self> {
         let Json::Table(entries) = self.json else { return None };
         let (key, value) = entries.iter().find(|(k, value)| k == key && *value != Json::Null)?;
         Some(self.below(key, value))
     }
 
-    /// Whether a key is there, be it as `null`.
+    /// Whether a key exists, even as `null`.
     pub(super) fn has(&self, key: &str) -> bool {
         matches!(self.json, Json::Table(entries) if entries.iter().any(|(k, _)| k == key))
     }
@@ -171,7 +171,7 @@ impl<'a> At<'a> {
         Err(self.wrong("expected a whole number"))
     }
 
-    /// One of some words.
+    /// One of several words.
     pub(super) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Result<T> {
         let word = self.text()?;
         if let Some((_, meaning)) = words.iter().find(|(w, _)| *w == word) {

@@ -1,7 +1,7 @@
 //! Configurations of other tools, converted to ours.
 //!
-//! What has no counterpart and would change what is computed is an error with its place. What is decided on the way, and
-//! what is left out because nothing depends on it, is said in comments above the result.
+//! Anything without a counterpart that would change the result is an error with its place. Comments above the result say
+//! what was decided, and what was left out because nothing depends on it.
 
 mod aimet;
 mod json;
@@ -22,11 +22,11 @@ use json::{At, Json};
 /// A configuration that was converted.
 #[derive(Clone, Debug)]
 pub struct Imported {
-    /// What it says.
+    /// The configuration.
     pub config: Config,
-    /// Whose it was.
+    /// Where it came from.
     pub from: &'static str,
-    /// What was decided or left out, a sentence each.
+    /// What was decided or left out, one sentence each.
     pub notes: Vec<String>,
 }
 

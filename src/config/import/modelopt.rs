@@ -1,6 +1,6 @@
 //! ModelOpt's `quant_cfg`, as an ordered list or as a table, and the algorithm beside it.
 //!
-//! Entries apply in order. A `cfg` replaces every field of what an earlier entry said, so each one is written in full here;
+//! Entries apply in order. A `cfg` replaces every field of an earlier entry, so each one is written in full here;
 //! `enable` alone leaves the fields as they are.
 
 use super::json::{At, Json};
@@ -11,7 +11,7 @@ use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
 use crate::numerics::Format;
 
-/// Operators of the modules whose inputs ModelOpt quantizes where no class is named.
+/// Operators of the modules whose inputs ModelOpt quantizes if no class is named.
 const INPUTS: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"];
 /// The same for weights.
 const WEIGHTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];

@@ -1,4 +1,4 @@
-//! What onnxruntime's quantizer saves and is told: calibration tables, and `TensorQuantOverrides`.
+//! onnxruntime's calibration tables and `TensorQuantOverrides`.
 
 use std::collections::BTreeMap;
 

@@ -26,7 +26,7 @@ const GLOBAL: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
 /// Operators of the modules that can be named.
 const LAYERS: [&str; 5] = ["Conv", "ConvTranspose", "Gather", "Gemm", "MatMul"];
 
-/// Keys of the document that say how it was made or stored, not what is computed.
+/// Keys about how the document was made or stored, not about what is computed.
 const NEUTRAL: &[&str] = &[
     "quant_method",
     "quant_mode",
@@ -158,7 +158,7 @@ impl Out {
         Ok(())
     }
 
-    /// Layers by name. In Quark an exact name comes first, and then the first pattern; here the last one wins.
+    /// Layers by name. In Quark an exact name comes first, then the first matching pattern; here the last one wins.
     fn layers(&mut self, layers: &At<'_>) -> Result<()> {
         let is_pattern = |name: &str| name.contains(['*', '?', '[']);
         let mut entries = layers.entries()?;
@@ -182,7 +182,7 @@ impl Out {
         Ok(())
     }
 
-    /// Says again what the types say, where a layer inherits it and a weaker layer, which may match the same nodes, does not.
+    /// Repeats the keys of types that a layer inherits, if a weaker layer that may match the same nodes does not.
     fn inherit(&mut self, pattern: &str, level: &Level) {
         for (_, kind) in KINDS {
             if level.spec(kind).is_some() || !self.config.layer.iter().any(|weaker| weaker.level().spec(kind).is_some())
