@@ -36,7 +36,7 @@ pub fn scales(model: &Model) -> Scales {
         match numbers(model, node, at).and_then(|tensor| as_it_was(model, at, tensor)) {
             Ok(tensor) => match found.config.tensor.get(&name) {
                 Some(first) if *first != tensor => {
-                    found.skipped.insert(name, "it has two pairs; the first one was taken".to_owned());
+                    found.skipped.insert(name, "it has two Q/DQ pairs; the first one was used".to_owned());
                 }
                 _ => {
                     found.config.tensor.insert(name, tensor);
@@ -122,7 +122,7 @@ fn as_it_was(model: &Model, node: &Node, tensor: Tensor) -> Result<Tensor, Strin
     let readers = node.output(0).map_or(&[][..], |v| model.value(v).users());
     let gemm = readers.iter().any(|user| matches!(user, User::Node { node, .. } if model.node(*node).is("Gemm")));
     if gemm && tensor.granularity == Some(Share::PerGroup) {
-        return Err("it is in groups that a Gemm reads, and may have been transposed".to_owned());
+        return Err("it is quantized in groups and read by a Gemm, so it may have been transposed".to_owned());
     }
     Ok(tensor)
 }

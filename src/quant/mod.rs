@@ -16,4 +16,4 @@ pub use format::{Block, Dtype, Format, ScaleDtype};
 pub use granularity::{Granularity, QParams};
 pub use observer::{Observer, ObserverKind, Postprocess};
 pub use range::{RangeSpec, ScaleType, Symmetry};
-pub use scheme::{Given, Scheme, check_least_scale};
+pub use scheme::{Given, Scheme, check_least_scale, check_range};

@@ -289,10 +289,7 @@ impl Given {
     fn check(&self, dtype: Format) -> Result<()> {
         let fail = |message: String| Err(Error::new(Kind::Config, message));
         match self {
-            Self::Range(low, high) if !(low.is_finite() && high.is_finite() && low <= high) => {
-                fail(format!("the range {low} to {high} is given, which holds nothing"))
-            }
-            Self::Range(..) => Ok(()),
+            Self::Range(low, high) => check_range(*low, *high),
             Self::Scales { scales, zero_points } => {
                 if let Some(scale) = scales.iter().find(|s| !s.is_normal() || **s < 0.0) {
                     return fail(format!("the scale {scale} is given, which is not a positive number"));
@@ -307,6 +304,17 @@ impl Given {
             }
         }
     }
+}
+
+/// Refuses a range that a user gave and that holds nothing.
+///
+/// # Errors
+/// Bounds that are not finite, or in the wrong order.
+pub fn check_range(low: f32, high: f32) -> Result<()> {
+    if low.is_finite() && high.is_finite() && low <= high {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Config, format!("the range {low} to {high} is given, which holds nothing")))
 }
 
 impl QParams {

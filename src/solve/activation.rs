@@ -8,7 +8,7 @@ use crate::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use crate::error::{Error, Kind, Result};
 use crate::numerics;
 use crate::plan::{Activation, Mode, Plan};
-use crate::quant::{Given, Granularity, QParams, Scheme};
+use crate::quant::{Given, Granularity, QParams, Scheme, check_range};
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// Pairs that share a scale.

@@ -1,14 +1,14 @@
 //! Proves a finished model against a target.
 //!
-//! What is checked, because a runtime would silently compute something else:
+//! These rules are checked because a runtime would otherwise silently compute something else:
 //!
-//! 1. Operator set and IR version are ones the target loads, and new enough for every element type used.
-//! 2. Scales are finite, positive and normal; zero points are those of the codes' type.
-//! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
-//! 4. An int32 bias has exactly the product of the scales of input and weight.
-//! 5. An operator that moves codes has the same scale and zero point on both sides.
-//! 6. A product with a dequantized 2-bit weight has as many columns as its fusion can read.
-//! 7. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+//! 1. The target loads the opset and IR version, and they are new enough for every element type used.
+//! 2. Scales are finite, positive and normal; zero points have the type of the quantized values.
+//! 3. A weight with one scale per channel has it on the axis that the integer kernel assumes.
+//! 4. The scale of an int32 bias is exactly the product of the scales of input and weight.
+//! 5. An operator that only moves quantized values has the same scale and zero point on both sides.
+//! 6. A product with a dequantized 2-bit weight has a number of columns that its fusion can read.
+//! 7. If the target adds products in pairs in 16 bits, no pair of weights can saturate.
 
 use std::collections::BTreeSet;
 
@@ -61,7 +61,7 @@ impl<'a> Check<'a> {
         let ir = self.model.ir_version();
         let Target { name, opset_max, ir_max, .. } = self.target;
         if opset > *opset_max {
-            self.found.push(format!("operator set {opset} is newer than the {opset_max} that {name} loads"));
+            self.found.push(format!("opset {opset} is newer than the {opset_max} that {name} loads"));
         }
         if ir > *ir_max {
             self.found.push(format!("IR version {ir} is newer than the {ir_max} that {name} loads"));
@@ -79,7 +79,7 @@ impl<'a> Check<'a> {
                 if (opset < need_opset || ir < need_ir) && seen.insert(dtype) {
                     let name = self.model.value(value).name();
                     self.found.push(format!(
-                        "\"{name}\" is {dtype}, which needs operator set {need_opset} and IR version {need_ir}"
+                        "\"{name}\" is {dtype}, which needs opset {need_opset} and IR version {need_ir}"
                     ));
                 }
             }
@@ -90,7 +90,7 @@ impl<'a> Check<'a> {
         format!("\"{}\" ({})", self.model.node_name(node), self.model.node(node).op_type())
     }
 
-    /// Codes of 16 bits, and scales in groups, are younger than the operators.
+    /// 16-bit types and scales per group need newer versions than the operators.
     fn quantizer_versions(&mut self, node: NodeId) {
         let (opset, ir) = (self.model.opset().unwrap_or(0), self.model.ir_version());
         let wide = [0, 2].into_iter().filter_map(|i| self.model.constant_input(node, i)).map(Tensor::dtype);
@@ -101,7 +101,7 @@ impl<'a> Check<'a> {
             && (opset < need_opset || ir < need_ir)
         {
             let label = self.label(node);
-            self.found.push(format!("{label} needs operator set {need_opset} and IR version {need_ir}"));
+            self.found.push(format!("{label} needs opset {need_opset} and IR version {need_ir}"));
         }
     }
 
@@ -116,7 +116,7 @@ impl<'a> Check<'a> {
             }
             let zeros = self.model.constant_input(node, 2).map(Tensor::len);
             if zeros.is_some_and(|z| z != scale.len()) {
-                self.found.push(format!("{} has as many zero points as no scale", self.label(node)));
+                self.found.push(format!("{} has zero points that do not match its scales", self.label(node)));
             }
         }
         let Some(weight) = self.dequantized(node) else { return };
@@ -162,7 +162,7 @@ impl<'a> Check<'a> {
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
             if layout.channel_axis.map(|a| a as i64) != Some(axis) {
                 self.found.push(format!(
-                    "the weight of {} has its scales on axis {axis}, the kernel takes axis {}",
+                    "the weight of {} has its scales on axis {axis}, but the kernel requires axis {}",
                     self.label(reader),
                     layout.channel_axis.map_or("none".to_owned(), |a| a.to_string())
                 ));
@@ -182,7 +182,7 @@ impl<'a> Check<'a> {
         {
             let dtype = weight.codes.dtype();
             self.found.push(format!(
-                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed rightly",
+                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed correctly",
                 self.label(reader)
             ));
         }
@@ -262,7 +262,10 @@ impl<'a> Check<'a> {
             && scales.len() == weight.len()
             && scales.iter().zip(&weight).all(|(b, w)| b.to_bits() == (w * input[0]).to_bits());
         if !exact {
-            self.found.push(format!("the bias of {} is not at the product of the scales", self.label(reader)));
+            self.found.push(format!(
+                "the scale of the bias of {} is not the product of the scales of input and weight",
+                self.label(reader)
+            ));
         }
     }
 

@@ -324,7 +324,7 @@ fn sufficiency_finds_the_sample_that_a_range_rests_on() {
     spiky[4] = &[-2.0, 10.0];
     let found = report(&spiky, Observer::MinMax);
     let site = &found.sites["t"];
-    assert!(!found.enough && found.verdict.contains("rest on one sample"), "{}", found.verdict);
+    assert!(!found.enough && found.verdict.contains("depend on one sample"), "{}", found.verdict);
     // From 12 to 4 without sample 4, and not at all without another.
     near(site.moves, 8.0 / 12.0);
     near(site.growth, 8.0 / 12.0 / 9.0);
