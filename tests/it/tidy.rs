@@ -12,9 +12,7 @@ use std::path::PathBuf;
 use crate::support::{folder, root, succeed};
 
 /// Files beyond the limit, with the reason.
-const LONG: &[(&str, &str)] = &[
-    ("passes/raise_opset/steps.rs", "one short step for each operator and operator set"),
-];
+const LONG: &[(&str, &str)] = &[("passes/raise_opset/steps.rs", "one short step for each operator and operator set")];
 
 const LIMIT: usize = 700;
 
