@@ -132,6 +132,26 @@ pub fn of(model: &Model, node: NodeId) -> Option<&'static Row> {
     if node.domain().is_empty() { find(node.op_type()) } else { None }
 }
 
+/// Operators of any domain that read or make quantized values, beside the quantizers and the `QLinear…`.
+const QUANTIZED: &[&str] = &[
+    "ConvInteger",
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeMatMul",
+    "GatherBlockQuantized",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "QAttention",
+    "QGemm",
+];
+
+/// Whether an operator reads or makes quantized values.
+#[must_use]
+pub fn is_quantized(op: &str) -> bool {
+    let quantizer = op.ends_with("QuantizeLinear") || op.ends_with("DequantizeLinear");
+    quantizer || op.starts_with("QLinear") || QUANTIZED.contains(&op)
+}
+
 impl Row {
     /// Role of input `index`.
     ///

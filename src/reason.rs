@@ -59,6 +59,18 @@ pub enum Kernel {
     DynamicQuantizeLSTM,
 }
 
+impl Kernel {
+    /// How many scales its weight can have, in words.
+    fn scales(self) -> &'static str {
+        match self {
+            Self::MatMulNBits => "one scale for a weight, one for each column, or one for each block along the sum",
+            Self::GatherBlockQuantized => "one scale for a table, one for each row, or one for each block of a row",
+            Self::MatMulInteger | Self::ConvInteger => "one scale for a weight, or one for each output channel",
+            Self::DynamicQuantizeLSTM => "one scale for a weight, or one for each row",
+        }
+    }
+}
+
 impl std::fmt::Display for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Debug::fmt(self, f)
@@ -115,8 +127,8 @@ fn more(because: Option<&Reason>) -> String {
 }
 
 /// `16, 32 or 64`.
-fn either(numbers: &[usize]) -> String {
-    let words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+fn either(choices: &[impl ToString]) -> String {
+    let words: Vec<String> = choices.iter().map(ToString::to_string).collect();
     match words.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
         _ => words.concat(),
@@ -152,8 +164,10 @@ macro_rules! reasons {
 reasons! {
     // Plans: what the configuration says.
 
-    /// Rules switch off every site of a node.
+    /// A rule about certain nodes or operators switches everything of it off.
     Excluded { rule: String } => "switched off by {rule}";
+    /// A rule about all nodes does.
+    SwitchedOff { rule: String } => "switched off by {rule}";
     /// A rule switches one site off.
     OffBy { what: Operand, rule: String } => "its {what} is switched off by {rule}";
     /// A tensor is switched off by its name.
@@ -183,6 +197,8 @@ reasons! {
     BiasPerChannel { dims: Vec<usize> } => "its bias is not one value for each column";
     /// An attribute has a value that no kernel has.
     Attribute { name: String, wanted: i64 } => "its {name} is not {wanted}";
+    /// A recurrent layer with the batch on its first axis.
+    BatchFirst => "its batch comes first";
     /// A table is cut along an axis that it does not have.
     AxisOutside { axis: i64 } => "its axis {axis} is outside the table";
     /// A product of two constants.
@@ -196,7 +212,8 @@ reasons! {
     /// An operator that is not in the table.
     UnknownOperator => "the operator is never quantized";
     /// The graph inside an If, Loop or Scan.
-    Body { nodes: usize } => "{nodes} nodes inside a body, which is left as it is";
+    Body { nodes: usize } => "{nodes} node{} inside a body, which is left as it is",
+        if *nodes == 1 { "" } else { "s" };
 
     // Plans: what the target has.
 
@@ -251,11 +268,11 @@ reasons! {
     /// A kernel does not take constants of this shape.
     KernelShape { kernel: Kernel, dims: Vec<usize> } => "{kernel} does not take a constant of shape {dims:?}";
     /// A kernel has other formats.
-    KernelFormat { kernel: Kernel, format: Format, has: String } => "{kernel} has {has}, not {format}";
+    KernelFormat { kernel: Kernel, format: Format, has: Vec<Format> } => "{kernel} has {}, not {format}", either(has);
     /// A kernel has float scales.
     KernelScaleType { kernel: Kernel, scales: DataType } => "{kernel} has float scales, not {scales}";
     /// A kernel has scales for other parts of its weight.
-    KernelScales { kernel: Kernel, has: String } => "{kernel} has {has}";
+    KernelScales { kernel: Kernel, granularity: Granularity } => "{kernel} has {}", kernel.scales();
     /// A kernel has groups of other sizes.
     KernelGroups { kernel: Kernel, size: usize, has: Vec<usize> } => "{kernel} has groups of {}, not of {size}", either(has);
     /// A kernel has one zero point.
@@ -287,6 +304,10 @@ reasons! {
     NoWeightWithoutSamples => "it has no constant weight, and without samples activations stay float";
     /// A tensor that running samples did not show; the cause is the runtime's.
     Unobserved { tensor: String, cause: String } => "{cause}";
+    /// A tensor that had no elements in any sample.
+    NoValues { tensor: String } => "\"{tensor}\" had no values in any sample";
+    /// A tensor that was NaN or infinite in all samples.
+    NeverFinite { tensor: String } => "\"{tensor}\" was NaN or infinite in every sample";
     /// The guard found a tensor badly served by its scales.
     Guarded { tensor: String, db: Decibels, format: Format, range: Option<(f32, f32)>, limit: f64 }
         => "\"{tensor}\" keeps only {db} in {format}{}, below {limit} dB", over(range.as_ref());
@@ -318,7 +339,7 @@ reasons! {
     /// A bias in the accumulator of an integer kernel.
     AccumulatorScale => "stored at the scale of the products that it is added to";
     /// Constants of a quantized node that stay float.
-    BesideKernel => "kept float beside the integer kernel";
+    BesideKernel => "kept float beside what is quantized";
     /// Readers of one constant want it in different formats.
     Differs { differences: Vec<Difference> } => "{}", joined(differences);
 

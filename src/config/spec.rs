@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numerics::{BlockScale, Format, MxRounding, Round};
+use crate::onnx::DataType;
 pub use crate::ops::Form;
+use crate::reason::Operand;
 
 /// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
 macro_rules! fields {
@@ -392,6 +394,18 @@ pub enum ScaleDtype {
     Float8e8m0,
 }
 
+impl From<ScaleDtype> for DataType {
+    fn from(scale: ScaleDtype) -> Self {
+        match scale {
+            ScaleDtype::Float32 => Self::Float,
+            ScaleDtype::Float16 => Self::Float16,
+            ScaleDtype::Bfloat16 => Self::Bfloat16,
+            ScaleDtype::Float8e4m3fn => Self::Float8e4m3fn,
+            ScaleDtype::Float8e8m0 => Self::Float8e8m0,
+        }
+    }
+}
+
 impl ScaleDtype {
     /// As it is written.
     #[must_use]
@@ -482,6 +496,17 @@ pub enum SiteKind {
     Weight,
     /// A constant bias.
     Bias,
+}
+
+impl From<SiteKind> for Operand {
+    fn from(kind: SiteKind) -> Self {
+        match kind {
+            SiteKind::Input => Self::Input,
+            SiteKind::Output => Self::Output,
+            SiteKind::Weight => Self::Weight,
+            SiteKind::Bias => Self::Bias,
+        }
+    }
 }
 
 impl SiteKind {

@@ -13,6 +13,7 @@ use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Reduction, Role};
+use crate::reason::{Difference, Reason};
 use crate::targets::Placement;
 
 impl Planner<'_> {
@@ -30,6 +31,7 @@ impl Planner<'_> {
         for (index, input) in at.inputs().iter().enumerate() {
             let Some(value) = *input else { continue };
             let Some(tensor) = self.model.constant(value) else { continue };
+            let op = at.op_type().to_owned();
             match row.role(index) {
                 Role::Weight(_) => {
                     if self.ask(node, SiteKind::Weight).is_off() || self.is_off_by_hand(value) {
@@ -77,13 +79,13 @@ impl Planner<'_> {
                         pair_safe,
                         form: chosen.form,
                         accuracy_level: chosen.accuracy_level,
-                        why: match (kind, self.notes.get(&node)) {
-                            (Kindness::Integer, _) => format!("weight of an integer {}", at.op_type()),
-                            (Kindness::WeightOnly, None) => format!("weight of a float {}", at.op_type()),
-                            (Kindness::WeightOnly, Some(why)) => {
-                                format!("weight of a float {}: {why}", at.op_type())
+                        why: match kind {
+                            Kindness::Integer => Reason::IntegerWeight { op },
+                            Kindness::WeightOnly => {
+                                Reason::FloatWeight { op, because: self.notes.get(&node).cloned().map(Box::new) }
                             }
-                        } + &chosen.note.map(|note| format!("; {note}")).unwrap_or_default(),
+                        },
+                        gave_way: chosen.gave_way,
                     });
                 }
                 Role::Data if kind == Kindness::WeightOnly => {}
@@ -102,7 +104,8 @@ impl Planner<'_> {
                         pair_safe: None,
                         form: Form::Qdq,
                         accuracy_level: None,
-                        why: format!("constant operand of an integer {}", at.op_type()),
+                        why: Reason::IntegerOperand { op },
+                        gave_way: None,
                     });
                 }
                 Role::Bias => {
@@ -311,7 +314,7 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
             }
         }
         if kinds.len() > 1 {
-            let why = differences(&kinds);
+            let why = Reason::Differs { differences: differences(&kinds) };
             let sites = kinds.into_iter().map(|(_, sites)| sites).collect();
             splits.push(Split { tensor: tensor.to_owned(), sites, why });
         }
@@ -339,8 +342,8 @@ fn tied(a: &Weight, b: &Weight) -> bool {
     a.form != b.form && blocks(a).is_some() && blocks(a) == blocks(b)
 }
 
-/// In what the readers of a constant differ: `dtype int4 for a.weight, int8 for b.weight`.
-fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
+/// In what the readers of a constant differ.
+fn differences(kinds: &[(&Weight, Vec<String>)]) -> Vec<Difference> {
     let written = |weight: &Weight| {
         let mut keys: BTreeMap<String, String> = BTreeMap::new();
         if let Ok(serde_json::Value::Object(object)) = serde_json::to_value(&weight.quantizer) {
@@ -355,13 +358,14 @@ fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
         kinds.iter().map(|(weight, sites)| (written(weight), sites.first().map_or("", String::as_str))).collect();
     let keys: BTreeSet<&String> = all.iter().flat_map(|(keys, _)| keys.keys()).collect();
     let differing = keys.into_iter().filter_map(|key| {
-        let values = all.iter().map(|(keys, site)| (keys.get(key).map_or("default", String::as_str), site));
-        let distinct: BTreeSet<&str> = values.clone().map(|(value, _)| value).collect();
-        let said: Vec<String> = values.map(|(value, site)| format!("{value} for {site}")).collect();
-        (distinct.len() > 1).then(|| format!("{key} {}", said.join(", ")))
+        let value = |keys: &BTreeMap<String, String>| keys.get(key).map_or("default", String::as_str).to_owned();
+        let values: Vec<(String, String)> = all.iter().map(|(keys, site)| ((*site).to_owned(), value(keys))).collect();
+        let differ = values.iter().any(|(_, value)| *value != values[0].1);
+        differ.then(|| Difference { key: key.clone(), values })
     });
-    differing.collect::<Vec<_>>().join("; ")
+    differing.collect()
 }
+
 /// Whether a tensor of this shape is one value a channel, or one for all.
 pub(super) fn one_each(dims: &[usize], channels: usize) -> bool {
     let count: usize = dims.iter().product();

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::ops::{self, Output};
+use crate::reason::Reason;
 use crate::targets::Placement;
 
 /// The values that share one scale, and what is asked of them together.
@@ -29,7 +30,7 @@ struct Group {
 struct Pair<'a> {
     ask: Resolved,
     mode: Mode,
-    why: &'a str,
+    why: &'a Reason,
     slots: BTreeSet<(NodeId, usize)>,
     site: String,
 }
@@ -137,7 +138,7 @@ impl Planner<'_> {
                     range: self.fixed_range(value),
                     readers: Readers::Listed(self.slots(&pair.slots)),
                     fence: !produced && self.target.placement == Placement::Fused && self.exposed(value),
-                    why: pair.why.to_owned(),
+                    why: pair.why.clone(),
                 };
                 pairs.push((name, activation));
             }
@@ -216,7 +217,7 @@ impl Planner<'_> {
         let reader = self.reader(&group.site, group.kind, &group.ask);
         let (quantizer, _) = settle(reader.activation())?;
         let readers = if produced.is_some() { Readers::All } else { Readers::Listed(self.slots(&own)) };
-        let why = produced.map(|m| &m.why).or(first.map(|r| &r.why)).cloned().unwrap_or_default();
+        let why = produced.map(|m| &m.why).or(first.map(|r| &r.why)).cloned().unwrap_or(Reason::NotAsked);
         let activation = Activation {
             tensor: None,
             quantizer: self.by_hand(Some(value), quantizer)?,
@@ -489,6 +490,6 @@ struct Primary<'w> {
 pub(super) fn settle<T>(outcome: Result<T, Refusal>) -> Result<T> {
     outcome.map_err(|refusal| match refusal {
         Refusal::Wrong(error) => error,
-        Refusal::Unfit(why) => Error::new(Kind::Config, why),
+        Refusal::Unfit(why) => Error::new(Kind::Config, why.to_string()),
     })
 }

@@ -11,11 +11,12 @@ use crate::ir::{NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops;
+use crate::reason::{Kernel, Operand, Reason};
 use crate::targets::Placement;
 
 impl Planner<'_> {
     /// Why a Gemm does not run in integers for its bias: an integer Gemm takes an int32 bias or none.
-    pub(super) fn unfit_bias(&self, node: NodeId, weight: Option<usize>) -> Option<String> {
+    pub(super) fn unfit_bias(&self, node: NodeId, weight: Option<usize>) -> Option<Reason> {
         let at = self.model.node(node);
         let (Some(bias), Some(weight), Placement::Fused, true) =
             (at.input(2), weight, self.target.placement, at.is("Gemm"))
@@ -23,12 +24,12 @@ impl Planner<'_> {
             return None;
         };
         if (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Some("alpha is not 1 beside a bias".into());
+            return Some(Reason::Attribute { name: "alpha".to_owned(), wanted: 1 });
         }
         match self.model.constant(bias) {
-            None => Some("its bias is not constant".into()),
+            None => Some(Reason::NotConstant { what: Operand::Bias }),
             Some(bias) if self.channels(node, weight).is_none_or(|c| !one_each(&bias.dims(), c)) => {
-                Some("its bias is not one value a column".into())
+                Some(Reason::BiasPerChannel { dims: bias.dims() })
             }
             Some(_) => None,
         }
@@ -42,10 +43,12 @@ impl Planner<'_> {
         }
         for index in [1, 2] {
             let value = self.model.node(node).input(index);
-            let float = self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float);
-            let refused = match value.filter(|_| float) {
-                None => Some("its weights are not constant floats".to_owned()),
-                Some(value) => self.unquantized(value),
+            let refused = match self.model.constant_input(node, index).map(Tensor::dtype) {
+                None => Some(Reason::NotConstant { what: Operand::Weight }),
+                Some(DataType::Float) => value.and_then(|value| self.unquantized(value)),
+                Some(found) => {
+                    Some(Reason::WrongType { what: Operand::Weight, found, wanted: DataType::Float.to_string() })
+                }
             };
             let quantizer = match refused {
                 Some(why) => Err(Refusal::Unfit(why)),
@@ -77,53 +80,55 @@ impl Planner<'_> {
         }
         self.quantized.insert(node, Kindness::WeightOnly);
         let inside = self.ask(node, SiteKind::Weight).spec.form == Some(Form::DynamicQuantizeLstm) && op == "LSTM";
-        let dequantized = format!("{} has no {op} that reads codes", self.target.name);
-        self.notes.insert(node, if inside { "it quantizes its input itself".to_owned() } else { dequantized });
+        let dequantized = Reason::NoKernel { target: self.target.name.clone() };
+        self.notes.insert(node, if inside { Reason::QuantizesItself } else { dequantized });
         Ok(())
     }
 
     /// Why the weight of a node whose input is quantized at run time cannot be that of a `MatMulInteger` or `ConvInteger`.
-    pub(super) fn integer_product(&self, node: NodeId, index: usize, quantizer: &Scheme) -> Result<(), String> {
+    pub(super) fn integer_product(&self, node: NodeId, index: usize, quantizer: &Scheme) -> Result<(), Reason> {
         let at = self.model.node(node);
+        let kernel = if at.is("Conv") { Kernel::ConvInteger } else { Kernel::MatMulInteger };
         let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+        let Scheme { dtype: format, granularity, scale_dtype, .. } = *quantizer;
         if index != 1 {
-            return Err("MatMulInteger takes a weight on the right".to_owned());
+            return Err(Reason::NotOnTheRight { kernel });
         }
-        if !matches!(quantizer.dtype, Format::Int8 | Format::Uint8) {
-            return Err(format!("MatMulInteger has int8 and uint8, not {}", quantizer.dtype));
+        if !matches!(format, Format::Int8 | Format::Uint8) {
+            return Err(Reason::KernelFormat { kernel, format, has: vec![Format::Int8, Format::Uint8] });
         }
-        if quantizer.scale_dtype != ScaleDtype::Float32 {
-            return Err("MatMulInteger has float scales here".to_owned());
+        if scale_dtype != ScaleDtype::Float32 {
+            return Err(Reason::KernelScaleType { kernel, scales: scale_dtype.into() });
         }
         let channel = ops::weight_layout(self.model, node, index, &dims).and_then(|l| l.channel_axis);
-        match quantizer.granularity {
+        match granularity {
             Granularity::PerTensor => {}
             Granularity::PerChannel { axis } if channel == Some(axis) => {}
-            _ => return Err("MatMulInteger has one scale for a weight, or one for each output channel".to_owned()),
+            _ => return Err(Reason::KernelScales { kernel, granularity }),
         }
-        if at.is("Conv") {
-            if !quantizer.symmetric && quantizer.granularity != Granularity::PerTensor {
-                return Err("ConvInteger has one zero point for a weight".to_owned());
+        if kernel == Kernel::ConvInteger {
+            if !quantizer.symmetric && granularity != Granularity::PerTensor {
+                return Err(Reason::OneZeroPoint { kernel });
             }
             if !(3..=5).contains(&dims.len()) {
-                return Err(format!("ConvInteger has no weight of shape {dims:?}"));
+                return Err(Reason::KernelShape { kernel, dims });
             }
             let list = |v| self.model.constant(v).is_some_and(|t| t.dims().len() == 1 && t.dtype() == DataType::Float);
             if at.input(2).is_some_and(|v| !list(v)) {
-                return Err("its bias is not constant".to_owned());
+                return Err(Reason::NotConstant { what: Operand::Bias });
             }
         }
-        let sum: usize = if at.is("Conv") {
+        let products: usize = if kernel == Kernel::ConvInteger {
             dims[1..].iter().product()
         } else {
             let across = usize::from(at.int("transB").unwrap_or(0) != 0);
             dims.len().checked_sub(2 - across).and_then(|axis| dims.get(axis)).copied().unwrap_or(0)
         };
-        if sum > 1 << 16 {
-            return Err(format!("sums of {sum} products may not fit into int32"));
+        if products > 1 << 16 {
+            return Err(Reason::LongSum { products });
         }
         if at.is("Gemm") && (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Err("alpha is not 1".to_owned());
+            return Err(Reason::Attribute { name: "alpha".to_owned(), wanted: 1 });
         }
         Ok(())
     }

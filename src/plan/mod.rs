@@ -42,9 +42,10 @@ use crate::ir::Model;
 use crate::numerics::{Format, Granularity, MxRounding, Round};
 use crate::onnx::DataType;
 use crate::ops::Reduction;
+use crate::reason::Reason;
 
 /// Version of the plan document.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Every decision about a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -265,7 +266,7 @@ pub struct Token {
 }
 
 /// A constant that is stored more than once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Split {
     /// The initializer.
@@ -273,7 +274,7 @@ pub struct Split {
     /// Sites that read it, by what they want.
     pub sites: Vec<Vec<String>>,
     /// In what they differ.
-    pub why: String,
+    pub why: Reason,
 }
 
 /// A Quantize/Dequantize pair on an activation.
@@ -302,7 +303,7 @@ pub struct Activation {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fence: bool,
     /// Why it is quantized.
-    pub why: String,
+    pub why: Reason,
 }
 
 /// Where a scale comes from.
@@ -361,7 +362,10 @@ pub struct Weight {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy_level: Option<u8>,
     /// Why it is quantized this way.
-    pub why: String,
+    pub why: Reason,
+    /// Why it is not stored in the form that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave_way: Option<Reason>,
 }
 
 /// A bias stored as int32 at the product of the scales of input and weight.
@@ -383,7 +387,7 @@ pub struct Bias {
 }
 
 /// Something that stays float.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Skip {
     /// Node.
@@ -393,12 +397,5 @@ pub struct Skip {
     /// Bytes of constants it reads that stay as they are.
     pub bytes: u64,
     /// Why.
-    pub why: String,
+    pub why: Reason,
 }
-
-/// Why a constant of a node that runs in integers stays float.
-pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
-/// Why activations stay float where there are no samples.
-pub const WITHOUT_SAMPLES: &str = "without samples only weights are quantized";
-/// Why a node is left as the input model has it.
-pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";

@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 
 use super::by_hand::given;
 use super::site::{Reader, Refusal, Shape};
-use super::{Activation, Mode, Plan, QUANTIZED_ALREADY, Scheme, Slot, algorithms};
+use super::skips::switched_off;
+use super::{Activation, Mode, Plan, Scheme, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field, Form};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, Tensor, User, ValueId};
+use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
+use crate::reason::{Operand, Reason};
 use crate::targets::{Anchor, Placement, Residual, Target};
 
 /// A site that must not be quantized after all, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Veto {
-    /// A clause for people.
-    pub why: String,
+    /// Why.
+    pub why: Reason,
     /// Whether a range found at run time would do.
     pub dynamic: bool,
 }
@@ -109,7 +112,7 @@ pub(super) struct Made {
     pub(super) ask: Resolved,
     /// The value whose scale and format it keeps, behind an operator that moves codes.
     pub(super) keeps: Option<ValueId>,
-    pub(super) why: String,
+    pub(super) why: Reason,
 }
 
 /// An input that wants its value quantized.
@@ -119,7 +122,7 @@ pub(super) struct Read {
     /// It takes whatever format there is.
     pub(super) adopts: bool,
     pub(super) mode: Mode,
-    pub(super) why: String,
+    pub(super) why: Reason,
 }
 
 pub(super) struct Planner<'a> {
@@ -135,9 +138,9 @@ pub(super) struct Planner<'a> {
     /// Nodes that run in integers, anchors and joins.
     pub(super) quantized: BTreeMap<NodeId, Kindness>,
     /// Why only the weight of a node is quantized.
-    pub(super) notes: BTreeMap<NodeId, String>,
+    pub(super) notes: BTreeMap<NodeId, Reason>,
     /// Why a node that might have been quantized is not.
-    pub(super) reasons: BTreeMap<NodeId, String>,
+    pub(super) reasons: BTreeMap<NodeId, Reason>,
     pub(super) wants: BTreeMap<ValueId, Want>,
     /// The input of a node that gets a scale for each token, and the least scale.
     pub(super) tokens: BTreeMap<NodeId, (usize, f32)>,
@@ -163,8 +166,8 @@ impl Planner<'_> {
         Slot { node: first.map(|&v| self.name(v)).unwrap_or_default(), input }
     }
 
-    pub(super) fn refuse(&mut self, node: NodeId, why: impl Into<String>) {
-        self.reasons.entry(node).or_insert_with(|| why.into());
+    pub(super) fn refuse(&mut self, node: NodeId, why: Reason) {
+        self.reasons.entry(node).or_insert(why);
     }
 
     /// What is asked for at a site.
@@ -191,13 +194,16 @@ impl Planner<'_> {
         format!("{}.{}", self.model.node_name(node), kind.name())
     }
 
-    /// "its input is switched off by …"
-    pub(super) fn off(&self, node: NodeId, kind: SiteKind) -> Option<String> {
+    /// Why a site is switched off, if it is.
+    pub(super) fn off(&self, node: NodeId, kind: SiteKind) -> Option<Reason> {
         let ask = self.ask(node, kind);
-        ask.is_off().then(|| {
-            let by = self.rules.rule(ask, Field::Enable).map_or("", |r| r.label.as_str());
-            format!("its {} is switched off by {by}", kind.name())
-        })
+        ask.is_off().then(|| self.off_by(ask, kind))
+    }
+
+    /// Which rule switches a site off.
+    pub(super) fn off_by(&self, ask: &Resolved, kind: SiteKind) -> Reason {
+        let rule = self.rules.rule(ask, Field::Enable).map_or_else(String::new, |r| r.label.clone());
+        Reason::OffBy { what: kind.into(), rule }
     }
 
     /// Whether a rule about certain nodes wants this site quantized whatever the target would do.
@@ -231,11 +237,11 @@ impl Planner<'_> {
     /// How the constant at an input is quantized.
     pub(super) fn weight(&self, node: NodeId, index: usize) -> Result<Scheme, Refusal> {
         let Some(tensor) = self.model.constant_input(node, index) else {
-            return Err(Refusal::Unfit("its weight is not constant".into()));
+            return Err(Refusal::Unfit(Reason::NotConstant { what: Operand::Weight }));
         };
         let dims = tensor.dims();
         let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else {
-            return Err(Refusal::Unfit(format!("a weight of shape {dims:?} is not supported")));
+            return Err(Refusal::Unfit(Reason::WrongShape { what: Operand::Weight, dims }));
         };
         let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
         let shape = Shape { dims: &dims, layout, kernel: kernel && self.target.placement != Placement::Everywhere };
@@ -247,17 +253,16 @@ impl Planner<'_> {
     }
 
     /// Why a node may not be touched at all.
-    pub(super) fn untouchable(&self, node: NodeId) -> Option<String> {
+    pub(super) fn untouchable(&self, node: NodeId) -> Option<Reason> {
         if SiteKind::ALL.iter().all(|&kind| self.ask(node, kind).is_off()) {
-            let rule = self.rules.rule(self.ask(node, SiteKind::Input), Field::Enable);
-            return Some(format!("switched off by {}", rule.map_or("", |r| r.label.as_str())));
+            return Some(switched_off(self.rules.rule(self.ask(node, SiteKind::Input), Field::Enable)));
         }
         let quantized = self.model.node(node).inputs().iter().flatten().any(|&v| {
             self.model
                 .producer(v)
                 .is_some_and(|p| matches!(self.model.node(p).op_type(), "DequantizeLinear" | "DynamicQuantizeLinear"))
         });
-        quantized.then(|| QUANTIZED_ALREADY.to_owned())
+        quantized.then_some(Reason::QuantizedAlready)
     }
 
     fn veto(&self, value: ValueId) -> Option<&Veto> {
@@ -265,7 +270,7 @@ impl Planner<'_> {
     }
 
     /// Why a value cannot carry a quantizer with a fixed scale.
-    pub(super) fn unquantizable(&self, value: ValueId) -> Option<String> {
+    pub(super) fn unquantizable(&self, value: ValueId) -> Option<Reason> {
         if let Some(veto) = self.veto(value) {
             return Some(veto.why.clone());
         }
@@ -273,18 +278,18 @@ impl Planner<'_> {
             return Some(why);
         }
         let known = self.given.get(&value).is_some_and(|g| g.range.is_some() || g.scale.is_some());
-        (!self.knowledge.calibrated && !known).then(|| super::WITHOUT_SAMPLES.to_owned())
+        (!self.knowledge.calibrated && !known).then_some(Reason::WithoutSamples)
     }
 
     /// Why a value cannot carry a quantizer of any kind.
-    pub(super) fn unquantized(&self, value: ValueId) -> Option<String> {
-        let name = self.model.value(value).name();
+    pub(super) fn unquantized(&self, value: ValueId) -> Option<Reason> {
+        let tensor = self.name(value);
         if self.given.get(&value).is_some_and(|g| g.enable == Some(false)) {
-            return Some(format!("\"{name}\" is switched off by [tensor.\"{name}\"]"));
+            return Some(Reason::TensorOff { tensor });
         }
         match self.model.dtype(value) {
             Some(DataType::Float) | None => None,
-            Some(other) => Some(format!("\"{name}\" is {other}, not float")),
+            Some(found) => Some(Reason::WrongTensorType { tensor, found, wanted: DataType::Float.to_string() }),
         }
     }
 
@@ -317,7 +322,7 @@ impl Planner<'_> {
         if !at.domain().is_empty() || !self.target.absorb.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
         }
-        let integer = ask.spec.dtype.and_then(Dtype::format).is_some_and(crate::numerics::Format::is_integer);
+        let integer = ask.spec.dtype.and_then(Dtype::format).is_some_and(Format::is_integer);
         if ask.spec.symmetric != Some(false) || !integer || ask.is_off() {
             return false;
         }
@@ -339,8 +344,8 @@ impl Planner<'_> {
     }
 
     /// The constant weight input of an anchor, its data inputs, or why it cannot be quantized.
-    fn operands(&self, node: NodeId) -> Result<(Option<usize>, Vec<usize>), String> {
-        let row = ops::of(self.model, node).ok_or("the operator table has no row for it")?;
+    fn operands(&self, node: NodeId) -> Result<(Option<usize>, Vec<usize>), Reason> {
+        let row = ops::of(self.model, node).ok_or(Reason::UnknownOperator)?;
         let at = self.model.node(node);
         let mut weight = None;
         let mut data = Vec::new();
@@ -349,7 +354,7 @@ impl Planner<'_> {
             match row.role(index) {
                 Role::Weight(_) if self.model.constant(input).is_some() => {
                     if weight.replace(index).is_some() {
-                        return Err("both operands are constant".into());
+                        return Err(Reason::BothConstant);
                     }
                 }
                 Role::Weight(_) | Role::Data => data.push(index),
@@ -359,15 +364,17 @@ impl Planner<'_> {
         let has_weight_role = row.inputs.iter().any(|r| matches!(r, Role::Weight(_)));
         match weight {
             Some(index) => {
-                let tensor = self.model.constant_input(node, index).ok_or("its weight is not constant")?;
+                let tensor =
+                    self.model.constant_input(node, index).ok_or(Reason::NotConstant { what: Operand::Weight })?;
                 if tensor.dtype() != DataType::Float {
-                    return Err(format!("its weight is {}, not float", tensor.dtype()));
+                    let wanted = DataType::Float.to_string();
+                    return Err(Reason::WrongType { what: Operand::Weight, found: tensor.dtype(), wanted });
                 }
                 if tensor.is_empty() {
-                    return Err("its weight is empty".into());
+                    return Err(Reason::Empty { what: Operand::Weight });
                 }
                 if ops::weight_layout(self.model, node, index, &tensor.dims()).is_none() {
-                    return Err(format!("a weight of shape {:?} is not supported", tensor.dims()));
+                    return Err(Reason::WrongShape { what: Operand::Weight, dims: tensor.dims() });
                 }
             }
             None if has_weight_role
@@ -375,19 +382,19 @@ impl Planner<'_> {
                 && !self.is_forced(node, SiteKind::Input) =>
             {
                 return Err(if row.op == "MatMul" {
-                    "both operands are activations; quantizing them costs accuracy and saves no bytes".into()
+                    Reason::BothActivations
                 } else {
-                    "its weight is not constant".into()
+                    Reason::NotConstant { what: Operand::Weight }
                 });
             }
             None => {}
         }
         if at.is("Gemm") {
             if at.int("transA").unwrap_or(0) != 0 {
-                return Err("transA is set".into());
+                return Err(Reason::Attribute { name: "transA".to_owned(), wanted: 0 });
             }
             if at.input(2).is_some() && (at.float("beta").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-                return Err("beta is not 1".into());
+                return Err(Reason::Attribute { name: "beta".to_owned(), wanted: 1 });
             }
         }
         Ok((weight, data))
@@ -475,9 +482,10 @@ impl Planner<'_> {
         data: &[usize],
     ) -> Result<Result<(), NotInteger>> {
         let op = self.model.node(node).op_type().to_owned();
-        let no = |why: String| Ok(Err(NotInteger::WeightOnly(why)));
+        let target = self.target.name.clone();
+        let no = |why: Reason| Ok(Err(NotInteger::WeightOnly(why)));
         let Some(anchor) = anchor else {
-            return no(format!("{} has no integer kernel for it", self.target.name));
+            return no(Reason::NoKernel { target });
         };
         if let Some(why) = self.off(node, SiteKind::Input) {
             return no(why);
@@ -490,7 +498,7 @@ impl Planner<'_> {
         let stored = stored.filter(|f| weight.is_some() && self.target.forms.contains(f));
         let lowered = stored == Some(Form::Matmulinteger);
         if let Some(form) = stored.filter(|_| !lowered) {
-            return no(format!("stored as {form}, it reads floats"));
+            return no(Reason::FormReadsFloats { form });
         }
         let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
             Ok(found) => found,
@@ -499,20 +507,20 @@ impl Planner<'_> {
         };
         let fused = self.target.placement == Placement::Fused && !self.target.simulate;
         if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && fused) {
-            return no(format!("{} does not load {} weights beside codes", self.target.name, weight.dtype));
+            return no(Reason::NotBesideIntegers { target, format: weight.dtype });
         }
         let blocks = asked.scale_dtype.is_block();
         if let Some(why) = self.unfit_blocks(node, &asked) {
             return no(why);
         }
-        let kernel = integer_kernel(&asked, quantizer);
+        let kernel = self.integer_kernel(&asked, quantizer);
         let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
         let named = [Field::Dtype, Field::Dynamic].iter().any(|&f| ask.from(f) > Some(0));
-        if !kernel && !forced && !named {
-            return no(match quantizer {
-                Some(q) => format!("{} has no integer kernel for {} weights like these", self.target.name, q.dtype),
-                None => format!("{} has no integer kernel for {}", self.target.name, asked.dtype),
-            });
+        if let Err(why) = kernel
+            && !forced
+            && !named
+        {
+            return no(why);
         }
         let lowered = lowered
             && run_time
@@ -521,10 +529,10 @@ impl Planner<'_> {
             || anchor.dynamic
                 && self.target.dynamic
                 && weight == Some(1)
-                && integer_kernel(&Scheme::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
+                && self.integer_kernel(&Scheme::new(Format::Uint8, false, super::per_tensor()), quantizer).is_ok()
                 && !(op == "Gemm" && self.model.node(node).input(2).is_some());
         if run_time && !dynamic_fits && !blocks {
-            let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);
+            let why = Reason::NoKernelAtRunTime { target, op: op.clone() };
             return match self.rules.rule(&ask, Field::Dynamic) {
                 Some(rule) if rule.is_named() && !rule.optional => {
                     let error = Error::new(Kind::Config, format!("{}, input.dynamic: {why}", rule.label));
@@ -537,8 +545,9 @@ impl Planner<'_> {
         let output = match self.output_site(node) {
             Some(_) if blocks => None,
             Some((site, ask)) if (anchor.output && !lowered) || self.is_forced(node, SiteKind::Output) => {
-                if let Some(why) = ask.is_off().then(|| self.off_by(&ask, "output")) {
-                    return no(format!("{why}, and the integer {op} needs a quantized output"));
+                if ask.is_off() {
+                    let because = Box::new(self.off_by(&ask, SiteKind::Output));
+                    return no(Reason::NeedsOutput { op, because });
                 }
                 Some((site, ask))
             }
@@ -560,10 +569,9 @@ impl Planner<'_> {
             match self.unquantizable(value) {
                 None => modes.push(Mode::Static),
                 Some(_) if !self.knowledge.calibrated && self.veto(value).is_none() => {
-                    return no(if weight.is_some() {
-                        super::WITHOUT_SAMPLES.to_owned()
-                    } else {
-                        "it has no constant weight, and without samples activations stay float".to_owned()
+                    return no(match weight {
+                        Some(_) => Reason::WithoutSamples,
+                        None => Reason::NoWeightWithoutSamples,
                     });
                 }
                 Some(why) => {
@@ -578,27 +586,39 @@ impl Planner<'_> {
             return Ok(Err(NotInteger::Float(why)));
         }
         if let Some(why) = output.as_ref().and_then(|(site, _)| self.unquantizable(*site)) {
-            let why = format!("{why}; the integer {op} needs a quantized output");
+            let why = Reason::NeedsOutput { op, because: Box::new(why) };
             return if self.knowledge.calibrated { Ok(Err(NotInteger::Float(why))) } else { no(why) };
         }
         self.quantized.insert(node, Kindness::Integer);
         for (&(index, value), mode) in inputs.iter().zip(modes) {
             let why = match (mode, self.veto(value)) {
                 (Mode::Dynamic, Some(veto)) => veto.why.clone(),
-                _ => format!("input of the {op} \"{}\"", self.model.node_name(node)),
+                _ => Reason::InputOf { op: op.clone(), node: self.model.node_name(node).to_owned() },
             };
             self.read(value, (node, index), Read { ask: ask.clone(), adopts: false, mode, why });
         }
         if let Some((site, ask)) = output {
-            let why = format!("output of the {op} \"{}\"", self.model.node_name(node));
+            let why = Reason::OutputOf { op, node: self.model.node_name(node).to_owned() };
             self.make(site, Made { ask, keeps: None, why });
         }
         Ok(Ok(()))
     }
 
-    pub(super) fn off_by(&self, ask: &Resolved, what: &str) -> String {
-        let by = self.rules.rule(ask, Field::Enable).map_or("", |r| r.label.as_str());
-        format!("its {what} is switched off by {by}")
+    /// Why integer kernels do not take activations and weights like these.
+    fn integer_kernel(&self, activation: &Scheme, weight: Option<&Scheme>) -> Result<(), Reason> {
+        let eight = |q: &Scheme| matches!(q.dtype, Format::Int8 | Format::Uint8);
+        let grouped = |q: &Scheme| matches!(q.granularity, Granularity::PerGroup { .. });
+        let no = |what: Operand, q: &Scheme| Reason::NoKernelFor {
+            target: self.target.name.clone(),
+            what,
+            format: q.dtype,
+            granularity: q.granularity,
+        };
+        match weight {
+            _ if !eight(activation) => Err(no(Operand::Input, activation)),
+            Some(weight) if !eight(weight) || grouped(weight) => Err(no(Operand::Weight, weight)),
+            _ => Ok(()),
+        }
     }
 
     /// Quantizes what a rule about this very node or operator asks for, where the target would not.
@@ -620,7 +640,7 @@ impl Planner<'_> {
                 let ask = self.ask(node, SiteKind::Input).clone();
                 let blocks = ask.spec.dtype.is_some_and(|d| d.block().is_some());
                 if self.unquantizable(value).is_none() && !blocks {
-                    let why = format!("input of the {op} \"{name}\", as asked for");
+                    let why = Reason::InputAsAsked { op: op.clone(), node: name.clone() };
                     self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
                 }
             }
@@ -629,23 +649,15 @@ impl Planner<'_> {
             && let Some((site, ask)) = self.output_site(node)
             && self.unquantizable(site).is_none()
         {
-            self.make(site, Made { ask, keeps: None, why: format!("output of the {op} \"{name}\", as asked for") });
+            self.make(site, Made { ask, keeps: None, why: Reason::OutputAsAsked { op, node: name } });
         }
     }
 }
 
 /// Why an anchor does not run in integers, and what becomes of its weight.
 enum NotInteger {
-    Float(String),
-    WeightOnly(String),
-}
-
-/// Whether integer kernels take activations and weights like these.
-fn integer_kernel(activation: &Scheme, weight: Option<&Scheme>) -> bool {
-    use crate::numerics::{Format, Granularity};
-    let eight = |q: &Scheme| matches!(q.dtype, Format::Int8 | Format::Uint8);
-    let grouped = |q: &Scheme| matches!(q.granularity, Granularity::PerGroup { .. });
-    eight(activation) && weight.is_none_or(|w| eight(w) && !grouped(w))
+    Float(Reason),
+    WeightOnly(Reason),
 }
 
 /// Lets what merely stays float pass.

@@ -10,6 +10,7 @@ use crate::config::rules::Resolved;
 use crate::ir::{NodeId, Tensor, ValueId};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
+use crate::reason::{Operand, Reason};
 use crate::targets::Placement;
 
 /// The inputs of a join that run in codes, with their index.
@@ -83,11 +84,11 @@ impl Planner<'_> {
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
         let ask = self.ask(node, SiteKind::Input).clone();
-        let why = format!("input of the {op} \"{name}\"");
+        let why = Reason::InputOf { op: op.clone(), node: name.clone() };
         self.read(input, (node, 0), Read { ask, adopts: true, mode: Mode::Static, why });
         for &output in outputs {
             let ask = self.ask(node, SiteKind::Output).clone();
-            let why = format!("output of the {op} \"{name}\", which keeps its input's scale");
+            let why = Reason::CarriedBy { op: op.clone(), node: name.clone() };
             self.make(output, Made { ask, keeps: Some(input), why });
         }
     }
@@ -99,22 +100,22 @@ impl Planner<'_> {
     }
 
     /// What a join reads and makes in codes; or why it cannot be one.
-    fn joinable(&self, node: NodeId) -> Result<Joinable, String> {
+    fn joinable(&self, node: NodeId) -> Result<Joinable, Reason> {
         if let Some(why) = self.untouchable(node) {
             return Err(why);
         }
         let (Some(output), Some(row)) = (self.output_site(node), ops::of(self.model, node)) else {
-            return Err("it has no output".to_owned());
+            return Err(Reason::NoOutput);
         };
         let ask = self.ask(node, SiteKind::Input);
         if ask.is_off() {
-            return Err(self.off_by(ask, "input"));
+            return Err(self.off_by(ask, SiteKind::Input));
         }
         if output.1.is_off() {
-            return Err(self.off_by(&output.1, "output"));
+            return Err(self.off_by(&output.1, SiteKind::Output));
         }
         match self.activation(node, SiteKind::Input, ask) {
-            Ok((_, true)) => return Err("only inputs of products are quantized at run time".to_owned()),
+            Ok((_, true)) => return Err(Reason::ProductsAtRunTime),
             Err(Refusal::Unfit(why)) => return Err(why),
             // Refused before, or fine.
             Ok(_) | Err(Refusal::Wrong(_)) => {}
@@ -129,9 +130,10 @@ impl Planner<'_> {
                 return Err(why);
             }
         }
-        for tensor in constants.iter().filter_map(|&(_, v)| self.model.constant(v)) {
-            if tensor.dtype() != DataType::Float {
-                return Err(format!("its constant operand is {}, not float", Tensor::dtype(tensor)));
+        for found in constants.iter().filter_map(|&(_, v)| self.model.constant(v)).map(Tensor::dtype) {
+            if found != DataType::Float {
+                let wanted = DataType::Float.to_string();
+                return Err(Reason::WrongType { what: Operand::ConstantOperand, found, wanted });
             }
         }
         match self.knowledge.vetoes.get(&self.site(node, SiteKind::Input)) {
@@ -154,7 +156,7 @@ impl Planner<'_> {
         }
         for value in data.iter().map(|&(_, v)| v).chain([output]) {
             if everywhere && self.model.dtype(value).is_none() && !behind.contains(&value) {
-                return self.refuse(node, format!("the type of \"{}\" is not known", self.name(value)));
+                return self.refuse(node, Reason::UnknownType { tensor: self.name(value) });
             }
         }
         let op = self.model.node(node).op_type().to_owned();
@@ -162,11 +164,11 @@ impl Planner<'_> {
         self.quantized.insert(node, Kindness::Integer);
         for (index, value) in data {
             let ask = self.ask(node, SiteKind::Input).clone();
-            let why = format!("input of the {op} \"{name}\"");
+            let why = Reason::InputOf { op: op.clone(), node: name.clone() };
             self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
             behind.insert(value);
         }
-        self.make(output, Made { ask: output_ask, keeps: None, why: format!("output of the {op} \"{name}\"") });
+        self.make(output, Made { ask: output_ask, keeps: None, why: Reason::OutputOf { op, node: name } });
         behind.insert(output);
     }
 
@@ -194,7 +196,7 @@ impl Planner<'_> {
             return;
         }
         let ask = self.ask(node, SiteKind::Input).clone();
-        let why = format!("shortcut into the residual sum \"{}\"", self.model.node_name(node));
+        let why = Reason::ShortcutInto { node: self.model.node_name(node).to_owned() };
         self.read(other.1, (node, other.0), Read { ask, adopts: false, mode: Mode::Static, why });
     }
 

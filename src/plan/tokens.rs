@@ -6,6 +6,7 @@ use crate::config::SiteKind;
 use crate::config::spec::Share;
 use crate::error::Result;
 use crate::ir::NodeId;
+use crate::reason::Reason;
 
 impl Planner<'_> {
     /// Whether an input is to get a scale for each token.
@@ -16,7 +17,7 @@ impl Planner<'_> {
     }
 
     /// Notes the input of a linear layer; says why the layer computes in float.
-    pub(super) fn token(&mut self, node: NodeId, data: &[usize], weight: Option<usize>) -> Result<String> {
+    pub(super) fn token(&mut self, node: NodeId, data: &[usize], weight: Option<usize>) -> Result<Reason> {
         let site = self.site(node, SiteKind::Input);
         let eps = match self.reader(&site, SiteKind::Input, self.ask(node, SiteKind::Input)).per_token() {
             Ok(eps) => eps,
@@ -25,8 +26,8 @@ impl Planner<'_> {
         };
         if let (&[index], Some(1)) = (data, weight) {
             self.tokens.insert(node, (index, eps));
-            return Ok("its input has a scale for each token, and is computed in float".to_owned());
+            return Ok(Reason::PerToken);
         }
-        Ok("its input has no tokens".to_owned())
+        Ok(Reason::NoTokens)
     }
 }

@@ -79,7 +79,18 @@ pub struct Solved(BTreeMap<String, StoredWeight>);
 
 /// What the numbers of a weight depend on, besides the model.
 fn key(weight: &Weight) -> String {
-    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } = weight;
+    let Weight {
+        site: _,
+        at: _,
+        tensor,
+        quantizer,
+        transpose,
+        pair_safe,
+        form: _,
+        accuracy_level: _,
+        why: _,
+        gave_way: _,
+    } = weight;
     format!("{tensor} {quantizer:?} {transpose} {pair_safe:?}")
 }
 
