@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::ops::Form;
-use crate::ops::{self, Role};
+use crate::ops::{self, Channel, Role};
 use crate::reason::Reason;
 use crate::targets::Target;
 
@@ -152,7 +152,7 @@ impl Explainer<'_> {
 
     fn site(&self, node: NodeId, kind: SiteKind, value: ValueId, input: Option<usize>) -> Explanation {
         let (name, op) = (self.model.node_name(node), self.model.node(node).op_type());
-        let left = op == "MatMul" && self.model.constant_input(node, 0).is_some();
+        let left = ops::constant_weight(self.model, node, 0) == Some(Channel::Left);
         let steps = self.rules.chain(name, op, kind, left, self.model.value(value).name());
         let rules = steps.into_iter().map(|step| {
             let rule = &self.rules.all()[step.rule];

@@ -1,13 +1,15 @@
 //! How a quantized constant is stored: which forms an operator, a format and a granularity can have, and which is chosen.
 
-use super::planner::{Planner, Read};
+use super::planner::Planner;
 use super::site::Refusal;
-use super::{Mode, Scheme, Weight};
+use super::{Scheme, Weight, kernels};
 use crate::config::SiteKind;
-use crate::config::spec::{Field, Form, ScaleDtype};
+use crate::config::spec::{Field, Form};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
+use crate::ops;
 use crate::reason::{Kernel, Reason};
+use crate::targets::Target;
 
 /// Why a matrix whose sums run along `sum_axis` cannot be the weight of a `MatMulNBits`; `Ok` where it can.
 ///
@@ -104,6 +106,92 @@ pub fn is_bytes(model: &Model, weight: &Weight) -> bool {
     }
 }
 
+/// A quantized constant, of which it is asked in which forms it can be stored.
+pub(super) struct Constant<'a> {
+    pub(super) node: NodeId,
+    /// Which input it is.
+    pub(super) index: usize,
+    pub(super) scheme: &'a Scheme,
+    pub(super) runs: Runs,
+    /// It is stored as `[K, N]` though its operator has `transB`; the scheme's axes are those of what is stored.
+    pub(super) transposed: bool,
+}
+
+/// How the operator of a constant runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runs {
+    /// In float.
+    Float,
+    /// On integers.
+    Integer,
+    /// On integers, with an input whose range is found at run time.
+    AtRunTime,
+}
+
+/// Whether a constant can have a form.
+pub(super) fn fits(model: &Model, target: &Target, form: Form, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, runs, .. } = constant;
+    let op = model.node(node).op_type();
+    if form == Form::Qdq {
+        return columns_fit(model, target, constant);
+    }
+    if scheme.scale_dtype.is_block() {
+        return Err(Reason::FormScales { form, scales: scheme.scale_dtype.into() });
+    }
+    if !target.forms.contains(&form) {
+        return Err(Reason::NoForm { target: target.name.clone(), form });
+    }
+    if !form.serves(op) {
+        return Err(Reason::NotItsForm { form, op: op.to_owned() });
+    }
+    match form {
+        Form::Qdq => Ok(()),
+        Form::Matmulinteger if runs != Runs::AtRunTime => Err(Reason::NotAtRunTime),
+        Form::Matmulinteger => kernels::integer_product(model, node, index, scheme),
+        Form::DynamicQuantizeLstm => kernels::lstm(model, node, scheme),
+        _ if runs != Runs::Float => Err(Reason::RunsOnIntegers { op: op.to_owned() }),
+        Form::GatherBlockQuantized => table_fits(model, constant),
+        Form::Matmulnbits => product_fits(model, constant),
+    }
+}
+
+/// Whether a target computes with the columns of a 2-bit matrix as it should, where it fuses a Dequantize.
+fn columns_fit(model: &Model, target: &Target, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, transposed, .. } = constant;
+    let (format, multiple) = (scheme.dtype, target.two_bit_columns);
+    let across = ops::is_transposed(model, node) && !transposed;
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let columns = if transposed { dims.first() } else { dims.last() };
+    let product = Form::Matmulnbits.serves(model.node(node).op_type()) && index == 1 && format.bits() == 2 && !across;
+    let odd = columns.is_some_and(|c| !c.is_multiple_of(multiple.max(1)));
+    if product && odd && nbits_fits(format, &dims, &scheme.granularity, 0).is_ok() {
+        return Err(Reason::WrongColumns { target: target.name.clone(), format, multiple });
+    }
+    Ok(())
+}
+
+/// Whether a table can be that of a `GatherBlockQuantized`.
+fn table_fits(model: &Model, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, .. } = constant;
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let axis = model.node(node).int("axis").unwrap_or(0);
+    let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+    let axis = usize::try_from(axis).map_err(|_| Reason::AxisOutside { axis })?;
+    gather_fits(scheme.dtype, &dims, &scheme.granularity, axis).map(drop)
+}
+
+/// Whether a matrix can be that of a `MatMulNBits`.
+fn product_fits(model: &Model, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, transposed, .. } = constant;
+    if index != 1 {
+        return Err(Reason::NotOnTheRight { kernel: Kernel::MatMulNBits });
+    }
+    kernels::unscaled(model, node)?;
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let across = ops::is_transposed(model, node) && !transposed;
+    nbits_fits(scheme.dtype, &dims, &scheme.granularity, usize::from(across))
+}
+
 /// The form of a weight.
 pub(super) struct Chosen {
     pub(super) form: Form,
@@ -113,23 +201,16 @@ pub(super) struct Chosen {
 }
 
 impl Planner<'_> {
-    /// How the quantized constant at an input is stored. `transposed` is said of a weight that is stored as `[K, N]` though
-    /// its operator has `transB`; the quantizer's axes are those of what is stored.
-    pub(super) fn form(
-        &self,
-        node: NodeId,
-        index: usize,
-        integer: bool,
-        quantizer: &Scheme,
-        transposed: bool,
-    ) -> Result<Chosen, Refusal> {
-        let ask = self.ask(node, SiteKind::Weight);
-        let site = self.site(node, SiteKind::Weight);
+    /// How a quantized constant is stored.
+    pub(super) fn form(&self, constant: &Constant<'_>) -> Result<Chosen, Refusal> {
+        let ask = self.ask(constant.node, SiteKind::Weight);
+        let site = self.site(constant.node, SiteKind::Weight);
         let reader = self.reader(&site, SiteKind::Weight, ask);
+        let fits = |form: Form| fits(self.model, self.target, form, constant);
         let mut gave_way = None;
         let mut found = None;
         if let Some(form) = ask.spec.form {
-            match self.fits(form, node, index, integer, quantizer, transposed) {
+            match fits(form) {
                 Ok(()) => found = Some(form),
                 Err(why) => match reader.unfit::<()>(Field::Form, why, "leave it out to take one that fits") {
                     Err(Refusal::Unfit(why)) => {
@@ -141,101 +222,12 @@ impl Planner<'_> {
             }
         }
         // What no form serves well is stored as it always was.
-        let first = || {
-            let fits = |f: &&Form| self.fits(**f, node, index, integer, quantizer, transposed).is_ok();
-            self.target.forms.iter().find(fits).copied().unwrap_or_default()
-        };
+        let first = || self.target.forms.iter().copied().find(|&form| fits(form).is_ok()).unwrap_or_default();
         let form = found.unwrap_or_else(first);
         let products = self.target.forms.iter().find(|f| f.serves("MatMul"));
         let meant = ask.spec.form.or(products.copied()) == Some(Form::Matmulnbits);
         reader.accuracy_level(meant)?;
         let accuracy_level = ask.spec.accuracy_level.filter(|_| form == Form::Matmulnbits);
         Ok(Chosen { form, accuracy_level, gave_way })
-    }
-
-    /// Why a weight cannot have a form.
-    pub(super) fn fits(
-        &self,
-        form: Form,
-        node: NodeId,
-        index: usize,
-        integer: bool,
-        quantizer: &Scheme,
-        transposed: bool,
-    ) -> Result<(), Reason> {
-        let at = self.model.node(node);
-        let op = at.op_type();
-        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
-        let Scheme { dtype, granularity, .. } = quantizer;
-        // Whether the operator has the columns of the stored matrix last.
-        let across = at.int("transB").unwrap_or(0) != 0 && !transposed;
-        if form == Form::Qdq {
-            let product = Form::Matmulnbits.serves(op) && index == 1 && dtype.bits() == 2 && !across;
-            let columns = if transposed { dims.first() } else { dims.last() };
-            let odd = columns.is_some_and(|c| !c.is_multiple_of(self.target.two_bit_columns.max(1)));
-            if product && odd && nbits_fits(*dtype, &dims, granularity, 0).is_ok() {
-                let multiple = self.target.two_bit_columns;
-                return Err(Reason::WrongColumns { target: self.target.name.clone(), format: *dtype, multiple });
-            }
-            return Ok(());
-        }
-        if quantizer.scale_dtype.is_block() {
-            return Err(Reason::FormScales { form, scales: quantizer.scale_dtype.into() });
-        }
-        if !self.target.forms.contains(&form) {
-            return Err(Reason::NoForm { target: self.target.name.clone(), form });
-        }
-        if !form.serves(op) {
-            return Err(Reason::NotItsForm { form, op: op.to_owned() });
-        }
-        if form == Form::Matmulinteger {
-            let at_run_time = |(slot, read): &((NodeId, usize), Read)| *slot == (node, 0) && read.mode == Mode::Dynamic;
-            let data = at.input(0).and_then(|v| self.wants.get(&v));
-            if !integer || !data.is_some_and(|want| want.reads.iter().any(at_run_time)) {
-                return Err(Reason::NotAtRunTime);
-            }
-            return self.integer_product(node, index, quantizer);
-        }
-        if form == Form::DynamicQuantizeLstm {
-            return self.lstm(node, quantizer);
-        }
-        if integer {
-            return Err(Reason::RunsOnIntegers { op: op.to_owned() });
-        }
-        if form == Form::GatherBlockQuantized {
-            let axis = at.int("axis").unwrap_or(0);
-            let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
-            let axis = usize::try_from(axis).map_err(|_| Reason::AxisOutside { axis })?;
-            return gather_fits(*dtype, &dims, granularity, axis).map(drop);
-        }
-        if index != 1 {
-            return Err(Reason::NotOnTheRight { kernel: Kernel::MatMulNBits });
-        }
-        if at.is("Gemm") && (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Err(Reason::Attribute { name: "alpha".to_owned(), wanted: 1 });
-        }
-        nbits_fits(*dtype, &dims, granularity, usize::from(across))
-    }
-
-    /// Why an LSTM cannot be a `DynamicQuantizeLSTM`.
-    fn lstm(&self, node: NodeId, quantizer: &Scheme) -> Result<(), Reason> {
-        let kernel = Kernel::DynamicQuantizeLSTM;
-        let Scheme { dtype: format, granularity, scale_dtype, .. } = *quantizer;
-        if !matches!(format, Format::Int8 | Format::Uint8) {
-            return Err(Reason::KernelFormat { kernel, format, has: vec![Format::Int8, Format::Uint8] });
-        }
-        if scale_dtype != ScaleDtype::Float32 {
-            return Err(Reason::KernelScaleType { kernel, scales: scale_dtype.into() });
-        }
-        if !quantizer.symmetric && granularity != Granularity::PerTensor {
-            return Err(Reason::OneZeroPoint { kernel });
-        }
-        if !matches!(granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 1 }) {
-            return Err(Reason::KernelScales { kernel, granularity });
-        }
-        if self.model.node(node).int("layout").unwrap_or(0) != 0 {
-            return Err(Reason::BatchFirst);
-        }
-        Ok(())
     }
 }

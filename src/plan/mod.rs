@@ -15,7 +15,7 @@
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
 mod algorithms;
-mod blocks;
+mod anchor;
 mod by_hand;
 mod constants;
 mod document;
@@ -23,7 +23,9 @@ pub mod explain;
 mod finish;
 pub mod form;
 mod kernels;
+mod place;
 mod planner;
+mod recurrent;
 mod site;
 mod skips;
 mod spread;

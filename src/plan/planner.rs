@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 
 use super::by_hand::given;
+use super::place::{self, Place};
 use super::site::{Reader, Refusal, Shape};
 use super::skips::switched_off;
 use super::{Activation, Mode, Plan, Scheme, Slot, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
-use crate::config::spec::{Dtype, Field, Form};
+use crate::config::spec::{Dtype, Field};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, NodeId, Tensor, User, ValueId};
-use crate::numerics::{Format, Granularity};
+use crate::ir::{Model, NodeId, User, ValueId};
+use crate::numerics::Format;
 use crate::onnx::DataType;
-use crate::ops::{self, Role};
+use crate::ops::{self, Channel, Role};
 use crate::reason::{Operand, Reason};
-use crate::targets::{Anchor, Placement, Residual, Target};
+use crate::targets::Target;
 
 /// A site that must not be quantized after all, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,12 +56,13 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     let nodes = model.graph(model.main()).nodes().to_vec();
     let sites = nodes.iter().map(|&node| {
         let (name, op) = (model.node_name(node), model.node(node).op_type());
-        let left = op == "MatMul" && model.constant_input(node, 0).is_some();
+        let left = ops::constant_weight(model, node, 0) == Some(Channel::Left);
         (node, SiteKind::ALL.map(|kind| rules.site(name, op, kind, left)))
     });
     let mut planner = Planner {
         model,
         target,
+        place: place::of(target.placement),
         config,
         knowledge,
         sites: sites.collect(),
@@ -80,17 +82,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     for &node in &nodes {
         planner.force(node);
     }
-    match target.placement {
-        Placement::Inputs => {
-            if target.residual == Residual::Shortcut {
-                let depths = planner.depths(&nodes);
-                for &node in &nodes {
-                    planner.shortcut(node, &depths);
-                }
-            }
-        }
-        Placement::Fused | Placement::Everywhere => planner.spread(&nodes),
-    }
+    planner.place.spread(&mut planner, &nodes);
     let algorithm = planner.rules.algorithm().cloned();
     let plan = planner.finish(opset, &nodes)?;
     algorithms::refuse_idle(config, algorithm.as_ref(), &plan, knowledge)?;
@@ -128,6 +120,7 @@ pub(super) struct Read {
 pub(super) struct Planner<'a> {
     pub(super) model: &'a Model,
     pub(super) target: &'a Target,
+    pub(super) place: &'static dyn Place,
     pub(super) config: &'a Config,
     pub(super) knowledge: &'a Knowledge,
     pub(super) rules: Rules,
@@ -168,6 +161,18 @@ impl Planner<'_> {
 
     pub(super) fn refuse(&mut self, node: NodeId, why: Reason) {
         self.reasons.entry(node).or_insert(why);
+    }
+
+    /// What came of a question; where it stays float, the reason is noted.
+    pub(super) fn or_refuse<T>(&mut self, node: NodeId, outcome: Result<T, Refusal>) -> Result<Option<T>> {
+        match outcome {
+            Ok(found) => Ok(Some(found)),
+            Err(Refusal::Wrong(error)) => Err(error),
+            Err(Refusal::Unfit(why)) => {
+                self.refuse(node, why);
+                Ok(None)
+            }
+        }
     }
 
     /// What is asked for at a site.
@@ -244,7 +249,7 @@ impl Planner<'_> {
             return Err(Refusal::Unfit(Reason::WrongShape { what: Operand::Weight, dims }));
         };
         let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
-        let shape = Shape { dims: &dims, layout, kernel: kernel && self.target.placement != Placement::Everywhere };
+        let shape = Shape { dims: &dims, layout, kernel: kernel && !self.place.everywhere() };
         let value = self.model.node(node).input(index);
         let ask = self.ask(node, SiteKind::Weight);
         let ask = value.map_or_else(|| ask.clone(), |value| self.ask_of(value, ask));
@@ -265,7 +270,7 @@ impl Planner<'_> {
         quantized.then_some(Reason::QuantizedAlready)
     }
 
-    fn veto(&self, value: ValueId) -> Option<&Veto> {
+    pub(super) fn veto(&self, value: ValueId) -> Option<&Veto> {
         self.knowledge.vetoes.get(self.model.value(value).name())
     }
 
@@ -326,338 +331,14 @@ impl Planner<'_> {
         if ask.spec.symmetric != Some(false) || !integer || ask.is_off() {
             return false;
         }
-        match at.op_type() {
-            "Relu" => true,
-            "Clip" => {
-                let low = match at.input(1) {
-                    Some(v) => self.model.constant(v).and_then(Tensor::to_f32).and_then(|v| v.first().copied()),
-                    None => at.float("min"),
-                };
-                let high_known = match at.input(2) {
-                    Some(v) => self.model.constant(v).is_some(),
-                    None => true,
-                };
-                low == Some(0.0) && high_known
-            }
-            _ => false,
-        }
-    }
-
-    /// The constant weight input of an anchor, its data inputs, or why it cannot be quantized.
-    fn operands(&self, node: NodeId) -> Result<(Option<usize>, Vec<usize>), Reason> {
-        let row = ops::of(self.model, node).ok_or(Reason::UnknownOperator)?;
-        let at = self.model.node(node);
-        let mut weight = None;
-        let mut data = Vec::new();
-        for (index, input) in at.inputs().iter().enumerate() {
-            let Some(input) = *input else { continue };
-            match row.role(index) {
-                Role::Weight(_) if self.model.constant(input).is_some() => {
-                    if weight.replace(index).is_some() {
-                        return Err(Reason::BothConstant);
-                    }
-                }
-                Role::Weight(_) | Role::Data => data.push(index),
-                Role::Bias | Role::Other => {}
-            }
-        }
-        let has_weight_role = row.inputs.iter().any(|r| matches!(r, Role::Weight(_)));
-        match weight {
-            Some(index) => {
-                let tensor =
-                    self.model.constant_input(node, index).ok_or(Reason::NotConstant { what: Operand::Weight })?;
-                if tensor.dtype() != DataType::Float {
-                    let wanted = DataType::Float.to_string();
-                    return Err(Reason::WrongType { what: Operand::Weight, found: tensor.dtype(), wanted });
-                }
-                if tensor.is_empty() {
-                    return Err(Reason::Empty { what: Operand::Weight });
-                }
-                if ops::weight_layout(self.model, node, index, &tensor.dims()).is_none() {
-                    return Err(Reason::WrongShape { what: Operand::Weight, dims: tensor.dims() });
-                }
-            }
-            None if has_weight_role
-                && self.target.placement != Placement::Everywhere
-                && !self.is_forced(node, SiteKind::Input) =>
-            {
-                return Err(if row.op == "MatMul" {
-                    Reason::BothActivations
-                } else {
-                    Reason::NotConstant { what: Operand::Weight }
-                });
-            }
-            None => {}
-        }
-        if at.is("Gemm") {
-            if at.int("transA").unwrap_or(0) != 0 {
-                return Err(Reason::Attribute { name: "transA".to_owned(), wanted: 0 });
-            }
-            if at.input(2).is_some() && (at.float("beta").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-                return Err(Reason::Attribute { name: "beta".to_owned(), wanted: 1 });
-            }
-        }
-        Ok((weight, data))
-    }
-
-    /// Plans a Conv, a product and the like.
-    fn anchor(&mut self, node: NodeId) -> Result<()> {
-        let at = self.model.node(node);
-        if !at.domain().is_empty() {
-            return Ok(());
-        }
-        let op = at.op_type().to_owned();
-        let Some(row) = ops::find(&op) else { return Ok(()) };
-        let anchor = self.target.anchor(&op).cloned();
-        // A weight needs no integer kernel to be stored in few bits. A table would be dequantized as a whole at every run
-        // where the target has no form for it.
-        let rows = self.ask(node, SiteKind::Weight).spec.form == Some(Form::GatherBlockQuantized);
-        let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
-        let table = op == "Gather" && rows && floats && !self.is_forced(node, SiteKind::Weight);
-        let gates = self.ask(node, SiteKind::Weight).spec.form == Some(Form::DynamicQuantizeLstm)
-            && op == "LSTM"
-            && self.target.forms.contains(&Form::DynamicQuantizeLstm);
-        let stored = (op == "ConvTranspose" && !self.knowledge.calibrated) || table || gates;
-        let known = anchor.is_some() || stored || self.is_forced(node, SiteKind::Weight);
-        if !known || !row.inputs.iter().any(|r| matches!(r, Role::Data | Role::Weight(_))) {
-            return Ok(());
-        }
-        if let Some(why) = self.untouchable(node) {
-            self.refuse(node, why);
-            return Ok(());
-        }
-        if row.inputs.get(1) == Some(&Role::Weight(ops::Channel::Gates)) {
-            return self.gates(node, &op);
-        }
-        let (weight, data) = match self.operands(node) {
-            Ok(found) => found,
-            Err(why) => {
-                self.refuse(node, why);
-                return Ok(());
-            }
-        };
-        let quantizer = match weight.map(|index| self.weight(node, index)).transpose() {
-            Ok(quantizer) => quantizer,
-            Err(Refusal::Wrong(error)) => return Err(error),
-            Err(Refusal::Unfit(why)) => {
-                self.refuse(node, why);
-                return Ok(());
-            }
-        };
-        if let Some(why) = weight.and_then(|_| self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight))) {
-            self.refuse(node, why.why.clone());
-            return Ok(());
-        }
-        if let (true, Some(index), Some(quantizer)) = (table, weight, &quantizer)
-            && let Err(why) = self.fits(Form::GatherBlockQuantized, node, index, false, quantizer, false)
-        {
-            self.refuse(node, why);
-            return Ok(());
-        }
-        let weight_value = weight.and_then(|index| self.model.node(node).input(index));
-        let weight_off = self.off(node, SiteKind::Weight).or_else(|| weight_value.and_then(|v| self.unquantized(v)));
-        let everywhere = self.target.placement == Placement::Everywhere || self.is_forced(node, SiteKind::Input);
-        if let Some(why) = weight_off.filter(|_| weight.is_some() && !everywhere) {
-            self.refuse(node, why);
-            return Ok(());
-        }
-        match self.integer(node, anchor.as_ref(), weight, quantizer.as_ref(), &data)? {
-            Ok(()) => {}
-            Err(NotInteger::WeightOnly(why)) if weight.is_some() && self.off(node, SiteKind::Weight).is_none() => {
-                self.quantized.insert(node, Kindness::WeightOnly);
-                self.notes.insert(node, why);
-            }
-            Err(NotInteger::Float(why) | NotInteger::WeightOnly(why)) => self.refuse(node, why),
-        }
-        Ok(())
-    }
-
-    /// Plans the activations of an anchor, or says why they stay float.
-    fn integer(
-        &mut self,
-        node: NodeId,
-        anchor: Option<&Anchor>,
-        weight: Option<usize>,
-        quantizer: Option<&Scheme>,
-        data: &[usize],
-    ) -> Result<Result<(), NotInteger>> {
-        let op = self.model.node(node).op_type().to_owned();
-        let target = self.target.name.clone();
-        let no = |why: Reason| Ok(Err(NotInteger::WeightOnly(why)));
-        let Some(anchor) = anchor else {
-            return no(Reason::NoKernel { target });
-        };
-        if let Some(why) = self.off(node, SiteKind::Input) {
-            return no(why);
-        }
-        if self.per_token(node, SiteKind::Input) {
-            return self.token(node, data, weight).map(|why| Err(NotInteger::WeightOnly(why)));
-        }
-        let ask = self.ask(node, SiteKind::Input).clone();
-        let stored = self.ask(node, SiteKind::Weight).spec.form.filter(|&f| f != Form::Qdq && f.serves(&op));
-        let stored = stored.filter(|f| weight.is_some() && self.target.forms.contains(f));
-        let lowered = stored == Some(Form::Matmulinteger);
-        if let Some(form) = stored.filter(|_| !lowered) {
-            return no(Reason::FormReadsFloats { form });
-        }
-        let (asked, run_time) = match self.activation(node, SiteKind::Input, &ask) {
-            Ok(found) => found,
-            Err(Refusal::Wrong(error)) => return Err(error),
-            Err(Refusal::Unfit(why)) => return no(why),
-        };
-        let fused = self.target.placement == Placement::Fused && !self.target.simulate;
-        if let Some(weight) = quantizer.filter(|q| !q.dtype.is_integer() && fused) {
-            return no(Reason::NotBesideIntegers { target, format: weight.dtype });
-        }
-        let blocks = asked.scale_dtype.is_block();
-        if let Some(why) = self.unfit_blocks(node, &asked) {
-            return no(why);
-        }
-        let kernel = self.integer_kernel(&asked, quantizer);
-        let forced = self.is_forced(node, SiteKind::Input) || self.target.placement == Placement::Everywhere;
-        let named = [Field::Dtype, Field::Dynamic].iter().any(|&f| ask.from(f) > Some(0));
-        if let Err(why) = kernel
-            && !forced
-            && !named
-        {
-            return no(why);
-        }
-        let lowered = lowered
-            && run_time
-            && weight.zip(quantizer).is_some_and(|(index, q)| self.integer_product(node, index, q).is_ok());
-        let dynamic_fits = lowered
-            || anchor.dynamic
-                && self.target.dynamic
-                && weight == Some(1)
-                && self.integer_kernel(&Scheme::new(Format::Uint8, false, super::per_tensor()), quantizer).is_ok()
-                && !(op == "Gemm" && self.model.node(node).input(2).is_some());
-        if run_time && !dynamic_fits && !blocks {
-            let why = Reason::NoKernelAtRunTime { target, op: op.clone() };
-            return match self.rules.rule(&ask, Field::Dynamic) {
-                Some(rule) if rule.is_named() && !rule.optional => {
-                    let error = Error::new(Kind::Config, format!("{}, input.dynamic: {why}", rule.label));
-                    let error = error.at_node(self.model.node_name(node), &op);
-                    Err(rule.origin.at(error, "input.dynamic").with_hint("leave it out for this operator"))
-                }
-                _ => no(why),
-            };
-        }
-        let output = match self.output_site(node) {
-            Some(_) if blocks => None,
-            Some((site, ask)) if (anchor.output && !lowered) || self.is_forced(node, SiteKind::Output) => {
-                if ask.is_off() {
-                    let because = Box::new(self.off_by(&ask, SiteKind::Output));
-                    return no(Reason::NeedsOutput { op, because });
-                }
-                Some((site, ask))
-            }
-            Some(_) => None,
-            None => return Ok(Ok(())),
-        };
-        let inputs: Vec<(usize, ValueId)> =
-            data.iter().filter_map(|&i| Some((i, self.model.node(node).input(i)?))).collect();
-        let mut modes = Vec::new();
-        for &(_, value) in &inputs {
-            if run_time {
-                match self.unquantized(value).or_else(|| self.veto(value).filter(|v| !v.dynamic).map(|v| v.why.clone()))
-                {
-                    Some(why) => return Ok(Err(NotInteger::Float(why))),
-                    None => modes.push(Mode::Dynamic),
-                }
-                continue;
-            }
-            match self.unquantizable(value) {
-                None => modes.push(Mode::Static),
-                Some(_) if !self.knowledge.calibrated && self.veto(value).is_none() => {
-                    return no(match weight {
-                        Some(_) => Reason::WithoutSamples,
-                        None => Reason::NoWeightWithoutSamples,
-                    });
-                }
-                Some(why) => {
-                    if !(dynamic_fits && self.veto(value).is_some_and(|v| v.dynamic)) {
-                        return Ok(Err(NotInteger::Float(why)));
-                    }
-                    modes.push(Mode::Dynamic);
-                }
-            }
-        }
-        if let Some(why) = self.unfit_bias(node, weight).filter(|_| !lowered) {
-            return Ok(Err(NotInteger::Float(why)));
-        }
-        if let Some(why) = output.as_ref().and_then(|(site, _)| self.unquantizable(*site)) {
-            let why = Reason::NeedsOutput { op, because: Box::new(why) };
-            return if self.knowledge.calibrated { Ok(Err(NotInteger::Float(why))) } else { no(why) };
-        }
-        self.quantized.insert(node, Kindness::Integer);
-        for (&(index, value), mode) in inputs.iter().zip(modes) {
-            let why = match (mode, self.veto(value)) {
-                (Mode::Dynamic, Some(veto)) => veto.why.clone(),
-                _ => Reason::InputOf { op: op.clone(), node: self.model.node_name(node).to_owned() },
-            };
-            self.read(value, (node, index), Read { ask: ask.clone(), adopts: false, mode, why });
-        }
-        if let Some((site, ask)) = output {
-            let why = Reason::OutputOf { op, node: self.model.node_name(node).to_owned() };
-            self.make(site, Made { ask, keeps: None, why });
-        }
-        Ok(Ok(()))
-    }
-
-    /// Why integer kernels do not take activations and weights like these.
-    fn integer_kernel(&self, activation: &Scheme, weight: Option<&Scheme>) -> Result<(), Reason> {
-        let eight = |q: &Scheme| matches!(q.dtype, Format::Int8 | Format::Uint8);
-        let grouped = |q: &Scheme| matches!(q.granularity, Granularity::PerGroup { .. });
-        let no = |what: Operand, q: &Scheme| Reason::NoKernelFor {
-            target: self.target.name.clone(),
-            what,
-            format: q.dtype,
-            granularity: q.granularity,
-        };
-        match weight {
-            _ if !eight(activation) => Err(no(Operand::Input, activation)),
-            Some(weight) if !eight(weight) || grouped(weight) => Err(no(Operand::Weight, weight)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Quantizes what a rule about this very node or operator asks for, where the target would not.
-    fn force(&mut self, node: NodeId) {
-        let Some(row) = ops::of(self.model, node) else { return };
-        if self.quantized.get(&node) == Some(&Kindness::Integer) || self.untouchable(node).is_some() {
-            return;
-        }
-        let op = self.model.node(node).op_type().to_owned();
-        let name = self.model.node_name(node).to_owned();
-        if self.is_forced(node, SiteKind::Input) && !self.per_token(node, SiteKind::Input) {
-            let inputs = self.model.node(node).inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-            let data: Vec<(usize, ValueId)> = inputs
-                .filter(|&(i, v)| {
-                    matches!(row.role(i), Role::Data | Role::Weight(_)) && self.model.constant(v).is_none()
-                })
-                .collect();
-            for (index, value) in data {
-                let ask = self.ask(node, SiteKind::Input).clone();
-                let blocks = ask.spec.dtype.is_some_and(|d| d.block().is_some());
-                if self.unquantizable(value).is_none() && !blocks {
-                    let why = Reason::InputAsAsked { op: op.clone(), node: name.clone() };
-                    self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
-                }
-            }
-        }
-        if self.is_forced(node, SiteKind::Output)
-            && let Some((site, ask)) = self.output_site(node)
-            && self.unquantizable(site).is_none()
-        {
-            self.make(site, Made { ask, keeps: None, why: Reason::OutputAsAsked { op, node: name } });
-        }
+        ops::clips_at_zero(self.model, node)
     }
 }
 
-/// Why an anchor does not run in integers, and what becomes of its weight.
-enum NotInteger {
-    Float(Reason),
-    WeightOnly(Reason),
+impl From<Reason> for Refusal {
+    fn from(why: Reason) -> Self {
+        Self::Unfit(why)
+    }
 }
 
 /// Lets what merely stays float pass.

@@ -1,17 +1,15 @@
-//! What runs quantized because its neighbours do: joins, carriers, and the shortcuts of residual sums.
+//! What runs quantized because its neighbours do: joins and carriers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::Mode;
 use super::planner::{Kindness, Made, Planner, Read};
 use super::site::Refusal;
+use super::{Mode, kernels};
 use crate::config::SiteKind;
 use crate::config::rules::Resolved;
-use crate::ir::{NodeId, Tensor, ValueId};
-use crate::onnx::DataType;
+use crate::ir::{NodeId, ValueId};
 use crate::ops::{self, Role};
 use crate::reason::{Operand, Reason};
-use crate::targets::Placement;
 
 /// The inputs of a join that run in codes, with their index.
 struct Joinable {
@@ -40,7 +38,7 @@ impl Planner<'_> {
             }
             // A value is at hand in integers if it is wanted, or carried from one that is.
             let mut behind: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
-            let everywhere = self.target.placement == Placement::Everywhere;
+            let everywhere = self.place.everywhere();
             for &node in nodes {
                 if self.carries(node) {
                     let Some(input) = self.model.node(node).input(0) else { continue };
@@ -130,11 +128,8 @@ impl Planner<'_> {
                 return Err(why);
             }
         }
-        for found in constants.iter().filter_map(|&(_, v)| self.model.constant(v)).map(Tensor::dtype) {
-            if found != DataType::Float {
-                let wanted = DataType::Float.to_string();
-                return Err(Reason::WrongType { what: Operand::ConstantOperand, found, wanted });
-            }
+        for tensor in constants.iter().filter_map(|&(_, v)| self.model.constant(v)) {
+            kernels::float(tensor, Operand::ConstantOperand)?;
         }
         match self.knowledge.vetoes.get(&self.site(node, SiteKind::Input)) {
             Some(veto) => Err(veto.why.clone()),
@@ -150,7 +145,7 @@ impl Planner<'_> {
         if data.is_empty() {
             return;
         }
-        let everywhere = self.target.placement == Placement::Everywhere;
+        let everywhere = self.place.everywhere();
         if !(everywhere || ahead.contains(&output) && data.iter().any(|(_, v)| behind.contains(v))) {
             return;
         }
@@ -170,44 +165,5 @@ impl Planner<'_> {
         }
         self.make(output, Made { ask: output_ask, keeps: None, why: Reason::OutputOf { op, node: name } });
         behind.insert(output);
-    }
-
-    /// Residual sums of a target that fuses the sum into the convolution: only the other input is quantized.
-    pub(super) fn shortcut(&mut self, node: NodeId, depths: &BTreeMap<NodeId, usize>) {
-        let at = self.model.node(node);
-        if !at.is("Add") || self.untouchable(node).is_some() || self.ask(node, SiteKind::Input).is_off() {
-            return;
-        }
-        let (Some(a), Some(b)) = (at.input(0), at.input(1)) else { return };
-        let fused = |value: ValueId| {
-            let conv = self.model.producer(value)?;
-            let single = self.model.value(value).users().len() == 1;
-            let integer = self.quantized.get(&conv) == Some(&Kindness::Integer);
-            (single && self.model.node(conv).is("Conv") && integer).then_some(conv)
-        };
-        // Of two convolutions the one with more behind it ends the main branch, wherever the file lists it.
-        let other = match (fused(a), fused(b)) {
-            (Some(x), Some(y)) if depths[&x] < depths[&y] => (0, a),
-            (Some(_), _) => (1, b),
-            (None, Some(_)) => (0, a),
-            (None, None) => return,
-        };
-        if self.model.constant(other.1).is_some() || self.unquantizable(other.1).is_some() {
-            return;
-        }
-        let ask = self.ask(node, SiteKind::Input).clone();
-        let why = Reason::ShortcutInto { node: self.model.node_name(node).to_owned() };
-        self.read(other.1, (node, other.0), Read { ask, adopts: false, mode: Mode::Static, why });
-    }
-
-    /// For each node of a sorted graph, the length of the longest path that leads to it.
-    pub(super) fn depths(&self, nodes: &[NodeId]) -> BTreeMap<NodeId, usize> {
-        let mut depths = BTreeMap::new();
-        for &node in nodes {
-            let producers = self.model.node(node).inputs().iter().flatten().filter_map(|&v| self.model.producer(v));
-            let depth = producers.filter_map(|p| depths.get(&p)).max().map_or(0, |d: &usize| d + 1);
-            depths.insert(node, depth);
-        }
-        depths
     }
 }
