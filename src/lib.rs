@@ -49,6 +49,7 @@ pub mod ops;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod plan;
+pub mod quant;
 pub mod reason;
 pub mod report;
 pub mod rewrite;

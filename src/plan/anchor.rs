@@ -76,7 +76,9 @@ impl<'a> Planner<'a> {
         let Some(heavy) = self.or_refuse(node, heavy)? else { return Ok(()) };
         let why = match self.run(&heavy) {
             Ok(run) => {
-                run.into_iter().for_each(|run| self.start(&heavy, run));
+                if let Some(run) = run {
+                    self.start(&heavy, run);
+                }
                 return Ok(());
             }
             Err(NotInteger::Wrong(error)) => return Err(error),

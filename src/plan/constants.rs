@@ -6,15 +6,15 @@ use super::finish::settle;
 use super::form::{Constant, Runs};
 use super::kernels::one_each;
 use super::planner::{Kindness, Planner, Read};
-use super::{Bias, Mode, Readers, Scheme, Split, Weight};
+use super::{Bias, Mode, Scheme, Split, Weight};
 use crate::config::SiteKind;
-use crate::config::algorithm::Method;
 use crate::config::spec::{Arithmetic, Dtype, Field, Form};
 use crate::error::Result;
 use crate::ir::{NodeId, Tensor, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Channel, Reduction, Role, WeightLayout};
+use crate::quant::algorithm::Method;
 use crate::reason::{Difference, Reason};
 
 impl Planner<'_> {
@@ -241,16 +241,13 @@ impl Planner<'_> {
 
     /// The pair that a node reads at its first input.
     pub(super) fn pair_read(&self, node: NodeId, value: ValueId) -> String {
-        let slot = self.slot(node, 0);
-        let own =
-            self.pairs.iter().find(|(_, a)| matches!(&a.readers, Readers::Listed(slots) if slots.contains(&slot)));
-        own.map_or_else(|| self.name(value), |(name, _)| name.clone())
+        self.listed.get(&self.slot(node, 0)).cloned().unwrap_or_else(|| self.name(value))
     }
 
     /// Whether a node reads 8-bit codes there, which is what integer kernels take.
     fn reads_bytes(&self, node: NodeId, index: usize) -> bool {
         let Some(want) = self.model.node(node).input(index).and_then(|v| self.wants.get(&v)) else { return false };
-        let byte = |dtype| matches!(dtype, Some(Dtype::Uint8 | Dtype::Int8));
+        let byte = |dtype| matches!(dtype, Some(Dtype::Element(Format::Uint8 | Format::Int8)));
         match want.reads.iter().find(|((n, i), _)| *n == node && *i == index) {
             Some((_, read)) => read.mode == Mode::Dynamic || byte(read.ask.spec.dtype),
             None => want.made.as_ref().is_some_and(|m| byte(m.ask.spec.dtype)),
@@ -261,7 +258,7 @@ impl Planner<'_> {
     pub(super) fn is_fixed(&self, node: NodeId, value: ValueId) -> bool {
         let Some(want) = self.wants.get(&value) else { return false };
         let read = want.reads.iter().find(|((n, i), _)| *n == node && *i == 0).map(|(_, r)| r);
-        let integer = |dtype: Option<Dtype>| dtype.and_then(Dtype::format).is_some_and(Format::is_integer);
+        let integer = |dtype: Option<Dtype>| dtype.and_then(Dtype::element).is_some_and(Format::is_integer);
         match (read, &want.made) {
             (Some(read), _) => read.mode == Mode::Static && integer(read.ask.spec.dtype),
             (None, Some(made)) => integer(made.ask.spec.dtype),

@@ -74,6 +74,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         wants: BTreeMap::new(),
         tokens: BTreeMap::new(),
         pairs: BTreeMap::new(),
+        listed: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
     for &node in &nodes {
@@ -139,6 +140,8 @@ pub(super) struct Planner<'a> {
     pub(super) tokens: BTreeMap<NodeId, (usize, f32)>,
     /// The pairs that serve them, once these are made.
     pub(super) pairs: BTreeMap<String, Activation>,
+    /// The pair that lists an input among its readers.
+    pub(super) listed: BTreeMap<Slot, String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,7 +330,7 @@ impl Planner<'_> {
         if !at.domain().is_empty() || !self.target.absorb.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
         }
-        let integer = ask.spec.dtype.and_then(Dtype::format).is_some_and(Format::is_integer);
+        let integer = ask.spec.dtype.and_then(Dtype::element).is_some_and(Format::is_integer);
         if ask.spec.symmetric != Some(false) || !integer || ask.is_off() {
             return false;
         }

@@ -40,10 +40,10 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
     }
     for (weight, solved) in plan.weights.iter().zip(&solution.weights) {
         let format = weight.quantizer.dtype;
-        if is_judged(format) && solved.sqnr_db < guard.weight_db {
+        if is_judged(format) && solved.sqnr_db() < guard.weight_db {
             let why = Reason::Guarded {
                 tensor: weight.tensor.clone(),
-                db: Decibels(solved.sqnr_db),
+                db: Decibels(solved.sqnr_db()),
                 format,
                 range: None,
                 limit: guard.weight_db,

@@ -2,6 +2,13 @@
 // The lint configuration excuses functions marked as tests, but not what they call.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
+use proptest::test_runner::{Config, RngSeed};
+
+/// So many random cases, the same ones in every run: seeds are inputs.
+fn random_cases(cases: u32) -> Config {
+    Config { cases, rng_seed: RngSeed::Fixed(0), ..Config::default() }
+}
+
 mod backend;
 mod blocks;
 mod calibration;
@@ -10,10 +17,13 @@ mod cli;
 mod compare;
 mod config;
 mod configured;
+mod crossed;
+mod documents;
 mod file;
 mod formats;
 mod forms;
 mod large;
+mod limits;
 mod numerics;
 mod observers;
 mod onnxruntime;
@@ -32,5 +42,7 @@ mod segments;
 mod snapshot;
 mod solve;
 mod statistics_file;
+mod support;
 mod text;
 mod tidy;
+mod verify;

@@ -48,9 +48,9 @@ impl Place for Fused {
 
     /// onnxruntime makes a Gemm of a MatMul and the Add behind it before it looks for quantizers, and a Gemm with a float bias
     /// does not run on integers.
-    fn sum(&self, planner: &Planner<'_>, node: NodeId, weights: &[Weight]) -> Sum {
+    fn sum(&self, planner: &Planner<'_>, node: NodeId, first: usize, weights: &[Weight]) -> Sum {
         let Some((add, operand)) = added(planner, node) else { return Sum::AsItIs };
-        if let Some(bias) = joins(planner, node, add, operand, weights) {
+        if let Some(bias) = joins(planner, (node, first), (add, operand), weights) {
             return Sum::Bias(bias);
         }
         let name = planner.model.node(add).output(0).map(|v| planner.name(v));
@@ -78,13 +78,18 @@ fn added(planner: &Planner<'_>, node: NodeId) -> Option<(NodeId, usize)> {
 }
 
 /// The bias that is added behind a product, if it can be in its accumulator.
-fn joins(planner: &Planner<'_>, node: NodeId, add: NodeId, operand: usize, weights: &[Weight]) -> Option<Bias> {
+fn joins(
+    planner: &Planner<'_>,
+    (node, first): (NodeId, usize),
+    (add, operand): (NodeId, usize),
+    weights: &[Weight],
+) -> Option<Bias> {
     let model = planner.model;
     let (data, output) = (model.node(node).input(0)?, model.node(node).output(0)?);
     let other = model.node(add).input(operand)?;
     let tensor = model.constant(other)?;
     let slot = planner.slot(node, 1);
-    let weight = weights.iter().position(|w| w.at == slot && accumulates(w))?;
+    let weight = first + weights[first..].iter().position(|w| w.at == slot && accumulates(w))?;
     let channels = ops::channels(model, node, 1)?;
     let dims = tensor.dims();
     let keeps_rank = dims.len() == 1 || model.shape(output).is_some_and(|s| s.len() >= 2);

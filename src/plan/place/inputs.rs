@@ -1,4 +1,4 @@
-//! At the inputs of anchors only, as TensorRT wants them: it fuses what lies between by itself.
+//! At the inputs of anchors only, as `TensorRT` wants them: it fuses what lies between by itself.
 
 use std::collections::BTreeMap;
 

@@ -41,8 +41,8 @@ pub(super) trait Place: Sync {
         false
     }
 
-    /// What becomes of the sum behind an integer product.
-    fn sum(&self, _: &Planner<'_>, _: NodeId, _: &[Weight]) -> Sum {
+    /// What becomes of the sum behind an integer product, whose own weights begin at this one.
+    fn sum(&self, _: &Planner<'_>, _: NodeId, _: usize, _: &[Weight]) -> Sum {
         Sum::AsItIs
     }
 
