@@ -68,7 +68,7 @@ impl Model {
             graphs: Vec::new(),
             nodes: Vec::new(),
             values: Vec::new(),
-            names: super::Names::default(),
+            names: super::names::Names::default(),
             node_names: None,
             path: None,
             sources: Vec::new(),

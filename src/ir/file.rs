@@ -10,14 +10,17 @@
 //! **External data** (`external`) is read from the model's folder only, and its offsets and lengths are checked. It is
 //! written when the model came with external data, or does not fit into one protobuf.
 //!
-//! **Save** (`write`) encodes the structure and streams the weights to temporary files beside the output, which get
-//! their names once everything is written (`staged`). What was written is released from memory.
+//! **Save** encodes the structure (`encode`) and streams the weights to temporary files beside the output (`staged`), which
+//! get their names once everything is written and on the disk (`save`): a model and its data file are always a pair.
+//! What a killed run left is removed by the next (`strays`). What was written is released from memory.
 
+mod encode;
 mod external;
 mod mapped;
+mod save;
 mod staged;
+mod strays;
 mod wire;
-mod write;
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -58,7 +61,7 @@ pub enum External {
 /// How a model is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveOptions {
-    /// Whether weights go to a file beside the model: `<file name>.data`.
+    /// Whether weights go to a file beside the model: `<file name>.<hash of the data>.data`.
     pub external: External,
     /// The largest protobuf to write, in bytes; [`MAX_PROTOBUF`] unless the reader has another limit.
     pub max_protobuf: u64,
@@ -98,13 +101,13 @@ pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Model> {
 /// # Errors
 /// [`Kind::Output`]: the result passes [`MAX_PROTOBUF`].
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
-    write::to_bytes(model)
+    encode::to_bytes(model)
 }
 
 /// Size in bytes of the model as one protobuf, all weights included. Exact; costs time by the structure.
 #[must_use]
 pub fn estimated_size(model: &Model) -> u64 {
-    write::inline_size(model)
+    encode::inline_size(model)
 }
 
 /// Whether a model loaded from its file may be written to `path`: what can be known before the work is done.
@@ -112,7 +115,7 @@ pub fn estimated_size(model: &Model) -> u64 {
 /// # Errors
 /// As [`save_with`].
 pub fn check_output(model: &Model, path: &Path) -> Result<()> {
-    write::check_output(model, path)
+    save::check_output(model, path)
 }
 
 /// What a temporary file could not be made for, without its path, which is not one that the user asked for.
@@ -133,10 +136,11 @@ pub fn save(model: &Model, path: &Path) -> Result<()> {
     save_with(model, path, &SaveOptions::default())
 }
 
-/// Writes a model to `path`, and its external data to `<path>.data`: complete, or not at all.
+/// Writes a model to `path`, and its external data to `<path>.<hash>.data`: complete, or not at all.
 ///
 /// Weights are streamed, one tensor at a time at most is copied. A file that stands at `path` is replaced, its
-/// permissions are kept; a link is replaced by a file. The same model and options give the same bytes.
+/// permissions are kept; where `path` is a link, the file that it leads to is. The data file that an older output had
+/// is removed, unless another model of the folder refers to it. The same model and options give the same bytes.
 ///
 /// # Errors
 /// [`Kind::Output`]: a folder that is missing or cannot be written, an output that is a file the model was loaded from,
@@ -151,7 +155,7 @@ pub fn save_with(model: &Model, path: &Path, options: &SaveOptions) -> Result<()
 /// As [`save_with`], and [`Kind::Interrupted`]; nothing was written then.
 pub fn save_unless(model: &Model, path: &Path, options: &SaveOptions, interrupted: &dyn Fn() -> bool) -> Result<()> {
     verify::verify(model).map_err(|e| e.in_file(path))?;
-    write::save(model, path, options, interrupted)
+    save::save(model, path, options, interrupted)
 }
 
 fn decode(bytes: Bytes, mut folder: external::Folder) -> Result<Model> {

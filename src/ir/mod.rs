@@ -17,6 +17,7 @@ mod edit;
 mod extract;
 pub mod file;
 pub mod hash;
+mod names;
 mod scratch;
 mod tensor;
 pub mod text;
@@ -31,6 +32,7 @@ use bytes::Bytes;
 
 pub use edit::{NewNode, Place};
 pub use hash::content_hash;
+use names::Names;
 pub use scratch::{LARGE_MODEL, Scratch};
 pub use tensor::{Tensor, element_count};
 
@@ -60,7 +62,7 @@ pub struct Model {
     pub(crate) graphs: Vec<Graph>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<Value>,
-    pub(crate) names: Names,
+    names: Names,
     /// Names that nodes bore, once a node was inserted, with the least number behind them that may be free.
     pub(crate) node_names: Option<HashMap<String, usize>>,
     pub(crate) path: Option<PathBuf>,
@@ -70,62 +72,6 @@ pub struct Model {
     pub(crate) scratch: Option<std::sync::Arc<Scratch>>,
     /// Where the last node was found in its graph's list.
     pub(crate) cursor: usize,
-}
-
-/// The names that live tensors bear, and which of them is visible in the main graph: bodies beside each other may use the
-/// same ones.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Names(HashMap<String, Bearers>);
-
-#[derive(Clone, Debug, Default)]
-struct Bearers {
-    count: usize,
-    in_main: Option<ValueId>,
-}
-
-impl Names {
-    pub(crate) fn contains(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
-    fn count(&self, name: &str) -> usize {
-        self.0.get(name).map_or(0, |b| b.count)
-    }
-
-    fn in_main(&self, name: &str) -> Option<ValueId> {
-        self.0.get(name)?.in_main
-    }
-
-    fn count_in_main(&self) -> usize {
-        self.0.values().filter(|b| b.in_main.is_some()).count()
-    }
-
-    /// One more tensor bears `name`.
-    fn insert(&mut self, name: String, value: ValueId, in_main: bool) {
-        let bearers = self.0.entry(name).or_default();
-        bearers.count += 1;
-        if in_main {
-            bearers.in_main = Some(value);
-        }
-    }
-
-    /// `value` no longer bears `name`.
-    fn remove(&mut self, name: &str, value: ValueId) {
-        let Some(bearers) = self.0.get_mut(name) else { return };
-        bearers.count -= 1;
-        if bearers.count == 0 {
-            self.0.remove(name);
-        } else if bearers.in_main == Some(value) {
-            bearers.in_main = None;
-        }
-    }
-
-    /// `value`, which bears `name`, has moved into the main graph.
-    fn enter_main(&mut self, name: &str, value: ValueId) {
-        if let Some(bearers) = self.0.get_mut(name) {
-            bearers.in_main = Some(value);
-        }
-    }
 }
 
 /// A model-local function: a graph without captures.

@@ -3,7 +3,7 @@
 //! These rules are checked because a runtime would otherwise silently compute something else:
 //!
 //! 1. The target loads the opset and IR version, and they are new enough for every element type used.
-//! 2. Scales are finite, positive and normal; zero points have the type of the quantized values.
+//! 2. Scales are finite, positive and normal.
 //! 3. A weight with one scale per channel has it on the axis that the integer kernel assumes.
 //! 4. The scale of an int32 bias is exactly the product of the scales of input and weight.
 //! 5. An operator that only moves quantized values has the same scale and zero point on both sides.
@@ -113,10 +113,6 @@ impl<'a> Check<'a> {
             let fits = |s: f32| (s.is_normal() && s > 0.0) || (stored && (s.is_normal() || s == 0.0));
             if let Some(bad) = scale.iter().find(|s| !fits(**s)) {
                 self.found.push(format!("{} has the scale {bad}", self.label(node)));
-            }
-            let zeros = self.model.constant_input(node, 2).map(Tensor::len);
-            if zeros.is_some_and(|z| z != scale.len()) {
-                self.found.push(format!("{} has zero points that do not match its scales", self.label(node)));
             }
         }
         let Some(weight) = self.dequantized(node) else { return };

@@ -25,6 +25,15 @@ fn data(name: &str) -> PathBuf {
     root("tests/data/roundtrip").join(name)
 }
 
+/// The name of the data file of a model.
+fn data_of(folder: &Path, model: &str) -> String {
+    let names = names_in(folder);
+    let mut data = names.iter().filter(|n| n.starts_with(&format!("{model}.")) && n.ends_with(".data"));
+    let found = data.next().unwrap_or_else(|| panic!("{model} has no data file: {names:?}")).clone();
+    assert_eq!(data.next(), None, "{names:?}");
+    found
+}
+
 /// `y = x·w0·w1·…`, for matrices of `width` × `width` floats.
 fn layers(count: usize, width: usize) -> Model {
     let mut model = Model::new("layers", 10, 21);
@@ -214,6 +223,9 @@ fn nesting_is_bounded() {
     refused(load(reversed).unwrap().join().unwrap(), &["nested more than 100 deep"]);
 }
 
+/// Of 64 bytes that are 1, as Python's hashlib has it.
+const SHA1: &str = "320b018758ece3752ffedbaeb1a6db67c80b9359";
+
 #[test]
 fn external_data_stays_in_the_folder_and_in_bounds() {
     let outer = folder();
@@ -256,6 +268,9 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
         (&[("location", "w.bin"), ("length", " 16")], &["the length \" 16\""]),
         (&[("location", "w.bin"), ("length", "")], &["not a number"]),
         (&[("location", "w.bin"), ("length", "12")], &["\"w.bin\" is said to hold 12 bytes", "ask for 16"]),
+        (&[("location", "w.bin"), ("checksum", "?")], &["has the SHA-1", SHA1, "wants ?", "belongs to another model"]),
+        (&[("location", "sub/w.bin"), ("checksum", SHA1)], &["has the SHA-1", "belongs to another model"]),
+        (&[("location", "w.bin"), ("checksun", SHA1)], &["an entry \"checksun\""]),
     ];
     for (entries, parts) in bad {
         let parts: Vec<&str> = parts.iter().copied().chain(["tensor \"w\"", "m.onnx"]).collect();
@@ -263,7 +278,8 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
     }
     let good: &[(Entries, [u8; 16])] = &[
         (&[("location", "w.bin")], [1; 16]),
-        (&[("location", "./w.bin"), ("offset", "3"), ("length", "16"), ("checksum", "?")], [1; 16]),
+        (&[("location", "./w.bin"), ("offset", "3"), ("length", "16"), ("checksum", SHA1)], [1; 16]),
+        (&[("location", "w.bin"), ("checksum", ""), ("basepath", "."), ("prepacked_0", "x|0|16|y")], [1; 16]),
         (&[("location", "sub/w.bin"), ("offset", "48")], [2; 16]),
         (&[("location", "link_in"), ("offset", "0048")], [2; 16]),
     ];
@@ -325,9 +341,10 @@ fn external_data_is_written_aligned_and_read_back() {
     let path = folder.path().join("m.onnx");
     let original = file::load(&data("weights.onnx")).unwrap();
     file::save_with(&original, &path, &external()).unwrap();
-    assert_eq!(names_in(folder.path()), ["m.onnx", "m.onnx.data"].map(String::from).into());
+    let data_name = data_of(folder.path(), "m.onnx");
+    assert_eq!(names_in(folder.path()), ["m.onnx".to_owned(), data_name.clone()].into());
     let proto = ModelProto::decode(&*fs::read(&path).unwrap()).unwrap();
-    let whole = fs::read(folder.path().join("m.onnx.data")).unwrap();
+    let whole = fs::read(folder.path().join(&data_name)).unwrap();
     let mut seen = Vec::new();
     for tensor in &proto.graph.as_ref().unwrap().initializer {
         let name = tensor.name.clone().unwrap();
@@ -339,7 +356,7 @@ fn external_data_is_written_aligned_and_read_back() {
             seen.push((name, tensor.raw_data.as_ref().map(Bytes::len)));
             continue;
         };
-        assert_eq!((location.as_str(), tensor.data_location, &tensor.raw_data), ("m.onnx.data", Some(1), &None));
+        assert_eq!((location.as_str(), tensor.data_location, &tensor.raw_data), (data_name.as_str(), Some(1), &None));
         let offset: usize = entry("offset").unwrap().parse().unwrap();
         let length: usize = entry("length").unwrap().parse().unwrap();
         assert_eq!(offset % 4096, 0);
@@ -357,7 +374,7 @@ fn external_data_is_written_aligned_and_read_back() {
         fs::create_dir(folder.path().join(round)).unwrap();
         file::save(&again, &folder.path().join(round).join("n.onnx")).unwrap();
     }
-    for name in ["n.onnx", "n.onnx.data"] {
+    for name in ["n.onnx", &data_of(&folder.path().join("a"), "n.onnx")] {
         let [a, b] = ["a", "b"].map(|round| fs::read(folder.path().join(round).join(name)).unwrap());
         assert!(a == b, "{name}");
     }
@@ -367,7 +384,7 @@ fn external_data_is_written_aligned_and_read_back() {
     file::save_with(&again, &inline, &never).unwrap();
     assert_eq!(fs::metadata(&inline).unwrap().len(), file::estimated_size(&again));
     assert_eq!(fs::read(&inline).unwrap(), file::to_bytes(&again).unwrap());
-    assert!(!folder.path().join("inline.onnx.data").exists());
+    assert!(names_in(folder.path()).iter().all(|n| n == "inline.onnx" || !n.starts_with("inline")));
     assert_eq!(content_hash(&file::load(&inline).unwrap()), content_hash(&original));
 }
 
@@ -381,7 +398,7 @@ fn data_that_tensors_share_is_stored_once() {
     model.add_initializer(main, "tied", w.clone().reshaped(&[1024]));
     model.add_initializer(main, "other", Tensor::from_f32(&[32, 32], &w.to_f32().unwrap()));
     file::save_with(&model, &path, &external()).unwrap();
-    assert_eq!(fs::metadata(folder.path().join("m.onnx.data")).unwrap().len(), 4096 * 2);
+    assert_eq!(fs::metadata(folder.path().join(data_of(folder.path(), "m.onnx"))).unwrap().len(), 4096 * 2);
     assert_eq!(content_hash(&file::load(&path).unwrap()), content_hash(&model));
 }
 
@@ -419,9 +436,14 @@ fn inputs_folders_and_devices_are_not_written_over() {
     let before = fs::read(at("in.onnx")).unwrap();
     symlink("in.onnx", at("symlink.onnx")).unwrap();
     fs::hard_link(at("in.onnx"), at("hardlink.onnx")).unwrap();
-    fs::hard_link(at("in.onnx.data"), at("out.onnx.data")).unwrap();
+    let data = data_of(folder.path(), "in.onnx");
+    let hash = data.split('.').rev().nth(1).unwrap();
+    fs::hard_link(at(&data), at(&format!("out.onnx.{hash}.data"))).unwrap();
     fs::create_dir(at("dir.onnx")).unwrap();
-    fs::create_dir(at("blocked.onnx.data")).unwrap();
+    fs::create_dir(at(&format!("blocked.onnx.{hash}.data"))).unwrap();
+    symlink("dir.onnx", at("dirlink.onnx")).unwrap();
+    symlink("nowhere.onnx", at("dangling.onnx")).unwrap();
+    symlink("/dev/null", at("nulllink.onnx")).unwrap();
     let model = file::load(&at("in.onnx")).unwrap();
     let listed = names_in(folder.path());
     let default = SaveOptions::default();
@@ -429,10 +451,13 @@ fn inputs_folders_and_devices_are_not_written_over() {
     not_written(&model, &at("in.onnx"), &default, read_from);
     not_written(&model, &at("symlink.onnx"), &default, read_from);
     not_written(&model, &at("hardlink.onnx"), &default, read_from);
-    not_written(&model, &at("in.onnx.data"), &default, read_from);
+    not_written(&model, &at(&data), &default, read_from);
     not_written(&model, &at("out.onnx"), &default, read_from);
     not_written(&model, &at("dir.onnx"), &default, "it is a folder");
     not_written(&model, &at("blocked.onnx"), &default, "it is a folder");
+    not_written(&model, &at("dirlink.onnx"), &default, "which is a folder");
+    not_written(&model, &at("dangling.onnx"), &default, "a link that leads nowhere");
+    not_written(&model, &at("nulllink.onnx"), &default, "which is not a regular file");
     not_written(&model, &at("new/"), &default, "it names a folder");
     not_written(&model, &at(".."), &default, "it names a folder");
     not_written(&model, &at("no/such.onnx"), &default, "create the folder first");
@@ -449,7 +474,7 @@ fn outputs_have_the_permissions_of_ordinary_files() {
     let mode = |name: &str| fs::metadata(at(name)).unwrap().mode() & 0o777;
     fs::File::create(at("ordinary")).unwrap();
     file::save_with(&layers(1, 32), &at("m.onnx"), &external()).unwrap();
-    assert_eq!((mode("m.onnx"), mode("m.onnx.data")), (mode("ordinary"), mode("ordinary")));
+    assert_eq!((mode("m.onnx"), mode(&data_of(folder.path(), "m.onnx"))), (mode("ordinary"), mode("ordinary")));
     fs::set_permissions(at("m.onnx"), fs::Permissions::from_mode(0o640)).unwrap();
     let inode = fs::metadata(at("m.onnx")).unwrap().ino();
     file::save(&layers(2, 8), &at("m.onnx")).unwrap();
@@ -457,8 +482,81 @@ fn outputs_have_the_permissions_of_ordinary_files() {
     assert_ne!(fs::metadata(at("m.onnx")).unwrap().ino(), inode, "written in place");
     symlink("m.onnx", at("link.onnx")).unwrap();
     file::save(&layers(1, 8), &at("link.onnx")).unwrap();
-    assert!(fs::symlink_metadata(at("link.onnx")).unwrap().is_file());
-    assert_eq!(names_in(folder.path()).len(), 4);
+    assert!(fs::symlink_metadata(at("link.onnx")).unwrap().is_symlink());
+    assert_eq!(fs::read(at("m.onnx")).unwrap(), file::to_bytes(&layers(1, 8)).unwrap());
+    assert_eq!(mode("m.onnx"), 0o640);
+    let names = ["link.onnx", "m.onnx", "ordinary"].map(String::from);
+    assert_eq!(names_in(folder.path()), names.into(), "the data of the first output is gone");
+}
+
+/// What is in the folder after `left` lay there and a model was saved to `m.onnx`, whose own files are left out.
+#[track_caller]
+fn check_strays(left: &[(&str, &str)], stay: &[&str]) {
+    let folder = folder();
+    for (name, content) in left {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    file::save_with(&layers(1, 32), &folder.path().join("m.onnx"), &external()).unwrap();
+    let mut names = names_in(folder.path());
+    let model = fs::read(folder.path().join("m.onnx")).unwrap();
+    names.retain(|name| !model.windows(name.len()).any(|part| part == name.as_bytes()) && name != "m.onnx");
+    assert_eq!(names, stay.iter().map(|&name| name.to_owned()).collect());
+    file::load(&folder.path().join("m.onnx")).unwrap();
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_and_nothing_else() {
+    let data = "m.onnx.0123456789abcdef.data";
+    check_strays(&[(data, "")], &[]);
+    check_strays(&[(".amax-a1B2c3.tmp", "")], &[]);
+    // A copy of an older output keeps its data.
+    check_strays(&[(data, ""), ("copy.onnx", "…m.onnx.0123456789abcdef.data…")], &["copy.onnx", data]);
+    for other in ["m.onnx.data", "n.onnx.0123456789abcdef.data", "m.onnx.0123456789abcdeg.data", ".amax", "x.tmp"] {
+        check_strays(&[(other, "")], &[other]);
+    }
+}
+
+#[test]
+fn a_temporary_file_that_somebody_writes_stays() {
+    let folder = folder();
+    let held = fs::File::create(folder.path().join(".amax-held.tmp")).unwrap();
+    held.lock().unwrap();
+    file::save(&layers(1, 8), &folder.path().join("m.onnx")).unwrap();
+    assert_eq!(names_in(folder.path()), [".amax-held.tmp", "m.onnx"].map(String::from).into());
+    drop(held);
+    file::save(&layers(1, 8), &folder.path().join("m.onnx")).unwrap();
+    assert_eq!(names_in(folder.path()), ["m.onnx"].map(String::from).into());
+}
+
+/// Runs that write two models to one place at once: whoever comes last, the pair is that of one of them.
+#[test]
+fn writers_of_one_output_leave_one_pair() {
+    let folder = folder();
+    let path = folder.path().join("m.onnx");
+    let models: Vec<Model> = (0..4).map(|n| layers(1, 32 + n)).collect();
+    let hashes: Vec<String> = models.iter().map(content_hash).collect();
+    for _ in 0..10 {
+        std::thread::scope(|scope| {
+            for model in &models {
+                scope.spawn(|| file::save_with(model, &path, &external()).unwrap());
+            }
+        });
+        let left = file::load(&path).unwrap();
+        assert!(hashes.contains(&content_hash(&left)));
+        data_of(folder.path(), "m.onnx");
+        assert_eq!(names_in(folder.path()).len(), 2);
+    }
+}
+
+#[test]
+fn names_may_be_as_long_as_the_system_allows() {
+    let folder = folder();
+    let name = "m".repeat(250) + ".onnx";
+    let path = folder.path().join(&name);
+    file::save_with(&layers(1, 32), &path, &external()).unwrap();
+    assert_eq!(content_hash(&file::load(&path).unwrap()), content_hash(&layers(1, 32)));
+    let error = file::save(&layers(1, 8), &folder.path().join("m".repeat(256))).unwrap_err();
+    assert_eq!(error.kind(), Kind::Output);
 }
 
 /// A model of one weight that takes `len` bytes, most of them a hole in the file.
@@ -874,12 +972,14 @@ proptest! {
         let written = file::to_bytes(&model).unwrap();
         // An input may have got a value of another type than its operator takes.
         match file::from_bytes(written.clone()) {
-            Ok(again) => prop_assert_eq!(content_hash(&again), content_hash(&model)),
+            Ok(again) => {
+                prop_assert_eq!(content_hash(&again), content_hash(&model));
+                let folder = folder();
+                let path = folder.path().join("m.onnx");
+                file::save(&model, &path).unwrap();
+                prop_assert!(fs::read(&path).unwrap() == written);
+            }
             Err(e) => prop_assert_ne!(verify::violations(&model), Vec::<String>::new(), "{}", e),
         }
-        let folder = folder();
-        let path = folder.path().join("m.onnx");
-        file::save(&model, &path).unwrap();
-        prop_assert!(fs::read(&path).unwrap() == written);
     }
 }

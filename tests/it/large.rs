@@ -211,7 +211,9 @@ fn a_former_output_stays_when_writing_is_given_up() {
     let path = folder.path().join("out.onnx");
     let options = SaveOptions { external: External::Always, ..SaveOptions::default() };
     file::save_with(&layers(1, 40), &path, &options).unwrap();
-    let former = || ["out.onnx", "out.onnx.data"].map(|name| fs::read(folder.path().join(name)).unwrap());
+    let former = || {
+        names_in(folder.path()).into_iter().map(|name| fs::read(folder.path().join(name)).unwrap()).collect::<Vec<_>>()
+    };
     let before = former();
     file::save_unless(&layers(2, 50), &path, &options, &|| true).unwrap_err();
     assert!(former() == before);
@@ -233,16 +235,16 @@ fn a_file_that_grows_too_large_is_an_error_that_leaves_nothing() {
     let model = layers(2, 700);
     file::save(&model, &folder.path().join("in.onnx")).unwrap();
     let before = names_in(folder.path());
-    for (extra, name) in [(&[][..], "out.onnx"), (&["--external-data"], "out.onnx.data")] {
+    for extra in [&[][..], &["--external-data"]] {
         let arguments = [&["rewrite", "in.onnx", "out.onnx", "--preset", "w4", "--calib", "none"], extra].concat();
         let output = limited("ulimit -f 100", &arguments, folder.path());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(6), "{said}");
-        assert!(said.contains(&format!("cannot write {name}")) && said.contains("too large"), "{said}");
+        assert!(said.contains("cannot write out.onnx") && said.contains("too large"), "{said}");
         assert_eq!(names_in(folder.path()), before);
         let output = limited("ulimit -f unlimited", &arguments, folder.path());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(folder.path().join(name).exists());
+        assert_eq!(names_in(folder.path()).len(), before.len() + 1 + extra.len());
         for name in names_in(folder.path()).difference(&before) {
             fs::remove_file(folder.path().join(name)).unwrap();
         }
@@ -307,6 +309,8 @@ fn memory_does_not_grow_with_the_model() {
     }
     let output = rewritten(20);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let written = fs::metadata(folder.path().join("out.onnx.data")).unwrap().len();
+    let names = names_in(folder.path());
+    let data = names.iter().find(|name| name.starts_with("out.onnx.") && name.ends_with(".data")).unwrap();
+    let written = fs::metadata(folder.path().join(data)).unwrap().len();
     assert!((90 << 20..130 << 20).contains(&written), "{written}");
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
+use sha1::{Digest, Sha1};
 
 use super::{files_in, folder_of, map};
 use crate::error::{Error, Kind, Result};
@@ -22,6 +23,8 @@ pub(super) struct Folder {
     /// Where files may really be.
     roots: Vec<PathBuf>,
     files: HashMap<String, Bytes>,
+    /// SHA-1 of those files that a tensor gives a checksum of.
+    checksums: HashMap<String, String>,
     sources: Vec<PathBuf>,
 }
 
@@ -31,12 +34,18 @@ impl Folder {
         let real_folder = folder_of(path).canonicalize().ok();
         let real_model = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_owned));
         let roots = real_folder.into_iter().chain(real_model).collect();
-        Self { path: Some(folder_of(path).to_owned()), roots, files: HashMap::new(), sources: Vec::new() }
+        Self {
+            path: Some(folder_of(path).to_owned()),
+            roots,
+            files: HashMap::new(),
+            checksums: HashMap::new(),
+            sources: Vec::new(),
+        }
     }
 
     /// For a model that is not a file.
     pub(super) fn none() -> Self {
-        Self { path: None, roots: Vec::new(), files: HashMap::new(), sources: Vec::new() }
+        Self { path: None, roots: Vec::new(), files: HashMap::new(), checksums: HashMap::new(), sources: Vec::new() }
     }
 
     /// The files that were read, in the order in which tensors asked for them.
@@ -60,7 +69,14 @@ impl Folder {
             Some(length) => length,
             None => expected_len(tensor)?,
         };
+        if let Some(key) = tensor.external_data.iter().filter_map(|e| e.key.as_deref()).find(|key| !is_known(key)) {
+            return Err(Error::model(format!("external data has an entry \"{key}\" that ONNX does not have"))
+                .with_hint("saving the model would lose it; remove it"));
+        }
         let file = self.file(location)?;
+        if let Some(checksum) = entry(tensor, "checksum")?.filter(|c| !c.is_empty()) {
+            self.check(location, &file, checksum)?;
+        }
         if let Ok(expected) = expected_len(tensor)
             && expected != length
         {
@@ -91,6 +107,18 @@ impl Folder {
         Ok(bytes)
     }
 
+    /// Compares a file with the checksum that a tensor gives of it: "SHA1 digest of file" (ONNX, External Data).
+    fn check(&mut self, location: &str, file: &Bytes, checksum: &str) -> Result<()> {
+        let found = self.checksums.entry(location.to_owned()).or_insert_with(|| format!("{:x}", Sha1::digest(file)));
+        if found.eq_ignore_ascii_case(checksum) {
+            return Ok(());
+        }
+        Err(Error::model(format!(
+            "external data file \"{location}\" has the SHA-1 {found}, and the model wants {checksum}"
+        ))
+        .with_hint("the data file belongs to another model, or is damaged; get both files again"))
+    }
+
     fn resolve(&self, location: &str) -> Result<PathBuf> {
         let Some(folder) = &self.path else {
             return Err(Error::model(format!("the tensor is in the file \"{location}\", but the model is not a file"))
@@ -113,6 +141,12 @@ impl Folder {
         }
         Ok(path)
     }
+}
+
+/// Keys of external data: ONNX's, an old one of its Python package, and onnxruntime's, whose packed copies are for one
+/// machine and are made again where they are missing.
+fn is_known(key: &str) -> bool {
+    matches!(key, "location" | "offset" | "length" | "checksum" | "basepath") || key.starts_with("prepacked")
 }
 
 fn outside(location: &str) -> Error {

@@ -1,4 +1,4 @@
-//! Writing models: the structure is encoded in memory, weights are streamed.
+//! Models as bytes: the structure is encoded in memory, weights are streamed.
 //!
 //! An encoded model is a list of [`Part`]s: bytes of the structure, slices of mapped or new weights, and tensors whose
 //! typed data is encoded when its turn comes. Lengths are known before anything is written, so the parts are exactly
@@ -6,16 +6,13 @@
 //! together here field by field, in the order of field numbers; all others are prost's.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
 
 use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::staged::Staged;
-use super::{EXTERNAL_THRESHOLD, External, MAX_PROTOBUF, SaveOptions, folder_of, inputs, release};
+use super::{EXTERNAL_THRESHOLD, MAX_PROTOBUF, release};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Def, Function, GraphId, Model, NodeId, Tensor, ValueId};
 use crate::onnx::{
@@ -39,9 +36,9 @@ enum Part<'a> {
 
 /// An encoded message.
 #[derive(Default)]
-struct Encoding<'a> {
+pub(super) struct Encoding<'a> {
     parts: Vec<Part<'a>>,
-    len: u64,
+    pub(super) len: u64,
 }
 
 impl<'a> Encoding<'a> {
@@ -94,7 +91,7 @@ impl<'a> Encoding<'a> {
         self.parts.push(Part::Slice(bytes.clone()));
     }
 
-    fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
+    pub(super) fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
         for part in &self.parts {
             match part {
                 Part::Encoded(bytes) => to.write_all(bytes)?,
@@ -122,7 +119,7 @@ fn renamed(tensor: &TensorProto, name: &str) -> TensorProto {
 }
 
 /// The data file of a model: tensors, each from a multiple of [`ALIGNMENT`] on.
-struct DataFile<'a> {
+pub(super) struct DataFile<'a> {
     /// What the model calls it.
     location: String,
     tensors: Vec<(u64, &'a Tensor)>,
@@ -134,6 +131,10 @@ struct DataFile<'a> {
 impl<'a> DataFile<'a> {
     fn new(location: String) -> Self {
         Self { location, tensors: Vec::new(), len: 0, placed: HashMap::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
     }
 
     /// Plans where a tensor goes.
@@ -151,7 +152,7 @@ impl<'a> DataFile<'a> {
         offset
     }
 
-    fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
+    pub(super) fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
         let mut at = 0;
         for (offset, tensor) in &self.tensors {
             let gap = usize::try_from(offset - at).expect("less than the alignment");
@@ -164,17 +165,26 @@ impl<'a> DataFile<'a> {
     }
 }
 
-struct Encoder<'a> {
+struct Encoder<'a, 'd> {
     model: &'a Model,
     /// Where large initializers go, if not into the model.
-    data: Option<DataFile<'a>>,
+    data: Option<&'d mut DataFile<'a>>,
 }
 
-impl<'a> Encoder<'a> {
-    fn inline(model: &'a Model) -> Encoding<'a> {
-        Self { model, data: None }.model()
-    }
+/// The model with all its weights.
+pub(super) fn inline(model: &Model) -> Encoding<'_> {
+    Encoder { model, data: None }.model()
+}
 
+/// The model with its large initializers in a data file that it calls `location`, and that data file.
+pub(super) fn external(model: &Model, location: String) -> (Encoding<'_>, DataFile<'_>) {
+    let mut data = DataFile::new(location);
+    let mut encoder = Encoder { model, data: Some(&mut data) };
+    let encoding = encoder.model();
+    (encoding, data)
+}
+
+impl<'a> Encoder<'a, '_> {
     fn model(&mut self) -> Encoding<'a> {
         let model = self.model;
         let ModelProto {
@@ -512,7 +522,7 @@ fn around_raw_data(bare: TensorProto) -> (TensorProto, TensorProto) {
 
 /// See [`super::estimated_size`].
 pub(super) fn inline_size(model: &Model) -> u64 {
-    Encoder::inline(model).len
+    inline(model).len
 }
 
 /// See [`super::to_bytes`].
@@ -529,219 +539,6 @@ pub(super) fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     }
 }
 
-fn too_large(len: u64, max: u64) -> Error {
+pub(super) fn too_large(len: u64, max: u64) -> Error {
     Error::new(Kind::Output, format!("the model takes {len} bytes, but one protobuf holds at most {max}"))
-}
-
-/// See [`super::save_with`].
-pub(super) fn save(model: &Model, path: &Path, options: &SaveOptions, interrupted: &dyn Fn() -> bool) -> Result<()> {
-    let in_file = |e: Error| e.in_file(path);
-    let target = Target::new(model, path)?;
-    let inline = Encoder::inline(model);
-    let external = match options.external {
-        External::Always => true,
-        External::Auto => !model.sources.is_empty() || inline.len > options.max_protobuf,
-        External::Never => false,
-    };
-    if !external {
-        if inline.len > options.max_protobuf {
-            return Err(in_file(too_large(inline.len, options.max_protobuf)).with_hint("allow external data"));
-        }
-        return target.stage(interrupted, |file| inline.write(file))?.keep(path);
-    }
-    drop(inline);
-    let data_path = data_path(path)?;
-    let location = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut encoder = Encoder { model, data: Some(DataFile::new(location)) };
-    let encoding = encoder.model();
-    if encoding.len > options.max_protobuf {
-        return Err(in_file(too_large(encoding.len, options.max_protobuf))
-            .with_hint("what is left are weights in attributes: make them initializers with the pass lift-constants"));
-    }
-    let data = encoder.data.filter(|data| !data.tensors.is_empty());
-    let Some(data) = data else {
-        return target.stage(interrupted, |file| encoding.write(file))?.keep(path);
-    };
-    let data_target = Target::new(model, &data_path)?;
-    let data_file = data_target.stage(interrupted, |file| data.write(file))?;
-    let model_file = target.stage(interrupted, |file| encoding.write(file))?;
-    let former = Former::of(&data_path);
-    data_file.keep(&data_path)?;
-    match model_file.keep(path) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            former.restore(&data_path);
-            Err(error)
-        }
-    }
-}
-
-/// See [`super::check_output`].
-pub(super) fn check_output(model: &Model, path: &Path) -> Result<()> {
-    Target::new(model, path).map(|_| ())
-}
-
-/// `<file name>.data`, beside the model.
-fn data_path(path: &Path) -> Result<PathBuf> {
-    match path.file_name().and_then(|n| n.to_str()) {
-        Some(name) => Ok(path.with_file_name(format!("{name}.data"))),
-        None => Err(Error::new(Kind::Output, "external data needs a file name that is UTF-8").in_file(path)),
-    }
-}
-
-/// A file that is being written, unless the user would rather not.
-struct Watched<'a> {
-    file: BufWriter<&'a File>,
-    interrupted: &'a dyn Fn() -> bool,
-}
-
-impl Write for Watched<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        if (self.interrupted)() {
-            return Err(std::io::Error::other("interrupted"));
-        }
-        self.file.write_all(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// A file to be written, checked.
-struct Target<'a> {
-    path: &'a Path,
-    /// Of the file that it replaces.
-    permissions: Option<std::fs::Permissions>,
-}
-
-impl<'a> Target<'a> {
-    fn new(model: &Model, path: &'a Path) -> Result<Self> {
-        let fail = |message: String| Error::new(Kind::Output, message);
-        if path.file_name().is_none() || path.as_os_str().to_string_lossy().ends_with(std::path::is_separator) {
-            return Err(fail(format!("cannot write {}: it names a folder", path.display())).with_hint("name a file"));
-        }
-        let folder = folder_of(path);
-        if !folder.is_dir() {
-            return Err(fail(format!("cannot write {}: there is no folder {}", path.display(), folder.display()))
-                .with_hint("create the folder first"));
-        }
-        if let Some(input) = inputs(model).find(|input| same_file(input, path)) {
-            let message = format!("cannot write {}: the model is read from this file", path.display());
-            let error = fail(message).with_hint("write to another file, and rename it afterwards");
-            return Err(if input == path { error } else { error.in_file(input) });
-        }
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => Ok(Self { path, permissions: Some(metadata.permissions()) }),
-            Ok(metadata) => {
-                let what = if metadata.is_dir() { "a folder" } else { "not a regular file" };
-                Err(fail(format!("cannot write {}: it is {what}", path.display())).with_hint("name a file"))
-            }
-            Err(_) => Ok(Self { path, permissions: None }),
-        }
-    }
-
-    /// Writes the content to a temporary file beside the target.
-    fn stage(
-        self,
-        interrupted: &dyn Fn() -> bool,
-        content: impl FnOnce(&mut Watched<'_>) -> std::io::Result<()>,
-    ) -> Result<Staged> {
-        let fail = |e| Error::io(Kind::Output, "write", self.path, e);
-        let staged = Staged::beside(self.path).map_err(|e| fail(super::without_path(e)))?;
-        let mut writer = Watched { file: BufWriter::with_capacity(1 << 18, staged.file()), interrupted };
-        match content(&mut writer).and_then(|()| writer.flush()) {
-            Ok(()) => {}
-            Err(_) if interrupted() => {
-                return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
-            }
-            Err(error) => return Err(fail(error)),
-        }
-        drop(writer);
-        if let Some(permissions) = self.permissions {
-            staged.file().set_permissions(permissions).map_err(fail)?;
-        }
-        Ok(staged)
-    }
-}
-
-/// What stood at a path before it was replaced.
-enum Former {
-    /// Nothing.
-    Nothing,
-    /// A second link to it, in a folder that is removed with this.
-    Linked(tempfile::TempDir),
-    /// Something that cannot be linked, on a file system without links.
-    Lost,
-}
-
-impl Former {
-    fn of(path: &Path) -> Self {
-        if path.symlink_metadata().is_err() {
-            return Self::Nothing;
-        }
-        let linked = tempfile::Builder::new().prefix(".amax-").tempdir_in(folder_of(path)).and_then(|folder| {
-            std::fs::hard_link(path, folder.path().join("former"))?;
-            Ok(folder)
-        });
-        linked.map_or(Self::Lost, Self::Linked)
-    }
-
-    fn restore(self, path: &Path) {
-        // The error that is being reported matters more than one in here.
-        let _ = match self {
-            Self::Nothing => std::fs::remove_file(path),
-            Self::Linked(folder) => std::fs::rename(folder.path().join("former"), path),
-            Self::Lost => Ok(()),
-        };
-    }
-}
-
-/// Whether two paths lead to one file.
-fn same_file(a: &Path, b: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let id = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-        id(a).is_some_and(|a| id(b) == Some(a))
-    }
-    #[cfg(not(unix))]
-    {
-        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_replaced_comes_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.onnx.data");
-        let files = || std::fs::read_dir(folder.path()).unwrap().count();
-
-        let former = Former::of(&path);
-        std::fs::write(&path, "new").unwrap();
-        former.restore(&path);
-        assert_eq!(files(), 0);
-
-        std::fs::write(&path, "old").unwrap();
-        let former = Former::of(&path);
-        let new = folder.path().join("new");
-        std::fs::write(&new, "new").unwrap();
-        std::fs::rename(&new, &path).unwrap();
-        former.restore(&path);
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(files(), 1);
-
-        drop(Former::of(&path));
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(files(), 1);
-    }
 }
