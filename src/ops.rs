@@ -7,7 +7,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Model, NodeId, view};
+use crate::ir::{Model, NodeId, Tensor, view};
 use crate::numerics::pair_safe;
 
 /// What an input is to its operator.
@@ -64,24 +64,72 @@ pub struct Row {
     pub variadic: bool,
     /// The output.
     pub output: Output,
+    /// Attributes that integer kernels have one value of.
+    pub fixed: &'static [Fixed],
+    /// The attribute that multiplies the product.
+    pub factor: Option<&'static str>,
+    /// What becomes of low values, where nothing else is computed.
+    pub floor: Option<Floor>,
+}
+
+/// An attribute that integer kernels have one value of, its default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fixed {
+    /// Attribute.
+    pub name: &'static str,
+    /// Its value.
+    pub value: Number,
+    /// It says something about the bias, and nothing without one.
+    pub of_bias: bool,
+}
+
+/// The value of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Number {
+    /// An integer.
+    Int(i64),
+    /// A float.
+    Float(f32),
+}
+
+/// What an operator that only clips does to low values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floor {
+    /// They become zero (Relu).
+    Zero,
+    /// They become the bound in input 1 or the attribute `min`; high ones that in input 2 (Clip).
+    Bounds,
 }
 
 use Channel::{Conv, ConvTranspose, Gates, Left, Right, Rows};
 use Role::{Bias, Data, Other, Weight};
 
 const fn row(op: &'static str, inputs: &'static [Role], output: Output) -> Row {
-    Row { op, inputs, variadic: false, output }
+    Row { op, inputs, variadic: false, output, fixed: &[], factor: None, floor: None }
 }
 
 const fn variadic(op: &'static str, inputs: &'static [Role], output: Output) -> Row {
-    Row { op, inputs, variadic: true, output }
+    Row { variadic: true, ..row(op, inputs, output) }
 }
+
+const fn clip(op: &'static str, inputs: &'static [Role], floor: Floor) -> Row {
+    Row { floor: Some(floor), ..row(op, inputs, Output::Own) }
+}
+
+const GEMM: Row = Row {
+    fixed: &[
+        Fixed { name: "transA", value: Number::Int(0), of_bias: false },
+        Fixed { name: "beta", value: Number::Float(1.0), of_bias: true },
+    ],
+    factor: Some("alpha"),
+    ..row("Gemm", &[Data, Weight(Right), Bias], Output::Own)
+};
 
 /// The table, by operator name.
 pub const TABLE: &[Row] = &[
     row("Add", &[Data, Data], Output::Own),
     row("AveragePool", &[Data], Output::Own),
-    row("Clip", &[Data, Other, Other], Output::Own),
+    clip("Clip", &[Data, Other, Other], Floor::Bounds),
     variadic("Concat", &[Data], Output::Own),
     row("Conv", &[Data, Weight(Conv), Bias], Output::Own),
     row("ConvTranspose", &[Data, Weight(ConvTranspose), Bias], Output::Own),
@@ -92,7 +140,7 @@ pub const TABLE: &[Row] = &[
     row("GRU", &[Data, Weight(Gates), Weight(Gates), Other, Other, Other], Output::Float),
     row("Gather", &[Weight(Rows), Other], Output::SameAs(0)),
     row("Gelu", &[Data], Output::Own),
-    row("Gemm", &[Data, Weight(Right), Bias], Output::Own),
+    GEMM,
     row("GlobalAveragePool", &[Data], Output::Own),
     row("HardSigmoid", &[Data], Output::Range(0.0, 1.0)),
     row("HardSwish", &[Data], Output::Own),
@@ -104,7 +152,7 @@ pub const TABLE: &[Row] = &[
     row("Mul", &[Data, Data], Output::Own),
     row("Pad", &[Data, Other, Other, Other], Output::Own),
     row("ReduceMean", &[Data, Other], Output::Own),
-    row("Relu", &[Data], Output::Own),
+    clip("Relu", &[Data], Floor::Zero),
     row("Reshape", &[Data, Other], Output::SameAs(0)),
     row("Resize", &[Data, Other, Other, Other], Output::SameAs(0)),
     row("Sigmoid", &[Data], Output::Range(0.0, 1.0)),
@@ -132,7 +180,91 @@ pub fn of(model: &Model, node: NodeId) -> Option<&'static Row> {
     if node.domain().is_empty() { find(node.op_type()) } else { None }
 }
 
+/// Operators of any domain that read or make quantized values, beside the quantizers and the `QLinear…`.
+const QUANTIZED: &[&str] = &[
+    "ConvInteger",
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeMatMul",
+    "GatherBlockQuantized",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "QAttention",
+    "QGemm",
+];
+
+/// Whether an operator reads or makes quantized values.
+#[must_use]
+pub fn is_quantized(op: &str) -> bool {
+    let quantizer = op.ends_with("QuantizeLinear") || op.ends_with("DequantizeLinear");
+    quantizer || op.starts_with("QLinear") || QUANTIZED.contains(&op)
+}
+
+/// Whether a node only clips, at a lower bound of zero, with bounds that are known.
+#[must_use]
+pub fn clips_at_zero(model: &Model, node: NodeId) -> bool {
+    let at = model.node(node);
+    match of(model, node).and_then(|row| row.floor) {
+        None => false,
+        Some(Floor::Zero) => true,
+        Some(Floor::Bounds) => {
+            let low = match at.input(1) {
+                Some(v) => model.constant(v).and_then(Tensor::to_f32).and_then(|v| v.first().copied()),
+                None => at.float("min"),
+            };
+            low == Some(0.0) && at.input(2).is_none_or(|v| model.constant(v).is_some())
+        }
+    }
+}
+
+/// The first attribute that integer kernels have another value of.
+#[must_use]
+pub fn unfit_attribute(model: &Model, node: NodeId) -> Option<&'static Fixed> {
+    let at = model.node(node);
+    let row = of(model, node)?;
+    let bias = (0..at.inputs().len()).any(|i| row.role(i) == Bias && at.input(i).is_some());
+    let differs = |fixed: &Fixed| match fixed.value {
+        Number::Int(value) => at.int(fixed.name).unwrap_or(value) != value,
+        Number::Float(value) => (at.float(fixed.name).unwrap_or(value) - value).abs() > 0.0,
+    };
+    row.fixed.iter().find(|fixed| (bias || !fixed.of_bias) && differs(fixed))
+}
+
+/// The attribute that multiplies the product of a node by something.
+#[must_use]
+pub fn factor(model: &Model, node: NodeId) -> Option<&'static str> {
+    let name = of(model, node)?.factor?;
+    ((model.node(node).float(name).unwrap_or(1.0) - 1.0).abs() > 0.0).then_some(name)
+}
+
+/// Whether the right operand of a product is stored as `[N, K]`.
+#[must_use]
+pub fn is_transposed(model: &Model, node: NodeId) -> bool {
+    view::Gemm::of(model.node(node)).is_some_and(|gemm| gemm.trans_b)
+}
+
+/// How the constant at an input is laid out, if it is a weight.
+#[must_use]
+pub fn constant_weight(model: &Model, node: NodeId, index: usize) -> Option<Channel> {
+    let Weight(channel) = of(model, node)?.role(index) else { return None };
+    model.constant_input(node, index).map(|_| channel)
+}
+
+/// Output channels of the constant weight at `index`.
+#[must_use]
+pub fn channels(model: &Model, node: NodeId, index: usize) -> Option<usize> {
+    let dims = model.constant_input(node, index)?.dims();
+    let axis = weight_layout(model, node, index, &dims)?.channel_axis?;
+    Some(dims[axis])
+}
+
 impl Row {
+    /// Whether an input is a weight where it is constant.
+    #[must_use]
+    pub fn has_weight(&self) -> bool {
+        self.inputs.iter().any(|role| matches!(role, Weight(_)))
+    }
+
     /// Role of input `index`.
     ///
     /// # Panics

@@ -7,15 +7,19 @@ use serde::Serialize;
 use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
-use crate::ops::Form;
-use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
+use crate::ops::{self, Form};
+use crate::plan::{Mode, Plan, Skip, Split};
+use crate::reason::Reason;
 use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
+
+/// Version of the report document.
+pub const SCHEMA: u32 = 2;
 
 /// What a rewrite did.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Version of this document.
+    /// [`SCHEMA`].
     pub schema: u32,
     /// Target.
     pub target: String,
@@ -42,7 +46,7 @@ pub struct Report {
     /// Whether the samples were enough for the static ranges; `None` without samples or statistics.
     pub sufficiency: Option<Sufficiency>,
     /// Tensors that vetoes kept float, with the reason.
-    pub guarded: BTreeMap<String, String>,
+    pub guarded: BTreeMap<String, Reason>,
     /// Quality of each output on the held-out samples.
     pub quality: Vec<QualityRow>,
     /// Seconds by stage, in order.
@@ -69,7 +73,7 @@ pub struct ActivationRow {
     /// Its own signal to quantization noise over the samples, in integers.
     pub sqnr_db: Option<f64>,
     /// Why it is quantized.
-    pub why: String,
+    pub why: Reason,
 }
 
 /// A quantized constant.
@@ -89,6 +93,8 @@ pub struct WeightRow {
     pub pair_safe: bool,
     /// How it is stored.
     pub form: Form,
+    /// Why it is quantized this way.
+    pub why: Reason,
     /// What an algorithm made of it, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<AlgorithmRow>,
@@ -185,6 +191,7 @@ impl Report {
                     .zip(weight.quantizer.algorithm.as_ref())
                     .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
                 form: weight.form,
+                why: weight.why.clone(),
             })
             .collect();
         self.splits.clone_from(&plan.splits);
@@ -198,28 +205,41 @@ impl Report {
         }
     }
 
-    /// Counts, by operator, the nodes of the finished model that were made to read codes, of all nodes of that operator.
-    /// Nodes that are listed as left float, or that the input model had quantized already, do not count.
+    /// Counts, by operator, the nodes of the finished model that run on integers, of all nodes of that operator.
+    /// Nodes that are listed as left float, of which only the weight is quantized, or that the input model had quantized
+    /// already do not count.
     pub fn count_operators(&mut self, model: &Model) {
         let graph = model.graph(model.main());
-        let left: BTreeSet<(&str, &str)> =
-            self.skipped.iter().filter(|s| s.why != BESIDE_KERNEL).map(|s| (s.node.as_str(), s.op.as_str())).collect();
+        let left = self.skipped.iter().filter(|s| s.why != Reason::BesideKernel);
+        let left: BTreeSet<(&str, &str)> = left.map(|s| (s.node.as_str(), s.op.as_str())).collect();
+        let floats: BTreeSet<&str> = self.weights.iter().filter(|w| w.is_alone()).map(WeightRow::node).collect();
         let is = |value, op: &str| model.producer(value).is_some_and(|p| model.node(p).is(op));
         for &node in graph.nodes() {
-            let at = model.node(node);
-            if matches!(at.op_type(), "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
+            let (at, name) = (model.node(node), model.node_name(node));
+            let op = at.op_type();
+            if matches!(op, "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear") {
                 continue;
             }
-            let stored = matches!(
-                at.op_type(),
-                "MatMulNBits" | "GatherBlockQuantized" | "MatMulInteger" | "ConvInteger" | "DynamicQuantizeLSTM"
-            );
-            let reads = stored || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
-            let row = self.operators.entry(at.op_type().to_owned()).or_default();
+            let reads = ops::is_quantized(op) || at.inputs().iter().flatten().any(|&v| is(v, "DequantizeLinear"));
+            let row = self.operators.entry(op.to_owned()).or_default();
             row.1 += 1;
-            row.0 += usize::from(reads && !left.contains(&(model.node_name(node), at.op_type())));
+            row.0 += usize::from(reads && !left.contains(&(name, op)) && !floats.contains(name));
         }
         self.operators.retain(|_, row| row.0 > 0);
+    }
+}
+
+impl WeightRow {
+    /// The node that reads it.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.site.rsplit_once('.').map_or(&self.site, |(node, _)| node)
+    }
+
+    /// Whether the node that reads it computes in float.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        matches!(self.why, Reason::FloatWeight { .. })
     }
 }
 
@@ -279,8 +299,7 @@ pub fn inspect(model: &Model) -> Inspection {
             } else {
                 format!("{}.{}", at.domain(), at.op_type())
             };
-            let quantizes = ["Quantize", "Dequantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "NBits"];
-            if quantizes.iter().any(|q| op.contains(q)) {
+            if ops::is_quantized(at.op_type()) {
                 *found.quantizers.entry(op.clone()).or_default() += 1;
             }
             *found.operators.entry(op).or_default() += 1;

@@ -14,7 +14,8 @@ use crate::observe::{Memory, Progress, compare, fits_twice};
 use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
-use crate::report::{PassRow, QualityRow, Report};
+use crate::reason::Reason;
+use crate::report::{self, PassRow, QualityRow, Report};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 use crate::solve::{Solution, Solved, guard, judge, solve, solve_while};
@@ -86,7 +87,7 @@ pub fn prepare(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
 fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten> {
     let mut clock = Clock::default();
     let mut report = Report {
-        schema: 1,
+        schema: report::SCHEMA,
         target: request.target.name.clone(),
         opset: (original.opset().unwrap_or(0), original.opset().unwrap_or(0)),
         ..Report::default()
@@ -125,7 +126,9 @@ fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten
     report.describe(&plan, &solution, seen.then_some(&statistics));
     report.sufficiency = seen.then(|| judge(&plan, &solution, &statistics)).filter(|found| !found.sites.is_empty());
     if plan.weights.is_empty() && plan.activations.is_empty() {
-        report.warnings.push("nothing was quantized; see what was left float and why".to_owned());
+        let already = plan.skipped.iter().any(|s| s.why == Reason::QuantizedAlready);
+        let why = if already { ": the model is quantized already" } else { "; see what was left float and why" };
+        report.warnings.push(format!("nothing was quantized{why}"));
     }
     let mut model = prepared.clone();
     let quantize = Context { evaluate: request.evaluate, quantization: Some((&plan, &solution)) };
@@ -335,7 +338,7 @@ impl<'a> Decided<'a> {
     fn keep(&self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {
         for (site, veto) in vetoes {
             if self.solution.activations.is_empty() && self.plan.activations.contains_key(&site) {
-                return Err(Error::new(Kind::Runtime, veto.why)
+                return Err(Error::new(Kind::Runtime, veto.why.to_string())
                     .at_value(&site)
                     .with_hint("take it out of the plan, or give its numbers there by hand"));
             }

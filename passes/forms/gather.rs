@@ -102,11 +102,12 @@ impl Quantized {
     /// # Errors
     /// What [`gather_fits`] refuses, and zero points between codes.
     pub fn to_gather(&self, gather_axis: usize) -> Result<Packed, String> {
-        let bytes = gather_fits(self.format, &self.dims, &self.granularity, gather_axis)?;
+        let bytes =
+            gather_fits(self.format, &self.dims, &self.granularity, gather_axis).map_err(|why| why.to_string())?;
         let ZeroPoints::Integers(zeros) = &self.zero_points else {
             return Err("its zero points are no codes, and GatherBlockQuantized has no others".to_owned());
         };
-        let (axis, block) = gather_blocks(&self.dims, &self.granularity)?;
+        let (axis, block) = gather_blocks(&self.dims, &self.granularity).map_err(|why| why.to_string())?;
         let bits = self.format.bits();
         let scale_dims = Granularity::PerGroup { axis, size: block }.scale_dims(&self.dims);
         let entries: usize = scale_dims.iter().product();

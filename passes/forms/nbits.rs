@@ -125,7 +125,7 @@ impl Quantized {
     /// What [`nbits_fits`] refuses, and 8-bit codes with zero points between codes, with which onnxruntime 1.31 fails when it
     /// runs.
     pub fn to_nbits(&self) -> Result<Blocks, String> {
-        nbits_fits(self.format, &self.dims, &self.granularity, 1)?;
+        nbits_fits(self.format, &self.dims, &self.granularity, 1).map_err(|why| why.to_string())?;
         if let Some(grouped) = self.in_groups(block_of(&self.granularity)) {
             return grouped.to_nbits();
         }

@@ -6,6 +6,7 @@ use amax::config::Pattern;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
 use amax::observe::calibrate::prepare;
+use amax::ops::Form;
 use amax::plan::explain::{Change, Explanation, Outcome, explain};
 use amax::plan::{Knowledge, plan};
 
@@ -58,14 +59,14 @@ fn text(site: &Explanation) -> String {
     let mut out = format!("{site} ({op}), tensor \"{tensor}\"\n");
     let became = match outcome {
         Outcome::Float => "float".to_owned(),
-        Outcome::Quantized { quantizer, dynamic, scale_of } => {
+        Outcome::Quantized { quantizer, dynamic, scale_of, .. } => {
             let when = if *dynamic { ", range at run time" } else { "" };
             let shared = scale_of.as_ref().map_or(String::new(), |other| format!(", at the scale of \"{other}\""));
             format!("{}{when}{shared}", quantizer.describe())
         }
         Outcome::Bias { activation, weight } => format!("int32, at the scales of \"{activation}\" and {weight}"),
     };
-    out += &format!("  = {}\n", wrap(&format!("{became}: {why}"), 4, 4, 110));
+    out += &format!("  = {}\n", wrap(&format!("{became}: {why}{}", stored(outcome)), 4, 4, 110));
     for said in rules {
         out += &format!("  {}\n", said.rule);
         // Keys of one line together.
@@ -80,6 +81,14 @@ fn text(site: &Explanation) -> String {
         }
     }
     out
+}
+
+/// In which form a constant is stored, and which other one was asked for.
+fn stored(outcome: &Outcome) -> String {
+    let Outcome::Quantized { form, gave_way, .. } = outcome else { return String::new() };
+    let gave_way = gave_way.as_ref().map_or_else(String::new, |why| format!("; {why}"));
+    let form = form.filter(|&form| form != Form::Qdq).map_or_else(String::new, |form| format!("; stored as {form}"));
+    gave_way + &form
 }
 
 fn change(change: &Change) -> String {

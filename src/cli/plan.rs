@@ -87,7 +87,9 @@ fn text(plan: &Plan) -> String {
             let pairs = if w.pair_safe.is_some() { "; pair-safe" } else { "" };
             let turned = if w.transpose { "; stored transposed" } else { "" };
             let stored = if w.form == Form::Qdq { String::new() } else { format!(", as {}", w.form) };
-            cells(&[&w.site, &w.tensor, &(w.quantizer.describe() + &stored), &format!("{}{pairs}{turned}", w.why)])
+            let gave_way = w.gave_way.as_ref().map_or_else(String::new, |why| format!("; {why}"));
+            let why = format!("{}{gave_way}{pairs}{turned}", w.why);
+            cells(&[&w.site, &w.tensor, &(w.quantizer.describe() + &stored), &why])
         });
         out += &table(&rows.collect::<Vec<_>>(), &[]);
     }
@@ -106,7 +108,7 @@ fn text(plan: &Plan) -> String {
         out += &format!("\nfloat ({})\n", plan.skipped.len());
         let rows = plan.skipped.iter().map(|s| {
             let size = if s.bytes > 0 { bytes(s.bytes) } else { String::new() };
-            cells(&[&s.node, &s.op, &size, &s.why])
+            cells(&[&s.node, &s.op, &size, &s.why.to_string()])
         });
         out += &table(&rows.collect::<Vec<_>>(), &[2]);
     }

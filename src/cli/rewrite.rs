@@ -11,6 +11,7 @@ use amax::observe::Memory;
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
+use amax::reason::Reason;
 use amax::report::Report;
 use amax::rewrite::{Request, Rewritten, prepare, rewrite, split};
 use amax::runtime::Runtime;
@@ -188,7 +189,10 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
         console.say(&format!("stopped; wrote {}", args.output.display()));
         return Ok(());
     }
-    let waits = |w: &amax::plan::Weight| w.why.ends_with(amax::plan::WITHOUT_SAMPLES);
+    let waits = |w: &amax::plan::Weight| {
+        let Reason::FloatWeight { because: Some(why), .. } = &w.why else { return false };
+        **why == Reason::WithoutSamples
+    };
     if samples.is_none() && statistics.is_none() && done.plan.iter().flat_map(|p| &p.weights).any(waits) {
         let beside = args.input.with_extension("calib.npz");
         console.say(&if args.calib.is_some() {

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use amax::algorithms::sufficiency::{FEW, Sufficiency};
 use amax::ir::Model;
-use amax::plan::{QUANTIZED_ALREADY, Skip};
-use amax::report::{AlgorithmRow, QualityRow, Report};
+use amax::plan::Skip;
+use amax::reason::Reason;
+use amax::report::{AlgorithmRow, QualityRow, Report, WeightRow};
 
 use super::rewrite::Args;
 use super::{bytes, count, decibels, table, wrap};
@@ -28,27 +29,18 @@ pub(super) fn text(args: &Args, report: &Report, verbose: bool, begun: Instant) 
     let (before, after) = report.opset;
     let opset = if before == after { after.to_string() } else { format!("{before} -> {after}") };
     let mut out = format!(
-        "{} -> {}\ntarget {}, operator set {opset}\n\nquantized\n",
+        "{} -> {}\ntarget {}, operator set {opset}\n",
         args.input.display(),
         args.output.display(),
         report.target
     );
-    let mut operators: Vec<_> = report.operators.iter().collect();
-    operators.sort_by_key(|(op, (some, _))| (std::cmp::Reverse(*some), op.as_str()));
-    let rows: Vec<Vec<String>> =
-        operators.iter().map(|(op, (some, all))| vec![format!("{some}/{all}"), (*op).clone()]).collect();
-    out.push_str(&table(&rows, &[0]));
-    let dynamic = report.activations.iter().filter(|a| a.mode == "dynamic").count();
-    let ranged = if dynamic > 0 { format!(" ({dynamic} ranged at run time)") } else { String::new() };
-    let numbers = match (report.activations.len(), report.weights.len()) {
-        (0, 0) => "  nothing\n".to_owned(),
-        (0, weights) => format!("  {}; activations stay float\n", count(weights, "constant")),
-        (tensors, weights) => {
-            format!("  {}{ranged}, {}\n", count(tensors, "activation tensor"), count(weights, "constant"))
-        }
-    };
-    out.push_str(&numbers);
-    let (already, left): (Vec<&Skip>, Vec<&Skip>) = report.skipped.iter().partition(|s| is_quantized(s));
+    out.push_str(&quantized(report, verbose));
+    out.push_str(&only_weights(report, verbose));
+    let (already, left): (Vec<&Skip>, Vec<&Skip>) = report
+        .skipped
+        .iter()
+        .filter(|s| s.why != Reason::BesideKernel)
+        .partition(|s| s.why == Reason::QuantizedAlready);
     out.push_str(&kept(&already));
     out.push_str(&left_float(&left, verbose));
     if verbose {
@@ -56,6 +48,71 @@ pub(super) fn text(args: &Args, report: &Report, verbose: bool, begun: Instant) 
     }
     out.push_str(&figures(report, verbose, begun));
     out
+}
+
+/// What runs on integers.
+fn quantized(report: &Report, verbose: bool) -> String {
+    let mut operators: Vec<_> = report.operators.iter().collect();
+    operators.sort_by_key(|(op, (some, _))| (std::cmp::Reverse(*some), op.as_str()));
+    let rows: Vec<Vec<String>> =
+        operators.iter().map(|(op, (some, all))| vec![format!("{some}/{all}"), (*op).clone()]).collect();
+    let dynamic = report.activations.iter().filter(|a| a.mode == "dynamic").count();
+    let ranged = if dynamic > 0 { format!(" ({dynamic} ranged at run time)") } else { String::new() };
+    let constants = report.weights.iter().filter(|w| !w.is_alone()).count();
+    let tensors = report.activations.len();
+    let mut counts = Vec::new();
+    counts.extend((tensors > 0).then(|| count(tensors, "activation tensor") + &ranged));
+    counts.extend((constants > 0).then(|| count(constants, "constant")));
+    if rows.is_empty() && counts.is_empty() {
+        let nothing = report.weights.is_empty();
+        return if nothing { "\nquantized\n  nothing\n".to_owned() } else { String::new() };
+    }
+    let alone = alone(report);
+    let floats = float_constants(report, &|node| !alone.contains(node), verbose);
+    format!("\nquantized\n{}  {}{floats}\n", table(&rows, &[0]), counts.join(", "))
+}
+
+/// Nodes that compute in float on quantized weights.
+fn only_weights(report: &Report, verbose: bool) -> String {
+    let weights = || report.weights.iter().filter(|w| w.is_alone());
+    // Both weights of a recurrent layer have one site.
+    let sites: BTreeMap<&str, &WeightRow> = weights().map(|w| (w.site.as_str(), w)).collect();
+    if sites.is_empty() {
+        return String::new();
+    }
+    let mut found = Grouped::default();
+    for weight in sites.into_values() {
+        if let Reason::FloatWeight { op, because } = &weight.why {
+            found.add(op, weight.node(), 0, because.as_deref(), verbose);
+        }
+    }
+    let mut groups: Vec<_> = found.0.iter().collect();
+    groups.sort_by_key(|((op, _), g)| (std::cmp::Reverse(g.nodes.len()), *op));
+    let alone = alone(report);
+    let floats = float_constants(report, &|node| alone.contains(node), verbose);
+    format!(
+        "\nonly weights quantized\n{}  {}{floats}\n",
+        listed(&groups, verbose),
+        count(weights().count(), "constant")
+    )
+}
+
+/// The nodes of which only the weights are quantized.
+fn alone(report: &Report) -> BTreeSet<&str> {
+    report.weights.iter().filter(|w| w.is_alone()).map(WeightRow::node).collect()
+}
+
+/// `; 320 B of other constants stay float`: those of certain quantized nodes.
+fn float_constants(report: &Report, of: &dyn Fn(&str) -> bool, verbose: bool) -> String {
+    let beside = report.skipped.iter().filter(|s| s.why == Reason::BesideKernel && of(&s.node));
+    let beside: Vec<&Skip> = beside.collect();
+    let size: u64 = beside.iter().map(|s| s.bytes).sum();
+    if size == 0 {
+        return String::new();
+    }
+    let names: BTreeSet<&str> = beside.iter().map(|s| s.node.as_str()).collect();
+    let names = if verbose { format!(": {}", names.into_iter().collect::<Vec<_>>().join(", ")) } else { String::new() };
+    format!("; {} of other constants stay float{names}", bytes(size))
 }
 
 /// Sizes, samples, quality, time.
@@ -127,14 +184,7 @@ fn split(report: &Report) -> Split {
 /// What the user should know, most of it with a way out.
 pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<String> {
     let limit = if verbose { usize::MAX } else { 5 };
-    let already = report.skipped.iter().any(is_quantized);
-    let mut out: Vec<String> = Vec::new();
-    for warning in &report.warnings {
-        out.push(match warning.strip_prefix("nothing was quantized") {
-            Some(_) if already => "nothing was quantized: the model is quantized already".to_owned(),
-            _ => wrap(warning, 9, 9, WIDTH),
-        });
-    }
+    let mut out: Vec<String> = report.warnings.iter().map(|warning| wrap(warning, 9, 9, WIDTH)).collect();
     if out.len() > limit {
         let more = count(out.len() - limit, "warning");
         out.truncate(limit);
@@ -160,30 +210,20 @@ pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<Str
     out
 }
 
-/// Whether a node works on codes in the input model.
-fn is_quantized(skip: &Skip) -> bool {
-    let op = skip.op.as_str();
-    skip.why == QUANTIZED_ALREADY
-        || op.contains("uantizeLinear")
-        || op.starts_with("QLinear")
-        || op.ends_with("Integer")
-        || op.ends_with("NBits")
-        || op == "QGemm"
-}
-
 /// What was quantized before.
 fn kept(already: &[&Skip]) -> String {
     if already.is_empty() {
         return String::new();
     }
-    format!("\nquantized already, and kept\n  {}\n", wrap(&operators(already.iter().copied(), usize::MAX), 2, 2, WIDTH))
+    let nodes = already.iter().map(|s| (s.op.as_str(), s.node.as_str()));
+    format!("\nquantized already, and kept\n  {}\n", wrap(&operators(nodes, usize::MAX), 2, 2, WIDTH))
 }
 
 /// `4 Conv, 1 Gemm`, at most `limit` of them.
-fn operators<'a>(skips: impl Iterator<Item = &'a Skip>, limit: usize) -> String {
+fn operators<'a>(nodes: impl Iterator<Item = (&'a str, &'a str)>, limit: usize) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     // A node may be listed for itself and for its bodies.
-    let nodes: BTreeSet<(&str, &str)> = skips.map(|s| (s.op.as_str(), s.node.as_str())).collect();
+    let nodes: BTreeSet<(&str, &str)> = nodes.collect();
     for (op, _) in nodes {
         *counts.entry(op).or_default() += 1;
     }
@@ -195,50 +235,52 @@ fn operators<'a>(skips: impl Iterator<Item = &'a Skip>, limit: usize) -> String 
     words.join(", ")
 }
 
-/// Skips of one operator and kind of reason.
+/// Nodes of one operator and kind of reason.
 #[derive(Default)]
 struct Group<'a> {
     bytes: u64,
-    skips: Vec<&'a Skip>,
+    nodes: Vec<&'a str>,
     /// Qualities that reasons speak of.
     decibels: Vec<f64>,
+    /// The user asked for just these.
+    asked: bool,
 }
 
-/// What stays float: nodes that matter in a line for each operator and kind of reason, the others counted.
-fn left_float(left: &[&Skip], verbose: bool) -> String {
-    if left.is_empty() {
-        return String::new();
-    }
-    let mut groups: BTreeMap<(&str, String), Group<'_>> = BTreeMap::new();
-    for skip in left {
-        let (kind, decibels) = if verbose { (skip.why.clone(), None) } else { kind(&skip.why) };
-        let group = groups.entry((&skip.op, kind)).or_default();
-        group.bytes += skip.bytes;
-        group.skips.push(skip);
+/// Groups by operator and what their reasons have in common.
+#[derive(Default)]
+struct Grouped<'a>(BTreeMap<(&'a str, String), Group<'a>>);
+
+impl<'a> Grouped<'a> {
+    fn add(&mut self, op: &'a str, node: &'a str, bytes: u64, why: Option<&'a Reason>, verbose: bool) {
+        let (text, decibels) = match why {
+            Some(why) if verbose => (why.to_string(), None),
+            Some(why) => kind(why),
+            None => (String::new(), None),
+        };
+        let group = self.0.entry((op, text)).or_default();
+        group.bytes += bytes;
+        group.nodes.push(node);
         group.decibels.extend(decibels);
+        group.asked |= matches!(why, Some(Reason::Excluded { .. } | Reason::TensorOff { .. }));
     }
-    let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_by_key(|((op, why), g)| (std::cmp::Reverse(g.bytes), *op, why.clone()));
-    let total: u64 = groups.iter().map(|(_, g)| g.bytes).sum();
-    let few = groups.len() <= 4;
-    let matters = |op: &str, why: &str, g: &Group<'_>| {
-        verbose || few || g.bytes >= (total / 200).max(1) || HEAVY.contains(&op) || why.starts_with("excluded")
-    };
-    let (shown, rest): (Vec<_>, Vec<_>) = groups.iter().partition(|((op, why), g)| matters(op, why, g));
-    let rows: Vec<[String; 3]> = shown
-        .iter()
-        .map(|((op, _), g)| {
-            [g.skips.len().to_string(), (*op).to_owned(), if g.bytes > 0 { bytes(g.bytes) } else { String::new() }]
-        })
-        .collect();
+}
+
+/// A line for each group: how many nodes, of which operator, what they weigh, and why.
+fn listed(groups: &[(&(&str, String), &Group<'_>)], verbose: bool) -> String {
+    let size = |g: &Group<'_>| if g.bytes > 0 { bytes(g.bytes) } else { String::new() };
+    let rows: Vec<[String; 3]> =
+        groups.iter().map(|((op, _), g)| [g.nodes.len().to_string(), (*op).to_owned(), size(g)]).collect();
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
     let widths = [width(0), width(1), width(2)];
-    let mut out = String::from("\nleft float\n");
-    for ([number, op, size], ((_, why), group)) in rows.iter().zip(&shown) {
-        let head = format!("  {number:>0$}  {op:<1$}  {size:>2$}  ", widths[0], widths[1], widths[2]);
+    let mut out = String::new();
+    for ([number, op, size], ((_, why), group)) in rows.iter().zip(groups) {
+        let mut head = format!("  {number:>0$}  {op:<1$}  ", widths[0], widths[1]);
+        if widths[2] > 0 {
+            let _ = write!(head, "{size:>0$}  ", widths[2]);
+        }
         let mut reason = why.replace(SPAN, &span(&group.decibels));
         if verbose {
-            let names: BTreeSet<&str> = group.skips.iter().map(|s| s.node.as_str()).filter(|n| !n.is_empty()).collect();
+            let names: BTreeSet<&str> = group.nodes.iter().copied().filter(|n| !n.is_empty()).collect();
             if !names.is_empty() {
                 let _ = write!(reason, ": {}", names.into_iter().collect::<Vec<_>>().join(", "));
             }
@@ -247,10 +289,31 @@ fn left_float(left: &[&Skip], verbose: bool) -> String {
         let reason = if verbose { reason } else { wrap(&reason, indent, indent, WIDTH.max(indent + 30)) };
         let _ = writeln!(out, "{head}{reason}");
     }
+    out
+}
+
+/// What stays float: nodes that matter in a line for each operator and kind of reason, the others counted.
+fn left_float(left: &[&Skip], verbose: bool) -> String {
+    if left.is_empty() {
+        return String::new();
+    }
+    let mut found = Grouped::default();
+    for skip in left {
+        found.add(&skip.op, &skip.node, skip.bytes, Some(&skip.why), verbose);
+    }
+    let mut groups: Vec<_> = found.0.iter().collect();
+    groups.sort_by_key(|((op, why), g)| (std::cmp::Reverse(g.bytes), *op, why));
+    let total: u64 = groups.iter().map(|(_, g)| g.bytes).sum();
+    let few = groups.len() <= 4;
+    let matters =
+        |op: &str, g: &Group<'_>| verbose || few || g.asked || g.bytes >= (total / 200).max(1) || HEAVY.contains(&op);
+    let (shown, rest): (Vec<_>, Vec<_>) = groups.iter().partition(|((op, _), g)| matters(op, g));
+    let mut out = format!("\nleft float\n{}", listed(&shown, verbose));
     if !rest.is_empty() {
-        let number = rest.iter().map(|(_, g)| g.skips.len()).sum();
-        let list = operators(rest.iter().flat_map(|(_, g)| g.skips.iter().copied()), 6);
-        let line = format!("and {}: {list}", count(number, "smaller node"));
+        let number = rest.iter().map(|(_, g)| g.nodes.len()).sum();
+        let nodes = rest.iter().flat_map(|((op, _), g)| g.nodes.iter().map(|&node| (*op, node)));
+        let and = if shown.is_empty() { "" } else { "and " };
+        let line = format!("{and}{}: {}", count(number, "smaller node"), operators(nodes, 6));
         let _ = writeln!(out, "  {}", wrap(&line, 2, 2, WIDTH));
     }
     let guarded = shown.iter().any(|(_, g)| !g.decibels.is_empty());
@@ -261,29 +324,25 @@ fn left_float(left: &[&Skip], verbose: bool) -> String {
     out
 }
 
-/// The kind of a reason, and the quality it speaks of: what the guard says of single tensors is brought to one form.
-fn kind(why: &str) -> (String, Option<f64>) {
-    let number = |text: &str| text.split(' ').next().and_then(|n| n.parse().ok());
-    if let Some((_, rest)) = why.split_once("\" keeps only ") {
-        let limit = rest.split("below ").nth(1).and_then(|l| l.split(" dB").next());
-        let kind =
-            format!("a tensor keeps only {SPAN} dB{}", limit.map_or_else(String::new, |l| format!(", below {l} dB")));
-        return (kind, number(rest));
-    }
-    if let Some((_, rest)) = why.split_once("alone it leaves ") {
-        return (format!("alone it leaves only {SPAN} dB at the outputs"), number(rest));
-    }
-    // Names of tensors differ from node to node.
-    let mut parts = why.split('"');
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    if why.contains("switched off by") {
-        return (why.to_owned(), None);
-    }
-    while let (Some(_), Some(after)) = (parts.next(), parts.next()) {
-        out.push_str("a tensor");
-        out.push_str(after);
-    }
-    (out, None)
+/// What reasons of one kind have in common, whatever the tensor, and the quality that this one speaks of.
+fn kind(why: &Reason) -> (String, Option<f64>) {
+    let text = match why {
+        Reason::Guarded { db, limit, .. } => {
+            return (format!("a tensor keeps only {SPAN} dB, below {limit} dB"), Some(db.0));
+        }
+        Reason::Costly { db } => return (format!("quantized alone it leaves {SPAN} dB at the outputs"), Some(db.0)),
+        Reason::NeedsOutput { op, because } => {
+            let (because, decibels) = kind(because);
+            return (format!("{because}, and the integer {op} needs a quantized output"), decibels);
+        }
+        Reason::WrongTensorType { found, wanted, .. } => format!("a tensor is {found}, not {wanted}"),
+        Reason::UnknownType { .. } => "the type of a tensor is not known".to_owned(),
+        Reason::NoValues { .. } => "a tensor had no values in any sample".to_owned(),
+        Reason::NeverFinite { .. } => "a tensor was NaN or infinite in every sample".to_owned(),
+        Reason::Unobserved { tensor, cause } => cause.replace(&format!("\"{tensor}\""), "a tensor"),
+        other => other.to_string(),
+    };
+    (text, None)
 }
 
 /// `20.6 to 27.1`.
@@ -303,7 +362,7 @@ fn details(report: &Report) -> String {
     for a in &report.activations {
         let range = a.range.map_or_else(|| "at run time".to_owned(), |(l, h)| format!("[{l:.4}, {h:.4}]"));
         let quality = a.sqnr_db.map(decibels).unwrap_or_default();
-        rows.push(vec![a.tensor.clone(), a.dtype.to_owned(), range, quality, a.why.clone()]);
+        rows.push(vec![a.tensor.clone(), a.dtype.to_owned(), range, quality, a.why.to_string()]);
     }
     for w in &report.weights {
         let how = match &w.algorithm {

@@ -7,6 +7,7 @@ pub use crate::ops::Form;
 pub use crate::quant::{
     Arithmetic, Block, Dtype, Format, MxRounding, ObserverKind, Postprocess, Round, ScaleDtype, ScaleType,
 };
+use crate::reason::Operand;
 
 /// Declares [`Spec`], and one [`Field`] for each of its keys, so that no key can be forgotten in an overlay or a trace.
 macro_rules! fields {
@@ -184,6 +185,17 @@ pub enum SiteKind {
     Weight,
     /// A constant bias.
     Bias,
+}
+
+impl From<SiteKind> for Operand {
+    fn from(kind: SiteKind) -> Self {
+        match kind {
+            SiteKind::Input => Self::Input,
+            SiteKind::Output => Self::Output,
+            SiteKind::Weight => Self::Weight,
+            SiteKind::Bias => Self::Bias,
+        }
+    }
 }
 
 impl SiteKind {

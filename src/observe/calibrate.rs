@@ -14,6 +14,7 @@ use crate::ir::{Model, NodeId, User, ValueId};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
 use crate::passes::{Context, Evaluate, pipeline};
+use crate::reason::Reason;
 use crate::runtime::{Observe, Options, Runtime, Session};
 use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
@@ -24,7 +25,7 @@ pub struct Calibrated {
     /// What was seen at each tensor.
     pub statistics: Statistics,
     /// Tensors that could not be observed, with the reason.
-    pub unobserved: BTreeMap<String, String>,
+    pub unobserved: BTreeMap<String, Reason>,
 }
 
 /// The model as calibration and planning see it: after the passes that come before planning.
@@ -259,7 +260,9 @@ pub fn calibrate(
 /// # Errors
 /// An input of the model that was NaN or infinite in every sample.
 pub fn usable(model: &Model, mut statistics: Statistics) -> Result<Calibrated> {
-    let mut unobserved = std::mem::take(&mut statistics.unobserved);
+    let unobserved = std::mem::take(&mut statistics.unobserved).into_iter();
+    let mut unobserved: BTreeMap<String, Reason> =
+        unobserved.map(|(tensor, cause)| (tensor.clone(), Reason::Unobserved { tensor, cause })).collect();
     for (name, site) in &statistics.sites {
         if site.finite() > 0 {
             continue;
@@ -269,8 +272,9 @@ pub fn usable(model: &Model, mut statistics: Statistics) -> Result<Calibrated> {
                 .at_value(name)
                 .with_hint("look at how the samples are preprocessed"));
         }
-        let what = if site.count() == 0 { "had no values" } else { "was NaN or infinite" };
-        unobserved.insert(name.clone(), format!("\"{name}\" {what} in every sample"));
+        let tensor = name.clone();
+        let why = if site.count() == 0 { Reason::NoValues { tensor } } else { Reason::NeverFinite { tensor } };
+        unobserved.insert(name.clone(), why);
     }
     statistics.sites.retain(|name, _| !unobserved.contains_key(name));
     Ok(Calibrated { statistics, unobserved })

@@ -13,6 +13,7 @@ use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::plan::{Plan, Veto};
+use crate::reason::{Decibels, Reason};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 
@@ -88,7 +89,7 @@ pub fn measure(
         let others = sites
             .iter()
             .filter(|s| !group.contains(s))
-            .map(|s| ((*s).clone(), Veto { why: "measured without it".to_owned(), dynamic: false }));
+            .map(|s| ((*s).clone(), Veto { why: Reason::LeftOut, dynamic: false }));
         let noise = reference.noise(&quantized(&others.collect())?, progress)?;
         groups.push((group.iter().map(|s| (*s).clone()).collect(), noise));
         progress.tick();
@@ -106,11 +107,8 @@ impl Sensitivity {
         let mut vetoes = BTreeMap::new();
         while self.groups.iter().map(|g| g.1).sum::<f64>() > budget {
             let Some((sites, noise)) = self.groups.pop() else { break };
-            let alone = -10.0 * noise.log10();
-            for site in sites {
-                let why = format!("quantized alone it leaves {alone:.1} dB at the outputs");
-                vetoes.insert(site, Veto { why, dynamic: false });
-            }
+            let db = Decibels(-10.0 * noise.log10());
+            vetoes.extend(sites.into_iter().map(|site| (site, Veto { why: Reason::Costly { db }, dynamic: false })));
         }
         vetoes
     }

@@ -1,19 +1,21 @@
-//! Constants: weights, constant operands, biases, and the sums behind products.
+//! Constants: weights, constant operands, and biases.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
-use super::planner::{Kindness, Planner};
+use super::form::{Constant, Runs};
+use super::kernels::one_each;
+use super::planner::{Kindness, Planner, Read};
 use super::{Bias, Mode, Scheme, Split, Weight};
 use crate::config::SiteKind;
 use crate::config::spec::{Arithmetic, Dtype, Field, Form};
 use crate::error::Result;
-use crate::ir::{NodeId, User, ValueId};
+use crate::ir::{NodeId, Tensor, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
-use crate::ops::{self, Reduction, Role};
+use crate::ops::{self, Channel, Reduction, Role, WeightLayout};
 use crate::quant::algorithm::Method;
-use crate::targets::Placement;
+use crate::reason::{Difference, Reason};
 
 impl Planner<'_> {
     /// The constants of a node that is quantized.
@@ -28,83 +30,16 @@ impl Planner<'_> {
         let Some(row) = ops::of(self.model, node) else { return Ok(()) };
         let mut main = None;
         for (index, input) in at.inputs().iter().enumerate() {
-            let Some(value) = *input else { continue };
-            let Some(tensor) = self.model.constant(value) else { continue };
+            let Some(value) = input.filter(|&v| self.model.constant(v).is_some()) else { continue };
             match row.role(index) {
                 Role::Weight(_) => {
-                    if self.ask(node, SiteKind::Weight).is_off() || self.is_off_by_hand(value) {
-                        continue;
+                    if let Some(weight) = self.constant_weight(node, kind, index, value)? {
+                        main = Some(weights.len());
+                        weights.push(weight);
                     }
-                    let dims = tensor.dims();
-                    let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else { continue };
-                    let mut quantizer = settle(self.weight(node, index))?;
-                    let grouped = matches!(quantizer.granularity, Granularity::PerGroup { .. });
-                    let narrow = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
-                    // Fused to MatMulNBits only as [K, N].
-                    let transpose = (grouped || (kind == Kindness::WeightOnly && narrow))
-                        && !quantizer.scale_dtype.is_block()
-                        && self.target.placement == Placement::Fused
-                        && at.is("Gemm")
-                        && at.int("transB").unwrap_or(0) != 0;
-                    if transpose {
-                        quantizer.granularity = turned(quantizer.granularity);
-                    }
-                    let integer = kind == Kindness::Integer;
-                    let chosen = settle(self.form(node, index, integer, &quantizer, transpose))?;
-                    let bytes = if chosen.form == Form::DynamicQuantizeLstm {
-                        true
-                    } else {
-                        // The kernel of ConvInteger has its weight on the other side, where nothing saturates.
-                        let convolution = chosen.form == Form::Matmulinteger && at.is("Conv");
-                        integer && !convolution && self.reads_bytes(node, 1 - index.min(1))
-                    };
-                    let saturates = self.target.pair_safe
-                        && bytes
-                        && quantizer.dtype == Format::Int8
-                        && !grouped
-                        && !quantizer.reduce_range
-                        && !layout.depthwise;
-                    let pair_safe = (saturates && layout.reduction != Reduction::None).then_some(layout.reduction);
-                    self.complete(node, kind, &mut quantizer)?;
-                    self.zero_points(node, chosen.form, &mut quantizer)?;
-                    main = Some(weights.len());
-                    weights.push(Weight {
-                        site: self.site(node, SiteKind::Weight),
-                        at: self.slot(node, index),
-                        tensor: self.name(value),
-                        quantizer,
-                        transpose,
-                        pair_safe,
-                        form: chosen.form,
-                        accuracy_level: chosen.accuracy_level,
-                        why: match (kind, self.notes.get(&node)) {
-                            (Kindness::Integer, _) => format!("weight of an integer {}", at.op_type()),
-                            (Kindness::WeightOnly, None) => format!("weight of a float {}", at.op_type()),
-                            (Kindness::WeightOnly, Some(why)) => {
-                                format!("weight of a float {}: {why}", at.op_type())
-                            }
-                        } + &chosen.note.map(|note| format!("; {note}")).unwrap_or_default(),
-                    });
                 }
                 Role::Data if kind == Kindness::WeightOnly => {}
-                Role::Data => {
-                    let (quantizer, _) = settle(self.activation(
-                        node,
-                        SiteKind::Input,
-                        &self.ask_of(value, self.ask(node, SiteKind::Input)),
-                    ))?;
-                    weights.push(Weight {
-                        site: self.site(node, SiteKind::Input),
-                        at: self.slot(node, index),
-                        tensor: self.name(value),
-                        quantizer: self.by_hand(Some(value), quantizer)?,
-                        transpose: false,
-                        pair_safe: None,
-                        form: Form::Qdq,
-                        accuracy_level: None,
-                        why: format!("constant operand of an integer {}", at.op_type()),
-                    });
-                }
+                Role::Data => weights.push(self.constant_operand(node, index, value)?),
                 Role::Bias => {
                     if let Some(bias) = self.bias(node, kind, index, value, main, weights) {
                         biases.push(bias);
@@ -114,6 +49,101 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The weight at an input, unless it is switched off.
+    fn constant_weight(&self, node: NodeId, kind: Kindness, index: usize, value: ValueId) -> Result<Option<Weight>> {
+        if self.ask(node, SiteKind::Weight).is_off() || self.is_off_by_hand(value) {
+            return Ok(None);
+        }
+        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+        let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else { return Ok(None) };
+        let mut quantizer = settle(self.weight(node, index))?;
+        let grouped = matches!(quantizer.granularity, Granularity::PerGroup { .. });
+        let narrow = quantizer.dtype.is_integer() && quantizer.dtype.bits() <= 8;
+        let transpose = (grouped || (kind == Kindness::WeightOnly && narrow))
+            && !quantizer.scale_dtype.is_block()
+            && self.place.untransposes(self.model, node);
+        if transpose {
+            quantizer.granularity = turned(quantizer.granularity);
+        }
+        let runs = self.runs(node, kind);
+        let chosen = settle(self.form(&Constant { node, index, scheme: &quantizer, runs, transposed: transpose }))?;
+        let pair_safe = self.pair_safe(node, index, kind, &layout, &quantizer, chosen.form);
+        self.complete(node, kind, &mut quantizer)?;
+        self.zero_points(node, chosen.form, &mut quantizer)?;
+        let op = self.model.node(node).op_type().to_owned();
+        let because = || self.notes.get(&node).cloned().map(Box::new);
+        Ok(Some(Weight {
+            site: self.site(node, SiteKind::Weight),
+            at: self.slot(node, index),
+            tensor: self.name(value),
+            quantizer,
+            transpose,
+            pair_safe,
+            form: chosen.form,
+            accuracy_level: chosen.accuracy_level,
+            why: match kind {
+                Kindness::Integer => Reason::IntegerWeight { op },
+                Kindness::WeightOnly => Reason::FloatWeight { op, because: because() },
+            },
+            gave_way: chosen.gave_way,
+        }))
+    }
+
+    /// How a node runs that is quantized.
+    fn runs(&self, node: NodeId, kind: Kindness) -> Runs {
+        let at_run_time = |(slot, read): &((NodeId, usize), Read)| *slot == (node, 0) && read.mode == Mode::Dynamic;
+        let data = self.model.node(node).input(0).and_then(|v| self.wants.get(&v));
+        match kind {
+            Kindness::WeightOnly => Runs::Float,
+            Kindness::Integer if data.is_some_and(|want| want.reads.iter().any(at_run_time)) => Runs::AtRunTime,
+            Kindness::Integer => Runs::Integer,
+        }
+    }
+
+    /// The order in which a kernel that saturates sums adjacent pairs of a weight, where it does.
+    fn pair_safe(
+        &self,
+        node: NodeId,
+        index: usize,
+        kind: Kindness,
+        layout: &WeightLayout,
+        quantizer: &Scheme,
+        form: Form,
+    ) -> Option<Reduction> {
+        // The kernel of ConvInteger has its weight on the other side, where nothing saturates.
+        let convolution = ops::constant_weight(self.model, node, index) == Some(Channel::Conv);
+        let bytes = match form {
+            Form::DynamicQuantizeLstm => true,
+            Form::Matmulinteger if convolution => false,
+            _ => kind == Kindness::Integer && self.reads_bytes(node, 1 - index.min(1)),
+        };
+        let saturates = self.target.pair_safe
+            && bytes
+            && quantizer.dtype == Format::Int8
+            && !matches!(quantizer.granularity, Granularity::PerGroup { .. })
+            && !quantizer.reduce_range
+            && !layout.depthwise;
+        (saturates && layout.reduction != Reduction::None).then_some(layout.reduction)
+    }
+
+    /// A constant operand of a node that runs on integers.
+    fn constant_operand(&self, node: NodeId, index: usize, value: ValueId) -> Result<Weight> {
+        let ask = self.ask_of(value, self.ask(node, SiteKind::Input));
+        let (quantizer, _) = settle(self.activation(node, SiteKind::Input, &ask))?;
+        Ok(Weight {
+            site: self.site(node, SiteKind::Input),
+            at: self.slot(node, index),
+            tensor: self.name(value),
+            quantizer: self.by_hand(Some(value), quantizer)?,
+            transpose: false,
+            pair_safe: None,
+            form: Form::Qdq,
+            accuracy_level: None,
+            why: Reason::IntegerOperand { op: self.model.node(node).op_type().to_owned() },
+            gave_way: None,
+        })
     }
 
     /// What follows for a weight from what becomes of its node, and from the algorithm for all.
@@ -188,10 +218,10 @@ impl Planner<'_> {
         let data = at.input(0)?;
         let fixed = self.is_fixed(node, data);
         let dims = tensor.dims();
-        let channels = self.channels(node, weights[weight].at.input);
+        let channels = ops::channels(self.model, node, weights[weight].at.input);
         let channels = channels.or_else(|| dims.first().copied().filter(|_| dims.len() == 1))?;
         let fits = one_each(&dims, channels);
-        let plain = (at.float("alpha").unwrap_or(1.0) - 1.0).abs() == 0.0;
+        let plain = ops::factor(self.model, node).is_none();
         let wanted = kind == Kindness::Integer
             && tensor.dtype() == DataType::Float
             && fixed
@@ -209,61 +239,8 @@ impl Planner<'_> {
         })
     }
 
-    /// The sum behind an integer product: a bias at the scale of its accumulator, or a Sum that is not taken for one.
-    /// The product's own weights begin at `first`.
-    pub(super) fn sum(
-        &self,
-        node: NodeId,
-        first: usize,
-        weights: &[Weight],
-        biases: &mut Vec<Bias>,
-        sums: &mut Vec<String>,
-    ) {
-        let product = self.model.node(node);
-        let Some(output) = product.output(0).filter(|v| product.is("MatMul") && !self.wants.contains_key(v)) else {
-            return;
-        };
-        let &[User::Node { node: add, input }] = self.model.value(output).users() else { return };
-        let at = self.model.node(add);
-        if !at.is("Add") || at.graph() != product.graph() || self.quantized.contains_key(&add) {
-            return;
-        }
-        let Some(other) = at.input(1 - input) else { return };
-        let constant = self.model.constant(other);
-        let rank = constant.map(|t| t.dims().len()).or_else(|| self.model.shape(other).map(|s| s.len()));
-        if rank.is_some_and(|r| r == 0 || r > 2) {
-            return;
-        }
-        let slot = self.slot(node, 1);
-        let weight = weights[first..].iter().position(|w| w.at == slot && accumulates(w)).map(|at| first + at);
-        let fixed = product.input(0).is_some_and(|v| self.is_fixed(node, v));
-        if let (Some(tensor), Some(weight), Some(channels)) = (constant, weight, self.channels(node, 1)) {
-            let dims = tensor.dims();
-            let keeps_rank = dims.len() == 1 || self.model.shape(output).is_some_and(|s| s.len() >= 2);
-            if fixed
-                && keeps_rank
-                && dims.last() == Some(&channels)
-                && one_each(&dims, channels)
-                && tensor.dtype() == DataType::Float
-                && !self.ask(node, SiteKind::Bias).is_off()
-                && self.untouchable(add).is_none()
-            {
-                biases.push(Bias {
-                    site: self.site(node, SiteKind::Bias),
-                    at: self.slot(add, 1 - input),
-                    tensor: self.name(other),
-                    channels,
-                    activation: self.pair_read(node, product.input(0).unwrap_or(output)),
-                    weight,
-                });
-                return;
-            }
-        }
-        sums.extend(at.output(0).map(|v| self.name(v)));
-    }
-
     /// The pair that a node reads at its first input.
-    fn pair_read(&self, node: NodeId, value: ValueId) -> String {
+    pub(super) fn pair_read(&self, node: NodeId, value: ValueId) -> String {
         self.listed.get(&self.slot(node, 0)).cloned().unwrap_or_else(|| self.name(value))
     }
 
@@ -278,7 +255,7 @@ impl Planner<'_> {
     }
 
     /// Whether a node reads the value at a fixed scale.
-    fn is_fixed(&self, node: NodeId, value: ValueId) -> bool {
+    pub(super) fn is_fixed(&self, node: NodeId, value: ValueId) -> bool {
         let Some(want) = self.wants.get(&value) else { return false };
         let read = want.reads.iter().find(|((n, i), _)| *n == node && *i == 0).map(|(_, r)| r);
         let integer = |dtype: Option<Dtype>| dtype.and_then(Dtype::element).is_some_and(Format::is_integer);
@@ -291,7 +268,7 @@ impl Planner<'_> {
 }
 
 /// Whether products with a weight add up to integers that a bias can join.
-fn accumulates(weight: &Weight) -> bool {
+pub(super) fn accumulates(weight: &Weight) -> bool {
     weight.quantizer.dtype.is_integer() && !matches!(weight.quantizer.granularity, Granularity::PerGroup { .. })
 }
 
@@ -316,7 +293,7 @@ pub(super) fn splits(weights: &[Weight]) -> Vec<Split> {
             }
         }
         if kinds.len() > 1 {
-            let why = differences(&kinds);
+            let why = Reason::Differs { differences: differences(&kinds) };
             let sites = kinds.into_iter().map(|(_, sites)| sites).collect();
             splits.push(Split { tensor: tensor.to_owned(), sites, why });
         }
@@ -344,8 +321,8 @@ fn tied(a: &Weight, b: &Weight) -> bool {
     a.form != b.form && blocks(a).is_some() && blocks(a) == blocks(b)
 }
 
-/// In what the readers of a constant differ: `dtype int4 for a.weight, int8 for b.weight`.
-fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
+/// In what the readers of a constant differ.
+fn differences(kinds: &[(&Weight, Vec<String>)]) -> Vec<Difference> {
     let written = |weight: &Weight| {
         let mut keys: BTreeMap<String, String> = BTreeMap::new();
         if let Ok(serde_json::Value::Object(object)) = serde_json::to_value(&weight.quantizer) {
@@ -360,15 +337,10 @@ fn differences(kinds: &[(&Weight, Vec<String>)]) -> String {
         kinds.iter().map(|(weight, sites)| (written(weight), sites.first().map_or("", String::as_str))).collect();
     let keys: BTreeSet<&String> = all.iter().flat_map(|(keys, _)| keys.keys()).collect();
     let differing = keys.into_iter().filter_map(|key| {
-        let values = all.iter().map(|(keys, site)| (keys.get(key).map_or("default", String::as_str), site));
-        let distinct: BTreeSet<&str> = values.clone().map(|(value, _)| value).collect();
-        let said: Vec<String> = values.map(|(value, site)| format!("{value} for {site}")).collect();
-        (distinct.len() > 1).then(|| format!("{key} {}", said.join(", ")))
+        let value = |keys: &BTreeMap<String, String>| keys.get(key).map_or("default", String::as_str).to_owned();
+        let values: Vec<(String, String)> = all.iter().map(|(keys, site)| ((*site).to_owned(), value(keys))).collect();
+        let differ = values.iter().any(|(_, value)| *value != values[0].1);
+        differ.then(|| Difference { key: key.clone(), values })
     });
-    differing.collect::<Vec<_>>().join("; ")
-}
-/// Whether a tensor of this shape is one value a channel, or one for all.
-pub(super) fn one_each(dims: &[usize], channels: usize) -> bool {
-    let count: usize = dims.iter().product();
-    count == 1 || (count == channels && dims.last() == Some(&channels))
+    differing.collect()
 }

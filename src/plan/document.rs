@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Activation, Bias, Mode, Plan, Readers, SCHEMA, Scheme, Slot, Weight, tensor_names};
+use super::{Activation, Bias, Mode, Plan, Readers, SCHEMA, Scheme, Slot, Token, Weight, tensor_names};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
@@ -95,13 +95,7 @@ impl Plan {
             check.bias(bias).map_err(|e| e.at_value(&bias.tensor))?;
         }
         for token in tokens {
-            let node = check.node(&token.at.node)?;
-            if model.node(node).input(token.at.input).is_none() {
-                return Err(wrong("the node has no such input").at_value(&token.at.node));
-            }
-            if !(token.eps.is_normal() && token.eps > 0.0) {
-                return Err(wrong(format!("the least scale is {}, which is not a positive number", token.eps)));
-            }
+            check.token(token)?;
         }
         for sum in sums {
             let node = check.node(sum)?;
@@ -236,6 +230,17 @@ impl Check<'_> {
             dims.reverse();
         }
         self.quantizer(&weight.quantizer, Some(&dims))
+    }
+
+    fn token(&self, token: &Token) -> Result<()> {
+        let node = self.node(&token.at.node)?;
+        if self.model.node(node).input(token.at.input).is_none() {
+            return Err(wrong("the node has no such input").at_value(&token.at.node));
+        }
+        if !(token.eps.is_normal() && token.eps > 0.0) {
+            return Err(wrong(format!("the least scale is {}, which is not a positive number", token.eps)));
+        }
+        Ok(())
     }
 
     fn bias(&self, bias: &Bias) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::skips::switched_off;
 use super::{Activation, Mode, Plan, Readers, Scheme, Slot};
 use crate::config::rules::Rules;
 use crate::config::spec::Field;
@@ -10,7 +11,8 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::ops::Form;
-use crate::ops::{self, Role};
+use crate::ops::{self, Channel, Role};
+use crate::reason::Reason;
 use crate::targets::Target;
 
 /// One site and its story.
@@ -27,7 +29,7 @@ pub struct Explanation {
     /// What became of it.
     pub outcome: Outcome,
     /// Why.
-    pub why: String,
+    pub why: Reason,
 }
 
 /// What one rule said about a site.
@@ -63,12 +65,18 @@ pub enum Outcome {
     /// It has a pair of its own or shares one.
     Quantized {
         /// How.
-        quantizer: Scheme,
+        quantizer: Box<Scheme>,
         /// Whether the scale is found at run time.
         dynamic: bool,
         /// The pair or constant whose scale it has, where that is another one.
         #[serde(skip_serializing_if = "Option::is_none")]
         scale_of: Option<String>,
+        /// How a constant is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        form: Option<Form>,
+        /// Why it is not stored in the form that was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gave_way: Option<Reason>,
     },
     /// It is an int32 bias at the product of two scales.
     Bias {
@@ -144,7 +152,7 @@ impl Explainer<'_> {
 
     fn site(&self, node: NodeId, kind: SiteKind, value: ValueId, input: Option<usize>) -> Explanation {
         let (name, op) = (self.model.node_name(node), self.model.node(node).op_type());
-        let left = op == "MatMul" && self.model.constant_input(node, 0).is_some();
+        let left = ops::constant_weight(self.model, node, 0) == Some(Channel::Left);
         let steps = self.rules.chain(name, op, kind, left, self.model.value(value).name());
         let rules = steps.into_iter().map(|step| {
             let rule = &self.rules.all()[step.rule];
@@ -167,26 +175,24 @@ impl Explainer<'_> {
         }
     }
 
-    fn outcome(&self, node: NodeId, kind: SiteKind, value: ValueId, input: Option<usize>) -> (Outcome, String) {
+    fn outcome(&self, node: NodeId, kind: SiteKind, value: ValueId, input: Option<usize>) -> (Outcome, Reason) {
         let first = self.model.node(node).outputs().iter().flatten().next();
         let producer = first.map(|&v| self.model.value(v).name().to_owned()).unwrap_or_default();
         let slot = input.map(|input| Slot { node: producer, input });
         let tensor = self.model.value(value).name();
         if let Some(weight) = self.plan.weights.iter().find(|w| Some(&w.at) == slot.as_ref()) {
-            let quantizer = weight.quantizer.clone();
-            let why = match weight.form {
-                Form::Qdq => weight.why.clone(),
-                form => format!("{}; stored as {form}", weight.why),
+            let outcome = Outcome::Quantized {
+                quantizer: Box::new(weight.quantizer.clone()),
+                dynamic: false,
+                scale_of: None,
+                form: Some(weight.form),
+                gave_way: weight.gave_way.clone(),
             };
-            return (Outcome::Quantized { quantizer, dynamic: false, scale_of: None }, why);
+            return (outcome, weight.why.clone());
         }
-        if let Some(bias) = self.plan.biases.iter().find(|b| {
-            Some(&b.at) == slot.as_ref()
-                || kind == SiteKind::Bias && b.tensor == tensor && b.site.starts_with(self.model.node_name(node))
-        }) {
+        if let Some(bias) = self.plan.biases.iter().find(|b| Some(&b.at) == slot.as_ref()) {
             let weight = self.plan.weights.get(bias.weight).map(|w| w.site.clone()).unwrap_or_default();
-            let outcome = Outcome::Bias { activation: bias.activation.clone(), weight };
-            return (outcome, "stored at the scale of the products that it is added to".to_owned());
+            return (Outcome::Bias { activation: bias.activation.clone(), weight }, Reason::AccumulatorScale);
         }
         let pair = match (kind, &slot) {
             (SiteKind::Input, Some(slot)) => self.read(tensor, slot),
@@ -196,9 +202,11 @@ impl Explainer<'_> {
         match pair {
             Some((name, pair)) => {
                 let outcome = Outcome::Quantized {
-                    quantizer: pair.quantizer.clone(),
+                    quantizer: Box::new(pair.quantizer.clone()),
                     dynamic: pair.mode == Mode::Dynamic,
                     scale_of: (pair.scale_of != name).then(|| pair.scale_of.clone()),
+                    form: None,
+                    gave_way: None,
                 };
                 (outcome, pair.why.clone())
             }
@@ -232,26 +240,26 @@ impl Explainer<'_> {
     }
 
     /// Why a site stays float.
-    fn reason(&self, node: NodeId, kind: SiteKind) -> String {
+    fn reason(&self, node: NodeId, kind: SiteKind) -> Reason {
         let (name, op) = (self.model.node_name(node), self.model.node(node).op_type());
         let asked = self.rules.site(name, op, kind, false);
         if asked.is_off() {
-            let by = self.rules.rule(&asked, Field::Enable).map_or("", |r| r.label.as_str());
-            return format!("switched off by {by}");
+            return switched_off(self.rules.rule(&asked, Field::Enable));
         }
         // The weight of a node whose activations stay float says why they do.
-        let weight = self.plan.weights.iter().find(|w| w.site == format!("{name}.weight"));
-        if let Some((_, why)) = weight.and_then(|w| w.why.split_once(": ")) {
-            return why.to_owned();
+        let site = format!("{name}.weight");
+        let weight = self.plan.weights.iter().find(|w| w.site == site);
+        if let Some(Reason::FloatWeight { because: Some(why), .. }) = weight.map(|w| &w.why) {
+            return (**why).clone();
         }
-        let skipped = self.plan.skipped.iter().find(|s| s.node == name && s.op == op);
-        if let Some(skip) = skipped {
+        if let Some(skip) = self.plan.skipped.iter().find(|s| s.node == name && s.op == op) {
             return skip.why.clone();
         }
+        let target = self.plan.target.clone();
         match kind {
-            SiteKind::Output => format!("{} does not need the result of this {op} quantized", self.plan.target),
-            SiteKind::Bias => format!("{} takes a float bias here", self.plan.target),
-            SiteKind::Input | SiteKind::Weight => "nothing asks for it".to_owned(),
+            SiteKind::Output => Reason::OutputNotNeeded { target, op: op.to_owned() },
+            SiteKind::Bias => Reason::FloatBias { target },
+            SiteKind::Input | SiteKind::Weight => Reason::NotAsked,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use petgraph::unionfind::UnionFind;
 
 use super::form::is_bytes;
+use super::place::Sum;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
 use super::{Activation, Mode, Plan, Readers, SCHEMA, Scheme, Slot, Token, Weight};
@@ -14,8 +15,8 @@ use crate::config::{SiteKind, Spec, Tensor as ByHand};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
-use crate::ops::{self, Output};
-use crate::targets::Placement;
+use crate::ops::{self, Channel, Output};
+use crate::reason::Reason;
 
 /// The values that share one scale, and what is asked of them together.
 struct Group {
@@ -31,7 +32,7 @@ struct Group {
 struct Pair<'a> {
     ask: Resolved,
     mode: Mode,
-    why: &'a str,
+    why: &'a Reason,
     slots: BTreeSet<(NodeId, usize)>,
     site: String,
 }
@@ -53,8 +54,12 @@ impl Planner<'_> {
             if let Some(&kind) = self.quantized.get(&node) {
                 let first = weights.len();
                 self.constants(node, kind, &mut weights, &mut biases)?;
-                if kind == Kindness::Integer && self.target.placement == Placement::Fused {
-                    self.sum(node, first, &weights, &mut biases, &mut sums);
+                if kind == Kindness::Integer {
+                    match self.place.sum(&self, node, first, &weights) {
+                        Sum::AsItIs => {}
+                        Sum::Bias(bias) => biases.push(bias),
+                        Sum::Apart(add) => sums.push(add),
+                    }
                 }
             }
         }
@@ -145,8 +150,8 @@ impl Planner<'_> {
                     scale_of: name.clone(),
                     range: self.fixed_range(value),
                     readers: Readers::Listed(self.slots(&pair.slots)),
-                    fence: !produced && self.target.placement == Placement::Fused && self.exposed(value),
-                    why: pair.why.to_owned(),
+                    fence: !produced && self.place.fence(self, value),
+                    why: pair.why.clone(),
                 };
                 pairs.push((name, activation));
             }
@@ -225,7 +230,7 @@ impl Planner<'_> {
         let reader = self.reader(&group.site, group.kind, &group.ask);
         let (quantizer, _) = settle(reader.activation())?;
         let readers = if produced.is_some() { Readers::All } else { Readers::Listed(self.slots(&own)) };
-        let why = produced.map(|m| &m.why).or(first.map(|r| &r.why)).cloned().unwrap_or_default();
+        let why = produced.map(|m| &m.why).or(first.map(|r| &r.why)).cloned().unwrap_or(Reason::NotAsked);
         let activation = Activation {
             tensor: None,
             quantizer: self.by_hand(Some(value), quantizer)?,
@@ -234,7 +239,7 @@ impl Planner<'_> {
             scale_of: self.name(group.leader),
             range: self.fixed_range(value),
             readers,
-            fence: self.target.placement == Placement::Fused && produced.is_none() && self.exposed(value),
+            fence: produced.is_none() && self.place.fence(self, value),
             why,
         };
         Ok(Primary { activation: Some(activation), others })
@@ -325,46 +330,6 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether onnxruntime would quantize the weight of the float operator that makes this value by itself.
-    fn exposed(&self, value: ValueId) -> bool {
-        let Some(node) = self.model.producer(value) else { return false };
-        let at = self.model.node(node);
-        if !at.domain().is_empty() || self.quantized.get(&node) == Some(&Kindness::Integer) {
-            return false;
-        }
-        let float_product = |v: Option<ValueId>| {
-            let product = v.and_then(|v| self.model.producer(v)).filter(|&p| self.model.node(p).is("MatMul"));
-            product.is_some_and(|p| {
-                let constant = self.model.constant_input(p, 1).is_some();
-                constant && !self.quantized.contains_key(&p) && self.dequantized(self.model.node(p).input(0))
-            })
-        };
-        match at.op_type() {
-            "Conv" | "ConvTranspose" | "Gemm" => {
-                self.model.constant_input(node, 1).is_some() && self.dequantized(at.input(0))
-            }
-            // A Gemm to be.
-            "Add" => float_product(at.input(0)) || float_product(at.input(1)),
-            // A quantizer moves up through these.
-            op if self.target.absorb.has(op) || self.target.carry.has(op) => {
-                at.input(0).is_some_and(|v| self.exposed(v))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether a value comes from a Dequantize, directly or through operators that one moves down through.
-    fn dequantized(&self, value: Option<ValueId>) -> bool {
-        let Some(value) = value else { return false };
-        if self.wants.get(&value).is_some_and(|w| w.made.is_some()) {
-            return true;
-        }
-        let Some(node) = self.model.producer(value) else { return false };
-        let at = self.model.node(node);
-        at.is("DequantizeLinear")
-            || (at.domain().is_empty() && self.target.carry.has(at.op_type()) && self.dequantized(at.input(0)))
-    }
-
     /// A rule about certain sites that nothing follows from is a mistake: none of them is quantized.
     fn refuse_idle_rules(&self, nodes: &[NodeId], plan: &Plan) -> Result<()> {
         if !self.knowledge.vetoes.is_empty() {
@@ -377,7 +342,7 @@ impl Planner<'_> {
         for rule in self.rules.all().iter().filter(|r| r.is_named() && !r.optional) {
             for kind in SiteKind::ALL {
                 let Some(spec) = rule.level.spec(kind) else { continue };
-                let says = Field::ALL.iter().any(|&f| f != Field::Enable && spec.written(f).is_some());
+                let says = says(spec);
                 if kind == SiteKind::Input && says && spec.enable != Some(false) && !rule.any_kind && !rule.preset {
                     self.refuse_tables(nodes, rule)?;
                 }
@@ -386,40 +351,36 @@ impl Planner<'_> {
                 if !(says || spec.enable == Some(true)) || spec.enable == Some(false) || waits {
                     continue;
                 }
-                let matched = || {
-                    nodes.iter().copied().filter(|&n| {
-                        let op = self.model.node(n).op_type();
-                        rule.is_about(self.model.node_name(n), op, kind) && !self.ask(n, kind).is_off()
-                    })
-                };
+                let about =
+                    |n: NodeId, kind| rule.is_about(self.model.node_name(n), self.model.node(n).op_type(), kind);
+                let matched = || nodes.iter().copied().filter(|&n| about(n, kind) && !self.ask(n, kind).is_off());
                 if matched().any(|n| planned.contains(&(n, kind))) || matched().next().is_none() {
                     continue;
                 }
-                let served = |kind: SiteKind| {
-                    let about = |n: NodeId| rule.is_about(self.model.node_name(n), self.model.node(n).op_type(), kind);
-                    nodes.iter().any(|&n| about(n) && planned.contains(&(n, kind)))
-                };
+                let served = |kind| nodes.iter().any(|&n| about(n, kind) && planned.contains(&(n, kind)));
                 if rule.any_kind && SiteKind::ALL.into_iter().any(served) {
                     break;
                 }
-                let key = kind.name();
-                let message = format!("{} says how {key}s are quantized, but none that it is about is", rule.label);
-                let error = rule.origin.at(Error::new(Kind::Config, message), key);
                 let reason = matched().find_map(|n| Some((n, self.reasons.get(&n).or_else(|| self.notes.get(&n))?)));
-                return Err(match reason {
-                    Some((node, why)) => {
-                        let way = match spec.enable {
-                            Some(true) => "it cannot be done".to_owned(),
-                            _ => format!("{key}.enable = true asks for it all the same, where that can be done"),
-                        };
-                        let error = error.at_node(self.model.node_name(node), self.model.node(node).op_type());
-                        error.with_hint(format!("{why}; {way}"))
-                    }
-                    None => error.with_hint(format!("add {key}.enable = true to quantize it there, or remove it")),
-                });
+                return Err(self.idle(rule, kind, spec, reason));
             }
         }
         Ok(())
+    }
+
+    /// A rule that nothing follows from, with the reason of one node that it is about.
+    fn idle(&self, rule: &Rule, kind: SiteKind, spec: &Spec, reason: Option<(NodeId, &Reason)>) -> Error {
+        let key = kind.name();
+        let message = format!("{} says how {key}s are quantized, but none that it is about is", rule.label);
+        let error = rule.origin.at(Error::new(Kind::Config, message), key);
+        let Some((node, why)) = reason else {
+            return error.with_hint(format!("add {key}.enable = true to quantize it there, or remove it"));
+        };
+        let way = match spec.enable {
+            Some(true) => "it cannot be done".to_owned(),
+            _ => format!("{key}.enable = true asks for it all the same, where that can be done"),
+        };
+        error.at_node(self.model.node_name(node), self.model.node(node).op_type()).with_hint(format!("{why}; {way}"))
     }
 
     /// So is a rule about the inputs of embeddings alone: these read rows of a constant by their indices.
@@ -428,7 +389,7 @@ impl Planner<'_> {
             let op = self.model.node(n).op_type();
             rule.is_about(self.model.node_name(n), op, SiteKind::Input)
         };
-        let is_table = |n: NodeId| self.model.node(n).is("Gather") && self.model.constant_input(n, 0).is_some();
+        let is_table = |n: NodeId| ops::constant_weight(self.model, n, 0) == Some(Channel::Rows);
         let mut matched = nodes.iter().copied().filter(about).peekable();
         let Some(&first) = matched.peek() else { return Ok(()) };
         if !matched.all(is_table) {
@@ -503,10 +464,15 @@ struct Primary<'w> {
     others: Vec<Pair<'w>>,
 }
 
+/// Whether a rule says how something is quantized, beyond that it is.
+fn says(spec: &Spec) -> bool {
+    Field::ALL.iter().any(|&f| f != Field::Enable && spec.written(f).is_some())
+}
+
 /// A refusal that comes this late is an error.
 pub(super) fn settle<T>(outcome: Result<T, Refusal>) -> Result<T> {
     outcome.map_err(|refusal| match refusal {
         Refusal::Wrong(error) => error,
-        Refusal::Unfit(why) => Error::new(Kind::Config, why),
+        Refusal::Unfit(why) => Error::new(Kind::Config, why.to_string()),
     })
 }

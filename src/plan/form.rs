@@ -1,26 +1,28 @@
 //! How a quantized constant is stored: which forms an operator, a format and a granularity can have, and which is chosen.
 
-use super::planner::{Planner, Read};
+use super::planner::Planner;
 use super::site::Refusal;
-use super::{Mode, Scheme, Weight};
+use super::{Scheme, Weight, kernels};
 use crate::config::SiteKind;
-use crate::config::spec::{Field, Form, ScaleDtype};
+use crate::config::spec::{Field, Form};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
+use crate::ops;
+use crate::reason::{Kernel, Reason};
+use crate::targets::Target;
 
 /// Why a matrix whose sums run along `sum_axis` cannot be the weight of a `MatMulNBits`; `Ok` where it can.
 ///
 /// onnxruntime 1.31 has kernels for codes of 2, 4 and 8 bits and blocks of 16, 32, 64, 128 and 256 along the sum.
 ///
 /// # Errors
-/// What does not fit, as a clause.
-pub fn nbits_fits(format: Format, dims: &[usize], granularity: &Granularity, sum_axis: usize) -> Result<(), String> {
+/// What does not fit.
+pub fn nbits_fits(format: Format, dims: &[usize], granularity: &Granularity, sum_axis: usize) -> Result<(), Reason> {
+    let kernel = Kernel::MatMulNBits;
     if dims.len() != 2 {
-        return Err(format!("MatMulNBits takes a matrix, not a constant of shape {dims:?}"));
+        return Err(Reason::KernelShape { kernel, dims: dims.to_vec() });
     }
-    if !format.is_integer() || format.bits() > 8 {
-        return Err(format!("MatMulNBits has integer codes of 2, 4 or 8 bits, not {format}"));
-    }
+    narrow(kernel, format)?;
     match *granularity {
         Granularity::PerTensor => Ok(()),
         Granularity::PerChannel { axis } if axis != sum_axis => Ok(()),
@@ -28,32 +30,40 @@ pub fn nbits_fits(format: Format, dims: &[usize], granularity: &Granularity, sum
             if size.is_power_of_two() && (16..=256).contains(&size) {
                 return Ok(());
             }
-            Err(format!("MatMulNBits has groups of 16, 32, 64, 128 or 256, not of {size}"))
+            Err(Reason::KernelGroups { kernel, size, has: vec![16, 32, 64, 128, 256] })
         }
         Granularity::PerChannel { .. } | Granularity::PerGroup { .. } => {
-            Err("MatMulNBits has its scales along the sum, not across".to_owned())
+            Err(Reason::KernelScales { kernel, granularity: *granularity })
         }
     }
+}
+
+/// Refuses formats that are not integers of 2, 4 or 8 bits.
+fn narrow(kernel: Kernel, format: Format) -> Result<(), Reason> {
+    let fits = |format: &Format| format.is_integer() && format.bits() <= 8;
+    if fits(&format) {
+        return Ok(());
+    }
+    Err(Reason::KernelFormat { kernel, format, has: Format::ALL.into_iter().filter(fits).collect() })
 }
 
 /// The axis that the blocks of a `GatherBlockQuantized` cut, and their length, for a table of this shape.
 ///
 /// # Errors
-/// Why a table like this has none, as a clause.
-pub fn gather_blocks(dims: &[usize], granularity: &Granularity) -> Result<(usize, usize), String> {
+/// Why a table like this has none.
+pub fn gather_blocks(dims: &[usize], granularity: &Granularity) -> Result<(usize, usize), Reason> {
+    let kernel = Kernel::GatherBlockQuantized;
     let Some(last) = dims.len().checked_sub(1).filter(|&last| last > 0) else {
-        return Err(format!("GatherBlockQuantized takes a table of rows, not a constant of shape {dims:?}"));
+        return Err(Reason::KernelShape { kernel, dims: dims.to_vec() });
     };
     let row = dims[last].next_power_of_two().max(16);
     match *granularity {
         Granularity::PerTensor => Ok((last, row)),
         Granularity::PerChannel { axis: 0 } if last == 1 => Ok((last, row)),
-        Granularity::PerChannel { .. } => {
-            Err("GatherBlockQuantized has a scale for each row or for blocks of one".to_owned())
-        }
+        Granularity::PerChannel { .. } => Err(Reason::KernelScales { kernel, granularity: *granularity }),
         Granularity::PerGroup { axis, size } if size.is_power_of_two() && size >= 16 => Ok((axis, size)),
         Granularity::PerGroup { size, .. } => {
-            Err(format!("GatherBlockQuantized has groups of 16, 32, 64 and so on, not of {size}"))
+            Err(Reason::KernelGroups { kernel, size, has: vec![16, 32, 64, 128, 256] })
         }
     }
 }
@@ -61,16 +71,15 @@ pub fn gather_blocks(dims: &[usize], granularity: &Granularity) -> Result<(usize
 /// Whether the codes of a `GatherBlockQuantized` are stored as bytes: `Ok(true)`; as `int4` or `uint4`: `Ok(false)`.
 ///
 /// # Errors
-/// Why a table like this, of which slices along `gather_axis` are taken, has no such form, as a clause.
+/// Why a table like this, of which slices along `gather_axis` are taken, has no such form.
 pub fn gather_fits(
     format: Format,
     dims: &[usize],
     granularity: &Granularity,
     gather_axis: usize,
-) -> Result<bool, String> {
-    if !format.is_integer() || format.bits() > 8 {
-        return Err(format!("GatherBlockQuantized has integer codes of 2, 4 or 8 bits, not {format}"));
-    }
+) -> Result<bool, Reason> {
+    let kernel = Kernel::GatherBlockQuantized;
+    narrow(kernel, format)?;
     let (axis, _) = gather_blocks(dims, granularity)?;
     let last = dims.len() - 1;
     let whole = (dims[last] * format.bits()).is_multiple_of(8);
@@ -80,7 +89,7 @@ pub fn gather_fits(
     if format.bits() == 4 {
         return Ok(false);
     }
-    Err(format!("GatherBlockQuantized has {format} only in rows of whole bytes, taken along axis 0"))
+    Err(Reason::WholeBytes { kernel, format })
 }
 
 /// Whether the codes of a weight are stored as bytes, whatever its format: no operator set need know that format.
@@ -97,135 +106,128 @@ pub fn is_bytes(model: &Model, weight: &Weight) -> bool {
     }
 }
 
+/// A quantized constant, of which it is asked in which forms it can be stored.
+pub(super) struct Constant<'a> {
+    pub(super) node: NodeId,
+    /// Which input it is.
+    pub(super) index: usize,
+    pub(super) scheme: &'a Scheme,
+    pub(super) runs: Runs,
+    /// It is stored as `[K, N]` though its operator has `transB`; the scheme's axes are those of what is stored.
+    pub(super) transposed: bool,
+}
+
+/// How the operator of a constant runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runs {
+    /// In float.
+    Float,
+    /// On integers.
+    Integer,
+    /// On integers, with an input whose range is found at run time.
+    AtRunTime,
+}
+
+/// Whether a constant can have a form.
+pub(super) fn fits(model: &Model, target: &Target, form: Form, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, runs, .. } = constant;
+    let op = model.node(node).op_type();
+    if form == Form::Qdq {
+        return columns_fit(model, target, constant);
+    }
+    if scheme.scale_dtype.is_block() {
+        return Err(Reason::FormScales { form, scales: scheme.scale_dtype.into() });
+    }
+    if !target.forms.contains(&form) {
+        return Err(Reason::NoForm { target: target.name.clone(), form });
+    }
+    if !form.serves(op) {
+        return Err(Reason::NotItsForm { form, op: op.to_owned() });
+    }
+    match form {
+        Form::Qdq => Ok(()),
+        Form::Matmulinteger if runs != Runs::AtRunTime => Err(Reason::NotAtRunTime),
+        Form::Matmulinteger => kernels::integer_product(model, node, index, scheme),
+        Form::DynamicQuantizeLstm => kernels::lstm(model, node, scheme),
+        _ if runs != Runs::Float => Err(Reason::RunsOnIntegers { op: op.to_owned() }),
+        Form::GatherBlockQuantized => table_fits(model, constant),
+        Form::Matmulnbits => product_fits(model, constant),
+    }
+}
+
+/// Whether a target computes with the columns of a 2-bit matrix as it should, where it fuses a Dequantize.
+fn columns_fit(model: &Model, target: &Target, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, transposed, .. } = constant;
+    let (format, multiple) = (scheme.dtype, target.two_bit_columns);
+    let across = ops::is_transposed(model, node) && !transposed;
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let columns = if transposed { dims.first() } else { dims.last() };
+    let product = Form::Matmulnbits.serves(model.node(node).op_type()) && index == 1 && format.bits() == 2 && !across;
+    let odd = columns.is_some_and(|c| !c.is_multiple_of(multiple.max(1)));
+    if product && odd && nbits_fits(format, &dims, &scheme.granularity, 0).is_ok() {
+        return Err(Reason::WrongColumns { target: target.name.clone(), format, multiple });
+    }
+    Ok(())
+}
+
+/// Whether a table can be that of a `GatherBlockQuantized`.
+fn table_fits(model: &Model, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, .. } = constant;
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let axis = model.node(node).int("axis").unwrap_or(0);
+    let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+    let axis = usize::try_from(axis).map_err(|_| Reason::AxisOutside { axis })?;
+    gather_fits(scheme.dtype, &dims, &scheme.granularity, axis).map(drop)
+}
+
+/// Whether a matrix can be that of a `MatMulNBits`.
+fn product_fits(model: &Model, constant: &Constant<'_>) -> Result<(), Reason> {
+    let &Constant { node, index, scheme, transposed, .. } = constant;
+    if index != 1 {
+        return Err(Reason::NotOnTheRight { kernel: Kernel::MatMulNBits });
+    }
+    kernels::unscaled(model, node)?;
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let across = ops::is_transposed(model, node) && !transposed;
+    nbits_fits(scheme.dtype, &dims, &scheme.granularity, usize::from(across))
+}
+
 /// The form of a weight.
 pub(super) struct Chosen {
     pub(super) form: Form,
     pub(super) accuracy_level: Option<u8>,
-    /// What was asked for and gave way, and why.
-    pub(super) note: Option<String>,
+    /// Why what was asked for gave way.
+    pub(super) gave_way: Option<Reason>,
 }
 
 impl Planner<'_> {
-    /// How the quantized constant at an input is stored. `transposed` is said of a weight that is stored as `[K, N]` though
-    /// its operator has `transB`; the quantizer's axes are those of what is stored.
-    pub(super) fn form(
-        &self,
-        node: NodeId,
-        index: usize,
-        integer: bool,
-        quantizer: &Scheme,
-        transposed: bool,
-    ) -> Result<Chosen, Refusal> {
-        let ask = self.ask(node, SiteKind::Weight);
-        let site = self.site(node, SiteKind::Weight);
+    /// How a quantized constant is stored.
+    pub(super) fn form(&self, constant: &Constant<'_>) -> Result<Chosen, Refusal> {
+        let ask = self.ask(constant.node, SiteKind::Weight);
+        let site = self.site(constant.node, SiteKind::Weight);
         let reader = self.reader(&site, SiteKind::Weight, ask);
-        let mut note = None;
+        let fits = |form: Form| fits(self.model, self.target, form, constant);
+        let mut gave_way = None;
         let mut found = None;
         if let Some(form) = ask.spec.form {
-            match self.fits(form, node, index, integer, quantizer, transposed) {
+            match fits(form) {
                 Ok(()) => found = Some(form),
                 Err(why) => match reader.unfit::<()>(Field::Form, why, "leave it out to take one that fits") {
-                    Err(Refusal::Unfit(why)) => note = Some(format!("form {form} gives way: {why}")),
+                    Err(Refusal::Unfit(why)) => {
+                        gave_way = Some(Reason::FormGivesWay { form, because: Box::new(why) });
+                    }
                     Err(wrong) => return Err(wrong),
                     Ok(()) => {}
                 },
             }
         }
         // What no form serves well is stored as it always was.
-        let first = || {
-            let fits = |f: &&Form| self.fits(**f, node, index, integer, quantizer, transposed).is_ok();
-            self.target.forms.iter().find(fits).copied().unwrap_or_default()
-        };
+        let first = || self.target.forms.iter().copied().find(|&form| fits(form).is_ok()).unwrap_or_default();
         let form = found.unwrap_or_else(first);
         let products = self.target.forms.iter().find(|f| f.serves("MatMul"));
         let meant = ask.spec.form.or(products.copied()) == Some(Form::Matmulnbits);
         reader.accuracy_level(meant)?;
         let accuracy_level = ask.spec.accuracy_level.filter(|_| form == Form::Matmulnbits);
-        Ok(Chosen { form, accuracy_level, note })
-    }
-
-    /// Why a weight cannot have a form.
-    pub(super) fn fits(
-        &self,
-        form: Form,
-        node: NodeId,
-        index: usize,
-        integer: bool,
-        quantizer: &Scheme,
-        transposed: bool,
-    ) -> Result<(), String> {
-        let at = self.model.node(node);
-        let op = at.op_type();
-        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
-        let Scheme { dtype, granularity, .. } = quantizer;
-        // Whether the operator has the columns of the stored matrix last.
-        let across = at.int("transB").unwrap_or(0) != 0 && !transposed;
-        if form == Form::Qdq {
-            let product = Form::Matmulnbits.serves(op) && index == 1 && dtype.bits() == 2 && !across;
-            let columns = if transposed { dims.first() } else { dims.last() };
-            let odd = columns.is_some_and(|c| !c.is_multiple_of(self.target.two_bit_columns.max(1)));
-            if product && odd && nbits_fits(*dtype, &dims, granularity, 0).is_ok() {
-                let multiple = self.target.two_bit_columns;
-                return Err(format!(
-                    "{} computes a dequantized {dtype} weight wrongly unless its columns are a multiple of {multiple}",
-                    self.target.name
-                ));
-            }
-            return Ok(());
-        }
-        if quantizer.scale_dtype.is_block() {
-            return Err(format!("{form} has no {} scales", quantizer.scale_dtype.name()));
-        }
-        if !self.target.forms.contains(&form) {
-            return Err(format!("{} has no {form}", self.target.name));
-        }
-        if !form.serves(op) {
-            return Err(format!("a {op} has no such form"));
-        }
-        if form == Form::Matmulinteger {
-            let at_run_time = |(slot, read): &((NodeId, usize), Read)| *slot == (node, 0) && read.mode == Mode::Dynamic;
-            let data = at.input(0).and_then(|v| self.wants.get(&v));
-            if !integer || !data.is_some_and(|want| want.reads.iter().any(at_run_time)) {
-                return Err("its input is not quantized at run time".to_owned());
-            }
-            return self.integer_product(node, index, quantizer);
-        }
-        if form == Form::DynamicQuantizeLstm {
-            return self.lstm(node, quantizer);
-        }
-        if integer {
-            return Err(format!("the {op} runs on integers"));
-        }
-        if form == Form::GatherBlockQuantized {
-            let axis = at.int("axis").unwrap_or(0);
-            let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
-            let axis = usize::try_from(axis).map_err(|_| "its axis is outside the table".to_owned())?;
-            return gather_fits(*dtype, &dims, granularity, axis).map(drop);
-        }
-        if index != 1 {
-            return Err("MatMulNBits has its weight on the right".to_owned());
-        }
-        if at.is("Gemm") && (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Err("alpha is not 1".to_owned());
-        }
-        nbits_fits(*dtype, &dims, granularity, usize::from(across))
-    }
-
-    /// Why an LSTM cannot be a `DynamicQuantizeLSTM`.
-    fn lstm(&self, node: NodeId, quantizer: &Scheme) -> Result<(), String> {
-        let Scheme { dtype, granularity, .. } = quantizer;
-        if !matches!(dtype, Format::Int8 | Format::Uint8) || quantizer.scale_dtype != ScaleDtype::Float32 {
-            return Err(format!("DynamicQuantizeLSTM has int8 and uint8 with float scales, not {dtype}"));
-        }
-        if !quantizer.symmetric && *granularity != Granularity::PerTensor {
-            return Err("DynamicQuantizeLSTM has one zero point for a weight".to_owned());
-        }
-        if !matches!(granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 1 }) {
-            return Err("DynamicQuantizeLSTM has one scale for a weight, or one for each row".to_owned());
-        }
-        if self.model.node(node).int("layout").unwrap_or(0) != 0 {
-            return Err("its batch comes first".to_owned());
-        }
-        Ok(())
+        Ok(Chosen { form, accuracy_level, gave_way })
     }
 }

@@ -1,130 +1,212 @@
-//! What the integer kernels of products, convolutions and recurrent layers do not take.
+//! Questions: what may run on integers, and if not, why. Nothing here changes anything.
 
 use super::Scheme;
-use super::constants::one_each;
-use super::planner::{Kindness, Planner};
-use super::site::Refusal;
-use crate::config::SiteKind;
-use crate::config::spec::{Form, ScaleDtype};
-use crate::error::Result;
-use crate::ir::{NodeId, Tensor};
+use crate::config::spec::ScaleDtype;
+use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
-use crate::ops;
-use crate::targets::Placement;
+use crate::ops::{self, Channel, Number, Role, Row};
+use crate::reason::{Kernel, Operand, Reason};
+use crate::targets::Target;
 
-impl Planner<'_> {
-    /// Why a Gemm does not run in integers for its bias: an integer Gemm takes an int32 bias or none.
-    pub(super) fn unfit_bias(&self, node: NodeId, weight: Option<usize>) -> Option<String> {
-        let at = self.model.node(node);
-        let (Some(bias), Some(weight), Placement::Fused, true) =
-            (at.input(2), weight, self.target.placement, at.is("Gemm"))
-        else {
-            return None;
-        };
-        if (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Some("alpha is not 1 beside a bias".into());
-        }
-        match self.model.constant(bias) {
-            None => Some("its bias is not constant".into()),
-            Some(bias) if self.channels(node, weight).is_none_or(|c| !one_each(&bias.dims(), c)) => {
-                Some("its bias is not one value a column".into())
-            }
-            Some(_) => None,
-        }
-    }
+/// The operands of a node that might run on integers, by their index.
+pub(super) struct Operands {
+    /// The constant weight.
+    pub(super) weight: Option<usize>,
+    /// What is computed.
+    pub(super) data: Vec<usize>,
+}
 
-    /// Plans the weights of an LSTM or GRU: both, or neither.
-    pub(super) fn gates(&mut self, node: NodeId, op: &str) -> Result<()> {
-        if let Some(why) = self.off(node, SiteKind::Weight) {
-            self.refuse(node, why);
-            return Ok(());
-        }
-        for index in [1, 2] {
-            let value = self.model.node(node).input(index);
-            let float = self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float);
-            let refused = match value.filter(|_| float) {
-                None => Some("its weights are not constant floats".to_owned()),
-                Some(value) => self.unquantized(value),
-            };
-            let quantizer = match refused {
-                Some(why) => Err(Refusal::Unfit(why)),
-                None => self.weight(node, index),
-            };
-            match quantizer {
-                Ok(quantizer) => {
-                    // What was asked for only where it is run like that.
-                    let lstm = Form::DynamicQuantizeLstm;
-                    let asked = self.ask(node, SiteKind::Weight).spec.form == Some(lstm);
-                    if asked
-                        && !self.is_forced(node, SiteKind::Weight)
-                        && let Err(why) = self.fits(lstm, node, index, false, &quantizer, false)
-                    {
-                        self.refuse(node, why);
-                        return Ok(());
-                    }
-                }
-                Err(Refusal::Wrong(error)) => return Err(error),
-                Err(Refusal::Unfit(why)) => {
-                    self.refuse(node, why);
-                    return Ok(());
+/// Sorts the inputs of a node.
+pub(super) fn operands(model: &Model, node: NodeId) -> Result<Operands, Reason> {
+    let row = ops::of(model, node).ok_or(Reason::UnknownOperator)?;
+    let mut found = Operands { weight: None, data: Vec::new() };
+    for (index, input) in model.node(node).inputs().iter().enumerate() {
+        let Some(input) = *input else { continue };
+        match row.role(index) {
+            Role::Weight(_) if model.constant(input).is_some() => {
+                if found.weight.replace(index).is_some() {
+                    return Err(Reason::BothConstant);
                 }
             }
+            Role::Weight(_) | Role::Data => found.data.push(index),
+            Role::Bias | Role::Other => {}
         }
-        if let Some(veto) = self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight)) {
-            self.refuse(node, veto.why.clone());
-            return Ok(());
-        }
-        self.quantized.insert(node, Kindness::WeightOnly);
-        let inside = self.ask(node, SiteKind::Weight).spec.form == Some(Form::DynamicQuantizeLstm) && op == "LSTM";
-        let dequantized = format!("{} has no {op} that reads codes", self.target.name);
-        self.notes.insert(node, if inside { "it quantizes its input itself".to_owned() } else { dequantized });
-        Ok(())
     }
+    Ok(found)
+}
 
-    /// Why the weight of a node whose input is quantized at run time cannot be that of a `MatMulInteger` or `ConvInteger`.
-    pub(super) fn integer_product(&self, node: NodeId, index: usize, quantizer: &Scheme) -> Result<(), String> {
-        let at = self.model.node(node);
-        let dims = self.model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
-        if index != 1 {
-            return Err("MatMulInteger takes a weight on the right".to_owned());
-        }
-        if !matches!(quantizer.dtype, Format::Int8 | Format::Uint8) {
-            return Err(format!("MatMulInteger has int8 and uint8, not {}", quantizer.dtype));
-        }
-        if quantizer.scale_dtype != ScaleDtype::Float32 {
-            return Err("MatMulInteger has float scales here".to_owned());
-        }
-        let channel = ops::weight_layout(self.model, node, index, &dims).and_then(|l| l.channel_axis);
-        match quantizer.granularity {
-            Granularity::PerTensor => {}
-            Granularity::PerChannel { axis } if channel == Some(axis) => {}
-            _ => return Err("MatMulInteger has one scale for a weight, or one for each output channel".to_owned()),
-        }
-        if at.is("Conv") {
-            if !quantizer.symmetric && quantizer.granularity != Granularity::PerTensor {
-                return Err("ConvInteger has one zero point for a weight".to_owned());
-            }
-            if !(3..=5).contains(&dims.len()) {
-                return Err(format!("ConvInteger has no weight of shape {dims:?}"));
-            }
-            let list = |v| self.model.constant(v).is_some_and(|t| t.dims().len() == 1 && t.dtype() == DataType::Float);
-            if at.input(2).is_some_and(|v| !list(v)) {
-                return Err("its bias is not constant".to_owned());
-            }
-        }
-        let sum: usize = if at.is("Conv") {
-            dims[1..].iter().product()
-        } else {
-            let across = usize::from(at.int("transB").unwrap_or(0) != 0);
-            dims.len().checked_sub(2 - across).and_then(|axis| dims.get(axis)).copied().unwrap_or(0)
-        };
-        if sum > 1 << 16 {
-            return Err(format!("sums of {sum} products may not fit into int32"));
-        }
-        if at.is("Gemm") && (at.float("alpha").unwrap_or(1.0) - 1.0).abs() > 0.0 {
-            return Err("alpha is not 1".to_owned());
-        }
-        Ok(())
+/// Whether a constant can be the weight of a node at all.
+pub(super) fn weight(model: &Model, node: NodeId, index: usize) -> Result<(), Reason> {
+    let what = Operand::Weight;
+    let tensor = model.constant_input(node, index).ok_or(Reason::NotConstant { what })?;
+    float(tensor, what)?;
+    if tensor.is_empty() {
+        return Err(Reason::Empty { what });
     }
+    let dims = tensor.dims();
+    match ops::weight_layout(model, node, index, &dims) {
+        Some(_) => Ok(()),
+        None => Err(Reason::WrongShape { what, dims }),
+    }
+}
+
+/// Whether a constant is a float, as all that is quantized.
+pub(super) fn float(tensor: &Tensor, what: Operand) -> Result<(), Reason> {
+    match tensor.dtype() {
+        DataType::Float => Ok(()),
+        found => Err(Reason::WrongType { what, found, wanted: DataType::Float.to_string() }),
+    }
+}
+
+/// Why an operator without a constant weight is not worth quantizing, if others like it have one.
+pub(super) fn without_weight(row: &Row) -> Result<(), Reason> {
+    match row.role(0) {
+        Role::Weight(Channel::Left) => Err(Reason::BothActivations),
+        _ if row.has_weight() => Err(Reason::NotConstant { what: Operand::Weight }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the attributes of a node are those that integer kernels have.
+pub(super) fn attributes(model: &Model, node: NodeId) -> Result<(), Reason> {
+    ops::unfit_attribute(model, node).map_or(Ok(()), |fixed| {
+        let wanted = match fixed.value {
+            Number::Int(value) => value,
+            Number::Float(value) => value as i64,
+        };
+        Err(Reason::Attribute { name: fixed.name.to_owned(), wanted })
+    })
+}
+
+/// Whether nothing multiplies the product of a node.
+pub(super) fn unscaled(model: &Model, node: NodeId) -> Result<(), Reason> {
+    ops::factor(model, node).map_or(Ok(()), |name| Err(Reason::Attribute { name: name.to_owned(), wanted: 1 }))
+}
+
+/// Whether integer kernels take activations and weights like these.
+pub(super) fn integer(target: &Target, activation: &Scheme, weight: Option<&Scheme>) -> Result<(), Reason> {
+    let eight = |q: &Scheme| matches!(q.dtype, Format::Int8 | Format::Uint8);
+    let grouped = |q: &Scheme| matches!(q.granularity, Granularity::PerGroup { .. });
+    let no = |what: Operand, q: &Scheme| Reason::NoKernelFor {
+        target: target.name.clone(),
+        what,
+        format: q.dtype,
+        granularity: q.granularity,
+    };
+    match weight {
+        _ if !eight(activation) => Err(no(Operand::Input, activation)),
+        Some(weight) if !eight(weight) || grouped(weight) => Err(no(Operand::Weight, weight)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a product with this weight is fused behind a DynamicQuantizeLinear.
+pub(super) fn fuses_at_run_time(model: &Model, target: &Target, node: NodeId, weight: &Scheme) -> bool {
+    let range = Scheme::new(Format::Uint8, false, Granularity::PerTensor);
+    let role = |index| ops::of(model, node).map(|row| row.role(index));
+    let product = role(1) == Some(Role::Weight(Channel::Right));
+    let biased = product && role(2) == Some(Role::Bias) && model.node(node).input(2).is_some();
+    target.dynamic && integer(target, &range, Some(weight)).is_ok() && !biased
+}
+
+/// Whether an input can be cut into the blocks of this scheme.
+pub(super) fn whole_blocks(model: &Model, node: NodeId, asked: &Scheme) -> Result<(), Reason> {
+    let Granularity::PerGroup { size, .. } = asked.granularity else { return Ok(()) };
+    let product = ops::constant_weight(model, node, 1) == Some(Channel::Right);
+    if !product || model.node(node).int("transA").unwrap_or(0) != 0 {
+        return Err(Reason::BlocksAcross);
+    }
+    let length = depth(model, node);
+    if length.is_some_and(|length| length.is_multiple_of(size)) {
+        return Ok(());
+    }
+    Err(Reason::RaggedBlocks { length: length.unwrap_or(0), size })
+}
+
+/// How many products a sum of a product with a constant right operand has.
+fn depth(model: &Model, node: NodeId) -> Option<usize> {
+    let dims = model.constant_input(node, 1)?.dims();
+    let across = ops::is_transposed(model, node);
+    if across { dims.last().copied() } else { dims.iter().rev().nth(usize::from(dims.len() > 1)).copied() }
+}
+
+/// Whether a weight beside an input that is quantized at run time can be that of a `MatMulInteger` or `ConvInteger`.
+pub(super) fn integer_product(model: &Model, node: NodeId, index: usize, scheme: &Scheme) -> Result<(), Reason> {
+    let convolution = ops::constant_weight(model, node, index) == Some(Channel::Conv);
+    let kernel = if convolution { Kernel::ConvInteger } else { Kernel::MatMulInteger };
+    let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
+    let granularity = scheme.granularity;
+    if index != 1 {
+        return Err(Reason::NotOnTheRight { kernel });
+    }
+    bytes(kernel, scheme)?;
+    let channel = ops::weight_layout(model, node, index, &dims).and_then(|l| l.channel_axis);
+    match granularity {
+        Granularity::PerTensor => {}
+        Granularity::PerChannel { axis } if channel == Some(axis) => {}
+        _ => return Err(Reason::KernelScales { kernel, granularity }),
+    }
+    let products = if convolution {
+        integer_convolution(model, node, &dims, scheme)?;
+        dims[1..].iter().product()
+    } else {
+        let across = usize::from(ops::is_transposed(model, node));
+        dims.len().checked_sub(2 - across).and_then(|axis| dims.get(axis)).copied().unwrap_or(0)
+    };
+    if products > 1 << 16 {
+        return Err(Reason::LongSum { products });
+    }
+    unscaled(model, node)
+}
+
+/// Whether a `ConvInteger` takes a weight of this shape, and what is added behind it.
+fn integer_convolution(model: &Model, node: NodeId, dims: &[usize], scheme: &Scheme) -> Result<(), Reason> {
+    let kernel = Kernel::ConvInteger;
+    if !scheme.symmetric && scheme.granularity != Granularity::PerTensor {
+        return Err(Reason::OneZeroPoint { kernel });
+    }
+    if !(3..=5).contains(&dims.len()) {
+        return Err(Reason::KernelShape { kernel, dims: dims.to_vec() });
+    }
+    let list = |v| model.constant(v).is_some_and(|t| t.dims().len() == 1 && t.dtype() == DataType::Float);
+    if model.node(node).input(2).is_some_and(|v| !list(v)) {
+        return Err(Reason::NotConstant { what: Operand::Bias });
+    }
+    Ok(())
+}
+
+/// Whether an LSTM with such weights can be a `DynamicQuantizeLSTM`.
+pub(super) fn lstm(model: &Model, node: NodeId, scheme: &Scheme) -> Result<(), Reason> {
+    let kernel = Kernel::DynamicQuantizeLSTM;
+    let granularity = scheme.granularity;
+    bytes(kernel, scheme)?;
+    if !scheme.symmetric && granularity != Granularity::PerTensor {
+        return Err(Reason::OneZeroPoint { kernel });
+    }
+    if !matches!(granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 1 }) {
+        return Err(Reason::KernelScales { kernel, granularity });
+    }
+    if model.node(node).int("layout").unwrap_or(0) != 0 {
+        return Err(Reason::BatchFirst);
+    }
+    Ok(())
+}
+
+/// Whether a kernel of 8-bit weights with float scales takes such ones.
+fn bytes(kernel: Kernel, scheme: &Scheme) -> Result<(), Reason> {
+    let Scheme { dtype: format, scale_dtype, .. } = *scheme;
+    if !matches!(format, Format::Int8 | Format::Uint8) {
+        return Err(Reason::KernelFormat { kernel, format, has: vec![Format::Int8, Format::Uint8] });
+    }
+    if scale_dtype != ScaleDtype::Float32 {
+        return Err(Reason::KernelScaleType { kernel, scales: scale_dtype.into() });
+    }
+    Ok(())
+}
+
+/// Whether a tensor of this shape is one value a channel, or one for all.
+pub(super) fn one_each(dims: &[usize], channels: usize) -> bool {
+    let count: usize = dims.iter().product();
+    count == 1 || (count == channels && dims.last() == Some(&channels))
 }

@@ -15,7 +15,7 @@
 //! Tensors are named, not numbered: a plan outlives the process. A node is named by its first output, which is unique.
 
 mod algorithms;
-mod blocks;
+mod anchor;
 mod by_hand;
 mod constants;
 mod document;
@@ -23,7 +23,9 @@ pub mod explain;
 mod finish;
 pub mod form;
 mod kernels;
+mod place;
 mod planner;
+mod recurrent;
 mod site;
 mod skips;
 mod spread;
@@ -39,9 +41,10 @@ pub use planner::{Knowledge, Veto, plan};
 use crate::ir::Model;
 use crate::ops::{Form, Reduction};
 pub use crate::quant::{Given, Scheme};
+use crate::reason::Reason;
 
 /// Version of the plan document.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Every decision about a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,7 +104,7 @@ pub struct Token {
 }
 
 /// A constant that is stored more than once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Split {
     /// The initializer.
@@ -109,7 +112,7 @@ pub struct Split {
     /// Sites that read it, by what they want.
     pub sites: Vec<Vec<String>>,
     /// In what they differ.
-    pub why: String,
+    pub why: Reason,
 }
 
 /// A Quantize/Dequantize pair on an activation.
@@ -138,7 +141,7 @@ pub struct Activation {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fence: bool,
     /// Why it is quantized.
-    pub why: String,
+    pub why: Reason,
 }
 
 /// Where a scale comes from.
@@ -197,7 +200,10 @@ pub struct Weight {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy_level: Option<u8>,
     /// Why it is quantized this way.
-    pub why: String,
+    pub why: Reason,
+    /// Why it is not stored in the form that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave_way: Option<Reason>,
 }
 
 /// A bias stored as int32 at the product of the scales of input and weight.
@@ -219,7 +225,7 @@ pub struct Bias {
 }
 
 /// Something that stays float.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Skip {
     /// Node.
@@ -229,12 +235,5 @@ pub struct Skip {
     /// Bytes of constants it reads that stay as they are.
     pub bytes: u64,
     /// Why.
-    pub why: String,
+    pub why: Reason,
 }
-
-/// Why a constant of a node that runs in integers stays float.
-pub const BESIDE_KERNEL: &str = "kept float beside the integer kernel";
-/// Why activations stay float where there are no samples.
-pub const WITHOUT_SAMPLES: &str = "without samples only weights are quantized";
-/// Why a node is left as the input model has it.
-pub const QUANTIZED_ALREADY: &str = "is quantized already; its quantizers are kept";

@@ -10,6 +10,7 @@ use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
 use crate::ops::WeightLayout;
 use crate::quant::{Format, Granularity, Observer, Round, check_least_scale};
+use crate::reason::Reason;
 use crate::targets::Target;
 
 /// Where a format can be had that a target has no kernels for.
@@ -22,7 +23,7 @@ pub(super) enum Refusal {
     /// What is asked for makes no sense; nothing is planned.
     Wrong(Error),
     /// It stays float.
-    Unfit(String),
+    Unfit(Reason),
 }
 
 /// A site's constant.
@@ -72,10 +73,10 @@ impl Reader<'_> {
     }
 
     /// An error where a rule about these nodes said so; a reason to stay float where one about all nodes did.
-    pub(super) fn unfit<T>(&self, field: Field, message: String, hint: &str) -> Outcome<T> {
+    pub(super) fn unfit<T>(&self, field: Field, why: Reason, hint: &str) -> Outcome<T> {
         match self.rule(field) {
-            Some(rule) if rule.is_named() && !rule.optional => self.wrong(field, message, hint),
-            _ => Err(Refusal::Unfit(message)),
+            Some(rule) if rule.is_named() && !rule.optional => self.wrong(field, why.to_string(), hint),
+            _ => Err(Refusal::Unfit(why)),
         }
     }
 
@@ -324,8 +325,7 @@ impl Reader<'_> {
         let spec = self.spec();
         let dtype = spec.dtype.map(|d| d.to_string()).unwrap_or_default();
         if self.kind != SiteKind::Input {
-            let message = format!("scales of {dtype} are found at run time, which is done for inputs only");
-            return self.unfit(Field::Dtype, message, "output.enable = false");
+            return self.unfit(Field::Dtype, Reason::BlocksAtRunTime { dtype }, "output.enable = false");
         }
         if spec.dynamic == Some(false) && self.asked(Field::Dynamic, Field::Dtype) {
             let message = format!("scales of {dtype} are found each time the model runs");
@@ -534,26 +534,23 @@ impl Reader<'_> {
         let positive = |axis: i64| if axis < 0 { axis + dims.len() as i64 } else { axis };
         let axis = asked_axis.and_then(|a| usize::try_from(positive(a)).ok()).filter(|&a| a < dims.len());
         if let (Some(asked), None) = (asked_axis, axis) {
-            let message = format!("a weight of shape {dims:?} has no axis {asked}");
-            return self.unfit(Field::ChAxis, message, "leave it out to take the operator's own axis");
+            let why = Reason::NoAxis { axis: asked, dims: dims.to_vec() };
+            return self.unfit(Field::ChAxis, why, "leave it out to take the operator's own axis");
         }
         match share {
             Share::PerToken => self.wrong(Field::Granularity, "a weight has no tokens", "per-channel is the nearest"),
             Share::PerTensor => Ok(Granularity::PerTensor),
             Share::PerChannel => match (axis, layout.channel_axis) {
                 (Some(axis), Some(own)) if axis != own && *kernel => {
-                    let message = format!(
-                        "{} takes one scale for each index of axis {own} and does not look at the axis that is given",
-                        self.target.name
-                    );
-                    self.unfit(Field::ChAxis, message, &format!("leave it out, or ch_axis = {own}"))
+                    let why = Reason::FixedAxis { target: self.target.name.clone(), axis: own };
+                    self.unfit(Field::ChAxis, why, &format!("leave it out, or ch_axis = {own}"))
                 }
                 (Some(axis), Some(_)) | (None, Some(axis)) => Ok(Granularity::PerChannel { axis }),
                 // The operator has no axis of its own: one scale for all, unless an axis is asked for and nobody minds.
                 (Some(axis), None) if !kernel => Ok(Granularity::PerChannel { axis }),
                 (Some(_), None) => {
-                    let message = format!("{} takes one scale for this operand", self.target.name);
-                    self.unfit(Field::ChAxis, message, "granularity = \"per-tensor\"")
+                    let why = Reason::OneScale { target: self.target.name.clone() };
+                    self.unfit(Field::ChAxis, why, "granularity = \"per-tensor\"")
                 }
                 (None, None) => Ok(Granularity::PerTensor),
             },
@@ -563,8 +560,7 @@ impl Reader<'_> {
                     return self.wrong(Field::Granularity, "per-group scales need a group_size", hint);
                 };
                 let Some(axis) = axis.or(layout.group_axis) else {
-                    let message = "groups along the sum make no sense for this operand".to_owned();
-                    return self.unfit(Field::Granularity, message, "per-channel is the nearest");
+                    return self.unfit(Field::Granularity, Reason::NoGroups, "per-channel is the nearest");
                 };
                 let (size, extent) = (size as usize, dims[axis]);
                 if size == 0 {

@@ -3,9 +3,17 @@
 use std::collections::BTreeSet;
 
 use super::planner::Planner;
-use super::{BESIDE_KERNEL, Bias, Skip, Slot, Weight};
+use super::{Bias, Skip, Slot, Weight};
+use crate::config::rules::Rule;
 use crate::ir::{Def, GraphId, NodeId};
 use crate::ops;
+use crate::reason::Reason;
+
+/// What a rule that switches something off says of it.
+pub(super) fn switched_off(by: Option<&Rule>) -> Reason {
+    let rule = by.map_or_else(String::new, |by| by.label.clone());
+    if by.is_some_and(Rule::is_named) { Reason::Excluded { rule } } else { Reason::SwitchedOff { rule } }
+}
 
 impl Planner<'_> {
     /// Every node and constant that stays as it is.
@@ -27,16 +35,15 @@ impl Planner<'_> {
                 continue;
             }
             let why = match self.reasons.get(&node) {
+                _ if carried => Reason::BesideKernel,
                 Some(why) => why.clone(),
-                None if self.quantized.contains_key(&node) => BESIDE_KERNEL.to_owned(),
-                None if !at.domain().is_empty() => format!("operators of domain {} are not known", at.domain()),
-                None if ops::of(self.model, node).is_none() => "the operator is never quantized".to_owned(),
-                None if !self.knowledge.calibrated => super::WITHOUT_SAMPLES.to_owned(),
-                None if self.target.join.has(at.op_type()) || self.target.carry.has(at.op_type()) => {
-                    "not between quantized operators".to_owned()
-                }
-                None if self.target.absorb.has(at.op_type()) => "not followed by a quantizer".to_owned(),
-                None => format!("{} has no integer kernel for it", self.target.name),
+                None if ops::is_quantized(at.op_type()) => Reason::QuantizedAlready,
+                None if !at.domain().is_empty() => Reason::UnknownDomain { domain: at.domain().to_owned() },
+                None if ops::of(self.model, node).is_none() => Reason::UnknownOperator,
+                None if !self.knowledge.calibrated => Reason::WithoutSamples,
+                None if self.target.join.has(at.op_type()) || self.target.carry.has(at.op_type()) => Reason::NotBetween,
+                None if self.target.absorb.has(at.op_type()) => Reason::NotFollowed,
+                None => Reason::NoKernel { target: self.target.name.clone() },
             };
             skips.push(Skip { node: self.model.node_name(node).to_owned(), op: at.op_type().to_owned(), bytes, why });
             for body in at.bodies() {
@@ -46,7 +53,7 @@ impl Planner<'_> {
                         node: self.model.node_name(node).to_owned(),
                         op: format!("{} body", at.op_type()),
                         bytes: self.body_bytes(body),
-                        why: format!("{inner} nodes inside a body, which is left as it is"),
+                        why: Reason::Body { nodes: inner },
                     });
                 }
             }

@@ -1,16 +1,15 @@
-//! What runs quantized because its neighbours do: joins, carriers, and the shortcuts of residual sums.
+//! What runs quantized because its neighbours do: joins and carriers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::Mode;
 use super::planner::{Kindness, Made, Planner, Read};
 use super::site::Refusal;
+use super::{Mode, kernels};
 use crate::config::SiteKind;
 use crate::config::rules::Resolved;
-use crate::ir::{NodeId, Tensor, ValueId};
-use crate::onnx::DataType;
+use crate::ir::{NodeId, ValueId};
 use crate::ops::{self, Role};
-use crate::targets::Placement;
+use crate::reason::{Operand, Reason};
 
 /// The inputs of a join that run in codes, with their index.
 struct Joinable {
@@ -39,7 +38,7 @@ impl Planner<'_> {
             }
             // A value is at hand in integers if it is wanted, or carried from one that is.
             let mut behind: BTreeSet<ValueId> = self.wants.keys().copied().filter(|&v| self.wanted(v)).collect();
-            let everywhere = self.target.placement == Placement::Everywhere;
+            let everywhere = self.place.everywhere();
             for &node in nodes {
                 if self.carries(node) {
                     let Some(input) = self.model.node(node).input(0) else { continue };
@@ -83,11 +82,11 @@ impl Planner<'_> {
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
         let ask = self.ask(node, SiteKind::Input).clone();
-        let why = format!("input of the {op} \"{name}\"");
+        let why = Reason::InputOf { op: op.clone(), node: name.clone() };
         self.read(input, (node, 0), Read { ask, adopts: true, mode: Mode::Static, why });
         for &output in outputs {
             let ask = self.ask(node, SiteKind::Output).clone();
-            let why = format!("output of the {op} \"{name}\", which keeps its input's scale");
+            let why = Reason::CarriedBy { op: op.clone(), node: name.clone() };
             self.make(output, Made { ask, keeps: Some(input), why });
         }
     }
@@ -99,22 +98,22 @@ impl Planner<'_> {
     }
 
     /// What a join reads and makes in codes; or why it cannot be one.
-    fn joinable(&self, node: NodeId) -> Result<Joinable, String> {
+    fn joinable(&self, node: NodeId) -> Result<Joinable, Reason> {
         if let Some(why) = self.untouchable(node) {
             return Err(why);
         }
         let (Some(output), Some(row)) = (self.output_site(node), ops::of(self.model, node)) else {
-            return Err("it has no output".to_owned());
+            return Err(Reason::NoOutput);
         };
         let ask = self.ask(node, SiteKind::Input);
         if ask.is_off() {
-            return Err(self.off_by(ask, "input"));
+            return Err(self.off_by(ask, SiteKind::Input));
         }
         if output.1.is_off() {
-            return Err(self.off_by(&output.1, "output"));
+            return Err(self.off_by(&output.1, SiteKind::Output));
         }
         match self.activation(node, SiteKind::Input, ask) {
-            Ok((_, true)) => return Err("only inputs of products are quantized at run time".to_owned()),
+            Ok((_, true)) => return Err(Reason::ProductsAtRunTime),
             Err(Refusal::Unfit(why)) => return Err(why),
             // Refused before, or fine.
             Ok(_) | Err(Refusal::Wrong(_)) => {}
@@ -130,9 +129,7 @@ impl Planner<'_> {
             }
         }
         for tensor in constants.iter().filter_map(|&(_, v)| self.model.constant(v)) {
-            if tensor.dtype() != DataType::Float {
-                return Err(format!("its constant operand is {}, not float", Tensor::dtype(tensor)));
-            }
+            kernels::float(tensor, Operand::ConstantOperand)?;
         }
         match self.knowledge.vetoes.get(&self.site(node, SiteKind::Input)) {
             Some(veto) => Err(veto.why.clone()),
@@ -148,13 +145,13 @@ impl Planner<'_> {
         if data.is_empty() {
             return;
         }
-        let everywhere = self.target.placement == Placement::Everywhere;
+        let everywhere = self.place.everywhere();
         if !(everywhere || ahead.contains(&output) && data.iter().any(|(_, v)| behind.contains(v))) {
             return;
         }
         for value in data.iter().map(|&(_, v)| v).chain([output]) {
             if everywhere && self.model.dtype(value).is_none() && !behind.contains(&value) {
-                return self.refuse(node, format!("the type of \"{}\" is not known", self.name(value)));
+                return self.refuse(node, Reason::UnknownType { tensor: self.name(value) });
             }
         }
         let op = self.model.node(node).op_type().to_owned();
@@ -162,50 +159,11 @@ impl Planner<'_> {
         self.quantized.insert(node, Kindness::Integer);
         for (index, value) in data {
             let ask = self.ask(node, SiteKind::Input).clone();
-            let why = format!("input of the {op} \"{name}\"");
+            let why = Reason::InputOf { op: op.clone(), node: name.clone() };
             self.read(value, (node, index), Read { ask, adopts: false, mode: Mode::Static, why });
             behind.insert(value);
         }
-        self.make(output, Made { ask: output_ask, keeps: None, why: format!("output of the {op} \"{name}\"") });
+        self.make(output, Made { ask: output_ask, keeps: None, why: Reason::OutputOf { op, node: name } });
         behind.insert(output);
-    }
-
-    /// Residual sums of a target that fuses the sum into the convolution: only the other input is quantized.
-    pub(super) fn shortcut(&mut self, node: NodeId, depths: &BTreeMap<NodeId, usize>) {
-        let at = self.model.node(node);
-        if !at.is("Add") || self.untouchable(node).is_some() || self.ask(node, SiteKind::Input).is_off() {
-            return;
-        }
-        let (Some(a), Some(b)) = (at.input(0), at.input(1)) else { return };
-        let fused = |value: ValueId| {
-            let conv = self.model.producer(value)?;
-            let single = self.model.value(value).users().len() == 1;
-            let integer = self.quantized.get(&conv) == Some(&Kindness::Integer);
-            (single && self.model.node(conv).is("Conv") && integer).then_some(conv)
-        };
-        // Of two convolutions the one with more behind it ends the main branch, wherever the file lists it.
-        let other = match (fused(a), fused(b)) {
-            (Some(x), Some(y)) if depths[&x] < depths[&y] => (0, a),
-            (Some(_), _) => (1, b),
-            (None, Some(_)) => (0, a),
-            (None, None) => return,
-        };
-        if self.model.constant(other.1).is_some() || self.unquantizable(other.1).is_some() {
-            return;
-        }
-        let ask = self.ask(node, SiteKind::Input).clone();
-        let why = format!("shortcut into the residual sum \"{}\"", self.model.node_name(node));
-        self.read(other.1, (node, other.0), Read { ask, adopts: false, mode: Mode::Static, why });
-    }
-
-    /// For each node of a sorted graph, the length of the longest path that leads to it.
-    pub(super) fn depths(&self, nodes: &[NodeId]) -> BTreeMap<NodeId, usize> {
-        let mut depths = BTreeMap::new();
-        for &node in nodes {
-            let producers = self.model.node(node).inputs().iter().flatten().filter_map(|&v| self.model.producer(v));
-            let depth = producers.filter_map(|p| depths.get(&p)).max().map_or(0, |d: &usize| d + 1);
-            depths.insert(node, depth);
-        }
-        depths
     }
 }

@@ -1,10 +1,8 @@
 //! Inputs with a scale for each token: fake quantizers in operators, in front of nodes that compute in float.
 
 use super::planner::Planner;
-use super::site::Refusal;
 use crate::config::SiteKind;
 use crate::config::spec::Share;
-use crate::error::Result;
 use crate::ir::NodeId;
 
 impl Planner<'_> {
@@ -13,20 +11,5 @@ impl Planner<'_> {
         let spec = &self.ask(node, kind).spec;
         let asked = spec.granularity == Some(Share::PerToken) && spec.dynamic == Some(true);
         kind == SiteKind::Input && asked
-    }
-
-    /// Notes the input of a linear layer; says why the layer computes in float.
-    pub(super) fn token(&mut self, node: NodeId, data: &[usize], weight: Option<usize>) -> Result<String> {
-        let site = self.site(node, SiteKind::Input);
-        let eps = match self.reader(&site, SiteKind::Input, self.ask(node, SiteKind::Input)).per_token() {
-            Ok(eps) => eps,
-            Err(Refusal::Wrong(error)) => return Err(error),
-            Err(Refusal::Unfit(why)) => return Ok(why),
-        };
-        if let (&[index], Some(1)) = (data, weight) {
-            self.tokens.insert(node, (index, eps));
-            return Ok("its input has a scale for each token, and is computed in float".to_owned());
-        }
-        Ok("its input has no tokens".to_owned())
     }
 }

@@ -5,16 +5,8 @@ use std::collections::BTreeSet;
 use super::Mode;
 use super::planner::{Made, Planner, Read};
 use crate::ir::{NodeId, ValueId};
-use crate::ops;
 
 impl Planner<'_> {
-    /// Output channels of the constant weight at `input`.
-    pub(super) fn channels(&self, node: NodeId, input: usize) -> Option<usize> {
-        let dims = self.model.constant_input(node, input)?.dims();
-        let axis = ops::weight_layout(self.model, node, input, &dims)?.channel_axis?;
-        Some(dims[axis])
-    }
-
     pub(super) fn read(&mut self, value: ValueId, slot: (NodeId, usize), mut read: Read) {
         read.ask = self.ask_of(value, &read.ask);
         let reads = &mut self.wants.entry(value).or_default().reads;

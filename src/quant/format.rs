@@ -330,6 +330,18 @@ pub enum ScaleDtype {
     Float8e8m0,
 }
 
+impl From<ScaleDtype> for DataType {
+    fn from(scale: ScaleDtype) -> Self {
+        match scale {
+            ScaleDtype::Float32 => Self::Float,
+            ScaleDtype::Float16 => Self::Float16,
+            ScaleDtype::Bfloat16 => Self::Bfloat16,
+            ScaleDtype::Float8e4m3fn => Self::Float8e4m3fn,
+            ScaleDtype::Float8e8m0 => Self::Float8e8m0,
+        }
+    }
+}
+
 impl ScaleDtype {
     /// Those that only groups have.
     pub const BLOCKS: [Self; 2] = [Self::Float8e4m3fn, Self::Float8e8m0];

@@ -7,6 +7,7 @@ use super::activation::{seen, tensor};
 use crate::config::Guard;
 use crate::numerics::Format;
 use crate::plan::{Plan, Veto};
+use crate::reason::{Decibels, Reason};
 use crate::statistics::Statistics;
 
 /// The sites that their ranges serve too badly, with the reason: activations by the name of the float tensor, weights by that
@@ -27,23 +28,26 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
         let (low, high) = format.range();
         let quality = site.sqnr_db(scale, zero_point, low, high);
         if quality < guard.static_db {
-            let (min, max) = seen(site);
-            let why = format!(
-                "\"{tensor}\" keeps only {quality:.1} dB in {format} over [{min:.4}, {max:.4}], below {} dB",
-                guard.static_db
-            );
+            let why = Reason::Guarded {
+                tensor: tensor.to_owned(),
+                db: Decibels(quality),
+                format,
+                range: Some(seen(site)),
+                limit: guard.static_db,
+            };
             vetoes.insert(tensor.to_owned(), Veto { why, dynamic: site.dynamic_sqnr_db() >= guard.dynamic_db });
         }
     }
     for (weight, solved) in plan.weights.iter().zip(&solution.weights) {
         let format = weight.quantizer.dtype;
         if is_judged(format) && solved.sqnr_db() < guard.weight_db {
-            let why = format!(
-                "\"{}\" keeps only {:.1} dB in {format}, below {} dB",
-                weight.tensor,
-                solved.sqnr_db(),
-                guard.weight_db
-            );
+            let why = Reason::Guarded {
+                tensor: weight.tensor.clone(),
+                db: Decibels(solved.sqnr_db()),
+                format,
+                range: None,
+                limit: guard.weight_db,
+            };
             vetoes.insert(weight.site.clone(), Veto { why, dynamic: false });
         }
     }

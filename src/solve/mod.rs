@@ -88,8 +88,18 @@ struct Key {
 
 impl Key {
     fn of(weight: &Weight) -> Self {
-        let Weight { site: _, at: _, tensor: _, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } =
-            weight;
+        let Weight {
+            site: _,
+            at: _,
+            tensor: _,
+            quantizer,
+            transpose,
+            pair_safe,
+            form: _,
+            accuracy_level: _,
+            why: _,
+            gave_way: _,
+        } = weight;
         Self { scheme: quantizer.clone(), transpose: *transpose, pair_safe: *pair_safe }
     }
 }

@@ -84,6 +84,10 @@ fn folder() -> tempfile::TempDir {
     put("spec.json", b"{\"default\": {\n\"weight\": {\"dtype\": \"int8\", \"group_sizes\": 32}}}\n");
     put("quant_cfg.json", &std::fs::read(root("tests/data/config/import/modelopt_int4_awq_dict.json")).unwrap());
     put("list.json", b"{\"quant_cfg\": [\n{\"quantizer_name\": \"*weight_quantizer\",\n\"cfg\": [{\"num_bits\": 4}, {\"num_bits\": [4, 3]}]}]}\n");
+    put(
+        "old.json",
+        b"{\"schema\": 2, \"skipped\": [{\"node\": \"a\", \"op\": \"Abs\", \"bytes\": 0, \"why\": \"a sentence\"}]}\n",
+    );
     put("good.toml", b"target = \"tensorrt\"\nexclude = [\"stem\"]\n");
     folder
 }
@@ -276,7 +280,7 @@ fn a_report_is_json_whatever_the_numbers() {
         assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
         let text = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
         let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(report["schema"], 1);
+        assert_eq!(report["schema"], 2);
         assert!(!text.contains("NaN") && !text.contains("Infinity"));
     }
     let answer = amax(folder.path(), "compare digits.onnx digits.onnx --json");

@@ -220,7 +220,7 @@ fn every_site_has_a_story() {
         }
         let outcome = match &site.outcome {
             Outcome::Float => "float".to_owned(),
-            Outcome::Quantized { quantizer, dynamic, scale_of } => {
+            Outcome::Quantized { quantizer, dynamic, scale_of, .. } => {
                 format!(
                     "{} {:?} dynamic {dynamic} scale of {scale_of:?}",
                     quantizer.dtype.name(),

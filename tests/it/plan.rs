@@ -15,6 +15,7 @@ use amax::ir::text::{PrintOptions, print_with};
 use amax::onnx::DataType;
 use amax::passes::pipeline;
 use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
+use amax::reason::Reason;
 use amax::solve::{Solved, solve};
 use amax::statistics::{SiteStatistics, Statistics};
 use amax::targets::{Target, check};
@@ -56,6 +57,13 @@ fn slots(slots: &[Slot]) -> String {
     slots.iter().map(|s| format!("{}.{}", s.node, s.input)).collect::<Vec<_>>().join(" ")
 }
 
+/// The code of a reason and what people read.
+fn said(why: &Reason) -> String {
+    let document = serde_json::to_value(why).unwrap();
+    assert_eq!(document["text"], why.to_string());
+    format!("[{}] {why}", document["code"].as_str().unwrap())
+}
+
 /// A plan in few words: `name <scale of> format, readers`.
 pub fn print(plan: &Plan) -> String {
     let mut out = String::new();
@@ -71,7 +79,8 @@ pub fn print(plan: &Plan) -> String {
             Readers::Listed(list) => slots(list),
         };
         let dtype = a.quantizer.dtype.name();
-        writeln!(out, "  {name}: {dtype}{symmetric}{from}{mode}{shared}{range}{fence} -> {readers}").unwrap();
+        writeln!(out, "  {name}: {dtype}{symmetric}{from}{mode}{shared}{range}{fence} -> {readers}: {}", said(&a.why))
+            .unwrap();
     }
     for w in &plan.weights {
         let axis = match w.quantizer.granularity {
@@ -82,13 +91,15 @@ pub fn print(plan: &Plan) -> String {
             }
             amax::numerics::Granularity::PerTensor => String::new(),
         };
+        let gave_way = w.gave_way.as_ref().map_or(String::new(), |why| format!("; {}", said(why)));
         let pairs = w.pair_safe.map_or(String::new(), |order| format!(" pairs {order:?}"));
         writeln!(
             out,
-            "  weight {} of {}: {}{axis}{pairs}",
+            "  weight {} of {}: {}{axis}{pairs}: {}{gave_way}",
             w.tensor,
             slots(std::slice::from_ref(&w.at)),
-            w.quantizer.dtype.name()
+            w.quantizer.dtype.name(),
+            said(&w.why)
         )
         .unwrap();
     }
@@ -101,11 +112,11 @@ pub fn print(plan: &Plan) -> String {
         writeln!(out, "  sums {}", plan.sums.join(" ")).unwrap();
     }
     for s in &plan.splits {
-        writeln!(out, "  {} twice: {}", s.tensor, s.why).unwrap();
+        writeln!(out, "  {} twice: {}", s.tensor, said(&s.why)).unwrap();
     }
     for s in &plan.skipped {
         let bytes = if s.bytes > 0 { format!(" ({} bytes)", s.bytes) } else { String::new() };
-        writeln!(out, "  float {}{bytes}: {}", s.op, s.why).unwrap();
+        writeln!(out, "  float {}{bytes}: {}", s.op, said(&s.why)).unwrap();
     }
     out
 }
@@ -147,14 +158,15 @@ fn fixtures_give_their_plans_and_what_is_made_of_them_is_right() {
     }
 }
 
+/// The plan of ort-cpu as that of ort-cpu-vnni.
 fn without_pairs(plan: &Plan) -> String {
-    let mut plan = plan.clone();
+    let json = serde_json::to_string(plan).unwrap().replace("\"ort-cpu\"", "\"ort-cpu-vnni\"");
+    let mut plan: Plan = serde_json::from_str(&json).unwrap();
     plan.weights.iter_mut().for_each(|w| w.pair_safe = None);
-    for skip in &mut plan.skipped {
-        skip.why = skip.why.replace("ort-cpu ", "ort-cpu-vnni ");
-    }
     for split in &mut plan.splits {
-        split.why.truncate(split.why.find("; pair_safe").unwrap_or(split.why.len()));
+        if let Reason::Differs { differences } = &mut split.why {
+            differences.retain(|d| d.key != "pair_safe");
+        }
     }
     print(&plan)
 }
@@ -170,7 +182,7 @@ g (float[2,2] x) => (float[2,2] y, float[2,2] z) <float[2,2] w = {1, 2, 3, 4}, f
 #[test]
 fn a_badly_served_activation_is_quantized_at_run_time_where_that_fuses() {
     let model = prepared(TWO);
-    let veto = |dynamic| Veto { why: "it is".to_owned(), dynamic };
+    let veto = |dynamic| Veto { why: Reason::LeftOut, dynamic };
     let check = |target: &str, dynamic: bool, expected: &str| {
         let mut known = knowledge(true);
         known.vetoes.insert("a".to_owned(), veto(dynamic));
@@ -179,13 +191,18 @@ fn a_badly_served_activation_is_quantized_at_run_time_where_that_fuses() {
         assert_eq!(print(&plan), expected);
         assert_eq!(check::violations(&quantized, &profile), Vec::<String>::new());
     };
-    let float = "  float Abs: the operator is never quantized\n";
+    let float = "  float Abs: [unknown-operator] the operator is never quantized\n";
     // DynamicQuantizeLinear and a Gemm with a bias do not fuse, nor do they with a MatMul whose sum becomes a Gemm.
-    let dynamic = "  a: uint8 at run time -> m.0\n  weight w of m.1: int8 axis 1 pairs Along(0)\n  sums y\n";
-    let rest = "  float Add (8 bytes): not between quantized operators\n  float Gemm (24 bytes): it is\n";
+    let left = "[left-out] left out to measure others";
+    let dynamic = format!(
+        "  a: uint8 at run time -> m.0: {left}\n  weight w of m.1: int8 axis 1 pairs Along(0): \
+         [integer-weight] weight of an integer MatMul\n  sums y\n"
+    );
+    let rest = format!(
+        "  float Add (8 bytes): [not-between] not between quantized operators\n  float Gemm (24 bytes): {left}\n"
+    );
     check("ort-cpu", true, &format!("{dynamic}{float}{rest}"));
-    let all = "  float MatMul (16 bytes): it is\n";
-    check("ort-cpu", false, &format!("{float}{all}{rest}"));
+    check("ort-cpu", false, &format!("{float}  float MatMul (16 bytes): {left}\n{rest}"));
 }
 
 #[test]

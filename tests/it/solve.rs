@@ -83,7 +83,7 @@ fn stored(dims: &[usize], values: &[f32], weight: &Value) -> Result<Stored> {
     let model = parse(&text).unwrap_or_else(|e| panic!("{e}:\n{text}"));
     let mut weight = weight.clone();
     let fields = weight.as_object_mut().unwrap();
-    for (key, value) in [("site", json!("y.weight")), ("tensor", json!("w")), ("why", json!(""))] {
+    for (key, value) in [("site", json!("y.weight")), ("tensor", json!("w")), ("why", json!({"code": "not-asked"}))] {
         fields.insert(key.to_owned(), value);
     }
     fields.insert("at".to_owned(), json!({"node": "y", "input": 1}));
@@ -281,7 +281,7 @@ fn zero_points_between_codes_reach_the_operator() {
         );
         let model = parse(&text).unwrap_or_else(|e| panic!("{e}"));
         let weight = json!({
-            "site": "y.weight", "tensor": "w", "why": "", "at": {"node": "y", "input": 1}, "form": "matmulnbits",
+            "site": "y.weight", "tensor": "w", "why": {"code": "not-asked"}, "at": {"node": "y", "input": 1}, "form": "matmulnbits",
             "quantizer": quantizer,
         });
         let plan = planned(21, &json!({}), &json!([weight]), &json!([]));
@@ -374,7 +374,7 @@ g (float[2,4] x) => (float[2,4] y, float[2,4] z, float[2,4] t) {
 /// A pair; `fields` come on top.
 fn pair(name: &str, dtype: &str, readers: Value, fields: Value) -> Value {
     let mut pair = json!({
-        "quantizer": {"dtype": dtype, "symmetric": false}, "mode": "static", "scale_of": name, "readers": readers, "why": "",
+        "quantizer": {"dtype": dtype, "symmetric": false}, "mode": "static", "scale_of": name, "readers": readers, "why": {"code": "not-asked"},
     });
     let Value::Object(fields) = fields else { panic!("fields are an object") };
     for (key, value) in fields {
@@ -535,7 +535,7 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
 
     let weighed = |quantizer: &Value, fields: Value| {
         let mut weight = json!({
-            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": "",
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"},
             "quantizer": {"dtype": "int8", "symmetric": true, "granularity": {"per-channel": {"axis": 1}}},
         });
         weight["quantizer"].as_object_mut().unwrap().extend(quantizer.as_object().unwrap().clone());
@@ -596,8 +596,7 @@ g (float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}, float[2
     )
     .unwrap();
     let check = |activation: Value, weight: Value, bias: &str| {
-        let mut weight =
-            json!({"quantizer": weight, "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": ""});
+        let mut weight = json!({"quantizer": weight, "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"}});
         weight["pair_safe"] = Value::Null;
         let biases = json!([{
             "site": "y.bias", "at": {"node": "y", "input": 2}, "tensor": bias, "channels": 2, "activation": "a", "weight": 0,
@@ -690,7 +689,7 @@ g (float[2,2] x) => (float[2,2] y, float[2,2] z, float[2,2] t) <float[2,2] w = {
             .map(|((node, transpose), size)| {
                 let granularity = json!({"per-group": {"axis": 0, "size": size}});
                 json!({
-                    "site": format!("{node}.weight"), "at": {"node": node, "input": 1}, "tensor": "w", "why": "",
+                    "site": format!("{node}.weight"), "at": {"node": node, "input": 1}, "tensor": "w", "why": {"code": "not-asked"},
                     "quantizer": {"dtype": "int4", "symmetric": true, "granularity": granularity}, "transpose": transpose,
                 })
             })
@@ -744,13 +743,16 @@ fn the_guard_judges_eight_bits_and_more() {
         );
         let model = parse(&text).unwrap();
         let weights = json!([{
-            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": "",
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"},
             "quantizer": {"dtype": dtype, "symmetric": true},
         }]);
         let plan = planned(25, &json!({}), &weights, &json!([]));
         let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap();
         let strict = Guard { weight_db: 500.0, ..Guard::default() };
-        guard(&plan, &solution, &Statistics::default(), &strict).into_values().map(|veto| veto.why).collect::<Vec<_>>()
+        guard(&plan, &solution, &Statistics::default(), &strict)
+            .into_values()
+            .map(|veto| veto.why.to_string())
+            .collect::<Vec<_>>()
     };
     for dtype in ["int8", "uint16", "float8e4m3fn"] {
         assert!(weight(dtype)[0].contains(&format!("dB in {dtype}, below 500 dB")), "{dtype}");
@@ -768,7 +770,7 @@ fn versions_rise_by_need() {
         );
         let model = parse(&text).unwrap();
         let weights = json!([{
-            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": "",
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"},
             "quantizer": {"dtype": dtype, "symmetric": true},
         }]);
         let plan = planned(opset, &json!({}), &weights, &json!([]));
@@ -797,7 +799,7 @@ fn noise(count: usize, seed: usize) -> String {
 #[test]
 fn models_for_onnxruntime_are_these() {
     let weight = |quantizer: Value, fields: Value| {
-        let mut weight = json!({"quantizer": quantizer, "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": ""});
+        let mut weight = json!({"quantizer": quantizer, "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"}});
         weight.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         weight
     };
