@@ -11,13 +11,13 @@ use amax::observe::Memory;
 use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
-use amax::report::Report;
+use amax::report::{Report, text as summary};
 use amax::rewrite::{Request, Rewritten, prepare, rewrite, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
 use super::inspect::print;
-use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, summary, thread_count, threads};
+use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, thread_count, threads};
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
@@ -201,7 +201,8 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
             )
         });
     }
-    console.say(summary::text(args, &done.report, console.verbose, begun).trim_end());
+    let said = summary::text(&done.report, console.verbose, begun.elapsed().as_secs_f64());
+    console.say(&format!("{} -> {}\n{}", args.input.display(), args.output.display(), said.trim_end()));
     for warning in summary::warnings(&done.model, &done.report, console.verbose) {
         console.say(&format!("warning: {warning}"));
     }

@@ -1,5 +1,8 @@
 //! What a rewrite did, for people and for machines.
 
+pub mod layout;
+pub mod text;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
