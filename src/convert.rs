@@ -16,7 +16,7 @@ use crate::passes::lift_constants::LiftConstants;
 use crate::passes::lower_gather::LowerGather;
 use crate::passes::lower_lstm::LowerLstm;
 use crate::passes::lower_matmulinteger::LowerMatmulinteger;
-use crate::passes::lower_matmulnbits::LowerMatmulnbits;
+use crate::passes::lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits};
 use crate::passes::lower_qoperator::LowerQoperator;
 use crate::passes::name_quantizers::NameQuantizers;
 use crate::passes::pipeline::FORMS;
@@ -28,7 +28,9 @@ use crate::passes::simulate::Simulate;
 use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::support::switch_quantizers::{Switch, switch};
 use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
-use crate::targets::{Target, check};
+use crate::rewrite::After;
+use crate::runtime::TractEvaluate;
+use crate::targets::{self, Target, check};
 
 /// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
 pub const FOLD: &[&dyn Pass] = &[
@@ -81,29 +83,110 @@ impl To {
     }
 }
 
-/// What to do.
-pub struct Request<'a> {
-    /// Whether quantizers then become float operators; see [`simulate`](crate::passes::simulate).
-    pub simulate: bool,
-    /// What quantized constants become; empty to leave them as they are. One for products and one for tables go together.
-    pub into: &'a [To],
-    /// Whether the scales of weights stay as they are where a `BatchNormalization` behind could be fused into them.
-    pub keep_scales: bool,
-    /// `accuracy_level` of new `MatMulNBits`.
-    pub accuracy_level: u8,
-    /// Sites whose quantizers are taken out, and sites that keep theirs; the last to match decides.
-    pub switches: &'a [Switch],
-    /// Where the result runs; what it would compute wrongly becomes a warning.
-    pub target: &'a Target,
-    /// Runs constant nodes.
-    pub evaluate: &'a dyn Evaluate,
-    /// Called with the model after each pass; may stop the line.
-    #[allow(clippy::type_complexity, reason = "its parts are what the caller has to write")]
-    pub after: &'a dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
+/// Stores what is quantized already in another form, with the same codes and scales; quantizers of constants are folded.
+#[derive(Clone, Copy)]
+#[must_use = "nothing is done before `run`"]
+pub struct Convert<'a> {
+    model: &'a Model,
+    to: &'a [To],
+    simulate: bool,
+    keep_scales: bool,
+    accuracy_level: u8,
+    switches: &'a [Switch],
+    target: Option<&'a Target>,
+    evaluate: &'a dyn Evaluate,
+    after: Option<&'a After<'a>>,
+}
+
+impl<'a> Convert<'a> {
+    /// A conversion of `model` that folds the quantizers of constants, and leaves forms as they are.
+    pub fn new(model: &'a Model) -> Self {
+        Self {
+            model,
+            to: &[],
+            simulate: false,
+            keep_scales: false,
+            accuracy_level: ACCURACY_LEVEL as u8,
+            switches: &[],
+            target: None,
+            evaluate: &TractEvaluate,
+            after: None,
+        }
+    }
+
+    /// What quantized constants become. One for products and one for tables go together.
+    pub fn to(mut self, forms: &'a [To]) -> Self {
+        self.to = forms;
+        self
+    }
+
+    /// Whether quantizers then become float operators with the same results: no unless this says otherwise.
+    pub fn simulate(mut self, simulate: bool) -> Self {
+        self.simulate = simulate;
+        self
+    }
+
+    /// Whether the scales of weights stay as they are where a `BatchNormalization` behind could be fused into them: no
+    /// unless this says otherwise.
+    pub fn keep_scales(mut self, keep: bool) -> Self {
+        self.keep_scales = keep;
+        self
+    }
+
+    /// `accuracy_level` of new `MatMulNBits`, 0 to 4: 4 unless this says otherwise, which lets the runtime quantize the other
+    /// operand to int8.
+    pub fn accuracy_level(mut self, level: u8) -> Self {
+        self.accuracy_level = level;
+        self
+    }
+
+    /// Sites whose quantizers are taken out first, and sites that keep theirs; the last to match decides.
+    pub fn switches(mut self, switches: &'a [Switch]) -> Self {
+        self.switches = switches;
+        self
+    }
+
+    /// Where the result runs, [`targets::DEFAULT`] unless this says otherwise: what it would compute wrongly becomes a warning.
+    pub fn target(mut self, target: &'a Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// What computes constant nodes that amax itself does not: tract, where it is built in.
+    #[doc(hidden)]
+    pub fn evaluate(mut self, evaluate: &'a dyn Evaluate) -> Self {
+        self.evaluate = evaluate;
+        self
+    }
+
+    /// Called after each pass; may stop the conversion.
+    #[doc(hidden)]
+    pub fn after(mut self, after: impl Into<Option<&'a After<'a>>>) -> Self {
+        self.after = after.into();
+        self
+    }
+
+    /// Converts the model, which itself stays as it is.
+    ///
+    /// # Errors
+    /// Forms that exclude each other; switches that match nothing; a pass that fails: scales or zero points that do not fit
+    /// their tensor, with the node.
+    pub fn run(&self) -> Result<Converted> {
+        let loaded;
+        let target = match self.target {
+            Some(target) => target,
+            None => {
+                loaded = Target::load(targets::DEFAULT)?;
+                &loaded
+            }
+        };
+        convert(self.model, self, target)
+    }
 }
 
 /// The result of a conversion.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Converted {
     /// The model.
     pub model: Model,
@@ -121,19 +204,15 @@ pub struct Converted {
     pub warnings: Vec<String>,
 }
 
-/// Folds the quantizers of constants, and stores what is quantized in other forms, with the same codes and scales.
-///
-/// # Errors
-/// Forms that exclude each other; switches that match nothing; a pass fails: scales or zero points that do not fit their tensor, with the node. The input is unchanged.
-pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
+fn convert(original: &Model, request: &Convert<'_>, target: &Target) -> Result<Converted> {
     let lower = LowerMatmulnbits { accuracy_level: i64::from(request.accuracy_level) };
     let fuse = FuseScales { keep_scales: request.keep_scales };
-    let mut passes = passes(request.into, &fuse, &lower)?;
+    let mut passes = passes(request.to, &fuse, &lower)?;
     if !request.switches.is_empty() {
         // The floats of codes that were taken out lie on a grid.
         passes.retain(|pass| pass.name() != RecoverCodes.name());
     }
-    let already = check::violations(original, request.target);
+    let already = check::violations(original, target);
     let mut model = original.clone();
     let (mut folded, mut changed, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let mut simulated = Vec::new();
@@ -155,7 +234,7 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
         if ![FreezeInputs.name(), LiftConstants.name(), DropDead.name()].contains(&name) {
             kept.extend(outcome.skips.iter().cloned());
         }
-        (request.after)(model, name, outcome)
+        request.after.map_or(Ok(ControlFlow::Continue(())), |after| after(model, name, outcome))
     };
     let mut reference = None;
     if !request.switches.is_empty() {
@@ -170,7 +249,7 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
         pipeline::run(&mut model, &[&Simulate, &DropDead], &context, &mut after)?;
     }
     model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
-    let mut warnings = check::violations(&model, request.target);
+    let mut warnings = check::violations(&model, target);
     warnings.retain(|w| !already.contains(w));
     Ok(Converted { model, reference, folded, simulated, changed, kept, warnings })
 }

@@ -36,6 +36,8 @@
 //! ```
 
 pub mod algorithms;
+pub mod calibrate;
+pub mod compare;
 pub mod config;
 pub mod convert;
 pub mod document;

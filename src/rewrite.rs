@@ -9,78 +9,188 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::numerics::Granularity;
 use crate::observe::calibrate::{self, Calibrated, Observation, Site};
+use crate::observe::run::{Run, memory_method, run_methods};
 use crate::observe::sensitivity::{self, Reference, Sensitivity};
-use crate::observe::{Memory, Progress, compare, fits_twice};
+use crate::observe::{compare, fits_twice};
 use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
 use crate::report::{PassRow, QualityRow, Report};
-use crate::runtime::Runtime;
+use crate::runtime::TractEvaluate;
 use crate::samples::SampleSet;
 use crate::solve::{Solution, Solved, guard, judge, solve, solve_while};
 use crate::statistics::Statistics;
-use crate::targets::{Target, check};
+use crate::targets::{self, Target, check};
 
-/// What to do.
-pub struct Request<'a> {
-    /// What the user asks for.
-    pub config: &'a Config,
-    /// Where the result runs.
-    pub target: &'a Target,
-    /// A plan to carry out as it is, instead of making one.
-    pub plan: Option<&'a Plan>,
-    /// Samples; without, activations stay float.
-    pub samples: Option<&'a SampleSet>,
-    /// What calibration saw, in place of running samples for it; they only measure the result then.
-    pub statistics: Option<&'a Statistics>,
-    /// What runs samples.
-    pub runtime: Runtime,
-    /// Threads for samples.
-    pub threads: usize,
-    /// What running samples may take in memory.
-    pub memory: Memory<'a>,
-    /// Told how far things are.
-    pub progress: &'a dyn Progress,
-    /// Runs constant nodes.
-    pub evaluate: &'a dyn Evaluate,
-    /// Run only these passes; without one of the quantizing passes nothing is planned.
-    pub passes: Option<&'a [&'static dyn Pass]>,
-    /// Called with the model after each pass; may stop the line.
-    #[allow(clippy::type_complexity, reason = "its parts are what the caller has to write")]
-    pub after: &'a dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
-    /// Whether to measure the result on samples.
-    pub measure: bool,
+/// Called with the model after each pass, its name and what it did; may stop what runs.
+pub type After<'a> = dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>> + 'a;
+
+/// Quantizes a model: [`run`](Self::run) is the whole pipeline.
+#[derive(Clone, Copy)]
+#[must_use = "nothing is done before `run`"]
+pub struct Rewrite<'a> {
+    model: &'a Model,
+    config: Option<&'a Config>,
+    target: Option<&'a Target>,
+    plan: Option<&'a Plan>,
+    samples: Option<&'a SampleSet>,
+    statistics: Option<&'a Statistics>,
+    run: Run<'a>,
+    evaluate: &'a dyn Evaluate,
+    passes: Option<&'a [&'static dyn Pass]>,
+    after: Option<&'a After<'a>>,
+    measure: bool,
+}
+
+impl<'a> Rewrite<'a> {
+    /// A rewrite of `model` by the default configuration for the default target, without samples: activations stay float.
+    pub fn new(model: &'a Model) -> Self {
+        Self {
+            model,
+            config: None,
+            target: None,
+            plan: None,
+            samples: None,
+            statistics: None,
+            run: Run::default(),
+            evaluate: &TractEvaluate,
+            passes: None,
+            after: None,
+            measure: true,
+        }
+    }
+
+    /// What is asked for, beyond the defaults.
+    pub fn config(mut self, config: &'a Config) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Where the result runs. Without it, the target that the configuration names, or [`targets::DEFAULT`].
+    pub fn target(mut self, target: &'a Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// A plan to apply as it is, instead of making one.
+    pub fn plan(mut self, plan: impl Into<Option<&'a Plan>>) -> Self {
+        self.plan = plan.into();
+        self
+    }
+
+    /// Samples that ranges are taken from, and, of 8 or more, each eighth that the result is measured on.
+    pub fn samples(mut self, samples: impl Into<Option<&'a SampleSet>>) -> Self {
+        self.samples = samples.into();
+        self
+    }
+
+    /// What a calibration saw. Ranges come from it, and samples only measure the result.
+    pub fn statistics(mut self, statistics: impl Into<Option<&'a Statistics>>) -> Self {
+        self.statistics = statistics.into();
+        self
+    }
+
+    /// Whether to measure the result on the samples, and to hold it to the configuration's `guard.output_db`: yes unless
+    /// this says otherwise.
+    pub fn measure(mut self, measure: bool) -> Self {
+        self.measure = measure;
+        self
+    }
+
+    /// What computes constant nodes that amax itself does not: tract, where it is built in.
+    #[doc(hidden)]
+    pub fn evaluate(mut self, evaluate: &'a dyn Evaluate) -> Self {
+        self.evaluate = evaluate;
+        self
+    }
+
+    /// Runs only these passes; without one of the quantizing passes nothing is planned.
+    #[doc(hidden)]
+    pub fn passes(mut self, passes: impl Into<Option<&'a [&'static dyn Pass]>>) -> Self {
+        self.passes = passes.into();
+        self
+    }
+
+    /// Called after each pass; may stop the pipeline.
+    #[doc(hidden)]
+    pub fn after(mut self, after: impl Into<Option<&'a After<'a>>>) -> Self {
+        self.after = after.into();
+        self
+    }
+
+    run_methods!();
+    memory_method!();
+
+    /// Quantizes the model.
+    ///
+    /// # Errors
+    /// A configuration, plan or target that does not fit the model, a model or a sample that the runtime cannot run,
+    /// statistics that lack a tensor, a limit that cannot be kept to, an interruption.
+    pub fn run(&self) -> Result<Rewritten> {
+        self.carry_out(false)
+    }
+
+    /// Quantizes the model in fake: what [`run`](Self::run) would store as codes stays float, behind a quantizer that gives
+    /// these codes.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and groups that do not divide the axis that they cut.
+    pub fn prepare(&self) -> Result<Rewritten> {
+        self.carry_out(true)
+    }
+
+    fn carry_out(&self, fake: bool) -> Result<Rewritten> {
+        let (default, loaded, positive);
+        let config = match self.config {
+            Some(config) => config,
+            None => {
+                default = Config::default();
+                &default
+            }
+        };
+        let mut target = match self.target {
+            Some(target) => target,
+            None => {
+                loaded = Target::load(config.target.as_deref().unwrap_or(targets::DEFAULT))?;
+                &loaded
+            }
+        };
+        if fake {
+            // QuantizeLinear divides by positive scales.
+            positive = Target { signed_scales: false, ..target.clone() };
+            target = &positive;
+        }
+        line(self.model, &Request { asked: self, config, target }, fake)
+    }
+}
+
+/// A rewrite with its defaults filled in.
+struct Request<'a> {
+    asked: &'a Rewrite<'a>,
+    config: &'a Config,
+    target: &'a Target,
+}
+
+impl<'a> std::ops::Deref for Request<'a> {
+    type Target = Rewrite<'a>;
+
+    fn deref(&self) -> &Rewrite<'a> {
+        self.asked
+    }
 }
 
 /// The result of a rewrite.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Rewritten {
-    /// The quantized model; as far as the line ran, if it was stopped.
+    /// The quantized model; as far as the pipeline ran, if it was stopped.
     pub model: Model,
     /// What was done.
     pub report: Report,
     /// The plan.
     pub plan: Option<Plan>,
-    /// Whether `after` stopped the line.
+    /// Whether the pipeline was stopped after a pass.
     pub stopped: bool,
-}
-
-/// Quantizes a model.
-///
-/// # Errors
-/// Anything on the line that fails; nothing has been written then.
-pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
-    line(original, request, false)
-}
-
-/// Quantizes a model in fake: what [`rewrite`] would store as codes stays float, behind a quantizer that gives these codes.
-///
-/// # Errors
-/// As [`rewrite`], and groups that do not divide the axis that they cut.
-pub fn prepare(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
-    // QuantizeLinear divides by positive scales.
-    let target = Target { signed_scales: false, ..request.target.clone() };
-    line(original, &Request { target: &target, ..*request }, true)
 }
 
 fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten> {
@@ -104,7 +214,7 @@ fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten
     }
 
     let prepared = model;
-    let measure = request.measure && fits_twice(&prepared, request.memory.limit);
+    let measure = request.measure && fits_twice(&prepared, request.run.memory.limit);
     if request.measure && !measure && request.samples.is_some() {
         report.warnings.push(
             "the result is not measured, nor held to guard.output_db: the model and its quantized form together do not \
@@ -173,8 +283,7 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 /// Quality of each output on the held-out samples.
 fn quality(float: &Model, quantized: &Model, samples: &SampleSet, request: &Request<'_>) -> Result<Vec<QualityRow>> {
     let held_out = split(samples).1;
-    let found =
-        compare::compare(float, quantized, samples, &held_out, request.runtime, request.threads, request.progress)?;
+    let found = compare::compare(float, quantized, samples, &held_out, &request.run)?;
     Ok(found.iter().map(|(name, m)| QualityRow::new(name, m)).collect())
 }
 
@@ -208,10 +317,10 @@ fn passes(
             changes: outcome.changes.len(),
             skips: outcome.skips.iter().map(|s| (s.at.clone(), s.text.clone())).collect(),
         });
-        if request.progress.interrupted() {
+        if request.run.progress.interrupted() {
             return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
         }
-        let flow = (request.after)(model, name, outcome)?;
+        let flow = request.after.map_or(Ok(ControlFlow::Continue(())), |after| after(model, name, outcome))?;
         stopped |= flow.is_break();
         Ok(flow)
     };
@@ -261,7 +370,7 @@ impl<'a> Decided<'a> {
             let unobserved = self.observe(report, clock)?;
             let vetoes = if unobserved.is_empty() {
                 let go_on = || {
-                    if self.request.progress.interrupted() {
+                    if self.request.run.progress.interrupted() {
                         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
                     }
                     Ok(())
@@ -307,7 +416,7 @@ impl<'a> Decided<'a> {
                 .at_value(&missing[0])
                 .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
         };
-        let Request { runtime, threads, memory, progress, .. } = *self.request;
+        let Run { runtime, threads, memory, progress } = self.request.run;
         let (model, indices) = (self.model, split(samples).0);
         let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
         let observation = Observation {
@@ -393,7 +502,7 @@ impl<'a> Decided<'a> {
     fn hold_outputs(&mut self, report: &mut Report, clock: &mut Clock) -> Result<Option<Vec<QualityRow>>> {
         let Some(samples) = self.request.samples else { return Ok(None) };
         let floor = self.request.config.guard.output_db;
-        let progress = self.request.progress;
+        let progress = self.request.run.progress;
         let held_out = split(samples).1;
         let mut sensitivity: Option<Sensitivity> = None;
         let mut target = floor;
@@ -414,7 +523,7 @@ impl<'a> Decided<'a> {
             let sensitivity = match &mut sensitivity {
                 Some(found) => found,
                 slot => {
-                    let reference = Reference::new(self.model, samples, &held_out, self.request.runtime, progress)?;
+                    let reference = Reference::new(self.model, samples, &held_out, self.request.run.runtime, progress)?;
                     let mut solved = std::mem::take(&mut self.solved);
                     let found = sensitivity::measure(&self.plan, &reference, progress, |vetoes| {
                         let mut knowledge = self.knowledge.clone();

@@ -12,7 +12,7 @@ use amax::passes::Outcome;
 use amax::passes::pipeline;
 use amax::plan::Plan;
 use amax::report::{Report, text as summary};
-use amax::rewrite::{Request, Rewritten, prepare, rewrite, split};
+use amax::rewrite::{After, Rewrite, Rewritten, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
@@ -104,15 +104,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
-    line(args, console, rewrite)
+    quantize(args, console, |rewrite| rewrite.run())
 }
 
 /// `amax prepare`: the same, but for weights that stay float.
 pub(crate) fn run_prepare(args: &Args, console: &Console) -> Result<()> {
-    line(args, console, prepare)
+    quantize(args, console, |rewrite| rewrite.prepare())
 }
 
-fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) -> Result<Rewritten>) -> Result<()> {
+fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<Rewritten>) -> Result<()> {
     let begun = Instant::now();
     for name in args.print_after.iter().filter(|n| *n != "all").chain(&args.stop_after) {
         pipeline::parse_pipeline(name)?;
@@ -150,22 +150,21 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
         let stop = args.stop_after.as_deref() == Some(pass);
         Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
-    let request = Request {
-        config: &config,
-        target: &target,
-        plan: plan.as_ref(),
-        samples: samples.as_ref(),
-        statistics: statistics.as_ref(),
-        runtime: args.runtime,
-        threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
-        progress: console,
-        evaluate: &amax::runtime::TractEvaluate,
-        passes: passes.as_deref(),
-        after: &after,
-        measure: !args.no_measure,
-    };
-    let mut done = quantize(&model, &request).map_err(|e| in_file(e, args))?;
+    let shown: &After<'_> = &after;
+    let rewrite = Rewrite::new(&model)
+        .config(&config)
+        .target(&target)
+        .plan(plan.as_ref())
+        .samples(samples.as_ref())
+        .statistics(statistics.as_ref())
+        .runtime(args.runtime)
+        .threads(threads(args.threads))
+        .memory(Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() })
+        .progress(console)
+        .passes(passes.as_deref())
+        .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
+        .measure(!args.no_measure);
+    let mut done = finish(&rewrite).map_err(|e| in_file(e, args))?;
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
@@ -232,7 +231,7 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Names the file that an error is about, where the line itself knows only tensors.
+/// Names the file that an error is about, where the pipeline itself knows only tensors.
 fn in_file(error: Error, args: &Args) -> Error {
     match error.kind() {
         Kind::Model | Kind::Runtime => error.in_file(&args.input),

@@ -225,34 +225,6 @@ impl Observation<'_> {
     }
 }
 
-/// Runs the samples at `indices` and observes the tensors named `sites`; see [`Observation::run`] and [`usable`].
-///
-/// # Errors
-/// A model that the runtime cannot run, a sample that does not fit, or an interruption.
-pub fn calibrate(
-    model: &Model,
-    sites: &[String],
-    samples: &SampleSet,
-    indices: &[usize],
-    runtime: Runtime,
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Calibrated> {
-    let sites: Vec<Site> = sites.iter().map(|name| Site::plain(name)).collect();
-    let observation = Observation {
-        model,
-        sites: &sites,
-        samples,
-        indices,
-        runtime,
-        threads,
-        memory: Memory::default(),
-        progress,
-        checkpoint: None,
-    };
-    usable(model, observation.run(Statistics::default())?)
-}
-
 /// Statistics from which ranges can be taken: sites that never had a finite value count as not observed.
 ///
 /// # Errors
