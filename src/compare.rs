@@ -57,7 +57,7 @@ impl<'a> Compare<'a> {
     pub fn outputs(&self) -> Result<Vec<QualityRow>> {
         let (samples, indices) = self.needed()?;
         let found = compare(self.reference, self.test, samples, &indices, &self.run)?;
-        Ok(found.iter().map(|(name, metrics)| QualityRow::new(name, metrics)).collect())
+        Ok(found.iter().map(|(name, metrics)| QualityRow::new(self.reference, name, metrics)).collect())
     }
 
     /// The errors of each quantized site of `test` against the float model `reference`, the worst first.
@@ -66,7 +66,7 @@ impl<'a> Compare<'a> {
     /// As [`outputs`](Self::outputs), and a runtime other than tract.
     pub fn sites(&self) -> Result<Vec<Site>> {
         if self.run.runtime != Runtime::Tract {
-            return Err(Error::new(Kind::Usage, "--sites measures sites in tract only")
+            return Err(Error::new(Kind::Usage, "sites are measured in tract only")
                 .with_hint("leave --runtime out, or compare outputs without --sites"));
         }
         let (samples, indices) = self.needed()?;

@@ -5,94 +5,19 @@ use std::ops::ControlFlow;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::ops::Form;
-use crate::passes::dequantize::Dequantize;
-use crate::passes::drop_dead::DropDead;
-use crate::passes::fold_clips::FoldClips;
-use crate::passes::fold_fake_quant::FoldFakeQuant;
-use crate::passes::fold_weights::FoldWeights;
-use crate::passes::freeze_inputs::FreezeInputs;
-use crate::passes::fuse_scales::FuseScales;
-use crate::passes::lift_constants::LiftConstants;
-use crate::passes::lower_gather::LowerGather;
-use crate::passes::lower_lstm::LowerLstm;
-use crate::passes::lower_matmulinteger::LowerMatmulinteger;
-use crate::passes::lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits};
-use crate::passes::lower_qoperator::LowerQoperator;
-use crate::passes::name_quantizers::NameQuantizers;
-use crate::passes::pipeline::FORMS;
-use crate::passes::raise_qdq::RaiseQdq;
-use crate::passes::raise_qoperator::RaiseQoperator;
-use crate::passes::recover_codes::RecoverCodes;
-use crate::passes::settle_quantizers::SettleQuantizers;
-use crate::passes::simulate::Simulate;
-use crate::passes::standard_quantizers::StandardQuantizers;
-use crate::passes::support::switch_quantizers::{Switch, switch};
-use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
-use crate::rewrite::After;
+use crate::passes::pipeline::{self, After};
+use crate::passes::recipes::{CONVERT, Conversion, Notes, READ, Recipe, To};
+use crate::passes::switch_quantizers::Switch;
+use crate::passes::{Context, Evaluate, Note};
 use crate::runtime::TractEvaluate;
 use crate::targets::{self, Target, check};
-
-/// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
-pub const FOLD: &[&dyn Pass] = &[
-    &FreezeInputs,
-    &LiftConstants,
-    &StandardQuantizers,
-    &FoldFakeQuant,
-    &DropDead,
-    &SettleQuantizers,
-    &FoldWeights,
-    &FoldClips,
-    &NameQuantizers,
-    &RecoverCodes,
-];
-
-/// What the step that takes quantizers out is called where passes are.
-const SWITCH: &str = "switch-quantizers";
-
-/// What quantized constants become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum To {
-    /// Codes in a form; operators that it is not for stay as they are.
-    Form(Form),
-    /// The numbers that the codes stand for; the quantizers of activations go too.
-    Float,
-    /// Operands of operators on codes, those of onnxruntime's `QOperator` format; activations too.
-    Qoperator,
-}
-
-impl To {
-    /// Every word.
-    pub const ALL: [Self; 7] = [
-        Self::Form(Form::Qdq),
-        Self::Form(Form::Matmulnbits),
-        Self::Form(Form::GatherBlockQuantized),
-        Self::Form(Form::Matmulinteger),
-        Self::Form(Form::DynamicQuantizeLstm),
-        Self::Qoperator,
-        Self::Float,
-    ];
-
-    /// As it is written.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Form(form) => form.name(),
-            Self::Float => "float",
-            Self::Qoperator => "qoperator",
-        }
-    }
-}
 
 /// Stores what is quantized already in another form, with the same codes and scales; quantizers of constants are folded.
 #[derive(Clone, Copy)]
 #[must_use = "nothing is done before `run`"]
 pub struct Convert<'a> {
     model: &'a Model,
-    to: &'a [To],
-    simulate: bool,
-    keep_scales: bool,
-    accuracy_level: u8,
-    switches: &'a [Switch],
+    conversion: Conversion<'a>,
     target: Option<&'a Target>,
     evaluate: &'a dyn Evaluate,
     after: Option<&'a After<'a>>,
@@ -101,48 +26,38 @@ pub struct Convert<'a> {
 impl<'a> Convert<'a> {
     /// A conversion of `model` that folds the quantizers of constants, and leaves forms as they are.
     pub fn new(model: &'a Model) -> Self {
-        Self {
-            model,
-            to: &[],
-            simulate: false,
-            keep_scales: false,
-            accuracy_level: ACCURACY_LEVEL as u8,
-            switches: &[],
-            target: None,
-            evaluate: &TractEvaluate,
-            after: None,
-        }
+        Self { model, conversion: Conversion::default(), target: None, evaluate: &TractEvaluate, after: None }
     }
 
     /// What quantized constants become. One for products and one for tables go together.
     pub fn to(mut self, forms: &'a [To]) -> Self {
-        self.to = forms;
+        self.conversion.to = forms;
         self
     }
 
     /// Whether quantizers then become float operators with the same results: no unless this says otherwise.
     pub fn simulate(mut self, simulate: bool) -> Self {
-        self.simulate = simulate;
+        self.conversion.simulate = simulate;
         self
     }
 
     /// Whether the scales of weights stay as they are where a `BatchNormalization` behind could be fused into them: no
     /// unless this says otherwise.
     pub fn keep_scales(mut self, keep: bool) -> Self {
-        self.keep_scales = keep;
+        self.conversion.keep_scales = keep;
         self
     }
 
     /// `accuracy_level` of new `MatMulNBits`, 0 to 4: 4 unless this says otherwise, which lets the runtime quantize the other
     /// operand to int8.
     pub fn accuracy_level(mut self, level: u8) -> Self {
-        self.accuracy_level = level;
+        self.conversion.accuracy_level = level;
         self
     }
 
     /// Sites whose quantizers are taken out first, and sites that keep theirs; the last to match decides.
     pub fn switches(mut self, switches: &'a [Switch]) -> Self {
-        self.switches = switches;
+        self.conversion.switches = switches;
         self
     }
 
@@ -173,14 +88,27 @@ impl<'a> Convert<'a> {
     /// their tensor, with the node.
     pub fn run(&self) -> Result<Converted> {
         let loaded;
-        let target = match self.target {
-            Some(target) => target,
-            None => {
-                loaded = Target::load(targets::DEFAULT)?;
-                &loaded
-            }
+        let target = if let Some(target) = self.target {
+            target
+        } else {
+            loaded = Target::load(targets::DEFAULT)?;
+            &loaded
         };
-        convert(self.model, self, target)
+        check_forms(self.conversion.to)?;
+        let already = check::violations(self.model, target);
+        let context = Context { conversion: self.conversion, ..Context::new(self.evaluate) };
+        let mut done = Converted::new(self.model);
+        let mut flow = done.follow(&READ, &context, self.after)?;
+        if flow.is_continue() {
+            done.reference = (!self.conversion.switches.is_empty()).then(|| done.model.clone());
+            flow = done.follow(&CONVERT, &context, self.after)?;
+        }
+        if flow.is_continue() {
+            done.model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
+        }
+        done.warnings = check::violations(&done.model, target);
+        done.warnings.retain(|w| !already.contains(w));
+        Ok(done)
     }
 }
 
@@ -204,93 +132,54 @@ pub struct Converted {
     pub warnings: Vec<String>,
 }
 
-fn convert(original: &Model, request: &Convert<'_>, target: &Target) -> Result<Converted> {
-    let lower = LowerMatmulnbits { accuracy_level: i64::from(request.accuracy_level) };
-    let fuse = FuseScales { keep_scales: request.keep_scales };
-    let mut passes = passes(request.to, &fuse, &lower)?;
-    if !request.switches.is_empty() {
-        // The floats of codes that were taken out lie on a grid.
-        passes.retain(|pass| pass.name() != RecoverCodes.name());
-    }
-    let already = check::violations(original, target);
-    let mut model = original.clone();
-    let (mut folded, mut changed, mut kept) = (Vec::new(), Vec::new(), Vec::new());
-    let mut simulated = Vec::new();
-    let context = Context { evaluate: request.evaluate, quantization: None };
-    let mut after = |model: &Model, name: &str, outcome: &Outcome| {
-        if name == Simulate.name() {
-            simulated.extend(outcome.changes.iter().cloned());
+impl Converted {
+    fn new(model: &Model) -> Self {
+        Self {
+            model: model.clone(),
+            reference: None,
+            folded: Vec::new(),
+            simulated: Vec::new(),
+            changed: Vec::new(),
+            kept: Vec::new(),
+            warnings: Vec::new(),
         }
-        if [FoldWeights.name(), FoldFakeQuant.name(), RecoverCodes.name()].contains(&name) {
-            let made = |note: &&Note| note.text.contains("stored as");
-            folded.extend(outcome.changes.iter().filter(made).cloned());
-            changed.extend(outcome.changes.iter().filter(|n| !made(n)).cloned());
-        } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name(), fuse.name(), SWITCH]
-            .contains(&name)
-            || FORMS.iter().any(|pass| pass.name() == name)
-        {
-            changed.extend(outcome.changes.iter().cloned());
-        }
-        if ![FreezeInputs.name(), LiftConstants.name(), DropDead.name()].contains(&name) {
-            kept.extend(outcome.skips.iter().cloned());
-        }
-        request.after.map_or(Ok(ControlFlow::Continue(())), |after| after(model, name, outcome))
-    };
-    let mut reference = None;
-    if !request.switches.is_empty() {
-        let first: [&dyn Pass; 3] = [&FreezeInputs, &LiftConstants, &StandardQuantizers];
-        pipeline::run(&mut model, &first, &context, &mut after)?;
-        let outcome = switch(&mut model, request.switches)?;
-        let _ = after(&model, SWITCH, &outcome)?;
-        reference = Some(model.clone());
     }
-    pipeline::run(&mut model, &passes, &context, &mut after)?;
-    if request.simulate {
-        pipeline::run(&mut model, &[&Simulate, &DropDead], &context, &mut after)?;
+
+    /// Runs a recipe on the model, and lists what its steps did where they say that it belongs.
+    fn follow(&mut self, recipe: &Recipe, context: &Context<'_>, after: Option<&After<'_>>) -> Result<ControlFlow<()>> {
+        for step in recipe.steps(&context.conversion) {
+            let outcome = pipeline::apply(&mut self.model, step.pass, context)?;
+            if let Some(after) = after
+                && after(&self.model, step.pass.name(), &outcome)?.is_break()
+            {
+                return Ok(ControlFlow::Break(()));
+            }
+            match step.notes {
+                Notes::Nothing => continue,
+                Notes::Kept => {}
+                Notes::Changed => self.changed.extend(outcome.changes),
+                Notes::Simulated => self.simulated.extend(outcome.changes),
+                Notes::Folded => {
+                    let (folded, changed): (Vec<_>, Vec<_>) =
+                        outcome.changes.into_iter().partition(|note| note.text.contains("stored as"));
+                    self.folded.extend(folded);
+                    self.changed.extend(changed);
+                }
+            }
+            self.kept.extend(outcome.skips);
+        }
+        Ok(ControlFlow::Continue(()))
     }
-    model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
-    let mut warnings = check::violations(&model, target);
-    warnings.retain(|w| !already.contains(w));
-    Ok(Converted { model, reference, folded, simulated, changed, kept, warnings })
 }
 
-/// The passes that make these of a model.
-fn passes<'a>(into: &[To], fuse: &'a FuseScales, lower: &'a LowerMatmulnbits) -> Result<Vec<&'a dyn Pass>> {
-    let has = |what: To| into.contains(&what);
+/// Refuses forms of which one leaves nothing to another.
+fn check_forms(to: &[To]) -> Result<()> {
     let alone = [To::Form(Form::Qdq), To::Float];
-    if let Some(only) = alone.into_iter().find(|&only| has(only) && into.iter().any(|&other| other != only)) {
-        let message = format!("\"{}\" is for everything, and leaves nothing to another form", only.name());
-        return Err(Error::new(Kind::Usage, message).with_hint("give one of them"));
+    match alone.into_iter().find(|only| to.contains(only) && to.iter().any(|other| other != only)) {
+        None => Ok(()),
+        Some(only) => {
+            let message = format!("\"{}\" is for everything, and leaves nothing to another form", only.name());
+            Err(Error::new(Kind::Usage, message).with_hint("give one of them"))
+        }
     }
-    let mut passes: Vec<&dyn Pass> = FOLD.to_vec();
-    passes.extend([fuse as &dyn Pass, &DropDead]);
-    if has(To::Form(Form::Qdq)) || has(To::Float) {
-        passes.push(&RaiseQoperator);
-    }
-    if has(To::Form(Form::Qdq)) {
-        passes.push(&RaiseQdq);
-    }
-    if has(To::Float) {
-        passes.push(&Dequantize);
-    }
-    if has(To::Qoperator) {
-        passes.push(&LowerQoperator);
-    }
-    // Tables look for products with the same weight.
-    if has(To::Form(Form::Matmulnbits)) {
-        passes.push(lower);
-    }
-    if has(To::Form(Form::Matmulinteger)) {
-        passes.push(&LowerMatmulinteger);
-    }
-    if has(To::Form(Form::DynamicQuantizeLstm)) {
-        passes.push(&LowerLstm);
-    }
-    if has(To::Form(Form::GatherBlockQuantized)) {
-        passes.push(&LowerGather);
-    }
-    if !into.is_empty() {
-        passes.push(&DropDead);
-    }
-    Ok(passes)
 }

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use amax::compare::Compare;
 use amax::config::Pattern;
-use amax::convert::{Convert, Converted, To};
+use amax::convert::{Convert, Converted};
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::observe::prove::Proof;
 use amax::passes::Outcome;
-use amax::passes::support::switch_quantizers::Switch;
-use amax::rewrite::After;
+use amax::passes::pipeline::After;
+use amax::passes::recipes::To;
+use amax::passes::switch_quantizers::Switch;
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::targets::{self, Target};

@@ -9,10 +9,10 @@ use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
 use amax::observe::Memory;
 use amax::passes::Outcome;
-use amax::passes::pipeline;
+use amax::passes::pipeline::{self, After};
 use amax::plan::Plan;
 use amax::report::{Report, text as summary};
-use amax::rewrite::{After, Rewrite, Rewritten, split};
+use amax::rewrite::{Rewrite, Rewritten, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
@@ -103,11 +103,13 @@ pub(crate) struct Args {
     passes: Option<String>,
 }
 
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is for one lifetime only")]
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     quantize(args, console, |rewrite| rewrite.run())
 }
 
 /// `amax prepare`: the same, but for weights that stay float.
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is for one lifetime only")]
 pub(crate) fn run_prepare(args: &Args, console: &Console) -> Result<()> {
     quantize(args, console, |rewrite| rewrite.prepare())
 }
@@ -168,7 +170,6 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
-    done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
     // The report is complete before the model appears, so that either both are there or neither is.
     let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;
     let saved_plan = match (&args.save_plan, &done.plan) {
@@ -202,7 +203,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     }
     let said = summary::text(&done.report, console.verbose, begun.elapsed().as_secs_f64());
     console.say(&format!("{} -> {}\n{}", args.input.display(), args.output.display(), said.trim_end()));
-    for warning in summary::warnings(&done.model, &done.report, console.verbose) {
+    for warning in summary::warnings(&done.report, console.verbose) {
         console.say(&format!("warning: {warning}"));
     }
     Ok(())

@@ -15,7 +15,6 @@ mod validate;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use pattern::Pattern;
@@ -28,9 +27,10 @@ use rules::Rule;
 use spec::Postprocess;
 
 /// A configuration. Every key may be left out; unknown keys are errors.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[schemars(title = "amax configuration")]
+#[cfg_attr(feature = "schema", schemars(title = "amax configuration"))]
 pub struct Config {
     /// Profile of the runtime, by name or by path of a `.toml` file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,11 +59,11 @@ pub struct Config {
     pub tensor: BTreeMap<String, Tensor>,
     /// How weights and scales are improved beyond rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<algorithm::Written>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<algorithm::Written>"))]
     pub algorithm: Option<Algorithm>,
     /// What is done to the float model first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<algorithm::Written>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<algorithm::Written>"))]
     pub pre_quant_opt: Vec<Algorithm>,
     /// When a tensor is too badly served by its range to be quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]
@@ -86,7 +86,8 @@ pub struct Source {
 }
 
 /// A rule about names.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
     /// A glob on names of nodes (`/encoder/*`) or of sites (`*.weight`, `/head/*.input`); `re:` begins a regular
@@ -126,7 +127,8 @@ impl Layer {
 }
 
 /// A rule about what becomes of ranges.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Adjusted {
     /// A glob on names of nodes or of sites; `re:` begins a regular expression.
@@ -159,7 +161,8 @@ impl Adjusted {
 }
 
 /// What is said of one tensor.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Tensor {
     /// Whether the model need not have it, or may leave it in float.
@@ -203,7 +206,8 @@ impl Tensor {
 }
 
 /// One number, or several.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "a number or a list of numbers is needed")]
 pub enum Numbers<T> {
     /// For all.
@@ -236,7 +240,8 @@ impl<T: Copy> Numbers<T> {
 ///
 /// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples. Formats of fewer
 /// than 8 bits are not judged by it, nor are activations in small floats: they were asked for by name.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Guard {
     /// Off: every planned site is quantized.
@@ -342,10 +347,21 @@ impl Config {
 /// The JSON Schema of a configuration, as text.
 ///
 /// # Errors
-/// None in practice: the schema is plain JSON.
+/// [`Kind::Usage`] in a build without the feature `schema`.
+#[cfg(feature = "schema")]
 pub fn schema() -> Result<String> {
     serde_json::to_string_pretty(&schemars::schema_for!(Config))
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the schema: {e}")))
+}
+
+/// Fails: this build has no schema.
+///
+/// # Errors
+/// Always [`Kind::Usage`].
+#[cfg(not(feature = "schema"))]
+pub fn schema() -> Result<String> {
+    Err(Error::new(Kind::Usage, "amax was built without the schema of configurations")
+        .with_hint("build it with the feature \"schema\""))
 }
 
 impl Source {

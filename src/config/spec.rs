@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numerics::{BlockScale, Format, MxRounding, Round};
@@ -12,7 +11,8 @@ pub use crate::ops::Form;
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident / $variant:ident: $type:ty,)*) => {
         /// What is asked for at one kind of site. A key that is left out says nothing: an earlier level decides.
-        #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields)]
         pub struct Spec {
             $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")] pub $name: Option<$type>,)*
@@ -124,7 +124,8 @@ fn word<T: Serialize>(value: &T) -> String {
 }
 
 /// A number format of the configuration: those of [`Format`], and block formats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "their names say it")]
 pub enum Dtype {
@@ -251,7 +252,8 @@ impl fmt::Display for Dtype {
 }
 
 /// How many elements share a scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Share {
     /// All.
@@ -278,7 +280,8 @@ impl Share {
 }
 
 /// How a range is chosen from what was seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ObserverKind {
     /// The smallest and the largest value.
@@ -296,7 +299,8 @@ pub enum ObserverKind {
 
 /// What becomes of amax, the largest magnitude of a range, before its scale is computed: it is multiplied, then clamped, then
 /// rounded. Both ends of the range move in proportion. Numbers given by hand stay as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Postprocess {
     /// What amax is multiplied by.
@@ -365,7 +369,8 @@ fn next_power_of_two(x: f64) -> f64 {
 }
 
 /// Which scales are allowed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ScaleType {
     /// Any.
@@ -376,7 +381,8 @@ pub enum ScaleType {
 }
 
 /// The precision that scales are rounded to, to the nearest, half to even. They are stored in the model's own float type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleDtype {
     /// 24 significant bits.
@@ -423,7 +429,8 @@ impl ScaleDtype {
 }
 
 /// Whose arithmetic makes scales and codes, to the last bit. They differ where a quotient is almost between two codes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Arithmetic {
     /// ONNX `QuantizeLinear`: the value divided by the scale. Scales as onnxruntime's tools make them or, with `eps`, torch.
@@ -451,7 +458,8 @@ impl Arithmetic {
 }
 
 /// What is asked for at the sites of some nodes.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Level {
     /// Whether any of their sites is quantized.

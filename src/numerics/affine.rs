@@ -11,9 +11,8 @@ use super::{Format, Granularity, QParams, pack};
 use crate::error::{Error, Result};
 
 /// How a quotient becomes an integer.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Round {
     /// To the nearest, half to even: what ONNX `QuantizeLinear` does.

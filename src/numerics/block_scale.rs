@@ -18,9 +18,8 @@ use super::minifloat::decode_float8e8m0;
 use super::{Format, RangeSpec};
 
 /// How the power of two of a block follows from its largest magnitude, amax.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MxRounding {
     /// 2^(⌊log2 amax⌋ − emax), as OCP MX 1.0 section 6.3; what is then above the largest element saturates.

@@ -1,7 +1,6 @@
 //! What samples show of a model's tensors, as statistics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, User, ValueId};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
+use crate::passes::recipes::PREPARE;
 use crate::passes::{Context, Evaluate, pipeline};
 use crate::runtime::{Observe, Options, Runtime, Session};
 use crate::samples::SampleSet;
@@ -32,8 +32,9 @@ pub struct Calibrated {
 /// A pass that fails.
 pub fn prepare(model: &Model, evaluate: &dyn Evaluate) -> Result<Model> {
     let mut model = model.clone();
-    let context = Context { evaluate, quantization: None };
-    pipeline::run(&mut model, pipeline::PREPARE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    for pass in PREPARE.passes() {
+        pipeline::apply(&mut model, pass, &Context::new(evaluate))?;
+    }
     Ok(model)
 }
 

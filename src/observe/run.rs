@@ -34,7 +34,6 @@ pub fn processors() -> usize {
 macro_rules! run_methods {
     () => {
         /// What runs samples: tract unless this says otherwise.
-        #[must_use]
         pub fn runtime(mut self, runtime: crate::runtime::Runtime) -> Self {
             self.run.runtime = runtime;
             self
@@ -42,14 +41,12 @@ macro_rules! run_methods {
 
         /// How many samples run at once, at least one: as many as there are processors unless this says otherwise. Results
         /// do not depend on it.
-        #[must_use]
         pub fn threads(mut self, threads: usize) -> Self {
             self.run.threads = threads.max(1);
             self
         }
 
         /// Told how far things are, and asked whether to go on.
-        #[must_use]
         pub fn progress(mut self, progress: &'a dyn crate::observe::Progress) -> Self {
             self.run.progress = progress;
             self
@@ -61,7 +58,6 @@ macro_rules! run_methods {
 macro_rules! memory_method {
     () => {
         /// What running samples may take in memory: as much as it needs unless this says otherwise.
-        #[must_use]
         pub fn memory(mut self, memory: crate::observe::Memory<'a>) -> Self {
             self.run.memory = memory;
             self

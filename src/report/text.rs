@@ -6,7 +6,6 @@ use std::fmt::Write;
 use super::layout::{bytes, count, decibels, table, wrap};
 use super::{AlgorithmRow, QualityRow, Report};
 use crate::algorithms::sufficiency::{FEW, Sufficiency};
-use crate::ir::Model;
 use crate::plan::{QUANTIZED_ALREADY, Skip};
 
 const WIDTH: usize = 80;
@@ -118,7 +117,7 @@ fn split(report: &Report) -> Split {
 
 /// What the user should know, most of it with a way out.
 #[must_use]
-pub fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<String> {
+pub fn warnings(report: &Report, verbose: bool) -> Vec<String> {
     let limit = if verbose { usize::MAX } else { 5 };
     let already = report.skipped.iter().any(is_quantized);
     let mut out: Vec<String> = Vec::new();
@@ -138,9 +137,7 @@ pub fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<String> {
     if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() && !floats {
         out.push("the result is larger than the input: few of its bytes are quantized weights".to_owned());
     }
-    let is_float =
-        |name: &str| model.value_named(name).and_then(|v| model.dtype(v)).is_none_or(crate::onnx::DataType::is_float);
-    let worst = report.quality.iter().filter(|q| is_float(&q.output)).min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
+    let worst = report.quality.iter().filter(|q| q.float).min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
     if let Some(worst) = worst.filter(|q| q.sqnr_db.is_nan() || q.sqnr_db < LOW) {
         out.push(format!(
             "\"{}\" keeps only {} of the float model's signal\n         \

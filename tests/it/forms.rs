@@ -1,12 +1,13 @@
 //! Forms of quantized constants: the same codes and scales, there and back.
 
-use amax::convert::{Convert, Converted, To};
+use amax::convert::{Convert, Converted};
 use amax::ir::text::parse;
 use amax::ir::{Model, Tensor};
 use amax::numerics::{Format, Granularity, QParams, Round, dequantize, pack, quantize};
 use amax::onnx::DataType;
 use amax::ops::Form;
 use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
+use amax::passes::recipes::To;
 use amax::passes::support::exact::Exact;
 use amax::targets::Target;
 use proptest::prelude::*;

@@ -14,6 +14,7 @@ mod file;
 mod formats;
 mod forms;
 mod large;
+mod library;
 mod numerics;
 mod observers;
 mod onnxruntime;

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::ops::ControlFlow;
 
 use crate::snapshot;
 use amax::config::Config;
@@ -13,6 +12,7 @@ use amax::error::{Kind, Result};
 use amax::ir::text::{PrintOptions, parse, print_with};
 use amax::ir::{Model, NodeId, Tensor};
 use amax::onnx::DataType;
+use amax::passes::recipes::{PREPARE, QUANTIZE};
 use amax::passes::{Context, Evaluate, pipeline};
 use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
 use amax::solve::{Solved, solve};
@@ -29,7 +29,9 @@ impl Evaluate for NoRuntime {
 }
 
 fn passes(model: &mut Model, list: &[&dyn amax::passes::Pass], context: &Context<'_>) {
-    pipeline::run(model, list, context, &mut |_, _, _| Ok(ControlFlow::Continue(()))).unwrap_or_else(|e| panic!("{e}"));
+    for pass in list {
+        pipeline::apply(model, *pass, context).unwrap_or_else(|e| panic!("{e}"));
+    }
 }
 
 /// The model of a fixture, ready to be planned.
@@ -40,7 +42,7 @@ pub fn prepared(text: &str) -> Model {
 
 /// A model as it is planned.
 pub fn ready(mut model: Model) -> Model {
-    passes(&mut model, pipeline::PREPARE, &Context { evaluate: &NoRuntime, quantization: None });
+    passes(&mut model, &PREPARE.passes(), &Context::new(&NoRuntime));
     model
 }
 
@@ -62,8 +64,8 @@ pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (P
         }
     }
     let solution = solve(&model, &made, Some(&statistics), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
-    let context = Context { evaluate: &NoRuntime, quantization: Some((&made, &solution)) };
-    passes(&mut model, pipeline::QUANTIZE, &context);
+    let context = Context::planned(&NoRuntime, &made, &solution);
+    passes(&mut model, &QUANTIZE.passes(), &context);
     (made, model)
 }
 

@@ -9,7 +9,6 @@
 )]
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use amax::config::Guard;
 use amax::error::{Kind, Result};
@@ -17,6 +16,7 @@ use amax::ir::text::parse;
 use amax::ir::{Model, NodeId, Tensor};
 use amax::numerics::{Format, Granularity, QParams, dequantize, pack};
 use amax::onnx::DataType;
+use amax::passes::recipes::QUANTIZE;
 use amax::passes::{Context, Evaluate, pipeline};
 use amax::plan::Plan;
 use amax::solve::{Solution, Solved, guard, solve};
@@ -35,8 +35,8 @@ impl Evaluate for NoRuntime {
 /// The model that a plan makes.
 fn applied(model: &Model, plan: &Plan, solution: &Solution) -> Result<Model> {
     let mut model = model.clone();
-    let context = Context { evaluate: &NoRuntime, quantization: Some((plan, solution)) };
-    pipeline::run(&mut model, pipeline::QUANTIZE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    let context = Context::planned(&NoRuntime, plan, solution);
+    QUANTIZE.passes().into_iter().try_for_each(|pass| pipeline::apply(&mut model, pass, &context).map(drop))?;
     Ok(model)
 }
 
