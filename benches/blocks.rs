@@ -7,8 +7,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use amax::numerics::blocks::{Bands, Coding, Encoding, params, quantize_ranges};
-use amax::numerics::{Format, Granularity, RangeSpec, Round};
+use amax::numerics::blocks::{Bands, Encoding, params, quantize_ranges};
+use amax::quant::{Coding, Format, Granularity, RangeSpec, Round};
 use rayon::prelude::*;
 
 /// Processor seconds of all threads so far, where the system tells.

@@ -11,6 +11,7 @@ use super::support::granularity::granularity;
 use super::support::nodes::nodes;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::{GatherBlockQuantized, Quantizer};
 use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, pack};
 use crate::onnx::DataType;
@@ -71,7 +72,7 @@ fn numbers(model: &Model, node: NodeId) -> Result<Tensor, String> {
     let qparams = QParams { scales, zero_points };
     let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams);
     let values = values.map_err(|e| e.message().to_owned())?;
-    let output = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(c as i32));
+    let output = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
     float(output.unwrap_or(scale.dtype()), &dims, &values)
 }
 
@@ -136,7 +137,8 @@ fn gather(model: &mut Model, node: NodeId) -> Result<String, String> {
     let codes = table_codes(model, node).ok_or("its codes are not constant")?;
     let table = Quantized::from_gather(model, node, &codes)?;
     let at = model.node(node);
-    let (axis, indices) = (at.int("gather_axis").unwrap_or(0), at.input(1).ok_or("it has no indices")?);
+    let attributes = GatherBlockQuantized::of(at).ok_or("it is no GatherBlockQuantized")?;
+    let (axis, indices) = (attributes.gather_axis, at.input(1).ok_or("it has no indices")?);
     let name = base_name(model, at.input(0));
     let value = add(model, node, &name, &table)?;
     model.truncate_inputs(node, 2);

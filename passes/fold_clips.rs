@@ -8,6 +8,7 @@ use super::support::arithmetic::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
 
 /// See the module.
@@ -70,10 +71,10 @@ fn clip(model: &Model, node: NodeId) -> Option<Result<(crate::ir::ValueId, crate
     if !slot.is("Clip") || !model.node(producer).is("QuantizeLinear") || is_graph_output(model, to) {
         return None;
     }
-    let declared = model.node(producer).int("output_dtype").and_then(|c| i32::try_from(c).ok());
+    let declared = Quantizer::of(model.node(producer)).and_then(|q| q.output_dtype);
     let dtype = match model.node(producer).input(2) {
         Some(zero) => model.dtype(zero)?,
-        None => declared.and_then(crate::onnx::DataType::from_code).unwrap_or(crate::onnx::DataType::Uint8),
+        None => declared.unwrap_or(crate::onnx::DataType::Uint8),
     };
     let (least, most) = dtype.format().filter(|f| f.is_integer())?.range();
     let bound = |index: usize, open: i32| -> Option<i64> {

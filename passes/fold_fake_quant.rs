@@ -26,6 +26,7 @@ use super::support::granularity::along;
 use super::support::graphs::graphs_outside_functions;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Clip;
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
@@ -569,8 +570,8 @@ fn bounds(model: &Model, constants: &mut Constants, value: ValueId, offset: bool
             "Sub" if pending => pending = false,
             "Cast" | "CastLike" | "Reshape" | "Identity" | "Transpose" => {}
             "Clip" if !pending => {
-                low = low.or(slot.float("min")).or_else(|| scalar(constants, slot.input(1)));
-                high = high.or(slot.float("max")).or_else(|| scalar(constants, slot.input(2)));
+                low = low.or(Clip::of(slot).and_then(|clip| clip.min)).or_else(|| scalar(constants, slot.input(1)));
+                high = high.or(Clip::of(slot).and_then(|clip| clip.max)).or_else(|| scalar(constants, slot.input(2)));
             }
             "Min" if !pending => high = high.or_else(|| scalar(constants, slot.input(1))),
             "Max" if !pending => low = low.or_else(|| scalar(constants, slot.input(1))),

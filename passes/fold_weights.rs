@@ -7,6 +7,7 @@
 use super::support::granularity::{granularity, scales};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{self, Format, QParams, Round, pack};
 use crate::onnx::DataType;
@@ -56,7 +57,7 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
         },
         None => None,
     };
-    let declared = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(c as i32));
+    let declared = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
     let dtype = zero.map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
     let Some(format) = dtype.format() else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
     let Some(values) = input.to_f32() else { return Ok(Err(format!("it quantizes {}", input.dtype()))) };

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Def, Model, Tensor, ValueId};
+use crate::ir::{Model, Tensor, ValueId};
 use crate::nearest::nearest;
 use crate::onnx::DataType;
 
@@ -28,10 +28,7 @@ impl Pass for FreezeInputs {
             return Ok(outcome);
         }
         let main = model.main();
-        let with_default = |&v: &ValueId| matches!(model.value(v).def(), Def::Input { default: Some(_) });
-        let frozen: Vec<ValueId> = model.graph(main).inputs().filter(with_default).collect();
-        for value in frozen {
-            model.freeze_input(main, value);
+        for value in model.freeze_inputs(main) {
             outcome
                 .changed(model.value(value).name(), "no longer an input: IR versions below 4 list every initializer");
         }

@@ -11,6 +11,7 @@ use super::support::graphs::{allow_plain_initializers, graphs_outside_functions}
 use super::support::qoperator::is_quantized;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User};
 use crate::numerics::pack;
 
@@ -183,7 +184,8 @@ impl Behind {
     /// The scales of the weight, multiplied by factors above zero.
     fn scales(&self, model: &Model, factors: &[f64]) -> Result<Scales, String> {
         let (at, layout) = (model.node(self.dequantize), self.product.layout);
-        if at.int("block_size").unwrap_or(0) != 0 {
+        let quantizer = Quantizer::of(at).ok_or("the weight is not dequantized")?;
+        if quantizer.block_size != 0 {
             return Err("the weight has scales in blocks".to_owned());
         }
         let (first, others) = factors.split_at(layout.columns);
@@ -193,8 +195,7 @@ impl Behind {
         let scale = model.constant_input(self.dequantize, 1).ok_or("the scale is not constant")?;
         let rank = model.constant_input(self.dequantize, 0).map_or(0, |codes| codes.dims().len());
         let numbers = scale.to_f64().ok_or("the scale is no number")?;
-        let axis = at.int("axis").unwrap_or(1);
-        let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).unwrap_or(rank);
+        let axis = axis_in(quantizer.axis, rank).unwrap_or(rank);
         let alike = first.iter().all(|a| a.to_bits() == first[0].to_bits());
         let (dims, numbers, spread) = match numbers.as_slice() {
             [one] if alike => (scale.dims(), vec![one * first[0]], None),

@@ -15,9 +15,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::support::granularity::along;
 use super::support::insert_blocks;
+use super::support::nodes::{named, planned};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
+use crate::ir::view::Gemm;
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
@@ -41,7 +43,6 @@ impl Pass for InsertQdq {
         let mut insert = Insert {
             plan,
             solution,
-            names: Names::new(model),
             scales: BTreeMap::new(),
             made: BTreeMap::new(),
             quantizers: BTreeSet::new(),
@@ -61,36 +62,9 @@ impl Pass for InsertQdq {
     }
 }
 
-/// Tensors by the name they had when the pass began.
-struct Names(BTreeMap<String, ValueId>);
-
-impl Names {
-    fn new(model: &Model) -> Self {
-        let graph = model.graph(model.main());
-        let outputs = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
-        let all = graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs);
-        Self(all.map(|v| (model.value(v).name().to_owned(), v)).collect())
-    }
-
-    fn value(&self, name: &str) -> Result<ValueId> {
-        self.0.get(name).copied().ok_or_else(|| {
-            Error::new(Kind::Config, "the plan names a tensor that the model does not have")
-                .at_value(name)
-                .with_hint("the plan was made for another model; make it again")
-        })
-    }
-
-    fn node(&self, model: &Model, slot: &Slot) -> Result<NodeId> {
-        model.producer(self.value(&slot.node)?).ok_or_else(|| {
-            Error::new(Kind::Config, "the plan names a node that the model does not have").at_value(&slot.node)
-        })
-    }
-}
-
 pub(super) struct Insert<'a> {
     plan: &'a Plan,
     solution: &'a Solution,
-    names: Names,
     /// Scale and zero point initializers, by the pair they belong to.
     scales: BTreeMap<String, (ValueId, ValueId)>,
     /// The dequantized result of each pair.
@@ -137,7 +111,7 @@ impl<'a> Insert<'a> {
             let mut later = Vec::new();
             for (name, activation) in waiting {
                 let source = match &activation.converts {
-                    None => Some(self.names.value(activation.tensor.as_ref().unwrap_or(name))?),
+                    None => Some(named(model, activation.tensor.as_ref().unwrap_or(name))?),
                     Some(first) => self.made.get(first).copied(),
                 };
                 let Some(source) = source else {
@@ -173,13 +147,13 @@ impl<'a> Insert<'a> {
     fn readers(&mut self, model: &mut Model) -> Result<()> {
         let mut all: BTreeMap<ValueId, &String> = BTreeMap::new();
         for (name, activation) in &self.plan.activations {
-            let from = self.names.value(activation.tensor.as_ref().unwrap_or(name))?;
+            let from = named(model, activation.tensor.as_ref().unwrap_or(name))?;
             let to = self.made[name];
             if let Some(ty) = model.value(from).ty().cloned() {
                 model.set_type(to, ty);
             }
             match &activation.readers {
-                Readers::Listed(slots) => self.listed(model, from, to, slots)?,
+                Readers::Listed(slots) => Self::listed(model, from, to, slots)?,
                 Readers::All => {
                     if let Some(other) = all.insert(from, name) {
                         return Err(Error::new(
@@ -204,9 +178,9 @@ impl<'a> Insert<'a> {
         Ok(())
     }
 
-    fn listed(&self, model: &mut Model, from: ValueId, to: ValueId, slots: &[Slot]) -> Result<()> {
+    fn listed(model: &mut Model, from: ValueId, to: ValueId, slots: &[Slot]) -> Result<()> {
         for slot in slots {
-            let node = self.names.node(model, slot)?;
+            let node = planned(model, &slot.node)?;
             if model.node(node).input(slot.input) != Some(from) {
                 return Err(Error::new(Kind::Config, format!("input {} of the node is not this tensor", slot.input))
                     .at_node(model.node_name(node), model.node(node).op_type())
@@ -311,18 +285,19 @@ impl<'a> Insert<'a> {
 
     fn weights(&mut self, model: &mut Model) -> Result<()> {
         // Consumers of one tensor that agree on its format share the codes.
-        let mut made: Vec<(usize, [ValueId; 2])> = Vec::new();
+        let mut made: BTreeMap<&str, Vec<(usize, [ValueId; 2])>> = BTreeMap::new();
         for (index, (weight, solved)) in self.plan.weights.iter().zip(&self.solution.weights).enumerate() {
             if weight.quantizer.float_zero_point && weight.form != Form::Matmulnbits {
                 let message =
                     format!("its zero points lie between codes, which the form {} does not have", weight.form);
                 return Err(Error::new(Kind::Config, message).at_value(&weight.tensor));
             }
-            let value = self.names.value(&weight.tensor)?;
-            let node = self.names.node(model, &weight.at)?;
+            let value = named(model, &weight.tensor)?;
+            let node = planned(model, &weight.at.node)?;
+            let made = made.entry(&weight.tensor).or_default();
             let alike = made.iter().find(|(other, _)| {
                 let (a, b) = (&self.plan.weights[*other], weight);
-                let same = a.tensor == b.tensor && a.quantizer == b.quantizer && a.transpose == b.transpose;
+                let same = a.quantizer == b.quantizer && a.transpose == b.transpose;
                 same && self.solution.weights[*other] == *solved
             });
             let (first, [scale, zero]) = if let Some(&(other, found)) = alike {
@@ -344,7 +319,7 @@ impl<'a> Insert<'a> {
                 Self::dequantize(model, Place::Before(node), &weight.tensor, value, scale, zero, granularity)
             };
             self.coded.extend(model.producer(back).map(|node| (node, first)));
-            let shape: Vec<Option<usize>> = solved.codes.dims().into_iter().map(Some).collect();
+            let shape: Vec<Option<usize>> = solved.codes().dims().into_iter().map(Some).collect();
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
             model.set_input(node, weight.at.input, Some(back));
             if weight.transpose {
@@ -362,7 +337,7 @@ impl<'a> Insert<'a> {
         for &(node, index) in &self.coded {
             let codes = *stored.entry(index).or_insert_with(|| {
                 let name = format!("{}_quantized", self.plan.weights[index].tensor);
-                model.add_initializer(graph, &name, self.solution.weights[index].codes.clone())
+                model.add_initializer(graph, &name, self.solution.weights[index].codes().clone())
             });
             model.set_input(node, 0, Some(codes));
         }
@@ -370,7 +345,7 @@ impl<'a> Insert<'a> {
 
     /// Makes a Gemm read its right operand as it is stored now.
     fn untranspose(model: &mut Model, node: NodeId, weight: &Weight) -> Result<()> {
-        if model.node(node).is("Gemm") && weight.at.input == 1 && model.node(node).int("transB").unwrap_or(0) != 0 {
+        if weight.at.input == 1 && Gemm::of(model.node(node)).is_some_and(|gemm| gemm.trans_b) {
             model.remove_attr(node, "transB");
             return Ok(());
         }
@@ -387,7 +362,7 @@ impl<'a> Insert<'a> {
         let Weight { tensor: name, quantizer, .. } = &self.plan.weights[index];
         let solved = &self.solution.weights[index];
         let graph = model.main();
-        let dims = quantizer.granularity.scale_dims(&solved.codes.dims());
+        let dims = quantizer.granularity.scale_dims(&solved.codes().dims());
         let qparams = solved.qparams();
         let QParams { scales, zero_points: zeros } = &*qparams;
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
@@ -398,8 +373,7 @@ impl<'a> Insert<'a> {
 
     fn sums(&mut self, model: &mut Model) -> Result<()> {
         for name in &self.plan.sums {
-            let slot = Slot { node: name.clone(), input: 0 };
-            let node = self.names.node(model, &slot)?;
+            let node = planned(model, name)?;
             model.set_op(node, "", "Sum");
             self.outcome.changed(name, "Add written as a Sum of two");
         }
@@ -408,7 +382,7 @@ impl<'a> Insert<'a> {
 
     fn biases(&mut self, model: &mut Model) -> Result<()> {
         for (bias, solved) in self.plan.biases.iter().zip(&self.solution.biases) {
-            let node = self.names.node(model, &bias.at)?;
+            let node = planned(model, &bias.at.node)?;
             let graph = model.main();
             let name = &bias.tensor;
             let dims: &[usize] = if solved.scales.len() == 1 { &[] } else { &[solved.scales.len()] };

@@ -12,6 +12,7 @@ use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
+use crate::ir::view::{Gather, MatMulNBits, Quantizer};
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
 
 /// See the module.
@@ -75,7 +76,7 @@ struct Stored {
 }
 
 /// A table in a graph, read along an axis.
-type Key = (GraphId, [Option<ValueId>; 3], [Option<i64>; 2], usize);
+type Key = (GraphId, [Option<ValueId>; 3], Option<[i64; 2]>, usize);
 
 #[derive(Default)]
 struct Lower {
@@ -92,7 +93,7 @@ impl Lower {
         let dequantize = table(model, node).ok_or("its table is no dequantized constant")?;
         let indices = at.input(1).ok_or("it has no indices")?;
         let rank = model.constant_input(dequantize, 0).map_or(0, |codes| codes.dims().len());
-        let axis = at.int("axis").unwrap_or(0);
+        let axis = Gather::of(at).map_or(0, |gather| gather.axis);
         let axis = if axis < 0 { axis + rank as i64 } else { axis };
         let axis = usize::try_from(axis).ok().filter(|&a| a < rank).ok_or("its axis is outside the table")?;
         let stored = self.stored(model, graph, node, dequantize, axis)?;
@@ -125,7 +126,7 @@ impl Lower {
     ) -> Result<Stored, String> {
         let at = model.node(dequantize);
         let inputs = [0, 1, 2].map(|i| at.input(i));
-        let key = (graph, inputs, [at.int("axis"), at.int("block_size")], axis);
+        let key = (graph, inputs, Quantizer::of(at).map(|q| [q.axis, q.block_size]), axis);
         if let Some(found) = self.made.get(&key) {
             return Ok(found.clone());
         }
@@ -184,10 +185,7 @@ fn tied(model: &Model, graph: GraphId, packed: &Packed) -> Option<(String, [Valu
     };
     model.graph(graph).nodes().iter().find_map(|&node| {
         let at = model.node(node);
-        let fits = at.domain() == MICROSOFT
-            && at.op_type() == "MatMulNBits"
-            && at.int("bits").unwrap_or(4) == bits as i64
-            && at.int("block_size") == Some(packed.block as i64)
+        let fits = MatMulNBits::of(at).is_some_and(|m| m.bits == bits as i64 && m.block_size == Some(packed.block))
             && at.input(2).and_then(|v| model.constant(v)).is_some_and(|scales| scales.dims() == dims)
             && same(at.input(2), Some(&packed.scales))
             && same(at.input(3), packed.zero_points.as_ref())

@@ -10,6 +10,7 @@ use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
+use crate::ir::view::Lstm;
 use crate::ir::{Model, NodeId, ValueId};
 
 /// See the module.
@@ -56,7 +57,7 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
     if !at.is("LSTM") {
         return Err(format!("a {} is no LSTM", at.op_type()));
     }
-    if at.int("layout").unwrap_or(0) != 0 {
+    if Lstm::of(at).is_some_and(|lstm| lstm.batch_first) {
         return Err("its batch comes first".to_owned());
     }
     let mut found: Vec<(Option<ValueId>, LstmWeight)> = Vec::new();

@@ -16,6 +16,7 @@ use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
+use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
@@ -81,15 +82,13 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
     if !gemm && !conv && !at.is("MatMul") {
         return Err(format!("a {} is no product", at.op_type()));
     }
-    if gemm {
-        let one = |name: &str| (at.float(name).unwrap_or(1.0) - 1.0).abs() == 0.0;
-        if at.int("transA").unwrap_or(0) != 0 || !one("alpha") || (at.input(2).is_some() && !one("beta")) {
-            return Err("it has transA, alpha or beta".to_owned());
-        }
+    let attributes = Gemm::of(at).unwrap_or_default();
+    if attributes.trans_a || !attributes.is_plain(gemm && at.input(2).is_some()) {
+        return Err("it has transA, alpha or beta".to_owned());
     }
     let found = at.input(1).and_then(|v| find_dequantized(model, v));
     let (dequantize, exchanged) = found.ok_or("its right operand is no dequantized constant")?;
-    let turned = exchanged != (gemm && at.int("transB").unwrap_or(0) != 0);
+    let turned = exchanged != (attributes.trans_b);
     let bias = match at.input(2) {
         Some(bias) if conv => Some(channels(model, graph, bias, at_rank(model, dequantize)?)?),
         bias => bias.filter(|_| gemm),

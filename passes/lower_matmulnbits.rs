@@ -12,6 +12,7 @@ use super::support::nodes::{carry_out, nodes};
 use super::{Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
+use crate::ir::view::{Gemm, Quantizer};
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 
 /// See the module.
@@ -72,7 +73,7 @@ struct Stored {
 }
 
 /// A DequantizeLinear by its graph, inputs, what is added behind it, and attributes, and whether its result is transposed.
-type Key = (GraphId, [Option<ValueId>; 4], [Option<i64>; 2], bool);
+type Key = (GraphId, [Option<ValueId>; 4], Option<[i64; 2]>, bool);
 
 #[derive(Default)]
 struct Lower {
@@ -96,19 +97,17 @@ impl Lower {
         if !gemm && !at.is("MatMul") {
             return Err(format!("a {} is no product", at.op_type()));
         }
-        if gemm {
-            if at.int("transA").unwrap_or(0) != 0 {
-                return Err("transA is set".to_owned());
-            }
-            let one = |name: &str| (at.float(name).unwrap_or(1.0) - 1.0).abs() == 0.0;
-            if !one("alpha") || (at.input(2).is_some() && !one("beta")) {
-                return Err("alpha or beta is not 1".to_owned());
-            }
+        let attributes = Gemm::of(at).unwrap_or_default();
+        if attributes.trans_a {
+            return Err("transA is set".to_owned());
+        }
+        if !attributes.is_plain(at.input(2).is_some()) {
+            return Err("alpha or beta is not 1".to_owned());
         }
         let found = at.input(1).and_then(|v| find_shifted(model, v));
         let found = found.ok_or("its right operand is no dequantized constant")?;
         // Without either, the matrix is [K, N]; MatMulNBits has [N, K].
-        let transpose = found.exchanged == (gemm && at.int("transB").unwrap_or(0) != 0);
+        let transpose = found.exchanged == attributes.trans_b;
         let shifted = found.offsets.is_some();
         let stored = self.stored(model, graph, (&found, transpose), zeros)?;
         let [n, k, bits, block] = stored.attributes;
@@ -152,7 +151,7 @@ impl Lower {
     ) -> Result<Stored, String> {
         let at = model.node(found.dequantize);
         let inputs = [at.input(0), at.input(1), at.input(2), found.offsets];
-        let key = (graph, inputs, [at.int("axis"), at.int("block_size")], transpose);
+        let key = (graph, inputs, Quantizer::of(at).map(|q| [q.axis, q.block_size]), transpose);
         if let Some(found) = self.made.get(&key) {
             return Ok(*found);
         }

@@ -10,6 +10,7 @@ use super::support::nodes::nodes;
 use super::support::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};
 use crate::onnx::DataType;
 
@@ -302,14 +303,14 @@ fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Strin
 
 fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
     let at = model.node(node);
-    if at.int("transA").unwrap_or(0) != 0 {
+    let attributes = Gemm::of(at).unwrap_or_default();
+    if attributes.trans_a {
         return Err("transA is set".to_owned());
     }
-    let one = |name: &str| (at.float(name).unwrap_or(1.0) - 1.0).abs() == 0.0;
-    if !one("alpha") || (at.input(2).is_some() && !one("beta")) {
+    if !attributes.is_plain(at.input(2).is_some()) {
         return Err("alpha or beta is not 1".to_owned());
     }
-    let axis = usize::from(at.int("transB").unwrap_or(0) == 0);
+    let axis = attributes.columns();
     let a = activation(model, node, 0)?;
     let b = weight(model, node, 1, axis)?;
     let c = bias(model, (node, 2), &a, &b, axis)?;

@@ -13,6 +13,7 @@ use super::raise_opset::raise;
 use super::support::nodes::nodes;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::GatherBlockQuantized;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, User, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
@@ -124,10 +125,11 @@ fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64,
 fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<String, String> {
     let at = model.node(node);
     let graph = at.graph().ok_or("it is in no graph")?;
-    let sizes = ["quantize_axis", "bits", "block_size"].map(|name| at.int(name)).to_vec();
+    let attributes = GatherBlockQuantized::of(at).ok_or("it is no GatherBlockQuantized")?;
+    let sizes = [attributes.quantize_axis, attributes.bits, attributes.block_size].map(Some).to_vec();
     let key = (graph, [0, 2, 3].map(|i| at.input(i)), sizes);
     let name = base_name(model, at.input(0));
-    let axis = at.int("gather_axis").unwrap_or(0);
+    let axis = attributes.gather_axis;
     let indices = at.input(1).ok_or("it has no indices")?;
     let made = if let Some(found) = cache.get(&key) {
         found.clone()

@@ -14,6 +14,7 @@ use super::support::nodes::nodes;
 use super::support::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::onnx::DataType;
 
@@ -340,7 +341,7 @@ fn axes(model: &Model, node: NodeId, layout: &Layout, operands: &[Triple]) -> Re
         axes[index] = match layout.float {
             _ if index == 0 || !listed => None,
             "Conv" => Some(0),
-            "Gemm" => Some(i64::from(model.node(node).int("transB").unwrap_or(0) == 0)),
+            "Gemm" => Gemm::of(model.node(node)).map(|gemm| gemm.columns() as i64),
             "MatMul" if rank == Some(2) => Some(1),
             _ => None,
         };
@@ -394,7 +395,7 @@ fn bias_scale(model: &Model, node: NodeId, operands: &[Triple]) -> Result<Vec<f3
     };
     let [a, b] = operands else { return Err("it has no two operands".to_owned()) };
     let left = numbers(a.1)?.first().copied().ok_or("it has no scale")?;
-    let alpha = model.node(node).float("alpha").unwrap_or(1.0);
+    let alpha = Gemm::of(model.node(node)).unwrap_or_default().alpha;
     Ok(numbers(b.1)?.into_iter().map(|right| alpha * (left * right)).collect())
 }
 

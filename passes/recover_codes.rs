@@ -14,6 +14,7 @@ use super::raise_opset::raise;
 use super::support::granularity::along;
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Gemm;
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
@@ -110,7 +111,7 @@ fn reduced(model: &Model, node: NodeId, weight: &Tensor) -> Option<usize> {
     match slot.op_type() {
         _ if !slot.domain().is_empty() => None,
         "MatMul" if rank == 2 => Some(0),
-        "Gemm" if rank == 2 => Some(usize::from(slot.int("transB").unwrap_or(0) != 0)),
+        "Gemm" if rank == 2 => Some(usize::from(Gemm::of(slot).is_some_and(|gemm| gemm.trans_b))),
         "Conv" if rank >= 3 => Some(1),
         _ => None,
     }

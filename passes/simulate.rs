@@ -15,6 +15,7 @@ use super::support::float_ops::Ops;
 use super::support::granularity::{granularity, scale_values};
 use super::{Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
@@ -101,7 +102,7 @@ fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
     let qparams = QParams { scales, zero_points };
     let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)
         .map_err(|e| e.message().to_owned())?;
-    let asked = at.int("output_dtype").and_then(|code| DataType::from_code(code as i32));
+    let asked = Quantizer::of(at).and_then(|q| q.output_dtype);
     let dtype = asked.unwrap_or(given);
     let tensor = Tensor::from_f64(dtype, &dims, values.into_iter().map(f64::from))
         .ok_or_else(|| format!("its result is {dtype}"))?;
@@ -118,7 +119,7 @@ fn typed_scales(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
 /// A scale in the shape that divides its tensor by broadcasting, if there is one.
 fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, String> {
     let at = model.node(node);
-    let (axis, block) = (at.int("axis").unwrap_or(1), at.int("block_size").unwrap_or(0));
+    let Quantizer { axis, block_size: block, .. } = Quantizer::of(at).ok_or("it is no quantizer")?;
     let shape = at.input(0).and_then(|x| model.shape(x));
     let positive = |rank: usize| if axis < 0 { axis + rank as i64 } else { axis } as usize;
     let Some(tensor) = model.constant(scale) else {
@@ -172,14 +173,15 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
         return Err("an input is missing".to_owned());
     };
     let zero = at.input(2);
-    let declared = at.int("output_dtype").and_then(|c| DataType::from_code(c as i32));
+    let quantizer = Quantizer::of(at).ok_or("it is no quantizer")?;
+    let declared = quantizer.output_dtype;
     let zero_tensor = zero.and_then(|z| model.constant(z)).cloned();
     if zero.is_some() && zero_tensor.is_none() {
         return Err("its zero point is found at run time".to_owned());
     }
     let dtype = zero_tensor.as_ref().map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
     let format = dtype.format().ok_or_else(|| format!("{dtype} is no quantized format"))?;
-    if at.int("saturate") == Some(0) && !format.is_integer() {
+    if !quantizer.saturate && !format.is_integer() {
         return Err("it does not saturate".to_owned());
     }
     if model.dtype(x).is_some_and(|d| d != DataType::Float) {
@@ -274,8 +276,7 @@ fn readers(model: &Model, codes: ValueId, scale: ValueId, zero: Option<ValueId>,
         if format.is_integer() && !same_zero(model, zero, at.input(2)) {
             return Err("its codes are dequantized with another zero point".to_owned());
         }
-        let float = i64::from(DataType::Float.code());
-        if at.int("output_dtype").is_some_and(|code| code != 0 && code != float) {
+        if Quantizer::of(at).and_then(|q| q.output_dtype).is_some_and(|dtype| dtype != DataType::Float) {
             return Err("its codes are not dequantized to float32".to_owned());
         }
         if at.input(1).is_none_or(|s| s != scale && model.constant(s).is_none()) {

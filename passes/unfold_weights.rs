@@ -12,13 +12,12 @@ use super::support::exact::transposed;
 use super::support::float_ops::Ops;
 use super::support::nodes::planned;
 use super::{Context, Outcome, Pass};
-use crate::algorithms::tinygemm::{Grid, Kernel, middle};
+use crate::algorithms::tinygemm::{Grid, grid, middle};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
 use crate::plan::Weight;
-use crate::solve::range_spec;
 
 /// See the module.
 #[derive(Debug)]
@@ -148,21 +147,22 @@ fn unfold(
 /// Puts torchao's fake quantizer of float zero points in the place of a Dequantize node: with groups as rows,
 /// `(clip(round((w - least) / scale), 0, 15) - 8) * scale + value`.
 fn spell_out(model: &mut Model, weight: &Weight, dequantize: NodeId) -> Result<()> {
-    let Some(kernel) = Kernel::of(weight.quantizer.arithmetic) else {
+    let arithmetic = weight.quantizer.arithmetic;
+    if !arithmetic.is_between() {
         return Err(Error::new(Kind::Config, "its zero points lie between codes, which QuantizeLinear does not have")
             .with_hint("add form = \"qdq\", with which they are codes"));
-    };
+    }
     let missing = || Error::new(Kind::Internal, "the weight of a plan is gone");
     let float = model.value_named(&weight.tensor).ok_or_else(missing)?;
     let own = model.constant(float).ok_or_else(missing)?.clone();
     let laid = if weight.transpose { transposed(&own, &[1, 0]).ok_or_else(missing)? } else { own };
     let (dims, granularity) = (laid.dims(), &weight.quantizer.granularity);
-    let spec = range_spec(&weight.quantizer)?;
+    let spec = weight.quantizer.range_spec();
     let mut groups = vec![Vec::new(); granularity.scale_dims(&dims).iter().product()];
     for (value, entry) in laid.to_f32().ok_or_else(missing)?.into_iter().zip(entries(&dims, granularity)) {
         groups[entry].push(value);
     }
-    let grids: Vec<Grid> = groups.iter().map(|values| kernel.grid(values, &spec)).collect();
+    let grids: Vec<Grid> = groups.iter().map(|values| grid(arithmetic, values, &spec)).collect();
     let output = model.node(dequantize).output(0).ok_or_else(missing)?;
     let [cut, rows] = shapes(&dims, granularity).map_err(|why| Error::new(Kind::Config, why))?;
     let mut source = float;

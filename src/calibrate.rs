@@ -145,7 +145,7 @@ impl<'a> Calibrate<'a> {
         let own: Vec<usize> = whole.iter().copied().skip(part.saturating_sub(1)).step_by(parts.max(1)).collect();
         if own.is_empty() {
             let message = format!("shard {part}/{parts} of {} is empty", count(whole.len(), "sample"));
-            return Err(Error::new(Kind::Usage, message).with_hint("make fewer shards"));
+            return Err(Error::new(Kind::Usage, message).with_hint("use fewer shards"));
         }
         Ok(own)
     }

@@ -66,7 +66,7 @@ impl<'a> Compare<'a> {
     /// As [`outputs`](Self::outputs), and a runtime other than tract.
     pub fn sites(&self) -> Result<Vec<Site>> {
         if self.run.runtime != Runtime::Tract {
-            return Err(Error::new(Kind::Usage, "sites are measured in tract only")
+            return Err(Error::new(Kind::Usage, "--sites requires the runtime tract")
                 .with_hint("leave --runtime out, or compare outputs without --sites"));
         }
         let (samples, indices) = self.needed()?;

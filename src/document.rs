@@ -259,16 +259,13 @@ fn said(message: &str) -> Error {
         return Error::new(Kind::Config, found + &expected);
     };
     let what = if message.starts_with("unknown field") { "key" } else { "word" };
-    let unknown =
-        Error::new(Kind::Config, format!("unknown {what} \"{key}\": what can stand here is {}", valid.join(", ")));
+    let unknown = Error::new(Kind::Config, format!("unknown {what} \"{key}\"; valid {what}s are {}", valid.join(", ")));
     let lower = key.to_lowercase();
     let bits = lower.trim_start_matches('u').strip_prefix("int").filter(|_| valid.contains(&"int4"));
     if let Some(bits) =
         bits.and_then(|bits| bits.parse::<u8>().ok()).filter(|bits| (3..16).contains(bits) && ![4, 8].contains(bits))
     {
-        return unknown.with_hint(format!(
-            "ONNX has no integers of {bits} bits, and no runtime takes them: 2, 4, 8 and 16 are there"
-        ));
+        return unknown.with_hint(format!("ONNX has no {bits}-bit integers, only 2, 4, 8 and 16 bits"));
     }
     let meant = SYNONYMS.iter().find(|(word, ours)| *word == lower && valid.contains(ours)).map(|(_, ours)| *ours);
     match meant.or_else(|| nearest(key, valid)) {

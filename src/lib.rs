@@ -61,6 +61,8 @@ pub mod ops;
 pub mod passes;
 #[doc(hidden)]
 pub mod plan;
+#[doc(hidden)]
+pub mod quant;
 mod quantize;
 #[doc(hidden)]
 pub mod reason;

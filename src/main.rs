@@ -1,5 +1,7 @@
 //! The command line. Nothing else prints or exits.
 
+#![allow(clippy::doc_markdown, reason = "clap prints these comments as they are")]
+
 mod cli;
 
 use std::process::ExitCode;
@@ -23,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 Exit codes:
   0  done                               5  the runtime cannot run the model
-  1  a mistake in amax                  6  the output cannot be written
+  1  a bug in amax                      6  the output cannot be written
   2  command line or configuration      7  a check failed
   3  model                            130  interrupted
   4  samples"
@@ -32,10 +34,10 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Print errors only.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 998)]
     quiet: bool,
-    /// Print everything that was decided, not only a summary.
-    #[arg(long, short, global = true)]
+    /// Print every decision, not only a summary.
+    #[arg(long, short, global = true, display_order = 998)]
     verbose: bool,
 }
 
@@ -43,27 +45,27 @@ struct Cli {
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
     Rewrite(Box<cli::rewrite::Args>),
-    /// Quantize in fake, as `rewrite` would: Q/DQ around weights that stay float.
+    /// Insert fake-quantization (Q/DQ) nodes where rewrite would quantize; weights stay float.
     #[command(after_help = cli::rewrite::PREPARE_HELP)]
     Prepare(Box<cli::rewrite::Args>),
-    /// Fold what a quantized model still quantizes, and write it in another form.
+    /// Fold fake-quantized weights to integers, and change how a quantized model is stored.
     #[command(alias = "fold")]
     Convert(cli::convert::Args),
     /// Summarize a model, or print it as text.
     Inspect(cli::inspect::Args),
     /// Show every decision about a model without running it, or write them as a plan to edit.
     Plan(cli::plan::Args),
-    /// Tell for each site which rule asked for what, and what became of it.
+    /// Show for each site which rules apply and how it is quantized.
     Explain(cli::explain::Args),
-    /// Run a model on samples and keep what its tensors held, for `rewrite --stats`.
+    /// Run a model on samples and save statistics of its tensors, for rewrite --stats.
     Calibrate(cli::calibrate::Args),
-    /// Put the statistics of shards together.
+    /// Merge calibration statistics of several shards.
     Merge(cli::merge::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
     /// List the named configurations, or print one as TOML to start from.
     Presets(cli::presets::Args),
-    /// Print the scales of a quantized model, as a configuration that gives them by hand.
+    /// Extract scales and zero points from a quantized model, as a configuration.
     #[command(after_help = "Examples:
   amax scales model.int8.onnx --output scales.json
   amax rewrite finetuned.onnx finetuned.int8.onnx --config scales.json")]

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Model, NodeId};
+use crate::ir::{Model, NodeId, view};
 use crate::numerics::pair_safe;
 
 /// What an input is to its operator.
@@ -231,7 +231,8 @@ pub enum Reduction {
 pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) -> Option<WeightLayout> {
     let Weight(channel) = of(model, node)?.role(index) else { return None };
     let rank = dims.len();
-    let group = model.node(node).int("group").unwrap_or(1).max(1) as usize;
+    let node = model.node(node);
+    let group = view::Conv::of(node).map_or(1, |conv| conv.group);
     let layout =
         |channel_axis, group_axis, reduction| WeightLayout { channel_axis, group_axis, reduction, depthwise: false };
     Some(match channel {
@@ -243,7 +244,7 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
         },
         ConvTranspose if rank >= 3 && group == 1 => layout(Some(1), Some(0), Reduction::None),
         ConvTranspose if rank >= 3 => layout(None, Some(0), Reduction::None),
-        Right if model.node(node).int("transB").unwrap_or(0) != 0 && rank == 2 => {
+        Right if view::Gemm::of(node).is_some_and(|gemm| gemm.trans_b) && rank == 2 => {
             layout(Some(0), Some(1), Reduction::Along(1))
         }
         Right if rank == 2 => layout(Some(1), Some(0), Reduction::Along(0)),
@@ -251,7 +252,7 @@ pub fn weight_layout(model: &Model, node: NodeId, index: usize, dims: &[usize]) 
         Right if rank > 2 => layout(None, Some(rank - 2), Reduction::Along(rank - 2)),
         Left if rank >= 2 => layout(None, Some(rank - 1), Reduction::Along(rank - 1)),
         Rows if rank >= 1 => {
-            let rows = rank >= 2 && model.node(node).int("axis").unwrap_or(0) == 0;
+            let rows = rank >= 2 && view::Gather::of(node).is_some_and(|gather| gather.axis == 0);
             layout(rows.then_some(0), Some(rank - 1), Reduction::None)
         }
         Gates if rank == 3 => layout(Some(1), Some(2), Reduction::Along(2)),
@@ -270,25 +271,13 @@ pub fn moves_codes(model: &Model, node: NodeId) -> bool {
     nearest && single && of(model, node).is_some_and(|r| r.output == Output::SameAs(0))
 }
 
-/// For each output channel, the offsets of its weights in the order in which the kernel reduces them.
+/// Where the weights of each output channel lie, in the order in which the kernel reduces them.
 #[must_use]
-pub fn reduction_rows(dims: &[usize], reduction: Reduction) -> Vec<Vec<usize>> {
+pub fn reduction_rows(dims: &[usize], reduction: Reduction) -> pair_safe::Rows {
     match reduction {
-        Reduction::None => Vec::new(),
-        Reduction::Spatial => {
-            let channels = dims.first().copied().unwrap_or(0);
-            let size = dims.iter().skip(1).product::<usize>();
-            let order = pair_safe::conv_row_order(dims);
-            (0..channels).map(|c| order.iter().map(|&i| c * size + i).collect()).collect()
-        }
-        Reduction::Along(axis) => {
-            let depth = dims[axis];
-            let inner: usize = dims[axis + 1..].iter().product();
-            let outer: usize = dims[..axis].iter().product();
-            (0..outer)
-                .flat_map(|o| (0..inner).map(move |i| (0..depth).map(|k| (o * depth + k) * inner + i).collect()))
-                .collect()
-        }
+        Reduction::None => pair_safe::Rows::default(),
+        Reduction::Spatial => pair_safe::Rows::conv(dims),
+        Reduction::Along(axis) => pair_safe::Rows::along(dims, axis),
     }
 }
 

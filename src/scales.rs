@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::config::spec::{Dtype, Share};
 use crate::config::{Config, Numbers, Tensor};
+use crate::ir::view::Quantizer;
 use crate::ir::{Model, Node, NodeId, User, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::observe::sites::SUFFIXES;
@@ -35,7 +36,7 @@ pub fn scales(model: &Model) -> Scales {
         match numbers(model, node, at).and_then(|tensor| as_it_was(model, at, tensor)) {
             Ok(tensor) => match found.config.tensor.get(&name) {
                 Some(first) if *first != tensor => {
-                    found.skipped.insert(name, "it has two pairs; the first one was taken".to_owned());
+                    found.skipped.insert(name, "it has two Q/DQ pairs; the first one was used".to_owned());
                 }
                 _ => {
                     found.config.tensor.insert(name, tensor);
@@ -74,7 +75,8 @@ fn numbers(model: &Model, id: NodeId, node: &Node) -> Result<Tensor, String> {
     let constant = |index: usize| node.input(index).and_then(|v| model.constant(v));
     let scale = constant(1).ok_or("its scale is not constant")?;
     let scales = scale.to_f32().ok_or("its scale is not float")?;
-    let declared = node.int("output_dtype").and_then(|code| DataType::from_code(code as i32));
+    let quantizer = Quantizer::of(node).ok_or("it is no quantizer")?;
+    let declared = quantizer.output_dtype;
     let codes = constant(0).map(crate::ir::Tensor::dtype).filter(|_| node.is("DequantizeLinear"));
     let zero = constant(2);
     if node.input(2).is_some() && zero.is_none() {
@@ -88,7 +90,7 @@ fn numbers(model: &Model, id: NodeId, node: &Node) -> Result<Tensor, String> {
     };
     let (granularity, axis, size) = match model.shape(node.input(0).ok_or("it has no input")?) {
         _ if scales.len() == 1 => (None, None, None),
-        None => (Some(Share::PerChannel), node.int("axis").or(Some(1)), None),
+        None => (Some(Share::PerChannel), Some(quantizer.axis), None),
         Some(shape) => {
             let dims: Vec<usize> = shape.iter().map(|d| d.unwrap_or(0)).collect();
             match granularity(model, id, &dims, &scale.dims())? {
@@ -120,7 +122,7 @@ fn as_it_was(model: &Model, node: &Node, tensor: Tensor) -> Result<Tensor, Strin
     let readers = node.output(0).map_or(&[][..], |v| model.value(v).users());
     let gemm = readers.iter().any(|user| matches!(user, User::Node { node, .. } if model.node(*node).is("Gemm")));
     if gemm && tensor.granularity == Some(Share::PerGroup) {
-        return Err("it is in groups that a Gemm reads, and may have been transposed".to_owned());
+        return Err("it is quantized in groups and read by a Gemm, so it may have been transposed".to_owned());
     }
     Ok(tensor)
 }

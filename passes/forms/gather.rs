@@ -5,6 +5,7 @@
 //! have the middle code for zero, `int4` and `uint4` have 0.
 
 use super::{Quantized, ZeroPoints, integer, pack_rows, unpack_rows};
+use crate::ir::view::{GatherBlockQuantized, axis_in};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
@@ -40,7 +41,8 @@ impl Quantized {
             None => None,
         };
         let bytes = codes.dtype() == DataType::Uint8;
-        let bits = if bytes { at.int("bits").unwrap_or(4) as usize } else { 4 };
+        let attributes = GatherBlockQuantized::of(at).ok_or("it is no GatherBlockQuantized")?;
+        let bits = if bytes { attributes.bits as usize } else { 4 };
         let signed = if bytes { zero.is_none() } else { codes.dtype() == DataType::Int4 };
         let format = integer(bits, signed).filter(|&f| bytes || DataType::from(f) == codes.dtype());
         let format = format.ok_or_else(|| format!("codes of type {} are not supported", codes.dtype()))?;
@@ -50,14 +52,14 @@ impl Quantized {
         if bytes {
             dims[last] = stored * 8 / bits;
         }
-        let axis = at.int("quantize_axis").unwrap_or(1);
-        let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
-        let axis = usize::try_from(axis).ok().filter(|&a| a <= last).ok_or("its quantize_axis is outside the table")?;
+        let axis = axis_in(attributes.quantize_axis, dims.len()).ok_or("its quantize_axis is outside the table")?;
         if bytes && axis != last {
             return Err("its blocks do not run along the last axis".to_owned());
         }
-        let block = at.int("block_size").unwrap_or(128);
-        let size = usize::try_from(block).ok().filter(|&b| b > 0).ok_or("its block_size is no positive number")?;
+        let size = usize::try_from(attributes.block_size)
+            .ok()
+            .filter(|&b| b > 0)
+            .ok_or("its block_size is no positive number")?;
         let granularity = Granularity::PerGroup { axis, size };
         let scale_dims = granularity.scale_dims(&dims);
         let scales = scale.to_f32().filter(|_| scale.dims() == scale_dims && scale.dtype() != DataType::Double);

@@ -21,8 +21,7 @@ use crate::ir::Tensor;
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
 
-/// The domain of onnxruntime's own operators.
-pub const MICROSOFT: &str = "com.microsoft";
+pub use crate::ir::view::MICROSOFT;
 
 /// A constant in integer codes of 2, 4 or 8 bits.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,8 @@
 //! Codes are unsigned; without zero points the middle one stands for zero, so a signed format without zero points becomes
 //! an unsigned one without, and back. A zero point that is written makes the format unsigned on the way back.
 
-use super::{MICROSOFT, Quantized, ZeroPoints, float_tensor, integer, pack_rows, unpack_rows};
+use super::{Quantized, ZeroPoints, float_tensor, integer, pack_rows, unpack_rows};
+use crate::ir::view::MatMulNBits;
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
@@ -47,13 +48,13 @@ impl Quantized {
     /// Inputs that are not constant or do not fit the attributes, and a permutation of K (`g_idx`).
     pub fn from_nbits(model: &Model, node: NodeId) -> Result<Self, String> {
         let at = model.node(node);
-        debug_assert!(at.domain() == MICROSOFT);
-        let size = |name: &str| {
-            let found = at.int(name).and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0);
-            found.ok_or_else(|| format!("its {name} is missing or no positive number"))
+        let attributes = MatMulNBits::of(at).ok_or("it is no MatMulNBits")?;
+        let size = |name: &str, value: Option<usize>| {
+            value.ok_or_else(|| format!("its {name} is missing or no positive number"))
         };
-        let (n, k, block) = (size("N")?, size("K")?, size("block_size")?);
-        let bits = if at.attr("bits").is_some() { size("bits")? } else { 4 };
+        let (n, k) = (size("N", attributes.n)?, size("K", attributes.k)?);
+        let block = size("block_size", attributes.block_size)?;
+        let bits = usize::try_from(attributes.bits).unwrap_or(0);
         if at.input(4).is_some() {
             return Err("it permutes the rows of its weight (g_idx)".to_owned());
         }

@@ -1,6 +1,7 @@
 //! DequantizeLinear of a constant.
 
 use super::{Quantized, ZeroPoints};
+use crate::ir::view::Quantizer;
 use crate::ir::{Model, NewNode, NodeId, Tensor, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
@@ -74,8 +75,8 @@ impl Quantized {
         let granularity = granularity(model, node, &dims, &scale.dims())?;
         let scales = scale.to_f32().filter(|_| scale.dtype() != DataType::Double);
         let scales = scales.ok_or_else(|| format!("its scales are {}", scale.dtype()))?;
-        let output = model.node(node).int("output_dtype").unwrap_or(0);
-        if output != 0 && output != i64::from(scale.dtype().code()) {
+        let output = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
+        if output.is_some_and(|output| output != scale.dtype()) {
             return Err("its result has another type than its scales".to_owned());
         }
         let zeros = match (model.node(node).input(2), model.constant_input(node, 2)) {

@@ -50,7 +50,7 @@ pub(super) fn nest_batches(raising: &mut Raising<'_>, node: NodeId) -> Result<Op
         model.set_input(inner, index, Some(argument));
     }
     for index in 0..outputs {
-        let value = model.new_value(&format!("{name}.out{index}"), Def::Output { node: inner, index });
+        let value = model.new_value(outer, &format!("{name}.out{index}"), Def::Output { node: inner, index });
         model.nodes[inner.0 as usize].outputs.push(Some(value));
         model.values[value.0 as usize].users.push(User::Output { graph: outer, index });
         let port = port(model, value);
@@ -78,7 +78,7 @@ fn plain(proto: AttributeProto) -> Attr {
 }
 
 fn add_input(model: &mut Model, graph: GraphId, name: &str) -> ValueId {
-    let value = model.new_value(name, Def::Input { default: None });
+    let value = model.new_value(graph, name, Def::Input { default: None });
     let port = port(model, value);
     model.graphs[graph.0 as usize].inputs.push(port);
     value

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::exact::{Exact, broadcast, sources};
 use super::granularity::{granularity, scale_values};
+use crate::ir::view::Quantizer;
 use crate::ir::{GraphId, Model, Node, NodeId, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
@@ -426,7 +427,7 @@ struct Parameters {
 fn parameters(model: &Model, node: NodeId, inputs: &[Option<Tensor>], dtype: Option<DataType>) -> Option<Parameters> {
     let (x, scale) = (inputs.first()?.as_ref()?, inputs.get(1)?.as_ref()?);
     let zero = inputs.get(2).and_then(Option::as_ref);
-    let declared = model.node(node).int("output_dtype").and_then(|c| DataType::from_code(i32::try_from(c).ok()?));
+    let declared = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
     let dtype = dtype.or(zero.map(Tensor::dtype)).or(declared).unwrap_or(DataType::Uint8);
     let format = dtype.format()?;
     if !matches!(scale.dtype(), DataType::Float | DataType::Float8e8m0) {

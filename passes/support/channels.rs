@@ -1,6 +1,7 @@
 //! Products with channels (`Conv`, `ConvTranspose`, `Gemm`) and what the nodes behind them do to each channel: `y` becomes
 //! `a·y + b`, for `BatchNormalization` in its inference form, and `Mul`, `Div`, `Add`, `Sub` with a constant for each channel.
 
+use crate::ir::view::{Conv, Gemm};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::onnx::DataType;
 
@@ -49,7 +50,7 @@ impl Layout {
                 Some(Self { channels: dims[0], axis: 0, columns: dims[0], rank, stride, block: size })
             }
             "ConvTranspose" => {
-                let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&g| g > 0)?;
+                let groups = Conv::of(node)?.group;
                 if !dims[0].is_multiple_of(groups) {
                     return None;
                 }
@@ -57,7 +58,7 @@ impl Layout {
                 Some(Self { channels: dims[1] * groups, axis: 1, columns: dims[1], rank, stride, block: size / groups })
             }
             _ if rank == 2 => {
-                let axis = usize::from(node.int("transB").unwrap_or(0) == 0);
+                let axis = Gemm::of(node).unwrap_or_default().columns();
                 let stride = if axis == 0 { dims[1] } else { 1 };
                 Some(Self { channels: dims[axis], axis, columns: dims[axis], rank, stride, block: size })
             }
@@ -92,7 +93,7 @@ impl Product {
     /// What it adds to each channel.
     pub fn shifts(&self, model: &Model) -> Vec<f64> {
         let node = model.node(self.node);
-        let beta = if node.is("Gemm") { f64::from(node.float("beta").unwrap_or(1.0)) } else { 1.0 };
+        let beta = f64::from(Gemm::of(node).unwrap_or_default().beta);
         let bias = node.input(2).and_then(|bias| model.constant(bias)).and_then(Tensor::to_f64);
         match bias.as_deref() {
             None => vec![0.0; self.layout.channels],

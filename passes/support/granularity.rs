@@ -1,5 +1,6 @@
 //! How a Quantize or Dequantize node says which elements share a scale.
 
+use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{Attr, Model, NewNode, NodeId, Tensor};
 use crate::numerics::{self, Granularity, QParams, decode_float8e8m0};
 use crate::onnx::DataType;
@@ -46,14 +47,12 @@ pub(crate) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
 /// A scale shape that does not fit.
 pub(crate) fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[usize]) -> Result<Granularity, String> {
     let count: usize = scale.iter().product();
-    let block = model.node(node).int("block_size").unwrap_or(0);
+    let Quantizer { axis, block_size: block, .. } = Quantizer::of(model.node(node)).ok_or("it is no quantizer")?;
     if scale.len() <= 1 && count == 1 && block == 0 && (dims.len() != 1 || dims[0] == 1 || scale.is_empty()) {
         return Ok(Granularity::PerTensor);
     }
     let rank = dims.len() as i64;
-    let axis = model.node(node).int("axis").unwrap_or(1);
-    let axis = if axis < 0 { axis + rank } else { axis };
-    let Some(axis) = usize::try_from(axis).ok().filter(|&a| a < dims.len()) else {
+    let Some(axis) = axis_in(axis, dims.len()) else {
         if count == 1 {
             return Ok(Granularity::PerTensor);
         }

@@ -8,19 +8,20 @@ use super::float_ops::Ops;
 use super::granularity::along;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId, tensor_type};
-use crate::numerics::{BlockScale, ElementRange, Format, Granularity, encode_float8e8m0};
+use crate::numerics::{ElementRange, Format, Granularity, ScaleDtype, encode_float8e8m0};
 use crate::onnx::DataType;
 use crate::passes::insert_qdq::Insert;
 use crate::plan::{Scheme, Weight};
-use crate::solve::SolvedWeight;
+use crate::solve::StoredWeight;
 
 /// Group scales and tensor scale of a weight as initializers; where there is no tensor scale, its place has that of the
 /// groups once more.
-pub(crate) fn scales(model: &mut Model, weight: &Weight, solved: &SolvedWeight) -> Result<[ValueId; 2]> {
+pub(crate) fn scales(model: &mut Model, weight: &Weight, solved: &StoredWeight) -> Result<[ValueId; 2]> {
     let Weight { tensor: name, quantizer, .. } = weight;
     let unfit = || Error::new(Kind::Internal, "a scale was solved that its format does not have").at_value(name);
-    let scales = &solved.qparams.scales;
-    let (scale_type, scales): (DataType, Option<Vec<u8>>) = match solved.tensor_scale {
+    let qparams = solved.qparams();
+    let scales = &qparams.scales;
+    let (scale_type, scales): (DataType, Option<Vec<u8>>) = match solved.tensor_scale() {
         None => (DataType::Float8e8m0, scales.iter().map(|&scale| encode_float8e8m0(scale)).collect()),
         Some(whole) => {
             let code = |&scale: &f32| {
@@ -31,11 +32,11 @@ pub(crate) fn scales(model: &mut Model, weight: &Weight, solved: &SolvedWeight) 
         }
     };
     let graph = model.main();
-    let dims = quantizer.granularity.scale_dims(&solved.codes.dims());
+    let dims = quantizer.granularity.scale_dims(&solved.codes().dims());
     let scales = Tensor::new(scale_type, &dims, scales.ok_or_else(unfit)?);
     let scales = model.add_initializer(graph, &format!("{name}_scale"), scales);
     let whole = solved
-        .tensor_scale
+        .tensor_scale()
         .map(|scale| model.add_initializer(graph, &format!("{name}_tensor_scale"), Tensor::from_f32(&[], &[scale])));
     Ok([scales, whole.unwrap_or(scales)])
 }
@@ -93,7 +94,7 @@ pub(crate) fn activation(model: &mut Model, name: &str, quantizer: &Scheme, x: V
     ops.model.set_type(blocks, tensor_type(DataType::Float, Some(&[None, Some(size)])));
     let magnitudes = ops.op("Abs", &[blocks]);
     let amax = ops.largest(magnitudes, true);
-    let scale = if quantizer.scale_dtype.block() == Some(BlockScale::Float8e4m3fn) {
+    let scale = if quantizer.scale_dtype == ScaleDtype::Float8e4m3fn {
         ops.two_level(amax, elements, quantizer.eps)
     } else {
         ops.power_of_two(amax, elements, quantizer.mx_rounding)

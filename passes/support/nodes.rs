@@ -2,7 +2,7 @@
 
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
-use crate::ir::{GraphId, Model, NodeId, Owner};
+use crate::ir::{GraphId, Model, NodeId, Owner, ValueId};
 use crate::plan::Plan;
 
 /// The nodes of a model in order, functions left out: these import operator sets of their own.
@@ -25,17 +25,21 @@ fn in_function(model: &Model, mut graph: GraphId) -> bool {
     }
 }
 
+/// The tensor that a plan names.
+///
+/// # Errors
+/// The plan is for another model.
+pub(crate) fn named(model: &Model, name: &str) -> Result<ValueId> {
+    model.value_named(name).ok_or_else(|| unknown("tensor", name))
+}
+
 /// The node that gives a tensor, or that gave it before a pair took the tensor's name.
 ///
 /// # Errors
 /// The plan is for another model.
 pub(crate) fn planned(model: &Model, name: &str) -> Result<NodeId> {
-    let unknown = || {
-        Error::new(Kind::Config, "the plan names a tensor that the model does not have")
-            .at_value(name)
-            .with_hint("the plan was made for another model; make it again")
-    };
-    let mut node = model.value_named(name).and_then(|v| model.producer(v)).ok_or_else(unknown)?;
+    let unknown = || unknown("node", name);
+    let mut node = model.producer(named(model, name)?).ok_or_else(unknown)?;
     loop {
         let slot = model.node(node);
         let fence = slot.is("Sum") && slot.inputs().len() == 1;
@@ -45,6 +49,12 @@ pub(crate) fn planned(model: &Model, name: &str) -> Result<NodeId> {
         }
         node = slot.input(0).and_then(|v| model.producer(v)).ok_or_else(unknown)?;
     }
+}
+
+fn unknown(what: &str, name: &str) -> Error {
+    Error::new(Kind::Config, format!("the plan names a {what} that the model does not have"))
+        .at_value(name)
+        .with_hint("the plan was made for another model; make it again")
 }
 
 /// Calls `lower` with the node of each weight that a plan gives a form, and the weight's index in the plan.

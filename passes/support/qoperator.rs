@@ -1,5 +1,6 @@
 //! What the passes between Quantize/Dequantize pairs and operators on codes share.
 
+use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{GraphId, Model, NodeId, Tensor, User, ValueId};
 use crate::onnx::DataType;
 
@@ -41,7 +42,8 @@ impl Coded {
                 .filter(|zeros| zeros.len() == scales.len())
                 .ok_or_else(|| format!("the zero point of \"{label}\" is not constant, or not one a scale"))?,
         };
-        let default = if quantizes && at.int("output_dtype").unwrap_or(0) == 0 { Some(DataType::Uint8) } else { None };
+        let attributes = Quantizer::of(at).ok_or_else(|| format!("\"{label}\" is no quantizer"))?;
+        let default = if quantizes && attributes.output_dtype.is_none() { Some(DataType::Uint8) } else { None };
         let dtype = zero.and_then(|z| model.constant(z)).map(Tensor::dtype);
         let dtype = dtype.or_else(|| model.constant(codes).map(Tensor::dtype)).or(default);
         let dtype = dtype.or_else(|| model.dtype(codes)).or_else(|| {
@@ -49,18 +51,16 @@ impl Coded {
             before.and_then(|p| Self::of(model, p).ok()).map(|coded| coded.dtype)
         });
         let dtype = dtype.ok_or_else(|| format!("the type of \"{label}\" is not known"))?;
-        if at.int("block_size").unwrap_or(0) != 0 {
+        if attributes.block_size != 0 {
             return Err(format!("\"{label}\" has scales in blocks"));
         }
         let axis = match scales.len() {
             0 => return Err(format!("\"{label}\" has no scale")),
             1 => None,
             _ => {
-                let rank = model.constant(codes).map(|c| c.dims().len() as i64);
-                let axis = at.int("axis").unwrap_or(1);
+                let rank = model.constant(codes).map(|c| c.dims().len());
                 let rank = rank.ok_or_else(|| format!("\"{label}\" has a scale for each channel"))?;
-                let axis = if axis < 0 { axis + rank } else { axis };
-                let axis = usize::try_from(axis).ok().filter(|&a| (a as i64) < rank);
+                let axis = axis_in(attributes.axis, rank);
                 Some(axis.ok_or_else(|| format!("the axis of \"{label}\" is outside of it"))?)
             }
         };

@@ -16,7 +16,7 @@ const POWER: f32 = 0.7;
 const BETA: f32 = 10.0;
 /// By how much it grows at each step.
 const GROWTH: f32 = 1.01;
-/// Steps where the configuration does not say.
+/// Default number of steps.
 pub const ITERATIONS: u32 = 20;
 
 /// Chooses for one group of finite values. Nothing is taken that is not better than rounding.

@@ -3,7 +3,8 @@
 //! The error is `Σ (σ + |x|) (x − y)²`, `σ` being the root mean square of the group: large weights count for more, small ones
 //! not for nothing. Ranges from somewhat longer than the group's to somewhat shorter are tried; at the codes of each, scale
 //! and least value follow in closed form. The zero point is then rounded to a code, so that zero is exact, the scale fitted
-//! to that, and what is compared is the error of what will be stored. Nothing is taken that is not better than rounding.
+//! to that. Candidates are compared by sums in f64; what is found is then compared with rounding by the error of what will be
+//! stored, whose products of code and scale are rounded to f32, so that nothing is taken that is not better than rounding.
 
 use super::{Choice, Group};
 
@@ -68,7 +69,16 @@ pub fn choose(group: &Group<'_>) -> Choice {
             consider(scale, second);
         }
     }
-    if best.0 < limit { Choice::better(group, rounding, best.1) } else { Choice::rounding(group, rounding) }
+    let mut stored = |(scale, zero): (f32, i32)| {
+        group.levels(scale, zero, &mut levels);
+        let each = weights.iter().zip(x).zip(&levels);
+        each.map(|((&w, &x), &l)| f64::from(w) * (f64::from(x) - f64::from(l * scale)).powi(2)).sum::<f64>()
+    };
+    if best.0 < limit && stored(best.1) < stored(rounding) {
+        Choice::better(group, rounding, best.1)
+    } else {
+        Choice::rounding(group, rounding)
+    }
 }
 
 /// Weighted sums over a group: of weights, values `x` and levels `l`.

@@ -1,4 +1,4 @@
-//! Choices of numbers: functions of statistics and matrices that know no graph.
+//! Algorithms that choose ranges, scales and zero points from statistics and values, without a graph.
 
 pub mod hqq;
 pub mod kquant;
@@ -9,7 +9,7 @@ pub mod tinygemm;
 use crate::numerics::blocks::{self, Encoding};
 use crate::numerics::{RangeSpec, qparams_from_range};
 
-/// Values that share a scale, and what it has to be like.
+/// Values that share a scale, and the rules for that scale.
 #[derive(Clone, Copy, Debug)]
 pub struct Group<'a> {
     /// Finite.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::observers::{self, Observer};
-use crate::numerics::RangeSpec;
+use super::observers;
+use crate::quant::{Observer, RangeSpec};
 use crate::statistics::{Range, SiteStatistics, Statistics};
 
 /// Below this many samples nothing can be said.
@@ -143,13 +143,14 @@ fn verdict(
         );
     }
     let [(worst, site), ..] = unsteady else {
-        return format!("enough: without any one of the {samples} samples no range is more than {most:.1} % narrower");
+        return format!(
+            "enough: leaving out any one of the {samples} samples makes no range more than {most:.1} % narrower"
+        );
     };
     let few: Vec<String> = decisive.iter().take(5).map(|(sample, _)| sample.to_string()).collect();
     let rest = if decisive.len() > few.len() { ", …" } else { "" };
     format!(
-        "not enough: {} of {} ranges rest on one sample, the worst, \"{worst}\", would be {:.0} % narrower without sample \
-         {}; add inputs like sample{} {}{rest}, or choose an observer that cuts outliers",
+        "not enough: {} of {} ranges depend on one sample; the worst, \"{worst}\", would be {:.0} % narrower without sample {}; add inputs like sample{} {}{rest}, or choose an observer that cuts outliers",
         unsteady.len(),
         sites.len(),
         site.moves * 100.0,

@@ -4,18 +4,8 @@
 //! scale and value are rounded to the precision of the kernel, codes made from what was rounded. Only the quotient is
 //! changed here: `MatMulNBits` counts its zero point in codes.
 
-use crate::config::spec::Arithmetic;
 use crate::numerics::blocks::{self, Between};
-use crate::numerics::{Precision, RangeSpec};
-
-/// The kernel whose arithmetic it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// `eps` is the least scale, and what code 0 stands for is computed back from the zero point.
-    Tinygemm,
-    /// `eps` is the least range, and code 0 stands for the minimum.
-    Mslk,
-}
+use crate::quant::{Arithmetic, RangeSpec, ScaleDtype};
 
 /// What the codes of a group stand for: `x = (code − middle) * scale + value`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,52 +18,36 @@ pub struct Grid {
     pub least: f32,
 }
 
-impl Kernel {
-    /// The kernel that an arithmetic is of, if it has zero points between codes.
-    #[must_use]
-    pub fn of(arithmetic: Arithmetic) -> Option<Self> {
-        match arithmetic {
-            Arithmetic::Tinygemm => Some(Self::Tinygemm),
-            Arithmetic::Mslk => Some(Self::Mslk),
-            Arithmetic::Onnx | Arithmetic::Torch | Arithmetic::Mlas | Arithmetic::MlasQdq => None,
-        }
-    }
+/// The grid of a group of finite values, in the arithmetic of mslk or, as all others are taken, tinygemm.
+#[must_use]
+pub fn grid(arithmetic: Arithmetic, values: &[f32], spec: &RangeSpec) -> Grid {
+    let (lowest, highest) = spec.codes();
+    let (low, high) = blocks::extremes(values);
+    let mslk = arithmetic == Arithmetic::Mslk;
+    let rounded = |x: f32| match spec.scale_dtype {
+        ScaleDtype::Float16 => half::f16::from_f32(x).to_f32(),
+        ScaleDtype::Bfloat16 => half::bf16::from_f32(x).to_f32(),
+        ScaleDtype::Float32 | ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0 => x,
+    };
+    let (width, steps) = ((high - low).min(f32::MAX), (highest - lowest) as f32);
+    let exact = if mslk { width.max(spec.eps) / steps } else { (width / steps).max(spec.eps) };
+    let exact = exact.max(f32::MIN_POSITIVE);
+    let value = rounded(low + exact * middle(spec));
+    // What float16 rounds to nothing could not be divided by.
+    let scale = Some(rounded(exact)).filter(|s| s.is_normal()).unwrap_or_else(|| spec.scale(f64::from(exact)));
+    // Mslk has code 0 stand for the minimum, tinygemm for what the zero point makes of it.
+    let least = if mslk { low } else { rounded(value - scale * middle(spec)) };
+    Grid { scale, value, least }
+}
 
-    /// Chooses for a group of finite values.
-    #[must_use]
-    pub fn grid(self, values: &[f32], spec: &RangeSpec) -> Grid {
-        let (lowest, highest) = spec.codes();
-        let (low, high) = blocks::extremes(values);
-        let rounded = |x: f32| match spec.precision {
-            Precision::Float32 => x,
-            Precision::Float16 => half::f16::from_f32(x).to_f32(),
-            Precision::Bfloat16 => half::bf16::from_f32(x).to_f32(),
-        };
-        let (width, steps) = ((high - low).min(f32::MAX), (highest - lowest) as f32);
-        let exact = match self {
-            Self::Tinygemm => (width / steps).max(spec.eps),
-            Self::Mslk => width.max(spec.eps) / steps,
-        };
-        let exact = exact.max(f32::MIN_POSITIVE);
-        let value = rounded(low + exact * middle(spec));
-        // What float16 rounds to nothing could not be divided by.
-        let scale = Some(rounded(exact)).filter(|s| s.is_normal()).unwrap_or_else(|| spec.scale(f64::from(exact)));
-        let least = match self {
-            Self::Tinygemm => rounded(value - scale * middle(spec)),
-            Self::Mslk => low,
-        };
-        Grid { scale, value, least }
+/// Chooses for a group of finite values, and writes its codes. torchao does so for 4 bits.
+pub fn choose(arithmetic: Arithmetic, values: &[f32], spec: &RangeSpec, codes: &mut [u8]) -> Between<()> {
+    let (lowest, highest) = spec.codes();
+    let Grid { scale, value, least } = grid(arithmetic, values, spec);
+    for (code, &x) in codes.iter_mut().zip(values) {
+        *code = ((x - least) / scale).round_ties_even().clamp(lowest as f32, highest as f32) as u8;
     }
-
-    /// Chooses for a group of finite values, and writes its codes. torchao does so for 4 bits.
-    pub fn choose(self, values: &[f32], spec: &RangeSpec, codes: &mut [u8]) -> Between<()> {
-        let (lowest, highest) = spec.codes();
-        let Grid { scale, value, least } = self.grid(values, spec);
-        for (code, &x) in codes.iter_mut().zip(values) {
-            *code = ((x - least) / scale).round_ties_even().clamp(lowest as f32, highest as f32) as u8;
-        }
-        Between { scale, zero_point: zero_point(middle(spec), value, scale), said: () }
-    }
+    Between { scale, zero_point: zero_point(middle(spec), value, scale), said: () }
 }
 
 /// The code in the middle of a format.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use amax::algorithms::observers::{Observer, Tails};
 use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use amax::calibrate::Calibrate;
 use amax::error::{Error, Kind, Result};
@@ -13,6 +12,7 @@ use amax::nearest::nearest;
 use amax::numerics::RangeSpec;
 use amax::observe::Memory;
 use amax::observe::calibrate::Checkpoint;
+use amax::quant::Observer;
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 use amax::targets::Target;
@@ -25,30 +25,30 @@ use super::{
 /// Arguments of `amax calibrate`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "The file serves every configuration and target: it has what each float activation held that any
-plan could ask for. `rewrite --stats` takes its ranges from it and does not run the model for them.
+    after_help = "The file serves every configuration and target: it holds statistics of every float activation that
+any plan might quantize. rewrite --stats takes its ranges from it instead of running the model.
 
-Parts of a set can be run on several machines, each of them given the whole set:
+Parts of the samples can run on several machines, each with access to all samples:
   amax calibrate model.onnx --calib samples/ -o a.safetensors --shard 1/2
   amax calibrate model.onnx --calib samples/ -o b.safetensors --shard 2/2
   amax merge a.safetensors b.safetensors -o stats.safetensors
-The merged file is the one that a single run writes, byte for byte."
+The merged file is what a single run writes, byte for byte."
 )]
 pub(crate) struct Args {
     /// Float model.
     model: PathBuf,
-    /// Where the statistics go.
+    /// Where to write the statistics.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Samples: as for `rewrite`; without, the file beside the model.
+    /// Samples, as for rewrite; default: the file beside the model.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
     #[command(flatten)]
     sampling: SampleArgs,
-    /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
+    /// Turn an input of the model into a constant, as for rewrite; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// Observe only what the plan for `--target` and `--config` asks for; the guard of `rewrite` may ask for more.
+    /// Observe only what the plan for --target and --config needs; the guard of rewrite may need more.
     #[arg(long)]
     planned: bool,
     /// For `--planned` and `--report`.
@@ -57,22 +57,22 @@ pub(crate) struct Args {
     /// Run the I-th of N parts of the samples: every N-th sample, from the I-th on.
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<(usize, usize)>,
-    /// Leave out the samples that `rewrite` measures its result on.
+    /// Leave out the samples that rewrite measures its result on.
     #[arg(long)]
     hold_out: bool,
-    /// Go on from where an interrupted run of the same command stopped, if one did.
+    /// Continue an interrupted run of the same command, if there is one.
     #[arg(long)]
     resume: bool,
-    /// Seconds between two savings of what is known so far, beside the output.
+    /// Seconds between saves of the progress, beside the output.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     save_every: u64,
-    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
-    /// Samples that run at once; results do not depend on it.
+    /// Samples that run at once; does not change the result.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
+    /// Memory limit, such as 2GB: fewer samples run at once, and larger models run in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
     #[command(flatten)]
@@ -82,13 +82,13 @@ pub(crate) struct Args {
 /// How statistics are judged.
 #[derive(clap::Args)]
 pub(super) struct Judge {
-    /// Print whether the samples were enough: what each range rests on.
+    /// Print whether the samples were enough, and which samples each range depends on.
     #[arg(long)]
     pub(super) report: bool,
     /// Print the report as JSON, with every tensor.
     #[arg(long, requires = "report")]
     json: bool,
-    /// The observer whose ranges are judged: minmax, mean, percentile[=99.999], mse[=2], entropy.
+    /// Observer whose ranges are judged: minmax, mean, percentile[=99.999], mse[=2], entropy.
     #[arg(long, value_name = "NAME", default_value = "minmax", value_parser = observer)]
     observer: Observer,
 }
@@ -102,8 +102,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.model, console)?;
     let samples = samples.ok_or_else(|| {
-        Error::new(Kind::Usage, "there are no samples to run")
-            .with_hint(format!("pass --calib PATH, or put {} there", args.model.with_extension("calib.npz").display()))
+        Error::new(Kind::Usage, "there are no samples to run").with_hint(format!(
+            "pass --calib PATH, or put samples at {}",
+            args.model.with_extension("calib.npz").display()
+        ))
     })?;
     let partial = partial(&args.output);
     let state = state(args, &partial, console)?;
@@ -177,7 +179,7 @@ fn interrupted(kept: usize, all: usize, partial: &Path) -> Error {
         match kept {
             0 => "interrupted before the first sample was done; nothing was written".to_owned(),
             _ => format!(
-                "interrupted after {kept} of {}, which {} keeps\nhint: the same command with --resume goes on",
+                "interrupted after {kept} of {}; progress is saved in {}\nhint: the same command with --resume continues",
                 count(all, "sample"),
                 partial.display()
             ),
@@ -237,7 +239,7 @@ impl Judge {
         }
         let mut out = table(&lines, &[1, 2, 3, 4, 5, 6, 7]);
         if order.len() > MOST && !verbose {
-            out.push_str(&format!("  and {} steadier ones (--verbose lists them)\n", order.len() - MOST));
+            out.push_str(&format!("  and {} more stable ones (--verbose lists them)\n", order.len() - MOST));
         }
         for name in &found.dead {
             out.push_str(&format!("  \"{name}\" is always zero\n"));
@@ -264,7 +266,7 @@ impl Judge {
         out.push_str(&format!(
             "{}{all}, {}: {}\n",
             count(found.samples as usize, "sample"),
-            self.observer.name(),
+            self.observer.kind().name(),
             found.verdict
         ));
         out
@@ -276,7 +278,7 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
     let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     match parsed {
         Some((part, parts)) if (1..=parts).contains(&part) => Ok((part, parts)),
-        _ => Err("two numbers I/N are needed, with I from 1 to N, as in 1/4".to_owned()),
+        _ => Err("expected I/N with I from 1 to N, such as 1/4".to_owned()),
     }
 }
 
@@ -288,9 +290,9 @@ fn observer(text: &str) -> Result<Observer, String> {
         Some(text) => text.parse().map_err(|_| format!("\"{text}\" is not a number")),
     };
     let observer = match name {
-        "percentile" => Observer::Percentile { percent: number(99.999)?, tails: Tails::Auto },
-        "mse" => Observer::Mse { p: number(2.0)? },
-        "minmax" | "mean" | "entropy" if text != name => return Err(format!("{name} has no number")),
+        "percentile" => Observer::Percentile(number(Observer::PERCENT)?),
+        "mse" => Observer::Mse(number(Observer::POWER)?),
+        "minmax" | "mean" | "entropy" if text != name => return Err(format!("{name} takes no number")),
         "minmax" => Observer::MinMax,
         "mean" => Observer::Mean,
         "entropy" => Observer::Entropy,

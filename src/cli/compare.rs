@@ -15,12 +15,12 @@ use super::{Console, SampleArgs, decibels, inspect::print, runtime, set_inputs, 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Integer kernels are simulated: quantizers run as they are defined, everything between them in float.
-What a processor's integer kernels do on top (saturation, rounding) is not in these figures.
+    after_help = "Integer kernels are simulated: quantizers run as defined, everything between them in float. Errors
+that a processor's integer kernels add (saturation, rounding) are not included.
 
-With --sites, each quantized activation and each node with a quantized weight is
-listed with two errors. Own: the float model's tensors through this site alone.
-Accumulated: the quantized model up to here, against the float model.
+With --sites, each quantized activation and each node with a quantized weight is listed with two
+errors. Own: what this site alone adds to the float model. Accumulated: the error of the quantized
+model up to here.
 
 Examples:
   amax compare model.onnx model.int8.onnx --calib samples.npz
@@ -32,15 +32,15 @@ pub(crate) struct Args {
     reference: PathBuf,
     /// Model to judge.
     test: PathBuf,
-    /// Samples: as for `rewrite`; without, the file beside the reference model.
+    /// Samples, as for rewrite; default: the file beside the reference model.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
     #[command(flatten)]
     sampling: SampleArgs,
-    /// Make a constant of an input, in both models, as for `rewrite`; may be repeated.
+    /// Turn an input of both models into a constant, as for rewrite; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
     /// Samples that run at once.
@@ -49,13 +49,13 @@ pub(crate) struct Args {
     /// Compare each quantized site instead of the outputs, worst first.
     #[arg(long)]
     sites: bool,
-    /// Only the worst so many sites.
+    /// Only the N worst sites.
     #[arg(long, value_name = "N", requires = "sites")]
     top: Option<usize>,
     /// Print JSON; an SQNR of null means that nothing differs.
     #[arg(long)]
     json: bool,
-    /// Print CSV; an SQNR of inf means that nothing differs, an empty field that it is not known.
+    /// Print CSV; an SQNR of inf means that nothing differs, an empty field that it is unknown.
     #[arg(long, conflicts_with = "json")]
     csv: bool,
 }

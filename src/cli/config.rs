@@ -19,24 +19,24 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Print the JSON Schema of the configuration, for editors.
-    #[command(after_help = "Editors that check TOML against a schema (Even Better TOML, taplo) take it from a file:
+    #[command(after_help = "For editors that check TOML against a schema (Even Better TOML, taplo):
   amax config schema > amax.schema.json
-and the first line of amax.toml then is
+and begin amax.toml with
   #:schema ./amax.schema.json")]
     Schema,
-    /// Convert another tool's configuration or scales to TOML: of ModelOpt, Quark, AIMET, QNN, onnxruntime, `TensorRT`.
+    /// Convert a configuration or scales of ModelOpt, Quark, AIMET, QNN, onnxruntime or TensorRT to TOML.
     #[command(
-        after_help = "What has no counterpart is an error with its place; what was decided on the way is said in comments
-at the head of the result.
+        after_help = "Anything without a counterpart is an error with its place. Comments at the head of the result say
+what was decided on the way.
 
 Example:
   amax config import quant_cfg.json -o amax.toml"
     )]
     Import {
-        /// ModelOpt's `quant_cfg` as JSON; config.json of a model that Quark exported; encodings of AIMET or QNN;
-        /// onnxruntime's calibration.json, calibration.cache, or `TensorQuantOverrides` as JSON; the cache of `TensorRT`.
+        /// ModelOpt's quant_cfg as JSON; config.json of a model that Quark exported; encodings of AIMET or QNN;
+        /// onnxruntime's calibration.json, calibration.cache, or TensorQuantOverrides as JSON; TensorRT's calibration cache.
         file: PathBuf,
-        /// Where the result goes; printed where left out.
+        /// Where to write the result; default: print it.
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },

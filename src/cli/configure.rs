@@ -1,4 +1,4 @@
-//! What is asked for: the arguments that every command with a configuration has.
+//! The arguments of every command with a configuration.
 
 use std::path::PathBuf;
 
@@ -22,30 +22,30 @@ struct Given {
     /// Configuration file, TOML or JSON.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the result will run: a name (ort-cpu, ort-cpu-vnni, tensorrt, generic) or a .toml profile.
+    /// Where the result will run: ort-cpu (default), ort-cpu-vnni, tensorrt, generic, or a .toml profile.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// A named configuration to start from, instead of the file's; `amax presets` lists them.
+    /// Named configuration to start from, instead of the file's; amax presets lists them.
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// Set one key, for example `default.weight.dtype=int4`, `op_type.Conv.enable=false`, `layer.GLOB.input.dynamic=true`;
-    /// may be repeated, and later ones have the last word, also among the next three.
+    /// Set one key, such as default.weight.dtype=int4, op_type.Conv.enable=false or layer.GLOB.input.dynamic=true;
+    /// repeatable. The last of --set, --enable, --disable, --exclude and --form wins.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Quantize nodes or sites whose name matches after all; may be repeated.
+    /// Quantize nodes or sites whose name matches, whatever earlier rules say; repeatable.
     #[arg(long, value_name = "GLOB")]
     enable: Vec<String>,
-    /// Leave nodes or sites whose name matches in float; may be repeated.
+    /// Keep nodes or sites whose name matches in float; repeatable.
     #[arg(long, value_name = "GLOB")]
     disable: Vec<String>,
-    /// Do the same as --disable does; `inspect --nodes` lists names.
+    /// Same as --disable; amax inspect --nodes lists names.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// How quantized weights are stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger` or
-    /// `dynamic-quantize-lstm`, where they can be; the same as `--set default.weight.form=FORM`.
+    /// Storage format of quantized weights, where it is possible: qdq, matmulnbits, gather-block-quantized,
+    /// matmulinteger or dynamic-quantize-lstm; same as --set default.weight.form=FORM.
     #[arg(long, value_name = "FORM")]
     form: Vec<String>,
-    /// Quantize every planned tensor, however badly its range serves it.
+    /// Quantize every planned tensor, however inaccurate the result.
     #[arg(long)]
     no_guard: bool,
 }

@@ -25,8 +25,8 @@ const RANDOM: usize = 4;
 
 /// Arguments of `amax convert`.
 #[derive(clap::Args)]
-#[command(after_help = "Quantizers of constants become codes, whoever put them there: a model of quantization-aware
-training gets its integer weights. Codes and scales that are there already are kept.
+#[command(after_help = "Constants followed by a quantizer become integers, whichever tool put it there: a model of
+quantization-aware training gets integer weights. Integers and scales that exist already are kept.
 
 Examples:
   amax convert trained.onnx out.onnx
@@ -39,43 +39,43 @@ Examples:
 pub(crate) struct Args {
     /// Quantized model.
     input: PathBuf,
-    /// Where the result goes.
+    /// Where to write the result.
     output: PathBuf,
-    /// How what is quantized is stored: `qdq`, `matmulnbits`, `gather-block-quantized`, `matmulinteger`,
-    /// `dynamic-quantize-lstm`, `qoperator` (operators on codes, such as `QLinearConv`), or `float` (not quantized at all). Codes
-    /// and scales stay. All but `qdq` and `float` may be given together, with commas.
+    /// Storage format: qdq, matmulnbits, gather-block-quantized, matmulinteger, dynamic-quantize-lstm, qoperator
+    /// (operators on integers, such as QLinearConv), or float (not quantized). Integers and scales stay the same. All
+    /// but qdq and float may be combined, with commas.
     #[arg(long, value_name = "FORM", value_delimiter = ',', value_parser = form)]
     form: Vec<To>,
-    /// `accuracy_level` of new `MatMulNBits`: 4 lets the runtime quantize the other operand to int8, 1 is float32.
+    /// accuracy_level of new MatMulNBits: 4 lets the runtime quantize the other operand to int8, 1 is float32.
     #[arg(long, value_name = "LEVEL", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=4))]
     accuracy_level: u8,
-    /// Where the result will run: what it would compute wrongly there is a warning.
+    /// Where the result will run; warns of what would be computed wrongly there.
     #[arg(long, value_name = "NAME", default_value = targets::DEFAULT)]
     target: String,
-    /// Take out the quantizers of sites or nodes whose name matches, before anything is folded; may be repeated.
+    /// Remove the quantizers of sites or nodes whose name matches, before anything is folded; repeatable.
     #[arg(long, value_name = "GLOB")]
     disable: Vec<String>,
-    /// Keep them all the same where --disable matches as well; may be repeated.
+    /// Keep quantizers that --disable also matches; repeatable.
     #[arg(long, value_name = "GLOB")]
     enable: Vec<String>,
-    /// Prove that the result is the same: every folded constant number for number, and the outputs on samples.
+    /// Prove that the result is the same: every folded constant exactly, and the outputs on samples.
     #[arg(long)]
     check: bool,
-    /// Samples for --check, as for `rewrite`; without, the file beside the model, or random ones.
+    /// Samples for --check, as for rewrite; default: the file beside the model, or random ones.
     #[arg(long, value_name = "PATH", requires = "check")]
     calib: Option<String>,
     #[command(flatten)]
     sampling: SampleArgs,
-    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
-    /// Keep the scales of weights where what follows per channel would be multiplied into them.
+    /// Keep the scales of weights, even if a following BatchNormalization could be multiplied into them.
     #[arg(long)]
     keep_scales: bool,
     /// Write quantizers as float operators with the same results, and quantized constants as floats.
     #[arg(long)]
     simulate: bool,
-    /// Print the model as text after this pass, or after `all`.
+    /// Print the model as text after this pass, or after all.
     #[arg(long, value_name = "PASS")]
     print_after: Vec<String>,
 }
@@ -180,7 +180,7 @@ fn check(args: &Args, model: &Model, done: &Converted, console: &Console) -> Res
     };
     match prove(Some(&samples)) {
         Err(error) if error.kind() == Kind::Runtime => {
-            console.say(&format!("warning: outputs were not compared, constants only: {error}"));
+            console.say(&format!("warning: only constants were compared, not outputs: {error}"));
             prove(None)
         }
         other => other,

@@ -21,14 +21,14 @@ use super::{Console, SampleArgs, configure, set_inputs, wrap};
 pub(crate) struct Args {
     /// Float model.
     model: PathBuf,
-    /// A glob on names of nodes, sites (fc1.weight) or tensors; `re:` begins a regular expression.
+    /// Glob on names of nodes, sites (fc1.weight) or tensors; re: begins a regular expression.
     pattern: String,
     #[command(flatten)]
     configure: configure::Args,
-    /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
+    /// Turn an input of the model into a constant, as for rewrite; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// Explain what `rewrite` does without samples.
+    /// Explain what rewrite does without samples.
     #[arg(long)]
     no_samples: bool,
     /// Print JSON.

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
-    /// List every node of the main graph by name: what --exclude matches.
+    /// List the nodes of the main graph by name, as --exclude matches them.
     #[arg(long, conflicts_with_all = ["json", "text"])]
     nodes: bool,
 }

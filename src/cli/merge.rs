@@ -11,8 +11,8 @@ use super::{Console, count};
 
 /// Arguments of `amax merge`.
 #[derive(clap::Args)]
-#[command(after_help = "Parts may be given in any order: the result is the file that one run over all their samples
-writes, byte for byte.
+#[command(after_help = "Parts may be given in any order: the result is what one run over all their samples writes,
+byte for byte.
 
 Examples:
   amax merge a.safetensors b.safetensors -o stats.safetensors
@@ -21,10 +21,10 @@ pub(crate) struct Args {
     /// Statistics of parts of one set of samples.
     #[arg(required = true)]
     parts: Vec<PathBuf>,
-    /// Where the merged statistics go.
+    /// Where to write the merged statistics.
     #[arg(long, short, value_name = "FILE", required_unless_present = "report")]
     output: Option<PathBuf>,
-    /// Where the result will run, for `--report`.
+    /// Where the result will run, for --report.
     #[arg(long, value_name = "NAME", default_value = targets::DEFAULT)]
     target: String,
     #[command(flatten)]

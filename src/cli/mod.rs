@@ -107,7 +107,7 @@ pub(crate) fn admit(panic: &PanicHookInfo<'_>) {
     let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref().copied());
     let place = panic.location().map(|l| format!("\n  at {}:{}", l.file(), l.line())).unwrap_or_default();
     print_error(&format!(
-        "error: a mistake in amax: {}{place}\nhint: please report it with the command line and the model",
+        "error: a bug in amax: {}{place}\nhint: please report it with the command line and the model",
         text.unwrap_or("panic")
     ));
     if std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0") {
@@ -172,7 +172,7 @@ pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: 
     match calib {
         Some("random") => {
             console.say(
-                "warning: calibrating with random noise: ranges are wrong for real data\n         \
+                "warning: calibrating with random noise: ranges will be wrong for real data\n         \
                  use this only to try things out",
             );
             SampleSet::random(model, 16, 0).map(Some)
@@ -234,7 +234,7 @@ fn warn_of_others(set: &SampleSet, given: &BTreeMap<String, Tensor>, console: &C
     }
     for (name, number) in others {
         console.say(&format!(
-            "warning: {number} of {} samples give \"{name}\" another value than --set-input, which holds",
+            "warning: {number} of {} samples give \"{name}\" another value than --set-input, which is used",
             set.len()
         ));
     }
@@ -244,10 +244,10 @@ fn warn_of_others(set: &SampleSet, given: &BTreeMap<String, Tensor>, console: &C
 /// Options on how samples are read.
 #[derive(clap::Args, Default)]
 pub(crate) struct SampleArgs {
-    /// How images become the model's input (TOML); without, `preprocess.toml` among them, or beside the model.
+    /// How images become the model's input (TOML); default: preprocess.toml among them, or beside the model.
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
-    /// Size of a dimension that the model leaves free, for .bin files; may be repeated.
+    /// Size of a dimension that the model leaves free, for .bin files; repeatable.
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
     dim: Vec<(String, usize)>,
 }
@@ -270,7 +270,7 @@ impl SampleArgs {
             return samples(calib, model, path, console);
         }
         let Some(given) = given else {
-            return Err(Error::new(Kind::Usage, "--preprocess and --dim say how samples are read, and none are")
+            return Err(Error::new(Kind::Usage, "--preprocess and --dim describe samples, but there are none")
                 .with_hint("name the samples with --calib PATH"));
         };
         let dims = self.dim.iter().cloned().collect();

@@ -13,28 +13,26 @@ use super::{Console, SampleArgs, bytes, configure, count, set_inputs, staged, ta
 
 /// Arguments of `amax plan`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "The plan is what `rewrite` begins with. The guard may take sites out of it once samples were seen;
-`rewrite --save-plan FILE` writes what it came to.
+#[command(after_help = "rewrite starts from this plan. The guard may take sites out of it after calibration;
+amax rewrite --save-plan FILE writes the final plan.
 
 Examples:
   amax plan model.onnx
   amax plan model.onnx --config amax.toml --no-samples
   amax plan model.onnx -o plan.json
-  amax rewrite model.onnx out.onnx --plan plan.json"
-)]
+  amax rewrite model.onnx out.onnx --plan plan.json")]
 pub(crate) struct Args {
     /// Float model.
     model: PathBuf,
     #[command(flatten)]
     configure: configure::Args,
-    /// Plan as `rewrite` does without samples.
+    /// Plan as rewrite does without samples.
     #[arg(long)]
     no_samples: bool,
-    /// Make a constant of an input of the model, as for `rewrite`; may be repeated.
+    /// Turn an input of the model into a constant, as for rewrite; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// Write the plan as JSON, to be edited and handed to `rewrite --plan`.
+    /// Write the plan as JSON, to edit and pass to rewrite --plan.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print the plan as JSON.

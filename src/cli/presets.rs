@@ -13,7 +13,7 @@ use super::table;
   amax presets int8 > amax.toml
   amax rewrite model.onnx out.onnx --preset w4")]
 pub(crate) struct Args {
-    /// The preset to print as TOML; without it, all are listed.
+    /// Preset to print as TOML; default: list all.
     name: Option<String>,
 }
 

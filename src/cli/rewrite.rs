@@ -21,9 +21,9 @@ use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_in
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
-    "Everything is decided and solved as by `rewrite`, and `amax convert` of the result stores
-the codes that `rewrite` does. Until then weights are float initializers behind a
-QuantizeLinear, and scales for each token (preset 8da4w) are operators.
+    "All decisions and scales are those of rewrite, and amax convert of the result stores
+the same integers as rewrite. Until then weights are float initializers followed by a
+QuantizeLinear, and scales per token (preset 8da4w) are computed by operators.
 
 Examples:
   amax prepare model.onnx fake.onnx --calib samples.npz
@@ -33,10 +33,10 @@ Examples:
 
 /// Arguments of `amax rewrite`.
 #[derive(clap::Args)]
-#[command(after_help = "Samples are real inputs of the model; without --calib, model.calib.npz beside
-model.onnx is used where it exists. Without samples only weights are quantized.
-A .npz has an array for each input, by name. An array with one axis more than
-its input holds many samples, one a row: np.savez(path, image=images[:, None]).
+#[command(after_help = "Samples are real inputs of the model. Without --calib, model.calib.npz beside
+model.onnx is used if it exists. Without samples, only weights are quantized.
+A .npz has one array per input, by name. An array with one axis more than its
+input holds one sample per row: np.savez(path, image=images[:, None]).
 
 Examples:
   amax rewrite model.onnx out.onnx
@@ -50,52 +50,52 @@ Examples:
 pub(crate) struct Args {
     /// Float model.
     pub(super) input: PathBuf,
-    /// Where the quantized model goes.
+    /// Where to write the quantized model.
     pub(super) output: PathBuf,
     #[command(flatten)]
     configure: configure::Args,
-    /// Carry out this plan as it is, instead of making one; `amax plan -o` writes it.
+    /// Apply this plan instead of computing one; amax plan -o writes it.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// Write the plan that was carried out, after what the guard took out of it.
+    /// Write the plan that was applied, without what the guard took out.
     #[arg(long, value_name = "FILE")]
     save_plan: Option<PathBuf>,
-    /// Samples: .npz, .npy, .jsonl, a folder of these or of .png, .jpg or .bin, `test_data_set` folders, `random`, `none`.
+    /// Samples: .npz, .npy or .jsonl; a folder of these or of .png, .jpg or .bin; test_data_set folders; random; none.
     #[arg(long, value_name = "PATH")]
     calib: Option<String>,
     #[command(flatten)]
     sampling: SampleArgs,
-    /// Statistics of `calibrate` or `merge`: ranges come from them, and samples only measure the result.
+    /// Take ranges from these statistics of calibrate or merge; samples then only measure the result.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
-    /// Make a constant of an input of the model; may be repeated. VALUE is a number, true, false, or lists: [1, 2].
+    /// Turn an input of the model into a constant; repeatable. VALUE is a number, true, false, or lists: [1, 2].
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// What runs the samples: tract, or an installed onnxruntime (in builds with the feature `ort`).
+    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
-    /// Samples that run at once; results do not depend on it.
+    /// Samples that run at once; does not change the result.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Memory to stay below, as in 2GB: fewer samples run at once, and larger models in segments.
+    /// Memory limit, such as 2GB: fewer samples run at once, and larger models run in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
-    /// Write weights to OUTPUT.data beside the model, as is done anyway where the input has such a file or 2 GB are passed.
+    /// Write weights to OUTPUT.data beside the model, even if the input has no such file and the model is below 2 GB.
     #[arg(long)]
     external_data: bool,
-    /// Write quantizers as float operators with the same results: for accuracy studies on any runtime, of any format.
+    /// Write quantizers as float operators with the same results, to study any format on any runtime.
     #[arg(long)]
     simulate: bool,
-    /// Write what was done as JSON.
+    /// Write a report as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Do not run the result on held-out samples.
+    /// Do not measure the result on held-out samples.
     #[arg(long)]
     no_measure: bool,
-    /// Print the model as text after this pass, or after `all`.
+    /// Print the model as text after this pass, or after all.
     #[arg(long, value_name = "PASS", help_heading = "Passes")]
     print_after: Vec<String>,
-    /// Stop after this pass and write the model as it is then.
+    /// Stop after this pass and write the model as it is.
     #[arg(long, value_name = "PASS", help_heading = "Passes")]
     stop_after: Option<String>,
     /// Run only these passes, separated by commas.
@@ -141,7 +141,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         {
             console.say(
                 "note: the result is measured on samples that its ranges come from\n      \
-                 `amax calibrate --hold-out` keeps them apart",
+                 amax calibrate --hold-out keeps them apart",
             );
         }
     }

@@ -13,9 +13,9 @@ use super::{Console, count, staged};
 /// Arguments of `amax scales`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Quantized model: of amax, or any other with `QuantizeLinear` and `DequantizeLinear`.
+    /// Quantized model, of amax or any other tool, with QuantizeLinear and DequantizeLinear.
     model: PathBuf,
-    /// Where the result goes; printed where left out.
+    /// Where to write the result; default: print it.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }

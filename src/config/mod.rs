@@ -1,10 +1,9 @@
-//! What the user asks for: `amax.toml`.
+//! The user's configuration: `amax.toml`.
 //!
-//! A configuration is a list of levels. Each says something about some sites, and a later one has the last word, key by
-//! key: the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[[postprocess]]`, `[tensor.…]`,
-//! `exclude`, and what the command line adds. [`rules`] puts them in that order and asks them about one site.
+//! A configuration is a list of levels. Each sets keys for some sites, and the last level that sets a key decides it:
+//! the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[[postprocess]]`, `[tensor.…]`,
+//! `exclude`, and what the command line adds. [`rules`] applies them in that order to one site.
 
-pub mod algorithm;
 pub mod import;
 mod pattern;
 pub mod presets;
@@ -22,7 +21,7 @@ pub use spec::{Level, SiteKind, Spec};
 
 use crate::document::{self, Lines};
 use crate::error::{Error, Kind, Result};
-use algorithm::Algorithm;
+use crate::quant::algorithm::{self, Algorithm};
 use rules::Rule;
 use spec::Postprocess;
 
@@ -35,48 +34,48 @@ pub struct Config {
     /// Profile of the runtime, by name or by path of a `.toml` file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// A named configuration to start from; `amax presets` lists them.
+    /// Named configuration to start from; `amax presets` lists them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
-    /// Patterns on names of nodes or sites: what matches stays float. Globs, whose `*` also matches `/`; `re:` begins a
+    /// Patterns on names of nodes or sites that stay in float. Globs, whose `*` also matches `/`; `re:` begins a
     /// regular expression.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
-    /// Every node.
+    /// All nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<Level>,
     /// The nodes of one operator, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub op_type: BTreeMap<String, Level>,
-    /// Nodes and sites by name; later ones have the last word.
+    /// Nodes and sites by name; later layers override earlier ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer: Vec<Layer>,
-    /// What becomes of ranges after they were chosen, by name.
+    /// Changes to ranges after they were chosen, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub postprocess: Vec<Adjusted>,
-    /// Single tensors, by name: formats, and numbers given by hand.
+    /// Single tensors, by name: formats, ranges and scales fixed by the user.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tensor: BTreeMap<String, Tensor>,
-    /// How weights and scales are improved beyond rounding.
+    /// An algorithm that improves weights and scales beyond rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<algorithm::Written>"))]
     pub algorithm: Option<Algorithm>,
-    /// What is done to the float model first.
+    /// Algorithms that change the float model first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<algorithm::Written>"))]
     pub pre_quant_opt: Vec<Algorithm>,
-    /// When a tensor is too badly served by its range to be quantized.
+    /// Limits below which a tensor is not quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]
     pub guard: Guard,
     /// Rules of the command line, which come last.
     #[serde(skip)]
     pub overrides: Vec<Rule>,
-    /// Where the keys stand.
+    /// The places of the keys.
     #[serde(skip)]
     pub source: Source,
 }
 
-/// Where a configuration was read.
+/// Where a configuration was read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
     /// The file, if it was one.
@@ -85,7 +84,7 @@ pub struct Source {
     pub lines: Lines,
 }
 
-/// A rule about names.
+/// A rule for names.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -94,7 +93,7 @@ pub struct Layer {
     /// expression.
     #[serde(rename = "match")]
     pub pattern: String,
-    /// Only nodes of these operators; of all where left out.
+    /// Only nodes of these operators; default: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub op_type: Vec<String>,
     /// Whether it may match nothing.
@@ -106,7 +105,7 @@ pub struct Layer {
     /// Activations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Spec>,
-    /// Results.
+    /// Outputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Spec>,
     /// Constant weights.
@@ -118,7 +117,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// What it says, without whom it says it about.
+    /// Its keys, without the pattern.
     #[must_use]
     pub fn level(&self) -> Level {
         let Self { pattern: _, op_type: _, optional: _, enable, input, output, weight, bias } = self.clone();
@@ -126,7 +125,7 @@ impl Layer {
     }
 }
 
-/// A rule about what becomes of ranges.
+/// A change to ranges, by name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -137,22 +136,22 @@ pub struct Adjusted {
     /// Whether it may match nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
-    /// What amax is multiplied by.
+    /// Factor for amax.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
-    /// What it is at least.
+    /// Lower limit of amax.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<f64>,
-    /// What it is at most.
+    /// Upper limit of amax.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
-    /// Whether it is rounded up to a power of two.
+    /// Whether amax is rounded up to a power of two.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub power_of_two: bool,
 }
 
 impl Adjusted {
-    /// What it says, without whom it says it about: every kind of site that has a range of its own.
+    /// Its keys, without the pattern, for every kind of site that has a range of its own.
     fn level(&self) -> Level {
         let Self { pattern: _, optional: _, scale, min, max, power_of_two } = *self;
         let spec = Spec { postprocess: Some(Postprocess { scale, min, max, power_of_two }), ..Spec::default() };
@@ -160,21 +159,21 @@ impl Adjusted {
     }
 }
 
-/// What is said of one tensor.
+/// The keys of one tensor.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Tensor {
-    /// Whether the model need not have it, or may leave it in float.
+    /// Whether the tensor may be missing or stay in float.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
     /// Whether it is quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
-    /// Number format of the codes.
+    /// Number format of the quantized values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<spec::Dtype>,
-    /// Whether the zero point is fixed at the middle code.
+    /// Whether the zero point is fixed in the middle of the format's range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symmetric: Option<bool>,
     /// How many elements of a constant share a scale.
@@ -186,19 +185,19 @@ pub struct Tensor {
     /// Elements in a group of `per-group`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_size: Option<u32>,
-    /// The smallest and the largest value that must be representable.
+    /// The smallest and the largest value that are representable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<[f32; 2]>,
-    /// The scale; of a weight as many as it has, in row-major order.
+    /// The scale; for a weight, all its scales in row-major order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<Numbers<f32>>,
-    /// The code of zero; with `scale`. Unset: the middle code of a symmetric tensor, 0 otherwise.
+    /// The zero point; with `scale`. Default: the middle of the range of a symmetric tensor, otherwise 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_point: Option<Numbers<i32>>,
 }
 
 impl Tensor {
-    /// The keys that sites have as well.
+    /// The keys that sites have, too.
     pub(crate) fn spec(&self) -> Spec {
         let Self { dtype, symmetric, granularity, ch_axis, group_size, .. } = *self;
         Spec { dtype, granularity, ch_axis, group_size, symmetric, ..Spec::default() }
@@ -208,16 +207,16 @@ impl Tensor {
 /// One number, or several.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged, expecting = "a number or a list of numbers is needed")]
+#[serde(untagged, expecting = "expected a number or a list of numbers")]
 pub enum Numbers<T> {
-    /// For all.
+    /// The same for all.
     One(T),
-    /// One each.
+    /// One for each.
     Many(Vec<T>),
 }
 
 impl<T: Copy> Numbers<T> {
-    /// These numbers.
+    /// The numbers.
     #[must_use]
     pub fn new(list: Vec<T>) -> Self {
         match list.as_slice() {
@@ -226,7 +225,7 @@ impl<T: Copy> Numbers<T> {
         }
     }
 
-    /// All of them.
+    /// The numbers, all to be changed.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
         match self {
@@ -236,10 +235,10 @@ impl<T: Copy> Numbers<T> {
     }
 }
 
-/// When a tensor is too badly served by its range to be quantized.
+/// Limits below which a tensor is not quantized.
 ///
 /// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples. Formats of fewer
-/// than 8 bits are not judged by it, nor are activations in small floats: they were asked for by name.
+/// than 8 bits are not judged by it, nor are activations in small floats: the user asked for them by name.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -248,7 +247,7 @@ pub struct Guard {
     pub enabled: bool,
     /// Least quality of an activation quantized with one range for all samples.
     pub static_db: f64,
-    /// Least quality of an activation whose range is found at run time, where the target can do that.
+    /// Least quality of an activation whose range is computed at run time, if the target can do that.
     pub dynamic_db: f64,
     /// Least quality of a weight or constant.
     pub weight_db: f64,
@@ -280,7 +279,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Parses TOML text, or JSON where it begins with a brace.
+    /// Parses TOML text, or JSON if it begins with a brace.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -305,13 +304,13 @@ impl Config {
         self.source.at(Error::new(Kind::Config, message), path)
     }
 
-    /// What can be wrong without knowing a model.
+    /// Checks everything that can be checked without a model.
     fn validate(&self) -> Result<()> {
         let guard = toml::Table::try_from(self.guard).unwrap_or_default();
         if let Some((key, _)) = guard.iter().find(|(_, value)| value.as_float().is_some_and(f64::is_nan)) {
             return Err(self
                 .error(&format!("guard.{key}"), format!("guard.{key} is not a number"))
-                .with_hint("give decibels; -inf lets everything pass"));
+                .with_hint("give decibels; -inf accepts everything"));
         }
         if let Some(algorithm) = &self.algorithm {
             algorithm.validate().map_err(|e| self.source.at(e, "algorithm"))?;
@@ -328,14 +327,14 @@ impl Config {
             let Tensor { range, scale, zero_point, .. } = tensor;
             match (range, scale, zero_point) {
                 (Some(_), Some(_), _) => {
-                    return fail("range", "both a range and a scale are given; one follows from the other");
+                    return fail("range", "range and scale exclude each other, since one follows from the other");
                 }
                 (_, None, Some(_)) => return fail("zero_point", "a zero point needs a scale"),
                 (Some([low, high]), ..) if !(low.is_finite() && high.is_finite() && low <= high) => {
-                    return fail("range", "a range is a smaller and a larger finite number");
+                    return fail("range", "a range is two finite numbers, the smaller one first");
                 }
                 (_, Some(scale), _) if scale.to_vec().iter().any(|s| !s.is_normal() || *s < 0.0) => {
-                    return fail("scale", "a scale is a positive number");
+                    return fail("scale", "a scale must be a positive number");
                 }
                 _ => {}
             }

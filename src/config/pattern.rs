@@ -1,11 +1,11 @@
-//! Names and patterns on them.
+//! Patterns for names of nodes and sites.
 
 use globset::{Glob, GlobMatcher};
 use regex::Regex;
 
 use crate::error::{Error, Kind, Result};
 
-/// A glob, or after `re:` a regular expression, on names of nodes and sites.
+/// A glob, or after `re:` a regular expression, for names of nodes and sites.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
@@ -14,7 +14,7 @@ pub struct Pattern {
 
 #[derive(Clone, Debug)]
 enum Matcher {
-    /// What stands between the stars of a glob that has nothing else: most have not, and large models have many names.
+    /// The parts between the stars, if the glob has no other wildcards: most have none, and large models have many names.
     Stars(Vec<String>),
     Glob(GlobMatcher),
     Regex(Regex),
@@ -47,7 +47,7 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), matcher })
     }
 
-    /// As it was written.
+    /// The text as it was written.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text

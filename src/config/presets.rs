@@ -5,7 +5,7 @@ use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
 
-/// The presets: name and text. The text begins with what the preset is, as comments.
+/// The presets: name and text. The text begins with a description in comments.
 const BUILT_IN: &[(&str, &str)] = &[
     ("int8", include_str!("presets/int8.toml")),
     ("int8-dynamic", include_str!("presets/int8-dynamic.toml")),
@@ -55,7 +55,7 @@ pub fn text(name: &str) -> Result<&'static str> {
     })
 }
 
-/// One line that says what a preset is.
+/// A description of a preset in one line.
 ///
 /// # Errors
 /// As [`text`].

@@ -1,37 +1,37 @@
-//! The levels of a configuration in order, and what they say about one site.
+//! The levels of a configuration in order, and the result for one site.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::algorithm::Algorithm;
 use super::{Config, Level, Pattern, SiteKind, Source, Spec, presets};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::nearest::nearest;
 use crate::ops;
+use crate::quant::algorithm::Algorithm;
 use crate::targets::{BiasForm, Slot, Target};
 
-use super::spec::{Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
+use super::spec::{Dtype, Field, Form, Format, ObserverKind, ScaleDtype, ScaleType, Share};
 
-/// One level: what it says, and about whom.
+/// One level: its keys, and the sites that they apply to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// What it is called: `[[layer]] "/head/*"`.
+    /// Its label: `[[layer]] "/head/*"`.
     pub label: String,
     /// Where it was written.
     pub origin: Origin,
-    /// About whom.
+    /// The sites that it applies to.
     pub scope: Scope,
-    /// Among these, only about the nodes of these operators; about all where empty.
+    /// Among these, only the nodes of these operators; all if empty.
     pub ops: Vec<String>,
     /// Whether it may match nothing.
     pub optional: bool,
-    /// Whether a preset says it: what the target lacks gives way.
+    /// Whether it comes from a preset: keys that the target does not support are dropped.
     pub preset: bool,
-    /// Whether it means whatever kinds of sites match: that some kind does not is no mistake.
+    /// Whether it is for any kind of site that matches; a kind without a match is not an error.
     pub any_kind: bool,
-    /// What.
+    /// Its keys.
     pub level: Level,
 }
 
@@ -43,7 +43,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// `amax.toml:12`, for the rule or one of its keys; empty where there is no file.
+    /// `amax.toml:12`, for the rule or one of its keys; empty if there is no file.
     #[must_use]
     pub fn place(&self, key: &str) -> String {
         let line = self.source.lines.of(&format!("{}.{key}", self.path));
@@ -62,7 +62,7 @@ impl Origin {
 }
 
 impl Rule {
-    /// Whether it is about certain nodes or operators, rather than all.
+    /// Whether it applies to certain nodes or operators, rather than all.
     #[must_use]
     pub fn is_named(&self) -> bool {
         match &self.scope {
@@ -78,14 +78,14 @@ impl Rule {
         }
     }
 
-    /// Whether it is about a site.
+    /// Whether it applies to a site.
     #[must_use]
     pub fn is_about(&self, node: &str, op: &str, kind: SiteKind) -> bool {
         self.applies(&Names::new(node, kind), op)
     }
 }
 
-/// Whom a rule is about.
+/// The sites that a rule applies to.
 #[derive(Clone, Debug)]
 pub enum Scope {
     /// Every node.
@@ -142,17 +142,17 @@ impl Rule {
     }
 }
 
-/// What is asked for at one site, and which rule said so.
+/// The keys of one site, and the rules that decided them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resolved {
-    /// Every key that some rule set.
+    /// The keys that rules set.
     pub spec: Spec,
-    /// For each key in the order of [`Field::ALL`], the index of the rule that had the last word.
+    /// For each key in the order of [`Field::ALL`], the index of the rule that decided it.
     from: Vec<Option<usize>>,
 }
 
 impl Resolved {
-    /// Index of the rule that had the last word on a key.
+    /// Index of the rule that decided a key.
     #[must_use]
     pub fn from(&self, field: Field) -> Option<usize> {
         self.from.get(field as usize).copied().flatten()
@@ -164,7 +164,7 @@ impl Resolved {
         self.spec.enable == Some(false)
     }
 
-    /// For each key, takes what a later rule said at the other site.
+    /// For each key, takes the value of the other site if a later rule set it there.
     pub fn strengthen(&mut self, other: &Self) {
         self.from.resize(Field::ALL.len(), None);
         for (index, &field) in Field::ALL.iter().enumerate() {
@@ -195,13 +195,13 @@ pub struct Step {
     pub changes: Vec<(Field, Option<String>, String)>,
 }
 
-/// Every level, the first one weakest.
+/// All levels, the weakest first.
 #[derive(Clone, Debug)]
 pub struct Rules {
     all: Vec<Rule>,
     /// What [`Rules::site`] overlays: a rule's own spec with its `enable`.
     specs: Vec<[Option<Spec>; 4]>,
-    /// The rules about single tensors.
+    /// The rules for single tensors.
     tensors: BTreeMap<String, usize>,
     left_weight: Spec,
     algorithm: Option<Algorithm>,
@@ -237,13 +237,13 @@ impl Rules {
         Ok(Self { all: rules, specs, tensors, left_weight, algorithm, pre_quant_opt })
     }
 
-    /// How weights and scales are improved: what the configuration says, or its preset.
+    /// The algorithm of the configuration, or of its preset.
     #[must_use]
     pub fn algorithm(&self) -> Option<&Algorithm> {
         self.algorithm.as_ref()
     }
 
-    /// What is done to the float model first: what the configuration says, or its preset.
+    /// The algorithms for the float model, of the configuration or of its preset.
     #[must_use]
     pub fn pre_quant_opt(&self) -> &[Algorithm] {
         &self.pre_quant_opt
@@ -255,13 +255,13 @@ impl Rules {
         &self.all
     }
 
-    /// The rule that had the last word on a key of a site.
+    /// The rule that decided a key of a site.
     #[must_use]
     pub fn rule(&self, resolved: &Resolved, field: Field) -> Option<&Rule> {
         resolved.from(field).and_then(|index| self.all.get(index))
     }
 
-    /// What is asked for at a site of a node. `left`: the weight is the left operand of a product.
+    /// The keys of a site of a node. `left`: the weight is the left operand of a product.
     #[must_use]
     pub fn site(&self, node: &str, op: &str, kind: SiteKind, left: bool) -> Resolved {
         let mut resolved = Resolved::default();
@@ -269,7 +269,7 @@ impl Rules {
         resolved
     }
 
-    /// What is said of a tensor by its name, to be laid over what is asked for at its sites.
+    /// The keys of a tensor by its name, to overlay those of its sites.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Resolved> {
         let index = *self.tensors.get(name)?;
@@ -325,7 +325,7 @@ impl Rules {
         }
     }
 
-    /// Refuses patterns that match no node and no site of a model, and what they say about kinds of sites that they do
+    /// Refuses patterns that match no node and no site of a model, and keys for kinds of sites that the pattern does
     /// not match.
     ///
     /// # Errors
@@ -341,8 +341,9 @@ impl Rules {
             let said = SiteKind::ALL.into_iter().filter(|&kind| rule.level.spec(kind).is_some());
             if let Some(kind) = said.into_iter().find(|&kind| !rule.any_kind && !matches(kind)) {
                 let kind = kind.name();
-                let message = format!("{} says something about {kind}, and matches no {kind}", rule.label);
-                let hint = "a pattern that ends in .weight means weights only; one on names of nodes means all sites";
+                let message = format!("{} sets {kind} keys but matches no {kind}", rule.label);
+                let hint =
+                    "a pattern that ends in .weight matches weights only; the name of a node matches all its sites";
                 return Err(rule.origin.at(Error::new(Kind::Config, message), kind).with_hint(hint));
             }
         }
@@ -356,7 +357,7 @@ fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a
     if !rule.ops.is_empty() && nodes.clone().any(|node| sites(node).iter().any(|names| names.matched_by(pattern))) {
         let ops = rule.ops.join(" or ");
         return error(format!("{} matches no {ops}", rule.label))
-            .with_hint("it matches nodes of other operators: leave op_type out, or name theirs");
+            .with_hint("it matches nodes of other operators: leave op_type out, or name those");
     }
     let error = error(format!("{} matches no node and no site", rule.label));
     let (node, site) = pattern.parts();
@@ -366,7 +367,7 @@ fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a
     }
 }
 
-/// A level's spec of one kind of site, with the level's `enable` where the spec has none.
+/// A level's spec for one kind of site, with the level's `enable` if the spec has none.
 fn effective(level: &Level, kind: SiteKind) -> Option<Spec> {
     let mut spec = level.spec(kind).cloned();
     if level.enable.is_some() {
@@ -396,11 +397,11 @@ fn weight_spec(slot: Slot) -> Spec {
     Spec { granularity: Some(granularity), dynamic: None, ..activation_spec(slot) }
 }
 
-/// What a target does where nothing is asked for.
+/// The target's defaults.
 fn defaults(target: &Target) -> Rule {
     let bias = match target.bias {
-        BiasForm::Int32 => Spec { dtype: Some(Dtype::Int32), ..Spec::default() },
-        BiasForm::Float => Spec { enable: Some(false), dtype: Some(Dtype::Int32), ..Spec::default() },
+        BiasForm::Int32 => Spec { dtype: Some(Dtype::Element(Format::Int32)), ..Spec::default() },
+        BiasForm::Float => Spec { enable: Some(false), dtype: Some(Dtype::Element(Format::Int32)), ..Spec::default() },
     };
     Rule {
         label: format!("target {}", target.name),
@@ -423,7 +424,7 @@ fn defaults(target: &Target) -> Rule {
 /// The rules that a document contains, weakest first.
 ///
 /// # Errors
-/// An unknown operator, a pattern that cannot be parsed, a level that says nothing or contradicts itself.
+/// An unknown operator, a pattern that cannot be parsed, a level that sets no key or contradicts itself.
 pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> {
     let source = Arc::new(config.source.clone());
     let rule = |path: String, label: String, scope: Scope, level: Level| -> Result<Rule> {
@@ -451,7 +452,7 @@ pub(super) fn from_document(config: &Config, prefix: &str) -> Result<Vec<Rule>> 
         }
         let label = format!("[[layer]] \"{}\"", layer.pattern);
         if layer.level() == Level::default() {
-            return Err(at(Error::new(Kind::Config, format!("{label} says nothing")), "match")
+            return Err(at(Error::new(Kind::Config, format!("{label} sets no key")), "match")
                 .with_hint("add enable = false, or weight.dtype = \"int4\", for example"));
         }
         let rule = rule(path.clone(), label, Scope::Name(pattern), layer.level())?;
@@ -494,10 +495,10 @@ fn known_op(op: &str) -> Result<()> {
     if ops::find(op).is_some() {
         return Ok(());
     }
-    let error = Error::new(Kind::Config, format!("no operator is called \"{op}\" in amax's operator table"));
+    let error = Error::new(Kind::Config, format!("amax's operator table has no \"{op}\""));
     Err(match nearest(op, ops::TABLE.iter().map(|row| row.op)) {
         Some(name) => error.with_hint(format!("did you mean \"{name}\"?")),
-        None => error.with_hint("operators without a row there are never quantized"),
+        None => error.with_hint("operators that are not in the table are never quantized"),
     })
 }
 
@@ -525,7 +526,7 @@ impl Config {
     /// `preset=w4`, `target=generic`. Levels set this way come after all others.
     ///
     /// # Errors
-    /// What is not of this form, and what the same key in a file would be refused for.
+    /// Text of another form, and anything that is an error in a file.
     pub fn set(&mut self, text: &str) -> Result<()> {
         self.set_key(text).map_err(|error| {
             let shown = Error::new(Kind::Config, format!("--set {text}: {}", error.message()));
@@ -546,13 +547,13 @@ impl Config {
         let (section, rest) = key.split_once('.').unwrap_or((key, ""));
         match section {
             "enable" | "input" | "output" | "weight" | "bias" => {
-                Err(Error::new(Kind::Config, "it is not said of which nodes").with_hint(format!(
-                    "default.{key} is for all, op_type.OPERATOR.{key} and layer.PATTERN.{key} for some"
+                Err(Error::new(Kind::Config, "the key does not say for which nodes").with_hint(format!(
+                    "default.{key} is for all nodes, op_type.OPERATOR.{key} and layer.PATTERN.{key} are for some"
                 )))
             }
             "default" | "op_type" | "layer" => {
                 let (name, key) = level_key(section, rest).ok_or_else(|| {
-                    Error::new(Kind::Config, format!("\"{key}\" names no key of a level")).with_hint(form)
+                    Error::new(Kind::Config, format!("\"{key}\" is not a key of a level")).with_hint(form)
                 })?;
                 let (level, _) = document::parse::<Level>(&format!("{key} = {value}"))?;
                 let scope = match section {

@@ -6,7 +6,7 @@
 use super::spec::{Arithmetic, Dtype, Field, Form, ObserverKind, ScaleDtype, ScaleType, Share};
 use super::{Level, SiteKind, Spec};
 use crate::error::{Error, Kind};
-use crate::numerics::{Format, Round};
+use crate::quant::{Format, Observer, Round, check_least_scale};
 
 /// A key, what is wrong with it, and a way out.
 type Wrong = (Field, String, &'static str);
@@ -35,20 +35,19 @@ fn contradiction(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
 
 /// Numbers out of range.
 fn numbers(spec: &Spec) -> Option<Wrong> {
+    for (field, observer) in
+        [(Field::Percentile, spec.percentile.map(Observer::Percentile)), (Field::MseP, spec.mse_p.map(Observer::Mse))]
+    {
+        if let Some(Err((message, hint))) = observer.map(Observer::wrong) {
+            return Some((field, message, hint));
+        }
+    }
+    if let Some(Err(message)) = spec.eps.map(check_least_scale) {
+        return Some((Field::Eps, message, ""));
+    }
     let wrong = |field, message: String, hint| Some((field, message, hint));
     match *spec {
         Spec { group_size: Some(0), .. } => wrong(Field::GroupSize, "a group has elements".into(), "give 32 or 128"),
-        Spec { percentile: Some(p), .. } if !(p > 50.0 && p <= 100.0) => wrong(
-            Field::Percentile,
-            format!("{p} is no share of the values in percent, above 50 and up to 100"),
-            "99.99 keeps all but one value in ten thousand",
-        ),
-        Spec { mse_p: Some(p), .. } if !(p > 0.0 && p.is_finite()) => {
-            wrong(Field::MseP, format!("{p} is no positive power"), "2 is the squared error")
-        }
-        Spec { eps: Some(e), .. } if !(e >= 0.0 && e.is_finite()) => {
-            wrong(Field::Eps, format!("{e} is no least scale"), "give a small positive number, or 0 for none")
-        }
         Spec { postprocess: Some(p), .. } => {
             p.check().err().and_then(|(message, hint)| wrong(Field::Postprocess, message, hint))
         }
@@ -63,7 +62,7 @@ fn numbers(spec: &Spec) -> Option<Wrong> {
 /// Keys that make no sense for a kind of site.
 fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
     let constant = matches!(kind, SiteKind::Weight | SiteKind::Bias);
-    if spec.dtype == Some(Dtype::Int32) && kind != SiteKind::Bias {
+    if spec.dtype == Some(Dtype::Element(Format::Int32)) && kind != SiteKind::Bias {
         return Some((Field::Dtype, "int32 is for biases".into(), "int16 is the widest that others can have"));
     }
     if kind != SiteKind::Weight {
@@ -162,7 +161,7 @@ fn formats(spec: &Spec) -> Option<Wrong> {
     }
     let dtype = spec.dtype?;
     let block = dtype.block();
-    let integer = block.map(|b| b.format).or(dtype.format()).is_some_and(Format::is_integer);
+    let integer = dtype.format().is_integer();
     if (block.is_some() || !integer) && spec.symmetric == Some(false) {
         return Some((Field::Symmetric, format!("{dtype} has no zero point"), "leave it out, or set it to true"));
     }
@@ -185,7 +184,7 @@ fn formats(spec: &Spec) -> Option<Wrong> {
         if spec.arithmetic.is_some_and(|a| a != Arithmetic::Onnx) {
             return Some((Field::Arithmetic, format!("{dtype} is computed as ONNX has it"), "it is for integers"));
         }
-    } else if dtype == Dtype::Int32 && spec.symmetric == Some(false) {
+    } else if dtype == Dtype::Element(Format::Int32) && spec.symmetric == Some(false) {
         return Some((Field::Symmetric, "an int32 bias has no zero point".into(), "leave it out"));
     }
     let block = block?;
@@ -193,13 +192,13 @@ fn formats(spec: &Spec) -> Option<Wrong> {
     if spec.granularity.is_some_and(|share| share != Share::PerGroup) {
         return Some((Field::Granularity, format!("{dtype} has one scale for each block"), fixed));
     }
-    if spec.group_size.is_some_and(|given| given != block.size) {
-        return Some((Field::GroupSize, format!("{dtype} has blocks of {}", block.size), fixed));
+    if spec.group_size.is_some_and(|given| given != block.size()) {
+        return Some((Field::GroupSize, format!("{dtype} has blocks of {}", block.size()), fixed));
     }
-    if spec.scale_dtype.is_some_and(|given| given != block.scale) {
+    if spec.scale_dtype.is_some_and(|given| given != block.scale()) {
         return Some((Field::ScaleDtype, format!("{dtype} has other scales"), fixed));
     }
-    let powers = block.scale == ScaleDtype::Float8e8m0;
+    let powers = block.scale() == ScaleDtype::Float8e8m0;
     if spec.scale_type.is_some_and(|given| (given == ScaleType::PowerOfTwo) != powers) {
         return Some((Field::ScaleType, format!("{dtype} has other scales"), fixed));
     }

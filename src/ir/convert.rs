@@ -92,23 +92,24 @@ impl Model {
 struct Reader<'a> {
     model: Model,
     external: External<'a>,
-    scopes: Vec<HashMap<String, ValueId>>,
+    scopes: Vec<(GraphId, HashMap<String, ValueId>)>,
 }
 
 impl Reader<'_> {
     fn lookup(&self, name: &str) -> Option<ValueId> {
-        self.scopes.iter().rev().find_map(|s| s.get(name)).copied()
+        self.scopes.iter().rev().find_map(|(_, names)| names.get(name)).copied()
     }
 
     fn define(&mut self, name: String, ty: Option<TypeProto>, def: Def) -> Result<ValueId> {
         let id = ValueId(self.model.values.len() as u32);
-        let scope = self.scopes.last_mut().expect("inside a graph");
-        if scope.insert(name.clone(), id).is_some() {
+        let (graph, names) = self.scopes.last_mut().expect("inside a graph");
+        if names.insert(name.clone(), id).is_some() {
             return Err(Error::model("the name is defined twice in one graph")
                 .at_value(&name)
                 .with_hint("each tensor may have one producer only; the exporter has a bug"));
         }
-        self.model.names.insert(name.clone());
+        let in_main = *graph == self.model.main && !matches!(def, Def::Sparse);
+        self.model.names.insert(name.clone(), id, in_main);
         self.model.values.push(Value { name, ty, retyped: false, def, users: Vec::new() });
         Ok(id)
     }
@@ -145,7 +146,7 @@ impl Reader<'_> {
         for proto in initializers {
             let name = proto.name.clone().unwrap_or_default();
             let tensor = self.tensor(proto).map_err(|e| e.in_graph(&graph_name))?;
-            let value = match self.scopes.last().and_then(|s| s.get(&name)) {
+            let value = match self.scopes.last().and_then(|(_, names)| names.get(&name)) {
                 Some(&input) => match &mut self.model.values[input.0 as usize].def {
                     Def::Input { default } if default.is_none() => {
                         *default = Some(tensor);
@@ -220,13 +221,14 @@ impl Reader<'_> {
             infos: Vec::new(),
             rest: GraphProto::default(),
         });
-        self.scopes.push(HashMap::new());
+        self.scopes.push((id, HashMap::new()));
         id
     }
 
     fn infos(&mut self, graph: GraphId, infos: Vec<ValueInfoProto>) {
         for info in infos {
-            let value = info.name.as_deref().and_then(|n| self.scopes.last().and_then(|s| s.get(n)).copied());
+            let value =
+                info.name.as_deref().and_then(|n| self.scopes.last().and_then(|(_, names)| names.get(n)).copied());
             if let Some(value) = value {
                 let slot = &mut self.model.values[value.0 as usize];
                 if slot.ty.is_none() {

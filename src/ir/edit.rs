@@ -97,7 +97,7 @@ impl Model {
 
     /// Adds an input at the end of a graph's; its name is made unique.
     pub fn add_input(&mut self, graph: GraphId, name: &str, ty: TypeProto) -> ValueId {
-        let value = self.new_value(name, Def::Input { default: None });
+        let value = self.new_value(graph, name, Def::Input { default: None });
         let name = self.value(value).name.clone();
         self.values[value.0 as usize].ty = Some(ty.clone());
         let info = ValueInfoProto { name: Some(name), r#type: Some(ty), ..ValueInfoProto::default() };
@@ -172,7 +172,7 @@ impl Model {
             }
         }
         for (index, name) in outputs.iter().enumerate() {
-            let value = self.new_value(name, Def::Output { node: id, index });
+            let value = self.new_value(graph, name, Def::Output { node: id, index });
             self.nodes[id.0 as usize].outputs.push(Some(value));
         }
         id
@@ -184,13 +184,19 @@ impl Model {
             return base;
         }
         let nodes = &self.nodes;
-        let taken = self.node_names.get_or_insert_with(|| nodes.iter().map(|n| n.name().to_owned()).collect());
-        let mut name = base.clone();
-        let mut number = 0;
-        while !taken.insert(name.clone()) {
+        let taken = self.node_names.get_or_insert_with(|| nodes.iter().map(|n| (n.name().to_owned(), 1)).collect());
+        let Some(&tried) = taken.get(&base) else {
+            taken.insert(base.clone(), 1);
+            return base;
+        };
+        let mut number = tried;
+        let mut name = format!("{base}_{number}");
+        while taken.contains_key(&name) {
             number += 1;
             name = format!("{base}_{number}");
         }
+        taken.insert(base, number + 1);
+        taken.insert(name.clone(), 1);
         name
     }
 
@@ -232,10 +238,7 @@ impl Model {
         for &id in nodes {
             let outputs: Vec<ValueId> = self.node(id).outputs.iter().flatten().copied().collect();
             for value in outputs {
-                assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
-                self.values[value.0 as usize].def = Def::Removed;
-                let name = self.values[value.0 as usize].name.clone();
-                self.names.remove(&name);
+                self.drop_value(value);
             }
             if let Some(graph) = self.nodes[id.0 as usize].graph.take() {
                 touched.push(graph);
@@ -244,7 +247,13 @@ impl Model {
         touched.sort_unstable();
         touched.dedup();
         for graph in touched {
-            self.graphs[graph.0 as usize].nodes.retain(|n| !doomed.contains(n));
+            // Passes remove nodes one by one where they are: a scan of the whole list for each would be quadratic.
+            if let [node] = *nodes {
+                let at = self.position(graph, node);
+                self.graphs[graph.0 as usize].nodes.remove(at);
+            } else {
+                self.graphs[graph.0 as usize].nodes.retain(|n| !doomed.contains(n));
+            }
         }
     }
 
@@ -258,6 +267,13 @@ impl Model {
         }
         let nodes = self.graph(graph).nodes.clone();
         self.remove(&nodes);
+    }
+
+    fn drop_value(&mut self, value: ValueId) {
+        let slot = &mut self.values[value.0 as usize];
+        assert!(slot.users.is_empty(), "\"{}\" is still used", slot.name);
+        slot.def = Def::Removed;
+        self.names.remove(&slot.name, value);
     }
 
     fn drop_user(&mut self, value: ValueId, user: User) {
@@ -298,10 +314,7 @@ impl Model {
         let len = len.min(self.node(node).outputs.len());
         let dropped = self.nodes[node.0 as usize].outputs.split_off(len);
         for value in dropped.into_iter().flatten() {
-            assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
-            self.values[value.0 as usize].def = Def::Removed;
-            let name = self.values[value.0 as usize].name.clone();
-            self.names.remove(&name);
+            self.drop_value(value);
         }
     }
 
@@ -340,25 +353,29 @@ impl Model {
 
     /// Gives `to` the name of `from`, and `from` a fresh one made from `fresh`.
     pub fn take_name(&mut self, from: ValueId, to: ValueId, fresh: &str) {
-        let wanted = self.values[from.0 as usize].name.clone();
+        let wanted = self.value(from).name.clone();
         let spare = self.unique_name(fresh);
-        self.names.insert(spare.clone());
-        self.values[from.0 as usize].name = spare;
-        let old = std::mem::replace(&mut self.values[to.0 as usize].name, wanted);
-        self.names.remove(&old);
+        self.set_name(from, spare);
+        self.set_name(to, wanted);
     }
 
     /// Renames a value; the name is made unique.
     pub fn rename(&mut self, value: ValueId, base: &str) {
         let name = self.unique_name(base);
-        self.names.insert(name.clone());
-        let old = std::mem::replace(&mut self.values[value.0 as usize].name, name);
-        self.names.remove(&old);
+        self.set_name(value, name);
+    }
+
+    fn set_name(&mut self, value: ValueId, name: String) {
+        let slot = &mut self.values[value.0 as usize];
+        let in_main = self.names.in_main(&slot.name) == Some(value);
+        self.names.remove(&slot.name, value);
+        self.names.insert(name.clone(), value, in_main);
+        slot.name = name;
     }
 
     /// Adds an initializer; its name is made unique.
     pub fn add_initializer(&mut self, graph: GraphId, name: &str, tensor: Tensor) -> ValueId {
-        let value = self.new_value(name, Def::Constant(self.keep(tensor)));
+        let value = self.new_value(graph, name, Def::Constant(self.keep(tensor)));
         self.graphs[graph.0 as usize].initializers.push(value);
         value
     }
@@ -397,19 +414,25 @@ impl Model {
         let (kept, dropped): (Vec<_>, Vec<_>) =
             self.graph(graph).initializers.iter().copied().partition(|&v| keep(self, v));
         for value in dropped {
-            assert!(self.value(value).users.is_empty(), "\"{}\" is still used", self.value(value).name);
-            self.values[value.0 as usize].def = Def::Removed;
-            let name = self.values[value.0 as usize].name.clone();
-            self.names.remove(&name);
+            self.drop_value(value);
         }
         self.graphs[graph.0 as usize].initializers = kept;
     }
 
-    /// Turns a default of a graph input into a plain constant by dropping the input.
-    pub fn freeze_input(&mut self, graph: GraphId, value: ValueId) {
-        let Def::Input { default: Some(tensor) } = &self.value(value).def else { return };
-        let tensor = tensor.clone();
-        self.bind_input(graph, value, tensor);
+    /// Turns the inputs of a graph that have a default into constants; which they were.
+    pub fn freeze_inputs(&mut self, graph: GraphId) -> Vec<ValueId> {
+        let mut frozen = Vec::new();
+        let values = &mut self.values;
+        self.graphs[graph.0 as usize].inputs.retain(|port| {
+            let Some(value) = port.value else { return true };
+            let def = &mut values[value.0 as usize].def;
+            let Def::Input { default } = def else { return true };
+            let Some(tensor) = default.take() else { return true };
+            *def = Def::Constant(tensor);
+            frozen.push(value);
+            false
+        });
+        frozen
     }
 
     /// Gives a graph input the default `tensor`, in place of one that it has.
@@ -507,6 +530,9 @@ impl Model {
                 self.rename(value, &old);
                 renamed.insert(old, self.value(value).name.clone());
             }
+            if parent == self.main {
+                self.names.enter_main(&self.values[value.0 as usize].name, value);
+            }
         }
         for annotation in &mut annotations {
             let parameters = annotation.quant_parameter_tensor_names.iter_mut().filter_map(|p| p.value.as_mut());
@@ -559,11 +585,11 @@ impl Model {
         annotations.retain(|a| keep(a.tensor_name.as_deref().unwrap_or("")));
     }
 
-    /// Adds a value; its name is made unique.
-    pub(crate) fn new_value(&mut self, name: &str, def: Def) -> ValueId {
+    /// Adds a value that `graph` defines; its name is made unique.
+    pub(crate) fn new_value(&mut self, graph: GraphId, name: &str, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let name = self.unique_name(name);
-        self.names.insert(name.clone());
+        self.names.insert(name.clone(), id, graph == self.main);
         self.values.push(Value { name, ty: None, retyped: false, def, users: Vec::new() });
         id
     }

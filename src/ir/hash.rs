@@ -1,8 +1,8 @@
-//! The hash of what a model computes, by which plans and statistics know their model.
+//! The hash of what a model computes, which ties plans and statistics to their model.
 //!
-//! It covers operator sets, functions, graphs (inputs and outputs with their types, nodes with their names and
+//! It covers opsets, functions, graphs (inputs and outputs with their types, nodes with their names and
 //! attributes) and every tensor by name, type, shape and elements. It does not depend on how tensors are stored (raw,
-//! typed, external), nor on what has no influence on results: producer, documentation, metadata, `value_info`, IR
+//! typed, external), nor on anything without influence on results: producer, documentation, metadata, `value_info`, IR
 //! version, training information.
 
 use std::fmt::Write;

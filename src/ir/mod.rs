@@ -21,6 +21,7 @@ mod scratch;
 mod tensor;
 pub mod text;
 pub mod verify;
+pub mod view;
 pub mod walk;
 
 use std::collections::HashMap;
@@ -60,8 +61,8 @@ pub struct Model {
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<Value>,
     pub(crate) names: Names,
-    /// Names of nodes, once a node was inserted.
-    pub(crate) node_names: Option<std::collections::HashSet<String>>,
+    /// Names that nodes bore, once a node was inserted, with the least number behind them that may be free.
+    pub(crate) node_names: Option<HashMap<String, usize>>,
     pub(crate) path: Option<PathBuf>,
     /// Files its external data came from.
     pub(crate) sources: Vec<PathBuf>,
@@ -71,9 +72,16 @@ pub struct Model {
     pub(crate) cursor: usize,
 }
 
-/// How many live tensors bear each name: bodies beside each other may use the same ones.
+/// The names that live tensors bear, and which of them is visible in the main graph: bodies beside each other may use the
+/// same ones.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Names(HashMap<String, usize>);
+pub(crate) struct Names(HashMap<String, Bearers>);
+
+#[derive(Clone, Debug, Default)]
+struct Bearers {
+    count: usize,
+    in_main: Option<ValueId>,
+}
 
 impl Names {
     pub(crate) fn contains(&self, name: &str) -> bool {
@@ -81,19 +89,41 @@ impl Names {
     }
 
     fn count(&self, name: &str) -> usize {
-        self.0.get(name).copied().unwrap_or(0)
+        self.0.get(name).map_or(0, |b| b.count)
     }
 
-    pub(crate) fn insert(&mut self, name: String) {
-        *self.0.entry(name).or_default() += 1;
+    fn in_main(&self, name: &str) -> Option<ValueId> {
+        self.0.get(name)?.in_main
     }
 
-    pub(crate) fn remove(&mut self, name: &str) {
-        if let Some(count) = self.0.get_mut(name) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(name);
-            }
+    fn count_in_main(&self) -> usize {
+        self.0.values().filter(|b| b.in_main.is_some()).count()
+    }
+
+    /// One more tensor bears `name`.
+    fn insert(&mut self, name: String, value: ValueId, in_main: bool) {
+        let bearers = self.0.entry(name).or_default();
+        bearers.count += 1;
+        if in_main {
+            bearers.in_main = Some(value);
+        }
+    }
+
+    /// `value` no longer bears `name`.
+    fn remove(&mut self, name: &str, value: ValueId) {
+        let Some(bearers) = self.0.get_mut(name) else { return };
+        bearers.count -= 1;
+        if bearers.count == 0 {
+            self.0.remove(name);
+        } else if bearers.in_main == Some(value) {
+            bearers.in_main = None;
+        }
+    }
+
+    /// `value`, which bears `name`, has moved into the main graph.
+    fn enter_main(&mut self, name: &str, value: ValueId) {
+        if let Some(bearers) = self.0.get_mut(name) {
+            bearers.in_main = Some(value);
         }
     }
 }
@@ -385,14 +415,16 @@ impl Model {
         )
     }
 
-    /// The value of this name that is visible in the main graph.
+    /// The value of this name that the main graph defines, unless it is sparse.
     #[must_use]
     pub fn value_named(&self, name: &str) -> Option<ValueId> {
-        let in_main = |id: &ValueId| self.value(*id).name == name;
-        let graph = self.graph(self.main);
-        let inputs = graph.inputs.iter().filter_map(|p| p.value);
-        let outputs = graph.nodes.iter().flat_map(|&n| self.node(n).outputs.iter().flatten().copied());
-        inputs.chain(graph.initializers.iter().copied()).chain(outputs).find(in_main)
+        self.names.in_main(name)
+    }
+
+    /// The node of the main graph that gives the value of this name.
+    #[must_use]
+    pub fn producer_named(&self, name: &str) -> Option<NodeId> {
+        self.producer(self.value_named(name)?)
     }
 }
 

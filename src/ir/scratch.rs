@@ -1,4 +1,4 @@
-//! Where new tensors of large models are held: in a file, not in memory.
+//! Storage for new tensors of large models: a file instead of memory.
 
 use std::fs::File;
 use std::io;
@@ -11,25 +11,25 @@ use super::file::{is_mapped, release, share};
 use super::{Def, Model};
 use crate::error::{Error, Kind, Result};
 
-/// Bytes of constants from which on a model is large: its new tensors do not stay in memory.
+/// From this many bytes of constants on, a model is large: its new tensors do not stay in memory.
 pub const LARGE_MODEL: u64 = 1 << 29;
 
-/// Bytes from which on something is moved to the file.
+/// From this many bytes on, a tensor is moved to the file.
 const LEAST: usize = 1 << 18;
 
-/// Where tensors begin in the file, so that no two share a page of memory on most processors.
+/// Alignment of tensors in the file, so that no two share a page of memory on most processors.
 const ALIGNMENT: usize = 1 << 12;
 
-/// By how much the file grows, and what is mapped at once: processes may have only so many maps.
+/// The file grows and is mapped in parts of this size, since the number of maps per process is limited.
 const EXTENT: usize = 1 << 28;
 
-/// A file without a name for tensors that are made before they are written.
+/// An unnamed file for tensors that are made before they are written.
 ///
-/// What is kept in it is mapped, so that the system holds as much of it in memory as there is room, and
-/// [`release`] takes it out of this process. The file is made when the first tensor needs it, in the
-/// folder of the output, where there has to be room anyway; the system removes it with the process, however that ends.
+/// Its content is mapped, so the system holds as much of it in memory as there is room, and
+/// [`release`] takes it out of this process. The file is created for the first tensor, in the
+/// folder of the output, where there has to be room anyway. The system removes it however the process ends.
 ///
-/// A failing disk is not lost on the way: tensors stay in memory then, and [`check`](Self::check) tells.
+/// If the disk fails, tensors stay in memory, and [`check`](Self::check) reports the error.
 #[derive(Debug)]
 pub struct Scratch {
     /// The output that it belongs to.
@@ -96,7 +96,7 @@ impl Scratch {
         }
     }
 
-    /// Whether everything could be kept.
+    /// Checks that every tensor could be moved to the file.
     ///
     /// # Errors
     /// [`Kind::Output`]: the disk is full, or the file cannot be made.
@@ -176,8 +176,8 @@ impl Model {
         sizes.chain(attributes.map(|t| t.raw_data.as_ref().map_or(0, Bytes::len) as u64)).sum()
     }
 
-    /// The same tensor, in the scratch file where the model has one. Whoever makes a large tensor that it does not put
-    /// into the model at once calls this; the functions that put tensors into the model do by themselves.
+    /// The same tensor, in the scratch file if the model has one. Call this for large tensors that do not go into the
+    /// model at once; the functions that put tensors into the model do it themselves.
     #[must_use]
     pub fn keep(&self, tensor: super::Tensor) -> super::Tensor {
         match &self.scratch {
@@ -197,7 +197,7 @@ impl Model {
 }
 
 impl super::Tensor {
-    /// Gives the memory of the tensor back to the system where it is a slice of a mapped file; see [`release`].
+    /// Gives the memory of the tensor back to the system if it is a slice of a mapped file; see [`release`].
     pub fn release(&self) {
         if let Some(bytes) = self.slice() {
             release(bytes);

@@ -1,4 +1,4 @@
-//! Constant tensors: the proto message they came in, with its bytes wherever those live.
+//! Constant tensors: the proto message as it was read, with its bytes in memory or in a mapped file.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ impl Tensor {
     /// A tensor over raw little-endian `data`, packed as ONNX packs `dtype` (sub-byte elements low bits first).
     ///
     /// # Panics
-    /// If `data` does not have the length that `dtype` and `dims` ask for: a mistake of the caller, not of the input.
+    /// If `data` does not have the length of `dtype` and `dims`: a bug of the caller, not of the input.
     #[must_use]
     pub fn new(dtype: DataType, dims: &[usize], data: impl Into<Bytes>) -> Self {
         let data = data.into();
@@ -58,7 +58,7 @@ impl Tensor {
     /// other types.
     ///
     /// # Panics
-    /// If there are not as many values as `dims` ask for.
+    /// If the number of values does not fit `dims`.
     #[must_use]
     pub fn from_f64(dtype: DataType, dims: &[usize], values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let values = values.into_iter();
@@ -72,7 +72,7 @@ impl Tensor {
         Some(Self::new(dtype, dims, data))
     }
 
-    /// Checks a message and wraps it. `external` is the tensor's slice of its data file, where it has one.
+    /// Checks a message and wraps it. `external` is the tensor's slice of its data file, if it has one.
     ///
     /// # Errors
     /// An unknown element type, a negative or overflowing dimension, or data whose length does not fit the shape.
@@ -108,7 +108,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// How much is stored and in which unit; `None` if it is in a field of another element type.
+    /// How many entries are stored and their unit; `None` if they are in a field of another element type.
     fn stored(&self, dtype: DataType) -> Option<(usize, &'static str)> {
         let p = &self.proto;
         let bytes = self.external.as_ref().or(p.raw_data.as_ref());
@@ -174,7 +174,7 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// The message; its `name` and external location are whatever they were when it was read.
+    /// The message, with the `name` and external location that it was read with.
     #[must_use]
     pub fn proto(&self) -> &TensorProto {
         &self.proto

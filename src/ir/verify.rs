@@ -3,7 +3,7 @@
 //! 1. Each node lists as its graph the graph that lists it, once; each body is owned by the node whose attribute holds it.
 //! 2. Each value is defined at one place, and its definition says so: an output of a node at its index, an input of a
 //!    graph, an initializer.
-//! 3. Each use is recorded at its value exactly once, and each recorded use exists.
+//! 3. Each use is recorded at its value exactly once, and each recorded use exists. Names of the main graph find its values.
 //! 4. No node or graph output uses a removed value, or one that no graph defines.
 //! 5. A value is used only where it is visible: in its own graph or in a body below it.
 //! 6. Producers come before consumers; a cycle is named.
@@ -11,11 +11,14 @@
 //!    captures is not hidden by a tensor of the same name in between. (A body may reuse outer names that it does not use:
 //!    runtimes accept it, and exporters do it.)
 //! 8. Every node has an operator; every domain used is imported, by the model or by the function it is used in.
+//! 9. Nodes of known operators have the inputs, outputs and types that their schemas demand, and quantizers the scales.
 //!
 //! Files whose nodes are not sorted pass rule 6 because loading sorts them. What tensors hold is checked when they are
 //! made ([`Tensor::from_proto`](super::Tensor::from_proto)).
 //!
 //! It costs time linear in the size of the structure and never reads tensor data.
+
+mod operators;
 
 use std::collections::{HashMap, HashSet};
 
@@ -40,6 +43,24 @@ pub fn verify(model: &Model) -> Result<()> {
 /// Every violation, as a sentence that names node and tensor.
 #[must_use]
 pub fn violations(model: &Model) -> Vec<String> {
+    let mut found = structure(model);
+    for graph in model.all_graphs() {
+        for &id in model.graph(graph).nodes() {
+            let node = model.node(id);
+            // A function of the model may have the name of an operator.
+            let own = || model.functions.iter().any(|f| f.key() == (node.domain(), node.op_type(), node.overload()));
+            let clauses = operators::violations(model, id);
+            if !clauses.is_empty() && !own() {
+                found.extend(clauses.into_iter().map(|clause| format!("{} {clause}", label(model, id))));
+            }
+        }
+    }
+    found
+}
+
+/// The violations of all rules but the last.
+#[must_use]
+pub fn structure(model: &Model) -> Vec<String> {
     let graphs = model.all_graphs();
     let mut check = Check {
         model,
@@ -47,6 +68,7 @@ pub fn violations(model: &Model) -> Vec<String> {
         homes: vec![None; model.values.len()],
         scopes: vec![HashMap::new(); model.graphs.len()],
         uses: vec![Vec::new(); model.values.len()],
+        passed: vec![false; model.nodes.len()],
     };
     for &graph in &graphs {
         check.definitions(graph);
@@ -57,7 +79,14 @@ pub fn violations(model: &Model) -> Vec<String> {
         check.domains(graph);
     }
     check.recorded();
+    if check.found.is_empty() {
+        check.named();
+    }
     check.found
+}
+
+fn label(model: &Model, id: NodeId) -> String {
+    format!("node \"{}\" ({})", model.node_name(id), model.node(id).op_type())
 }
 
 struct Check<'a> {
@@ -69,11 +98,13 @@ struct Check<'a> {
     scopes: Vec<HashMap<&'a str, ValueId>>,
     /// The uses that exist.
     uses: Vec<Vec<User>>,
+    /// The nodes whose outputs are there for those behind them.
+    passed: Vec<bool>,
 }
 
 impl Check<'_> {
     fn node(&self, id: NodeId) -> String {
-        format!("node \"{}\" ({})", self.model.node_name(id), self.model.node(id).op_type())
+        label(self.model, id)
     }
 
     fn graph(&self, id: GraphId) -> String {
@@ -211,20 +242,54 @@ impl Check<'_> {
         }
     }
 
+    /// Whether the names that are kept are those of a scan.
+    fn named(&mut self) {
+        let main = self.model.main;
+        let values = self.model.values.iter().enumerate().filter(|&(at, _)| self.homes[at] == Some(main));
+        let mut count = 0;
+        for (at, value) in values {
+            count += 1;
+            if self.model.value_named(&value.name) != Some(ValueId(at as u32)) {
+                self.found.push(format!("\"{}\" is not found by its name", value.name));
+            }
+        }
+        if count != self.model.names.count_in_main() {
+            self.found.push("names are kept of tensors that the main graph does not define".to_owned());
+        }
+    }
+
     fn order(&mut self, graph: GraphId) {
-        let nodes = self.model.graph(graph).nodes();
+        let Some(late) = self.late(graph) else { return };
         match self.model.topological_order(graph) {
             Err(cycle) => {
                 let named: Vec<String> = cycle.iter().take(8).map(|&n| self.node(n)).collect();
                 let more = if cycle.len() > 8 { format!(" and {} more", cycle.len() - 8) } else { String::new() };
                 self.found.push(format!("a cycle runs through {}{more}", named.join(", ")));
             }
-            Ok(order) => {
-                if let Some((_, &late)) = order.iter().zip(nodes).find(|(a, b)| a != b) {
-                    self.found.push(format!("{} comes before a producer of its inputs", self.node(late)));
-                }
-            }
+            Ok(_) => self.found.push(format!("{} comes before a producer of its inputs", self.node(late))),
         }
+    }
+
+    /// The first node of a graph that comes before a producer of what it, or a body in it, reads.
+    fn late(&mut self, graph: GraphId) -> Option<NodeId> {
+        let model = self.model;
+        for &id in model.graph(graph).nodes() {
+            let unmade = |&value: &ValueId| {
+                let producer = model.producer(value).filter(|&p| model.node(p).graph == Some(graph));
+                producer.is_some_and(|p| !self.passed[p.0 as usize])
+            };
+            let node = model.node(id);
+            let is_late = if node.bodies().next().is_some() {
+                model.reads(id).iter().any(unmade)
+            } else {
+                node.inputs.iter().flatten().any(unmade)
+            };
+            if is_late {
+                return Some(id);
+            }
+            self.passed[id.0 as usize] = true;
+        }
+        None
     }
 
     fn domains(&mut self, graph: GraphId) {

@@ -1,59 +1,12 @@
-//! Orders and scopes: petgraph's algorithms over the arenas, without a second copy of the graph.
+//! Walks over the graphs of a model: which there are, what reads what, and in which order.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
-use petgraph::visit::{GraphBase, GraphRef, IntoNeighbors, IntoNodeIdentifiers, NodeIndexable};
+use petgraph::algo::{astar, kosaraju_scc};
+use petgraph::graph::{DiGraph, NodeIndex};
 
 use super::{GraphId, Model, NodeId, Owner, User};
-
-/// The nodes of one graph, as petgraph sees them: an edge runs from a producer to each consumer in the same graph,
-/// uses inside a consumer's bodies included.
-#[derive(Clone, Copy)]
-pub struct Scope<'a> {
-    model: &'a Model,
-    graph: GraphId,
-}
-
-impl<'a> Scope<'a> {
-    /// The scope of one graph.
-    #[must_use]
-    pub fn new(model: &'a Model, graph: GraphId) -> Self {
-        Self { model, graph }
-    }
-}
-
-impl GraphBase for Scope<'_> {
-    type NodeId = NodeId;
-    type EdgeId = (NodeId, NodeId);
-}
-
-impl GraphRef for Scope<'_> {}
-
-impl<'a> IntoNodeIdentifiers for Scope<'a> {
-    type NodeIdentifiers = std::iter::Copied<std::slice::Iter<'a, NodeId>>;
-    fn node_identifiers(self) -> Self::NodeIdentifiers {
-        self.model.graph(self.graph).nodes().iter().copied()
-    }
-}
-
-impl IntoNeighbors for Scope<'_> {
-    type Neighbors = std::vec::IntoIter<NodeId>;
-    fn neighbors(self, node: NodeId) -> Self::Neighbors {
-        self.model.consumers_in(self.graph, node).into_iter()
-    }
-}
-
-impl NodeIndexable for Scope<'_> {
-    fn node_bound(&self) -> usize {
-        self.model.nodes.len()
-    }
-    fn to_index(&self, node: NodeId) -> usize {
-        node.0 as usize
-    }
-    fn from_index(&self, index: usize) -> NodeId {
-        NodeId(index as u32)
-    }
-}
 
 impl Model {
     /// Every graph that is still part of the model: the main one first, each body after its node's graph, functions
@@ -89,8 +42,7 @@ impl Model {
     }
 
     /// Nodes of `graph` that use an output of `node`, directly or in a body; each once, in arena order.
-    #[must_use]
-    pub fn consumers_in(&self, graph: GraphId, node: NodeId) -> Vec<NodeId> {
+    fn consumers_in(&self, graph: GraphId, node: NodeId) -> Vec<NodeId> {
         let mut found: Vec<NodeId> = self
             .node(node)
             .outputs
@@ -110,59 +62,58 @@ impl Model {
         found
     }
 
+    /// The nodes of one graph in the order of the file, with an edge from each producer to each of its consumers in the
+    /// same graph; uses inside a consumer's bodies are uses by it.
+    fn edges(&self, graph: GraphId) -> DiGraph<NodeId, ()> {
+        let nodes = self.graph(graph).nodes();
+        let mut edges = DiGraph::with_capacity(nodes.len(), nodes.len());
+        let index: HashMap<NodeId, NodeIndex> = nodes.iter().map(|&node| (node, edges.add_node(node))).collect();
+        for node in nodes {
+            for consumer in self.consumers_in(graph, *node) {
+                edges.add_edge(index[node], index[&consumer], ());
+            }
+        }
+        edges
+    }
+
     /// The nodes of a graph with producers before consumers, otherwise in the order of the file; `Err` holds the
     /// nodes of one cycle, each before its consumer.
     ///
     /// # Errors
     /// The graph has a cycle.
     pub fn topological_order(&self, graph: GraphId) -> Result<Vec<NodeId>, Vec<NodeId>> {
-        let nodes = self.graph(graph).nodes();
-        let position: HashMap<NodeId, usize> = nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
-        let mut waiting = vec![0usize; nodes.len()];
-        let mut next: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
-        for (at, &node) in nodes.iter().enumerate() {
-            for consumer in self.consumers_in(graph, node) {
-                let to = position[&consumer];
-                next[at].push(to);
-                waiting[to] += 1;
-            }
+        let edges = self.edges(graph);
+        // petgraph's own order is none of the file's.
+        let mut waiting = vec![0usize; edges.node_count()];
+        for edge in edges.raw_edges() {
+            waiting[edge.target().index()] += 1;
         }
-        let ready = waiting.iter().enumerate().filter(|(_, w)| **w == 0).map(|(i, _)| std::cmp::Reverse(i));
-        let mut heap: BinaryHeap<_> = ready.collect();
-        let mut order = Vec::with_capacity(nodes.len());
-        while let Some(std::cmp::Reverse(at)) = heap.pop() {
-            order.push(nodes[at]);
-            for &to in &next[at] {
-                waiting[to] -= 1;
-                if waiting[to] == 0 {
-                    heap.push(std::cmp::Reverse(to));
+        let mut ready: BinaryHeap<_> = edges.externals(petgraph::Incoming).map(Reverse).collect();
+        let mut order = Vec::with_capacity(edges.node_count());
+        while let Some(Reverse(at)) = ready.pop() {
+            order.push(edges[at]);
+            for next in edges.neighbors(at) {
+                waiting[next.index()] -= 1;
+                if waiting[next.index()] == 0 {
+                    ready.push(Reverse(next));
                 }
             }
         }
-        if order.len() == nodes.len() {
-            return Ok(order);
-        }
-        // What still waits is on a cycle or behind one: against the edges, among what waits, each path ends in a cycle.
-        // (petgraph's search for cycles is recursive, and the length of a chain is up to the file.)
-        let mut before = vec![None; nodes.len()];
-        for at in (0..nodes.len()).filter(|&at| waiting[at] > 0) {
-            for &to in &next[at] {
-                before[to].get_or_insert(at);
-            }
-        }
-        let mut at = waiting.iter().position(|&w| w > 0);
-        let mut step_of = vec![usize::MAX; nodes.len()];
-        let mut path = Vec::new();
-        while let Some(here) = at.filter(|&here| step_of[here] == usize::MAX) {
-            step_of[here] = path.len();
-            path.push(nodes[here]);
-            at = before[here];
-        }
-        let mut cycle = at.map_or(Vec::new(), |start| path.split_off(step_of[start]));
-        cycle.reverse();
-        if let Some(first) = cycle.iter().enumerate().min_by_key(|(_, n)| **n).map(|(at, _)| at) {
-            cycle.rotate_left(first);
-        }
-        Err(cycle)
+        if order.len() == edges.node_count() { Ok(order) } else { Err(cycle(&edges)) }
     }
+}
+
+/// The shortest cycle through the first node of the file that is on one, each node before its consumer; empty where there
+/// is none.
+fn cycle(edges: &DiGraph<NodeId, ()>) -> Vec<NodeId> {
+    // Not Tarjan's, which is recursive: the length of a chain is up to the file.
+    let components = kosaraju_scc(edges);
+    let cyclic = components.iter().filter(|c| c.len() > 1 || edges.contains_edge(c[0], c[0]));
+    let Some((start, component)) = cyclic.filter_map(|c| Some((*c.iter().min()?, c))).min() else { return Vec::new() };
+    let inside: HashSet<NodeIndex> = component.iter().copied().collect();
+    let back = |next: NodeIndex| astar(edges, next, |at| at == start, |_| 1, |_| 0);
+    let paths = edges.neighbors(start).filter(|next| inside.contains(next)).filter_map(back);
+    let Some((_, mut path)) = paths.min_by_key(|(length, _)| *length) else { return Vec::new() };
+    path.rotate_right(1);
+    path.into_iter().map(|at| edges[at]).collect()
 }

@@ -7,22 +7,8 @@ use rayon::prelude::*;
 use super::grid::{Grid, Run};
 use super::kernels::{self, Code};
 use super::minifloat::Minifloat;
-use super::{Format, Granularity, QParams, pack};
+use super::{Format, Granularity, QParams, Round, pack};
 use crate::error::{Error, Result};
-
-/// How a quotient becomes an integer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Round {
-    /// To the nearest, half to even: what ONNX `QuantizeLinear` does.
-    #[default]
-    HalfEven,
-    /// To the nearest, half away from zero.
-    HalfAway,
-    /// Towards −∞.
-    Floor,
-}
 
 /// Elements that one thread takes at a time: a multiple of every packing.
 pub(super) const CHUNK: usize = 1 << 16;

@@ -30,7 +30,7 @@ pub fn quantize_bias(bias: &[f32], scales: &[f32]) -> Result<Vec<i32>> {
 /// The smallest weight scale with which a bias of magnitude `bias_absmax` fits 32 bits, for input scale `input_scale`:
 /// `1.0001 · 2 · bias_absmax / (2³² − 2) / input_scale`, in f64, cast last.
 ///
-/// A weight scale below it is to be raised to it, and the weight quantized with that.
+/// A smaller weight scale must be raised to it before the weight is quantized.
 pub fn weight_scale_floor(bias_absmax: f32, input_scale: f32) -> f32 {
     (1.0001 * 2.0 * f64::from(bias_absmax) / (f64::from(u32::MAX) - 1.0) / f64::from(input_scale)) as f32
 }

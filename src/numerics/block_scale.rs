@@ -12,51 +12,8 @@
 //! | MXINT8 | int8; the format's 2^−6 is part of the scale | 32 | float8e8m0 |
 //! | NVFP4 | float4e2m1 | 16 | float8e4m3fn, times one f32 |
 
-use serde::{Deserialize, Serialize};
-
 use super::minifloat::decode_float8e8m0;
-use super::{Format, RangeSpec};
-
-/// How the power of two of a block follows from its largest magnitude, amax.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum MxRounding {
-    /// 2^(⌊log2 amax⌋ − emax), as OCP MX 1.0 section 6.3; what is then above the largest element saturates.
-    Floor,
-    /// The least power of two at which amax does not saturate: 2^⌈log2(amax / MAX)⌉.
-    #[default]
-    Rceil,
-    /// 2^(⌈log2 amax⌉ − emax).
-    Ceil,
-    /// As `floor`, of amax rounded to the precision of the elements.
-    Even,
-}
-
-impl MxRounding {
-    /// Every way, in declaration order.
-    pub const ALL: [Self; 4] = [Self::Floor, Self::Rceil, Self::Ceil, Self::Even];
-
-    /// As it is written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Floor => "floor",
-            Self::Rceil => "rceil",
-            Self::Ceil => "ceil",
-            Self::Even => "even",
-        }
-    }
-}
-
-/// Formats of scales of 8 bits, which only groups have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BlockScale {
-    /// Times one f32 for the whole tensor.
-    Float8e4m3fn,
-    /// A power of two.
-    Float8e8m0,
-}
+use super::{Format, MxRounding, RangeSpec};
 
 /// What elements of a format can be, as far as it matters for their scale.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -8,27 +8,13 @@ use rayon::prelude::*;
 use super::affine::check_scales;
 use super::grid::{Grid, Run};
 use super::wide::{self, Steps};
-use super::{Arithmetic, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, kernels, pack};
+use super::{Coding, Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype, kernels, pack};
 use crate::error::{Error, Result};
 
 /// Elements that one thread takes at a time, where bands are shorter: they stay in the second-level cache.
 const PIECE: usize = 1 << 16;
 /// Columns that are worked on at a time, so that what belongs to them stays in the first-level cache.
 pub(super) const COLUMNS: usize = 1 << 10;
-
-/// How a value becomes a code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
-    /// `round(x / s) + z`: ONNX.
-    Divided(Round),
-    /// `rne(x · (1 / s)) + z`: torch.
-    Reciprocal,
-    /// `away(x · (1 / s) + z)`: MLAS, packing for `MatMulNBits`. Half goes away from zero, and zero is the lowest code of the
-    /// format.
-    MlasSum,
-    /// `away(x · (1 / s)) + z`: MLAS, packing for `DequantizeLinear`.
-    MlasQuotient,
-}
 
 /// An integer format of at most 8 bits, the codes of it that are used, and how they are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +59,20 @@ pub trait Values: Sync {
     /// `len` of them from `start` on, where they lie in memory like that.
     fn slice(&self, _start: usize, _len: usize) -> Option<&[f32]> {
         None
+    }
+}
+
+impl<V: Values + ?Sized> Values for &V {
+    fn count(&self) -> usize {
+        (**self).count()
+    }
+
+    fn read(&self, start: usize, out: &mut [f32]) {
+        (**self).read(start, out);
+    }
+
+    fn slice(&self, start: usize, len: usize) -> Option<&[f32]> {
+        (**self).slice(start, len)
     }
 }
 
@@ -381,11 +381,9 @@ pub fn params(spec: &RangeSpec, low: &[f32], high: &[f32], scales: &mut [f32], z
     let plain = spec.format.is_integer()
         && spec.format != Format::Int32
         && !spec.power_of_two
-        && spec.precision == Precision::Float32
-        && spec.arithmetic == Arithmetic::Double
-        && spec.eps <= 0.0
-        && spec.min_width <= 0.0
-        && spec.symmetry != Symmetry::NoClipping;
+        && spec.scale_dtype == ScaleDtype::Float32
+        && spec.precision == Precision::Double
+        && spec.eps <= 0.0;
     if plain {
         return wide::plain_params(spec, low, high, scales, zero_points);
     }

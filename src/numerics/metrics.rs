@@ -1,4 +1,4 @@
-//! How far a quantized tensor is from the original.
+//! Measures of the distance between a quantized tensor and the original.
 //!
 //! Sums are f64. Pieces of a tensor may be fed separately and accumulators merged; feed and merge in a fixed order to get the
 //! same last bits. Empty input has SQNR +∞ and cosine 1; NaN in either tensor makes every measure NaN.

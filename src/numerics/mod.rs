@@ -55,15 +55,15 @@ mod search;
 mod wide;
 
 pub use affine::{
-    Round, dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value, quantize_within,
+    dequantize, dequantize_serial, quantize, quantize_codes, quantize_serial, quantize_value, quantize_within,
 };
 pub use bias::{bias_scale, quantize_bias, weight_scale_floor};
-pub use block_scale::{
-    BlockScale, ElementRange, MIN_BLOCK_SCALE, MxRounding, TwoLevel, amax, e8m0_scale, encode_float8e8m0,
-};
+pub use block_scale::{ElementRange, MIN_BLOCK_SCALE, TwoLevel, amax, e8m0_scale, encode_float8e8m0};
 pub use fake::{fake_quantize, fake_quantize_nd, fake_quantize_serial};
-pub use format::Format;
-pub use grid::{Granularity, QParams};
 pub use minifloat::{Minifloat, decode_float8e8m0};
-pub use range::{Arithmetic, MinMax, Precision, RangeSpec, Symmetry, channel_ranges, min_max, qparams_from_range};
+pub use range::{MinMax, channel_ranges, min_max, qparams_from_range};
 pub use search::{mse_ranges, percentile_ranges, squared_errors};
+
+pub use crate::quant::{
+    Coding, Format, Granularity, MxRounding, Precision, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
+};

@@ -1,123 +1,21 @@
 //! From observed ranges to scales and zero points.
 
 use super::grid::{Grid, Run};
-use super::{Format, Granularity, kernels};
+use super::{Granularity, Precision, RangeSpec, ScaleDtype, Symmetry, kernels};
 use crate::error::{Error, Result};
 
 /// The largest power of two that f32 and bfloat16 hold.
 const LARGEST_POWER: f32 = f32::from_bits(254 << 23);
 
-/// What [`qparams_from_range`] is to make of a range.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RangeSpec {
-    /// The format of the codes.
-    pub format: Format,
-    /// Where zero is. Without effect for floats, whose zero point is 0.
-    pub symmetry: Symmetry,
-    /// Whether the lowest integer code is left unused where there are more of them below the middle than above, so that
-    /// −127…127 remain of `int8` and 1…255 of `uint8`.
-    pub narrow: bool,
-    /// Whether one bit of an integer format is left unused; see [`codes`](Self::codes).
-    pub reduce: bool,
-    /// Whether the scale is rounded up to a power of two.
-    pub power_of_two: bool,
-    /// What the scale is rounded to, half to even.
-    pub precision: Precision,
-    /// In which precision scale and zero point are computed.
-    pub arithmetic: Arithmetic,
-    /// The least scale, or its least magnitude. Where 0, a range whose scale would be below the smallest normal f32 gives
-    /// scale 1 and zero point 0, or the code next to it that is used; but see [`Arithmetic::Mlas`].
-    pub eps: f32,
-    /// The least width of the range, which grows upwards: `max = max(max, min + width)` in f32.
-    pub min_width: f32,
-}
-
-/// Where the zero of integer codes is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Symmetry {
-    /// Wherever the range has it.
-    Asymmetric,
-    /// At the middle code (0, or 128 of `uint8`); the range is `−amax…amax`, and where codes are not narrow, `amax` itself
-    /// is half a step beyond the largest code.
-    Symmetric,
-    /// At the middle code, with a scale at which neither end of the range is beyond its code.
-    NoClipping,
-    /// At the middle code, with a scale of either sign: the end of the range that is further from zero has the lowest code,
-    /// of which there is one more than of those above the middle. Equal ends count as the lower one.
-    Signed,
-}
-
-/// What a scale is rounded to. It is an f32 all the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// 24 significant bits.
-    Float32,
-    /// 11 significant bits, from 2⁻²⁴ to 65504.
-    Float16,
-    /// 8 significant bits.
-    Bfloat16,
-}
-
-/// The precision in which scale and zero point are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// f64, and the scale rounded last: onnxruntime's.
-    Double,
-    /// f32, every step of it: torch's. Scales of asymmetric ranges may differ in the last bit.
-    Single,
-    /// As `Single`, zero points rounded half away from zero; a range without width has the scale 0, or −0 where its sign is
-    /// free: that of MLAS, which onnxruntime quantizes `MatMulNBits` with.
-    Mlas,
-}
-
 impl RangeSpec {
-    /// A spec with nothing else asked for; symmetric codes are narrow.
-    pub fn new(format: Format, symmetric: bool) -> Self {
-        Self {
-            format,
-            symmetry: if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric },
-            narrow: symmetric,
-            reduce: false,
-            power_of_two: false,
-            precision: Precision::Float32,
-            arithmetic: Arithmetic::Double,
-            eps: 0.0,
-            min_width: 0.0,
-        }
-    }
-
-    /// Whether the zero point is fixed.
-    pub fn is_symmetric(&self) -> bool {
-        self.symmetry != Symmetry::Asymmetric
-    }
-
-    /// Smallest and largest code that stand for numbers of the range; those of a float are its bit patterns.
-    ///
-    /// Reduced ranges are onnxruntime's: half of the codes, as −4…3 and 0…7, but −64…64 of `int8` and −16384…16384 of
-    /// `int16`. In torch's arithmetic it is half of the codes of these as well.
-    pub fn codes(&self) -> (i32, i32) {
-        let (qmin, qmax) = self.format.range();
-        if !self.format.is_integer() {
-            return (qmin, qmax);
-        }
-        let (qmin, qmax) = match (self.reduce, self.format) {
-            (false, _) => (qmin, qmax),
-            (true, Format::Int8 | Format::Int16) if self.arithmetic != Arithmetic::Single => (qmin / 2, -(qmin / 2)),
-            (true, _) => (qmin / 2, (qmax - 1) / 2),
-        };
-        // An even number of codes has one more below the middle.
-        let uneven = qmin.wrapping_sub(qmax) % 2 != 0;
-        (qmin + i32::from(self.narrow && uneven), qmax)
-    }
-
     /// The largest scale not above what f32, the precision and the powers of two allow.
     fn largest_scale(&self) -> f32 {
-        match (self.precision, self.power_of_two) {
-            (Precision::Float16, false) => half::f16::MAX.to_f32(),
-            (Precision::Float16, true) => 32768.0,
-            (Precision::Bfloat16, false) => half::bf16::MAX.to_f32(),
-            (Precision::Float32, false) => f32::MAX,
-            (Precision::Float32 | Precision::Bfloat16, true) => LARGEST_POWER,
+        match (self.scale_dtype, self.power_of_two) {
+            (ScaleDtype::Float16, false) => half::f16::MAX.to_f32(),
+            (ScaleDtype::Float16, true) => 32768.0,
+            (ScaleDtype::Bfloat16, false) => half::bf16::MAX.to_f32(),
+            (_, false) => f32::MAX,
+            (_, true) => LARGEST_POWER,
         }
     }
 
@@ -126,14 +24,14 @@ impl RangeSpec {
         let scale = if self.power_of_two { power_of_two_above(scale) } else { scale };
         let scale = (scale.min(f64::from(f32::MAX)) as f32).max(f32::MIN_POSITIVE);
         // Rounded to nothing, or below what is asked for at least: the next one.
-        let scale = match self.precision {
-            Precision::Float32 => scale,
-            Precision::Float16 => {
+        let scale = match self.scale_dtype {
+            ScaleDtype::Float32 | ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0 => scale,
+            ScaleDtype::Float16 => {
                 let near = half::f16::from_f32(scale);
                 let short = near.to_f32() < self.eps.min(scale) || near == half::f16::ZERO;
                 half::f16::from_bits(near.to_bits() + u16::from(short)).to_f32()
             }
-            Precision::Bfloat16 => {
+            ScaleDtype::Bfloat16 => {
                 let near = half::bf16::from_f32(scale);
                 let short = near.to_f32() < self.eps.min(scale);
                 half::bf16::from_bits(near.to_bits() + u16::from(short)).to_f32()
@@ -156,7 +54,6 @@ fn power_of_two_above(x: f64) -> f64 {
 /// - Asymmetric integers: `s = (max − min) / (qmax − qmin)`, `z = clamp(rne(qmin − min / s), qmin, qmax)`.
 /// - Symmetric integers: `z = ⌊(qmin + qmax + 1) / 2⌋`, `s = amax / ((qmax − qmin) / 2)`: `amax / 127` for narrow `int8` and
 ///   `uint8`, `amax / 127.5` otherwise.
-/// - Without clipping: the same `z`, `s = max(−min / (z − qmin), max / (qmax − z))`.
 /// - Signed: the same `z`, `s = −v / (z − qmin)` with `v` the end of larger magnitude.
 /// - Floats: `s = amax / MAX`, `z = 0`.
 ///
@@ -167,27 +64,21 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
     let bound = |value: f32| value.clamp(f32::MIN, f32::MAX);
     // f32::min and max return the number where one side is NaN.
     let (min, max) = (bound(min).min(0.0), bound(max).max(0.0));
-    let max = if spec.min_width > 0.0 { bound(max.max(min + spec.min_width)) } else { max };
     let (low, high) = (f64::from(min), f64::from(max));
     let amax = high.max(-low);
     let (qmin, qmax) = spec.codes();
     // The whole range of int32 does not fit the type.
     let steps = f64::from(qmax) - f64::from(qmin);
     let middle = ((i64::from(qmin) + i64::from(qmax) + 1).div_euclid(2)) as i32;
-    let (below, above) = (f64::from(middle) - f64::from(qmin), f64::from(qmax) - f64::from(middle));
-    let single = spec.arithmetic != Arithmetic::Double;
-    let mlas = spec.arithmetic == Arithmetic::Mlas;
+    let below = f64::from(middle) - f64::from(qmin);
+    let single = spec.precision != Precision::Double;
+    let mlas = spec.precision == Precision::Mlas;
     let width = if single { f64::from(max - min) } else { high - low };
     let symmetry = if spec.format.is_integer() { Some(spec.symmetry) } else { None };
     let scale = match symmetry {
         None => amax / f64::from(spec.format.max_value()),
         Some(Symmetry::Asymmetric) => width / steps,
         Some(Symmetry::Symmetric) => amax / (steps / 2.0),
-        // No code is above the middle of two bits that are reduced to one.
-        Some(Symmetry::NoClipping) => {
-            let up = if above > 0.0 { high / above } else { 0.0 };
-            (-low / below).max(up)
-        }
         Some(Symmetry::Signed) => amax / below,
     };
     let sign = if symmetry == Some(Symmetry::Signed) && high <= -low { 1.0 } else { -1.0 };
@@ -205,14 +96,14 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
     let rounded = spec.scale(scale);
     let zero_point = match symmetry {
         None => 0,
-        Some(Symmetry::Symmetric | Symmetry::NoClipping | Symmetry::Signed) => middle,
+        Some(Symmetry::Symmetric | Symmetry::Signed) => middle,
         Some(Symmetry::Asymmetric) if mlas => {
             (f64::from(qmin) + f64::from((-min / rounded).round())).clamp(f64::from(qmin), f64::from(qmax)) as i32
         }
         Some(Symmetry::Asymmetric) if single => (f64::from(qmin) - f64::from((min / rounded).round_ties_even()))
             .clamp(f64::from(qmin), f64::from(qmax)) as i32,
         Some(Symmetry::Asymmetric) => {
-            let plain = !spec.power_of_two && spec.precision == Precision::Float32;
+            let plain = !spec.power_of_two && !matches!(spec.scale_dtype, ScaleDtype::Float16 | ScaleDtype::Bfloat16);
             let scale = if plain { scale } else { f64::from(rounded) };
             (f64::from(qmin) - low / scale).round_ties_even().clamp(f64::from(qmin), f64::from(qmax)) as i32
         }

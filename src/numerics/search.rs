@@ -1,4 +1,4 @@
-//! Ranges that clip, chosen from the values themselves.
+//! Searches for ranges that clip, over the values themselves.
 
 use rayon::prelude::*;
 

@@ -1,8 +1,8 @@
 //! The loops of [`blocks`](super::blocks), compiled twice: for every CPU of the architecture, and for the wider vectors that
 //! most have. The arithmetic is the same, operation by operation, and so are the bits: nothing is fused or reordered.
 
-use super::blocks::{Coding, Encoding, Sums};
-use super::{RangeSpec, Round, Symmetry};
+use super::blocks::{Encoding, Sums};
+use super::{Coding, RangeSpec, Round, Symmetry};
 
 /// Independent sums, enough for the loop over them to vectorize.
 pub(super) const LANES: usize = 16;
@@ -303,7 +303,7 @@ multiversion! {
         let all = low.iter().zip(high).zip(scales.iter_mut().zip(zero_points));
         // The largest f32 over one of its halves has a quotient that f32 still holds.
         match spec.symmetry {
-            Symmetry::Symmetric | Symmetry::NoClipping => {
+            Symmetry::Symmetric => {
                 for ((&low, &high), (scale, zero)) in all {
                     let amax = f64::from(high.max(0.0)).max(-f64::from(low.min(0.0)));
                     let exact = amax / half;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::memory::{self, Estimate, Memory};
 use super::pool::{Progress, by_shape, lock, run};
 use crate::error::{Error, Kind, Result};
+use crate::ir::view::Gemm;
 use crate::ir::{Model, NodeId, User, ValueId};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
@@ -88,7 +89,7 @@ fn channel_axis(model: &Model, value: ValueId) -> Option<isize> {
             _ if !node.domain().is_empty() => None,
             "Conv" | "ConvTranspose" => Some(1),
             "MatMul" if constant(1) => Some(-1),
-            "Gemm" if constant(1) && node.int("transA").unwrap_or(0) == 0 => Some(-1),
+            "Gemm" if constant(1) && Gemm::of(node).is_some_and(|gemm| !gemm.trans_a) => Some(-1),
             _ => None,
         }
     };

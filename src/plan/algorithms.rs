@@ -2,9 +2,9 @@
 
 use super::{Knowledge, Plan};
 use crate::config::Config;
-use crate::config::algorithm::Algorithm;
 use crate::config::rules::Rules;
 use crate::error::{Error, Result};
+use crate::quant::algorithm::Algorithm;
 
 /// Refuses an algorithm for weights that has none to work on.
 pub(super) fn refuse_idle(

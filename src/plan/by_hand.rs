@@ -1,4 +1,4 @@
-//! Numbers given by hand for single tensors.
+//! Ranges and scales fixed by the user for single tensors.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ir::{Model, ValueId};
 use crate::nearest::nearest;
 
-/// The tensors that have numbers given by hand.
+/// The tensors with a range or scale fixed by the user.
 pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<ValueId, &'a ByHand>> {
     let mut found = BTreeMap::new();
     for (name, by_hand) in &config.tensor {
@@ -30,7 +30,7 @@ pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<Va
 }
 
 impl Planner<'_> {
-    /// A quantizer with the numbers that are given by hand for a tensor.
+    /// A quantizer with the range or scale fixed by the user for a tensor.
     pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Scheme) -> Result<Scheme> {
         let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
         let ByHand { range, scale, zero_point, .. } = by_hand;

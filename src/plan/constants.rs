@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::finish::settle;
 use super::planner::{Kindness, Planner};
-use super::{Bias, Mode, Readers, Scheme, Split, Weight};
+use super::{Bias, Mode, Scheme, Split, Weight};
 use crate::config::SiteKind;
-use crate::config::algorithm::Method;
 use crate::config::spec::{Arithmetic, Dtype, Field, Form};
 use crate::error::Result;
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Reduction, Role};
+use crate::quant::algorithm::Method;
 use crate::targets::Placement;
 
 impl Planner<'_> {
@@ -210,7 +210,15 @@ impl Planner<'_> {
     }
 
     /// The sum behind an integer product: a bias at the scale of its accumulator, or a Sum that is not taken for one.
-    pub(super) fn sum(&self, node: NodeId, weights: &[Weight], biases: &mut Vec<Bias>, sums: &mut Vec<String>) {
+    /// The product's own weights begin at `first`.
+    pub(super) fn sum(
+        &self,
+        node: NodeId,
+        first: usize,
+        weights: &[Weight],
+        biases: &mut Vec<Bias>,
+        sums: &mut Vec<String>,
+    ) {
         let product = self.model.node(node);
         let Some(output) = product.output(0).filter(|v| product.is("MatMul") && !self.wants.contains_key(v)) else {
             return;
@@ -227,7 +235,7 @@ impl Planner<'_> {
             return;
         }
         let slot = self.slot(node, 1);
-        let weight = weights.iter().position(|w| w.at == slot && accumulates(w));
+        let weight = weights[first..].iter().position(|w| w.at == slot && accumulates(w)).map(|at| first + at);
         let fixed = product.input(0).is_some_and(|v| self.is_fixed(node, v));
         if let (Some(tensor), Some(weight), Some(channels)) = (constant, weight, self.channels(node, 1)) {
             let dims = tensor.dims();
@@ -256,16 +264,13 @@ impl Planner<'_> {
 
     /// The pair that a node reads at its first input.
     fn pair_read(&self, node: NodeId, value: ValueId) -> String {
-        let slot = self.slot(node, 0);
-        let own =
-            self.pairs.iter().find(|(_, a)| matches!(&a.readers, Readers::Listed(slots) if slots.contains(&slot)));
-        own.map_or_else(|| self.name(value), |(name, _)| name.clone())
+        self.listed.get(&self.slot(node, 0)).cloned().unwrap_or_else(|| self.name(value))
     }
 
     /// Whether a node reads 8-bit codes there, which is what integer kernels take.
     fn reads_bytes(&self, node: NodeId, index: usize) -> bool {
         let Some(want) = self.model.node(node).input(index).and_then(|v| self.wants.get(&v)) else { return false };
-        let byte = |dtype| matches!(dtype, Some(Dtype::Uint8 | Dtype::Int8));
+        let byte = |dtype| matches!(dtype, Some(Dtype::Element(Format::Uint8 | Format::Int8)));
         match want.reads.iter().find(|((n, i), _)| *n == node && *i == index) {
             Some((_, read)) => read.mode == Mode::Dynamic || byte(read.ask.spec.dtype),
             None => want.made.as_ref().is_some_and(|m| byte(m.ask.spec.dtype)),
@@ -276,7 +281,7 @@ impl Planner<'_> {
     fn is_fixed(&self, node: NodeId, value: ValueId) -> bool {
         let Some(want) = self.wants.get(&value) else { return false };
         let read = want.reads.iter().find(|((n, i), _)| *n == node && *i == 0).map(|(_, r)| r);
-        let integer = |dtype: Option<Dtype>| dtype.and_then(Dtype::format).is_some_and(Format::is_integer);
+        let integer = |dtype: Option<Dtype>| dtype.and_then(Dtype::element).is_some_and(Format::is_integer);
         match (read, &want.made) {
             (Some(read), _) => read.mode == Mode::Static && integer(read.ask.spec.dtype),
             (None, Some(made)) => integer(made.ask.spec.dtype),

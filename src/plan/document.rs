@@ -169,22 +169,11 @@ impl Check<'_> {
         } else if quantizer.granularity != Granularity::PerTensor && !quantizer.scale_dtype.is_block() {
             return Err(wrong("activations have one scale a tensor"));
         }
-        if let Some(scale) = quantizer.scale_dtype.block() {
-            let name = quantizer.scale_dtype.name();
-            if !self.target.block_scales.contains(&scale) {
-                return Err(wrong(format!("{} has no quantizer with {name} scales", self.target.name)));
-            }
-            if !matches!(quantizer.granularity, Granularity::PerGroup { .. })
-                || !quantizer.symmetric
-                || !dtype.is_signed()
-            {
-                return Err(wrong(format!("{name} scales belong to groups without zero points")));
-            }
+        let scales = quantizer.scale_dtype;
+        if scales.is_block() && !self.target.block_scales.contains(&scales) {
+            return Err(wrong(format!("{} has no quantizer with {} scales", self.target.name, scales.name())));
         }
-        if !quantizer.eps.is_finite() || quantizer.eps < 0.0 {
-            return Err(wrong(format!("{} is no least scale", quantizer.eps)));
-        }
-        Ok(())
+        quantizer.check()
     }
 
     fn activation(&self, name: &str, activation: &Activation) -> Result<()> {

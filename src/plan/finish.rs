@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use petgraph::unionfind::UnionFind;
+
 use super::form::is_bytes;
 use super::planner::{Kindness, Planner, Read, Want};
 use super::site::Refusal;
@@ -38,24 +40,31 @@ impl Planner<'_> {
     /// Writes the plan.
     pub(super) fn finish(mut self, opset: i64, nodes: &[NodeId]) -> Result<Plan> {
         self.pairs = self.activations()?;
+        for (name, pair) in &self.pairs {
+            let Readers::Listed(slots) = &pair.readers else { continue };
+            for slot in slots {
+                self.listed.entry(slot.clone()).or_insert_with(|| name.clone());
+            }
+        }
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         let mut sums = Vec::new();
         for &node in nodes {
             if let Some(&kind) = self.quantized.get(&node) {
+                let first = weights.len();
                 self.constants(node, kind, &mut weights, &mut biases)?;
                 if kind == Kindness::Integer && self.target.placement == Placement::Fused {
-                    self.sum(node, &weights, &mut biases, &mut sums);
+                    self.sum(node, first, &weights, &mut biases, &mut sums);
                 }
             }
         }
-        let read = |(&node, &(input, eps)): (&NodeId, &(usize, f32))| {
-            let planned = weights.iter().any(|w| w.at.node == self.slot(node, 0).node);
-            planned.then(|| Token { site: self.site(node, SiteKind::Input), at: self.slot(node, input), eps })
+        let weighted: BTreeSet<&str> = weights.iter().map(|w| w.at.node.as_str()).collect();
+        let read = |&node: &NodeId| {
+            let &(input, eps) = self.tokens.get(&node)?;
+            let at = self.slot(node, input);
+            weighted.contains(&*at.node).then(|| Token { site: self.site(node, SiteKind::Input), at, eps })
         };
-        let mut ordered: Vec<_> = self.tokens.iter().collect();
-        ordered.sort_by_key(|(node, _)| nodes.iter().position(|n| n == *node));
-        let tokens: Vec<Token> = ordered.into_iter().filter_map(read).collect();
+        let tokens: Vec<Token> = nodes.iter().filter_map(read).collect();
         let splits = super::constants::splits(&weights);
         let skipped = self.skipped(nodes, &weights, &biases);
         let opset = self.needed(opset, &self.pairs, &weights)?;
@@ -234,11 +243,7 @@ impl Planner<'_> {
     /// The group of each wanted value: those that operators which move codes connect.
     fn groups(&self) -> Result<BTreeMap<ValueId, Group>> {
         let mut groups = BTreeMap::new();
-        let mut members: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
-        for &value in self.wants.keys() {
-            members.entry(self.source(value)).or_default().push(value);
-        }
-        for (source, values) in members {
+        for (source, values) in self.sharing() {
             let want = &self.wants[&source];
             let statics = || want.reads.iter().filter(|(_, r)| r.mode == Mode::Static);
             let first = statics().find(|(_, r)| !r.adopts).or_else(|| statics().next()).or(want.reads.first());
@@ -273,13 +278,26 @@ impl Planner<'_> {
         Ok(groups)
     }
 
-    /// The value that the scale of a carried one comes from.
-    fn source(&self, value: ValueId) -> ValueId {
-        let mut value = value;
-        while let Some(input) = self.wants.get(&value).and_then(|w| w.made.as_ref()).and_then(|m| m.keeps) {
-            value = input;
+    /// The values that share a scale, by the one that it comes from.
+    fn sharing(&self) -> BTreeMap<ValueId, Vec<ValueId>> {
+        let values: Vec<ValueId> = self.wants.keys().copied().collect();
+        let kept: Vec<Option<usize>> =
+            self.wants.values().map(|want| values.binary_search(&want.made.as_ref()?.keeps?).ok()).collect();
+        let mut sets = UnionFind::new(values.len());
+        for (at, kept) in kept.iter().enumerate() {
+            if let Some(input) = kept {
+                sets.union(at, *input);
+            }
         }
-        value
+        let mut members: BTreeMap<usize, (Option<ValueId>, Vec<ValueId>)> = BTreeMap::new();
+        for (at, &value) in values.iter().enumerate() {
+            let (source, all) = members.entry(sets.find_mut(at)).or_default();
+            all.push(value);
+            if kept[at].is_none() {
+                *source = Some(value);
+            }
+        }
+        members.into_values().filter_map(|(source, all)| Some((source?, all))).collect()
     }
 
     /// An operator that moves codes has no format of its own.
@@ -427,10 +445,10 @@ impl Planner<'_> {
     /// So is what is said of a tensor that stays float.
     fn refuse_idle_numbers(&self, plan: &Plan) -> Result<()> {
         let says = |t: &ByHand| !t.optional && (t.range.is_some() || t.scale.is_some() || t.spec() != Spec::default());
+        let activations = plan.activations.iter().map(|(pair, a)| a.tensor.as_ref().unwrap_or(pair));
+        let quantized: BTreeSet<&String> = activations.chain(plan.weights.iter().map(|w| &w.tensor)).collect();
         for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| says(t)) {
-            let used = by_hand.enable != Some(false)
-                && (plan.activations.iter().any(|(pair, a)| a.tensor.as_ref().unwrap_or(pair) == name)
-                    || plan.weights.iter().any(|w| w.tensor == *name));
+            let used = by_hand.enable != Some(false) && quantized.contains(name);
             if !used {
                 let error =
                     self.config.error(&format!("tensor.{name}"), "it says how a tensor is quantized that stays float");
@@ -468,7 +486,7 @@ impl Planner<'_> {
                 }
             }
         }
-        let producer = |slot: &Slot| self.model.value_named(&slot.node).and_then(|v| self.model.producer(v));
+        let producer = |slot: &Slot| self.model.producer_named(&slot.node);
         for weight in &plan.weights {
             planned.extend(producer(&weight.at).map(|n| {
                 let operand = weight.site == self.site(n, SiteKind::Input);

@@ -30,18 +30,15 @@ mod spread;
 mod tokens;
 mod wants;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub use planner::{Knowledge, Veto, plan};
 
-use crate::config::algorithm::Algorithm;
-use crate::config::spec::{Arithmetic, Form, ObserverKind, Postprocess, ScaleDtype, ScaleType};
 use crate::ir::Model;
-use crate::numerics::{Format, Granularity, MxRounding, Round};
-use crate::onnx::DataType;
-use crate::ops::Reduction;
+use crate::ops::{Form, Reduction};
+pub use crate::quant::{Given, Scheme};
 
 /// Version of the plan document.
 pub const SCHEMA: u32 = 2;
@@ -80,83 +77,6 @@ pub struct Plan {
     pub skipped: Vec<Skip>,
 }
 
-/// How numbers become codes: a spec with nothing left open.
-#[allow(clippy::struct_excessive_bools, reason = "the document's own keys")]
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Scheme {
-    /// Element format.
-    pub dtype: Format,
-    /// Whether the zero point is fixed at the middle code.
-    pub symmetric: bool,
-    /// How many values share a scale.
-    #[serde(default = "per_tensor", skip_serializing_if = "is_per_tensor")]
-    pub granularity: Granularity,
-    /// Whether the lowest code is left unused.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub narrow_range: bool,
-    /// Whether one bit of the range is left unused.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub reduce_range: bool,
-    /// How the range is chosen.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub observer: ObserverKind,
-    /// Percent of the values that the percentile observer keeps in range.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub percentile: Option<f64>,
-    /// The power of the error that the mse observer makes least.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mse_p: Option<f64>,
-    /// Which scales are allowed.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub scale_type: ScaleType,
-    /// The precision that scales are rounded to.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub scale_dtype: ScaleDtype,
-    /// How the power of two of a block follows from its largest magnitude.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub mx_rounding: MxRounding,
-    /// How quotients become codes; half to even for everything but constants.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub round: Round,
-    /// The least scale; 0 for none.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub eps: f32,
-    /// What becomes of the range that the observer chose.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub postprocess: Option<Postprocess>,
-    /// Whether the scale may be negative, for the sake of the lowest code.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub signed_scale: bool,
-    /// Whose arithmetic makes scales and codes.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub arithmetic: Arithmetic,
-    /// Whether zero points may lie between codes.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub float_zero_point: bool,
-    /// What improves scale and zero point of a weight beyond its range.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub algorithm: Option<Box<Algorithm>>,
-    /// Numbers given by hand.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub given: Option<Given>,
-}
-
-/// Numbers given by hand.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Given {
-    /// The smallest and the largest value.
-    Range(f32, f32),
-    /// Scales and zero points: one, or as many as the granularity has.
-    Scales {
-        /// Sizes of a step.
-        scales: Vec<f32>,
-        /// Codes of zero, as many.
-        zero_points: Vec<i32>,
-    },
-}
-
 /// The names of the tensors of the main graph.
 fn tensor_names(model: &Model) -> impl Iterator<Item = &str> {
     let graph = model.graph(model.main());
@@ -164,92 +84,8 @@ fn tensor_names(model: &Model) -> impl Iterator<Item = &str> {
     graph.inputs().chain(graph.initializers().iter().copied()).chain(outputs).map(|v| model.value(v).name())
 }
 
-fn per_tensor() -> Granularity {
-    Granularity::PerTensor
-}
-
-fn is_per_tensor(granularity: &Granularity) -> bool {
-    *granularity == Granularity::PerTensor
-}
-
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-impl Scheme {
-    /// A quantizer of a format with nothing else asked for; the lowest code is left unused where symmetric.
-    #[must_use]
-    pub fn new(dtype: Format, symmetric: bool, granularity: Granularity) -> Self {
-        Self {
-            dtype,
-            symmetric,
-            granularity,
-            narrow_range: symmetric && dtype.is_integer(),
-            reduce_range: false,
-            observer: ObserverKind::Minmax,
-            percentile: None,
-            mse_p: None,
-            scale_type: ScaleType::Float,
-            scale_dtype: ScaleDtype::Float32,
-            mx_rounding: MxRounding::default(),
-            round: Round::HalfEven,
-            eps: 0.0,
-            postprocess: None,
-            signed_scale: false,
-            arithmetic: Arithmetic::Onnx,
-            float_zero_point: false,
-            algorithm: None,
-            given: None,
-        }
-    }
-
-    /// The operator set and the IR version from which on Quantize and Dequantize have this, and the name of what needs them.
-    #[must_use]
-    pub fn since(&self) -> (i64, i64, &'static str) {
-        let (opset, ir) = DataType::from(self.dtype).quantizers_since().unwrap_or_default();
-        let opset = opset.max(13);
-        let groups =
-            matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "a scale for each group"));
-        let scale = match self.scale_dtype {
-            ScaleDtype::Float8e8m0 => DataType::Float8e8m0.quantizers_since(),
-            ScaleDtype::Float8e4m3fn => DataType::Float8e4m3fn.quantizers_since(),
-            _ => None,
-        };
-        let scale = scale.map(|(opset, ir)| (opset, ir, self.scale_dtype.name()));
-        [groups, scale]
-            .into_iter()
-            .flatten()
-            .fold((opset, ir, self.dtype.name()), |most, need| if need.0 > most.0 { need } else { most })
-    }
-
-    /// In words: `int4, groups of 32 on axis 0`.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        let plain = Self::new(self.dtype, self.symmetric, self.granularity);
-        let mut words = vec![self.dtype.name().to_owned()];
-        if self.dtype.is_integer() {
-            words.push(if self.symmetric { "symmetric" } else { "asymmetric" }.to_owned());
-        }
-        match self.granularity {
-            Granularity::PerTensor => words.push("one scale".to_owned()),
-            Granularity::PerChannel { axis } => words.push(format!("a scale for each index of axis {axis}")),
-            Granularity::PerGroup { axis, size } => words.push(format!("groups of {size} on axis {axis}")),
-        }
-        // What is not as usual, under the names that the plan has for it.
-        if let (Ok(serde_json::Value::Object(own)), Ok(serde_json::Value::Object(usual))) =
-            (serde_json::to_value(self), serde_json::to_value(&plain))
-        {
-            let differing: BTreeSet<&String> =
-                own.keys().chain(usual.keys()).filter(|k| own.get(*k) != usual.get(*k)).collect();
-            for key in differing {
-                words.push(format!(
-                    "{key} {}",
-                    own.get(key).map_or("off".to_owned(), |v| v.to_string().replace('"', ""))
-                ));
-            }
-        }
-        words.join(", ")
-    }
 }
 
 /// An input that is fake quantized to int8, asymmetric, with a scale for each token.

@@ -69,6 +69,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         wants: BTreeMap::new(),
         tokens: BTreeMap::new(),
         pairs: BTreeMap::new(),
+        listed: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
     for &node in &nodes {
@@ -143,6 +144,8 @@ pub(super) struct Planner<'a> {
     pub(super) tokens: BTreeMap<NodeId, (usize, f32)>,
     /// The pairs that serve them, once these are made.
     pub(super) pairs: BTreeMap<String, Activation>,
+    /// The pair that lists an input among its readers.
+    pub(super) listed: BTreeMap<Slot, String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,7 +320,7 @@ impl Planner<'_> {
         if !at.domain().is_empty() || !self.target.absorb.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
         }
-        let integer = ask.spec.dtype.and_then(Dtype::format).is_some_and(crate::numerics::Format::is_integer);
+        let integer = ask.spec.dtype.and_then(Dtype::element).is_some_and(crate::numerics::Format::is_integer);
         if ask.spec.symmetric != Some(false) || !integer || ask.is_off() {
             return false;
         }
@@ -521,7 +524,10 @@ impl Planner<'_> {
             || anchor.dynamic
                 && self.target.dynamic
                 && weight == Some(1)
-                && integer_kernel(&Scheme::new(crate::numerics::Format::Uint8, false, super::per_tensor()), quantizer)
+                && integer_kernel(
+                    &Scheme::new(crate::numerics::Format::Uint8, false, crate::numerics::Granularity::PerTensor),
+                    quantizer,
+                )
                 && !(op == "Gemm" && self.model.node(node).input(2).is_some());
         if run_time && !dynamic_fits && !blocks {
             let why = format!("{} has no {op} like this whose input is quantized at run time", self.target.name);

@@ -8,8 +8,8 @@ use crate::config::rules::{Resolved, Rule, Rules, Scope};
 use crate::config::spec::{Arithmetic, Block, Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
-use crate::numerics::{Format, Granularity, Round};
 use crate::ops::WeightLayout;
+use crate::quant::{Format, Granularity, Observer, Round, check_least_scale};
 use crate::targets::Target;
 
 /// Where a format can be had that a target has no kernels for.
@@ -98,11 +98,11 @@ impl Reader<'_> {
             return self.wrong(Field::Dtype, "no dtype is set", "set it in [default]");
         };
         let block = dtype.block();
-        let format = block.map(|b| b.format).or(dtype.format()).unwrap_or(Format::Int32);
+        let format = dtype.format();
         if format == Format::Int32 {
             return self.wrong(Field::Dtype, "int32 is for biases", "int16 is the widest that others can have");
         }
-        let stored = block.and_then(|b| b.scale.block()).is_none_or(|scale| self.target.block_scales.contains(&scale));
+        let stored = block.is_none_or(|b| self.target.block_scales.contains(&b.scale()));
         if !(self.target.formats.contains(&format) && stored) {
             let message = format!("{} has no quantizer for {dtype}", self.target.name);
             let list: Vec<&str> = self.target.formats.iter().map(|f| f.name()).collect();
@@ -119,11 +119,11 @@ impl Reader<'_> {
         quantizer.scale_type = spec.scale_type.unwrap_or_default();
         quantizer.scale_dtype = spec.scale_dtype.unwrap_or_default();
         if let Some(block) = block {
-            if spec.scale_dtype.is_some_and(|s| s != block.scale) && self.asked(Field::ScaleDtype, Field::Dtype) {
-                let message = format!("{dtype} has {} scales", block.scale.name());
+            if spec.scale_dtype.is_some_and(|s| s != block.scale()) && self.asked(Field::ScaleDtype, Field::Dtype) {
+                let message = format!("{dtype} has {} scales", block.scale().name());
                 return self.wrong(Field::ScaleDtype, message, "leave it out: the format says it");
             }
-            quantizer.scale_dtype = block.scale;
+            quantizer.scale_dtype = block.scale();
         }
         let powers = quantizer.scale_dtype == ScaleDtype::Float8e8m0;
         match spec.mx_rounding {
@@ -134,9 +134,11 @@ impl Reader<'_> {
             }
             _ => {}
         }
-        let Some(scale) = quantizer.scale_dtype.block() else { return Ok(()) };
+        if !quantizer.scale_dtype.is_block() {
+            return Ok(());
+        }
         let name = quantizer.scale_dtype.name();
-        if !self.target.block_scales.contains(&scale) {
+        if !self.target.block_scales.contains(&quantizer.scale_dtype) {
             let message = format!("{} has no quantizer with {name} scales", self.target.name);
             return self.wrong(Field::ScaleDtype, message, ELSEWHERE);
         }
@@ -189,12 +191,16 @@ impl Reader<'_> {
             self.only_if(room, Field::ReduceRange, reduce, Field::Dtype, "there is no bit to spare", "leave it out")?;
         quantizer.observer = spec.observer.unwrap_or(ObserverKind::Minmax);
         quantizer.percentile =
-            self.number_of(Field::Percentile, spec.percentile, ObserverKind::Percentile, 99.999, 50.0..=100.0)?;
-        quantizer.mse_p = self.number_of(Field::MseP, spec.mse_p, ObserverKind::Mse, 2.0, 1.0..=8.0)?;
+            self.number_of(Field::Percentile, spec.percentile, ObserverKind::Percentile, Observer::PERCENT)?;
+        quantizer.mse_p = self.number_of(Field::MseP, spec.mse_p, ObserverKind::Mse, Observer::POWER)?;
+        if let Err((message, hint)) = quantizer.observer().wrong() {
+            let field = if quantizer.observer == ObserverKind::Mse { Field::MseP } else { Field::Percentile };
+            return self.wrong(field, message, hint);
+        }
         self.scales(&mut quantizer, block)?;
         let eps = spec.eps.unwrap_or(0.0);
-        if !(eps.is_finite() && (eps == 0.0 || (eps as f32).is_normal() && eps > 0.0)) {
-            return self.wrong(Field::Eps, format!("{eps} is no least scale"), "give a positive number such as 1e-6");
+        if let Err(message) = check_least_scale(eps) {
+            return Err(Refusal::Wrong(self.error(Field::Eps, message)));
         }
         quantizer.eps = if quantizer.scale_dtype == ScaleDtype::Float8e8m0 { 0.0 } else { eps as f32 };
         quantizer.postprocess = spec.postprocess;
@@ -215,16 +221,11 @@ impl Reader<'_> {
         number: Option<f64>,
         observer: ObserverKind,
         default: f64,
-        range: std::ops::RangeInclusive<f64>,
     ) -> Outcome<Option<f64>> {
         let applies = self.spec().observer == Some(observer);
         match number {
-            Some(number) if !range.contains(&number) => {
-                let message = format!("{number} is not in {}..={}", range.start(), range.end());
-                self.wrong(field, message, &format!("the default is {default}"))
-            }
             Some(_) if !applies && self.asked(field, Field::Observer) => {
-                let name = if observer == ObserverKind::Mse { "mse" } else { "percentile" };
+                let name = observer.name();
                 let message = format!("only observer = \"{name}\" has a {}", field.name());
                 self.wrong(field, message, &format!("add observer = \"{name}\""))
             }
@@ -292,7 +293,7 @@ impl Reader<'_> {
     /// The least scale of an activation that has one for each token.
     pub(super) fn per_token(&self) -> Outcome<f32> {
         let spec = self.spec();
-        if spec.dtype != Some(Dtype::Int8) {
+        if spec.dtype != Some(Dtype::Element(Format::Int8)) {
             return self.wrong(Field::Dtype, "scales per token are for int8", "set dtype = \"int8\"");
         }
         if spec.symmetric != Some(false) {
@@ -363,7 +364,7 @@ impl Reader<'_> {
             );
         }
         self.block_size(block)?;
-        let granularity = Granularity::PerGroup { axis: 1, size: block.size as usize };
+        let granularity = Granularity::PerGroup { axis: 1, size: block.size() as usize };
         let plain = Scheme::new(found.dtype, true, granularity);
         let Scheme { scale_dtype, mx_rounding, eps, .. } = found;
         Ok((Scheme { narrow_range: false, scale_dtype, mx_rounding, eps, ..plain }, true))
@@ -371,8 +372,8 @@ impl Reader<'_> {
 
     /// Refuses another size of blocks than the format has.
     fn block_size(&self, block: Block) -> Outcome<()> {
-        if self.spec().group_size.is_some_and(|s| s != block.size) && self.asked(Field::GroupSize, Field::Dtype) {
-            let message = format!("the format has blocks of {}", block.size);
+        if self.spec().group_size.is_some_and(|s| s != block.size()) && self.asked(Field::GroupSize, Field::Dtype) {
+            let message = format!("the format has blocks of {}", block.size());
             return self.wrong(Field::GroupSize, message, "leave it out: the format says it");
         }
         Ok(())
@@ -382,7 +383,7 @@ impl Reader<'_> {
     fn at_run_time(&self) -> Outcome<()> {
         let spec = self.spec();
         let differs = [
-            (Field::Dtype, spec.dtype.is_some_and(|d| d != Dtype::Uint8)),
+            (Field::Dtype, spec.dtype.is_some_and(|d| d != Dtype::Element(Format::Uint8))),
             (Field::Symmetric, spec.symmetric == Some(true)),
             (Field::Observer, spec.observer.is_some_and(|o| o != ObserverKind::Minmax)),
             (Field::ScaleType, spec.scale_type.is_some_and(|s| s != ScaleType::Float)),
@@ -557,7 +558,7 @@ impl Reader<'_> {
                 (None, None) => Ok(Granularity::PerTensor),
             },
             Share::PerGroup => {
-                let Some(size) = block.map(|b| b.size).or(spec.group_size) else {
+                let Some(size) = block.map(Block::size).or(spec.group_size) else {
                     let hint = "32 is usual for 4 bits";
                     return self.wrong(Field::Granularity, "per-group scales need a group_size", hint);
                 };
@@ -596,7 +597,7 @@ impl Reader<'_> {
                 return self.wrong(field, message, "only enable can be set for a bias");
             }
         }
-        if spec.dtype.is_some_and(|d| d != Dtype::Int32) {
+        if spec.dtype.is_some_and(|d| d != Dtype::Element(Format::Int32)) {
             let message = "a bias is int32, as the products that it is added to";
             return self.wrong(Field::Dtype, message, "leave it out, or enable = false for a float bias");
         }

@@ -218,10 +218,10 @@ impl Report {
                 tensor: weight.tensor.clone(),
                 dtype: weight.quantizer.dtype.name(),
                 scales: solved.scale_count(),
-                sqnr_db: solved.sqnr_db,
+                sqnr_db: solved.sqnr_db(),
                 pair_safe: weight.pair_safe.is_some(),
                 algorithm: solved
-                    .fit
+                    .fit()
                     .zip(weight.quantizer.algorithm.as_ref())
                     .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
                 form: weight.form,

@@ -93,8 +93,8 @@ fn ranges(found: &Sufficiency) -> String {
     let all = found.sites.len();
     let steady = all - found.unsteady.len();
     let worst = found.unsteady.first().and_then(|name| Some((name, found.sites.get(name)?.moved_by?)));
-    let rest = worst.map(|(name, sample)| format!("; \"{name}\" rests on sample {sample}")).unwrap_or_default();
-    format!("{steady} of {all} would hold without any one sample{rest}")
+    let rest = worst.map(|(name, sample)| format!("; \"{name}\" depends on sample {sample}")).unwrap_or_default();
+    format!("{steady} of {all} independent of any single sample{rest}")
 }
 
 /// A row of the table of outputs.

@@ -1,4 +1,4 @@
-//! What the inputs of a model are, and whether a sample fits them.
+//! The inputs of a model, and checks of samples against them.
 
 use crate::error::{Error, Kind, Result};
 use crate::ir::Tensor;
@@ -13,9 +13,9 @@ use super::Sample;
 pub(in crate::runtime) struct Input {
     pub name: String,
     pub dtype: DataType,
-    /// Declared dimensions; `None` where the rank is unknown.
+    /// Declared dimensions; `None` if the rank is unknown.
     pub dims: Option<Vec<Axis>>,
-    /// What it is where a sample does not give it.
+    /// The value if a sample does not give one.
     pub default: Option<Tensor>,
 }
 
@@ -31,7 +31,7 @@ impl Input {
     /// Reads a declaration.
     ///
     /// # Errors
-    /// What it is that cannot be fed.
+    /// Inputs that are not tensors, or have no element type.
     pub fn new(info: &ValueInfoProto, default: Option<Tensor>) -> Result<Self, &'static str> {
         let tensor = tensor_type(info.r#type.as_ref()).ok_or("an input is not a tensor")?;
         let dtype = DataType::from_code(tensor.elem_type.unwrap_or(0)).ok_or("an input has no element type")?;

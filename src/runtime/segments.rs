@@ -109,18 +109,26 @@ fn crossings(model: &Model, nodes: &[NodeId]) -> Vec<(usize, u64)> {
             last.insert(value, at);
         }
     }
-    let mut found = vec![(0, 0); nodes.len() + 1];
+    // What begins to cross at each position, and what ceases to.
+    let mut begins = vec![(0, 0); nodes.len() + 1];
+    let mut ends = vec![(0, 0); nodes.len() + 1];
     for (at, &node) in nodes.iter().enumerate() {
         for value in model.node(node).outputs().iter().flatten() {
             let Some(&end) = last.get(value) else { continue };
             let dims = model.shape(*value).unwrap_or_default();
             let size: usize = dims.iter().map(|d| d.unwrap_or(1)).product();
-            for place in &mut found[at + 1..=end] {
-                *place = (place.0 + 1, place.1 + size as u64);
+            for (count, elements) in [&mut begins[at + 1], &mut ends[end + 1]] {
+                *count += 1;
+                *elements += size as u64;
             }
         }
     }
-    found
+    let mut crossing = (0, 0);
+    let mut step = |(begin, end): (&(usize, u64), &(usize, u64))| {
+        crossing = (crossing.0 + begin.0 - end.0, crossing.1 + begin.1 - end.1);
+        crossing
+    };
+    begins.iter().zip(&ends).map(&mut step).collect()
 }
 
 fn describe(model: &Model, bounds: &[usize]) -> Vec<Segment> {

@@ -1,4 +1,4 @@
-//! An array in a file: its header at once, its elements when they are asked for.
+//! An array in a file: the header is read at once, elements on demand.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,7 +10,7 @@ use super::npy::{Header, read_header};
 use super::zip::{self, Member};
 use crate::error::{Error, Kind, Result};
 
-/// What to do about files that are not whole.
+/// The hint for incomplete files.
 pub(super) const INTERRUPTED: &str = "the file is damaged: was writing or copying it interrupted? write it again";
 
 /// An array that was found, and checked to be complete.
@@ -21,12 +21,12 @@ pub(super) struct Array {
     key: Option<String>,
     pub(super) header: Header,
     member: Option<Member>,
-    /// Where in the spill file it lies, once it does.
+    /// Its offset in the spill file, once it was written there.
     spilled: Mutex<Option<u64>>,
 }
 
-/// A temporary file for arrays whose rows do not lie together in their own: compressed ones, and those in Fortran
-/// order. Made when it is first needed; it has no name.
+/// An unnamed temporary file for arrays whose rows are not contiguous in their own file: compressed ones, and those in
+/// Fortran order. Created on first use.
 #[derive(Debug, Default)]
 pub(super) struct Spill(Mutex<Option<File>>);
 
@@ -75,7 +75,7 @@ fn temporary(source: io::Error) -> Error {
     Error::io(Kind::Samples, "use a temporary file in", &std::env::temp_dir(), source)
 }
 
-/// Says in which file something is wrong, and how such files are written where nothing better is known.
+/// Adds the file to an error, and how to write such files if it has no hint.
 fn in_file(error: Error, path: &Path) -> Error {
     error.in_file(path).with_hint("write samples with numpy: np.savez(path, input_name=array, ...)")
 }
@@ -116,10 +116,10 @@ impl Array {
         }
     }
 
-    /// Elements `first..first + count` in the order last axis fastest, as little-endian bytes.
+    /// Elements `first..first + count` in C order (last axis fastest), as little-endian bytes.
     ///
-    /// Elements that lie together in the file are read from there. A compressed or Fortran-ordered array is unpacked
-    /// each time if it is wanted whole, or once, to the spill file; only the one in Fortran order passes through memory.
+    /// Contiguous elements are read from the file. A compressed or Fortran-ordered array is unpacked each time if all of
+    /// it is needed, otherwise once, to the spill file; only Fortran order needs the whole array in memory.
     pub(super) fn read(&self, first: usize, count: usize, spill: &Spill) -> Result<Vec<u8>> {
         let width = self.header.element.bytes();
         let (first, length) = (first * width, count * width);
@@ -205,7 +205,7 @@ impl Array {
         out.write_all(&elements).map_err(temporary)
     }
 
-    /// Compares a stored member with its checksum. Members that [`Self::read`] unpacks are compared then.
+    /// Verifies the checksum of a stored member. Members that [`Self::read`] unpacks are verified there.
     pub(super) fn verify(&self) -> Result<()> {
         match &self.member {
             Some(member) if !member.deflated => {

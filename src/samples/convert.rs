@@ -1,4 +1,4 @@
-//! Element types: what numpy calls them, and which stand in for which.
+//! Element types: their numpy names, and the conversions between them.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::onnx::DataType;
 
-/// The name numpy has for a type, or ONNX's where it has none.
+/// numpy's name of a type, or ONNX's if there is none.
 pub(super) fn numpy_name(dtype: DataType) -> &'static str {
     match dtype {
         DataType::Float => "float32",
@@ -15,8 +15,8 @@ pub(super) fn numpy_name(dtype: DataType) -> &'static str {
     }
 }
 
-/// Elements of type `from` as `to`, in little-endian bytes: lossless widening, and float64 rounded to float32, which
-/// numpy's habit of computing in float64 makes unavoidable. `None` for every other pair.
+/// Elements of type `from` as `to`, in little-endian bytes: lossless widening, and float64 rounded to float32, since
+/// numpy computes in float64 by default. `None` for every other pair.
 pub(super) fn convert(bytes: Vec<u8>, from: DataType, to: DataType) -> Option<Vec<u8>> {
     if from == to {
         return Some(bytes);

@@ -1,4 +1,4 @@
-//! What a path holds: a file of some kind, or a folder of one kind of files.
+//! Finds the samples at a path: a file, or a folder of files of one kind.
 
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl Opening<'_> {
     fn without_images(&self, path: &Path, parts: Vec<Part>) -> Result<Vec<Part>> {
         match self.named {
             None => Ok(parts),
-            Some(_) => Err(Error::new(Kind::Usage, "preprocessing is for images, and there are none")
+            Some(_) => Err(Error::new(Kind::Usage, "preprocessing is for images, but there are none")
                 .in_file(path)
                 .with_hint("leave --preprocess out: samples of other kinds are fed as they are")),
         }
@@ -66,7 +66,7 @@ impl Opening<'_> {
             (None, false, Some(beside)) => beside,
             (None, false, None) => {
                 let input = preprocess::image_like(self.inputs).map(|i| &self.inputs[i]);
-                let message = "there are images, and nothing says how the model's input is made of them";
+                let message = "there are images, but no description of how they become the model's input";
                 let hint = format!(
                     "write {}, or pass --preprocess FILE; for example:{}",
                     inside.display(),
@@ -78,7 +78,7 @@ impl Opening<'_> {
         let preprocess = Arc::new(Preprocess::load(document, self.inputs)?);
         let input = &self.inputs[preprocess.input];
         if let Some(other) = self.inputs.iter().find(|i| i.required && i.name != input.name) {
-            let message = format!("images give \"{}\" alone, and the model needs another input", input.name);
+            let message = format!("images only give \"{}\", but the model needs another input", input.name);
             return Err(Error::new(Kind::Samples, message)
                 .at_value(&other.name)
                 .in_file(path)
@@ -138,7 +138,7 @@ impl Opening<'_> {
         if let (Some(one), Some(other)) = (found.next(), found.next()) {
             return Err(Error::new(Kind::Samples, format!("the folder holds both {one} and {other} samples"))
                 .in_file(path)
-                .with_hint("put them in folders of their own"));
+                .with_hint("put them in separate folders"));
         }
         if !images.is_empty() {
             return Ok(None);
@@ -180,8 +180,8 @@ impl Opening<'_> {
         let only = only_input(path, self.inputs).map_err(|_| {
             let required = self.inputs.iter().filter(|i| i.required);
             let wanted: Vec<String> = required.map(|i| format!("{}.bin", i.name)).collect();
-            let message = "the model has several inputs, and the files are not named after them";
-            let hint = format!("name them {}, in a folder for each sample", wanted.join(", "));
+            let message = "the model has several inputs, but the files are not named after them";
+            let hint = format!("name them {}, in one folder per sample", wanted.join(", "));
             Error::new(Kind::Samples, message).in_file(path).with_hint(hint)
         })?;
         files.iter().map(|f| raw_part(f, &[(only, (*f).clone())], self.inputs)).collect()
@@ -226,7 +226,7 @@ fn only_input(path: &Path, inputs: &[Input]) -> Result<usize> {
         return Ok(only);
     }
     let required: Vec<&Input> = inputs.iter().filter(|i| i.required).collect();
-    let message = format!("the file holds one array, and the model has {} inputs", required.len());
+    let message = format!("the file holds one array, but the model has {} inputs", required.len());
     let hint = format!("write a .npz file with the keys {}", inputs::names(required.into_iter()));
     Err(Error::new(Kind::Samples, message).in_file(path).with_hint(hint))
 }
@@ -236,7 +236,7 @@ fn input_files(entries: &[PathBuf]) -> Vec<(usize, PathBuf)> {
     files.collect()
 }
 
-/// What a folder holds, hidden files left out, in the order of names.
+/// The entries of a folder without hidden files, in the order of names.
 fn list(path: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e| Error::io(Kind::Samples, "list", path, e);
     let mut entries = Vec::new();

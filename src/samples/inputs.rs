@@ -1,4 +1,4 @@
-//! What the model's inputs ask of samples.
+//! The types and shapes that the model's inputs require of samples.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,9 +13,9 @@ use crate::onnx::{DataType, tensor_shape_proto, type_proto};
 #[derive(Clone, Debug)]
 pub(super) struct Input {
     pub(super) name: String,
-    /// `None` where the model does not say.
+    /// `None` if the model does not declare it.
     pub(super) dtype: Option<DataType>,
-    /// `None` where not even the rank is known.
+    /// `None` if not even the rank is known.
     pub(super) dims: Option<Vec<Dim>>,
     /// Whether it lacks a default.
     pub(super) required: bool,
@@ -25,7 +25,7 @@ pub(super) struct Input {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Dim {
     Fixed(usize),
-    /// Each sample chooses; the name is empty where the model gives none.
+    /// Chosen by each sample; the name is empty if the model gives none.
     Free(String),
 }
 
@@ -53,7 +53,7 @@ pub(super) fn inputs(model: &Model) -> Result<Vec<Input>> {
             Some(_) => {
                 return Err(Error::new(
                     Kind::Samples,
-                    "samples can only give tensors, and the model takes something else",
+                    "samples can only give tensors, but the model takes something else",
                 )
                 .at_value(value.name())
                 .with_hint("cut the model so that it starts at tensors"));
@@ -97,7 +97,7 @@ pub(super) fn bind(inputs: &mut [Input], dims: &BTreeMap<String, usize>) -> Resu
     free.dedup();
     let hint = match nearest(unknown, free.iter().map(String::as_str)) {
         Some(name) => format!("did you mean {name}?"),
-        None if free.is_empty() => "all sizes that are left are fixed".to_owned(),
+        None if free.is_empty() => "all other sizes are fixed".to_owned(),
         None => format!("the free dimensions are {}", free.join(", ")),
     };
     Err(Error::new(Kind::Usage, format!("no input has a free dimension {unknown}")).with_hint(hint))
@@ -141,11 +141,11 @@ impl Input {
         } else {
             format!("the file must hold one sample of shape {}", self.shape_text(None))
         };
-        let message = format!("the input takes {}, and the samples give {shape:?}", self.shape_text(None));
+        let message = format!("the input takes {}, but the samples give {shape:?}", self.shape_text(None));
         Err(self.error(message).with_hint(hint))
     }
 
-    /// The element type in which an array's bytes are to be read, if that type can be given to this input.
+    /// The element type of an array's bytes, if this input accepts it.
     pub(super) fn element(&self, element: Element) -> Result<DataType> {
         let given = match (element, self.dtype) {
             (Element::Type(given), Some(wanted)) if converts(given, wanted) => return Ok(given),
@@ -154,7 +154,7 @@ impl Input {
                 return Ok(wanted);
             }
             (Element::Type(given), _) => numpy_name(given).to_owned(),
-            (Element::Raw(bytes), _) => format!("{bytes}-byte elements of no known type"),
+            (Element::Raw(bytes), _) => format!("{bytes}-byte elements of unknown type"),
         };
         let wanted = self.dtype.map_or("any type", numpy_name);
         let integers = matches!(element, Element::Type(given) if !given.is_float());
@@ -166,7 +166,7 @@ impl Input {
             Some(DataType::String) => "give strings as ONNX tensors, input_0.pb and so on".to_owned(),
             _ => format!("save the array with ml_dtypes' {wanted}, or as ONNX tensors, input_0.pb and so on"),
         };
-        Err(self.error(format!("the input takes {wanted}, and the samples give {given}")).with_hint(hint))
+        Err(self.error(format!("the input takes {wanted}, but the samples give {given}")).with_hint(hint))
     }
 }
 

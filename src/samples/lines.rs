@@ -1,8 +1,8 @@
-//! Samples as lines of JSON: each line an object with a nested list for each input, or the list of the only input.
+//! Samples as lines of JSON: each line is an object with a nested list per input, or the list of the only input.
 //!
-//! Inputs that a line leaves out are filled where their name says with what: `attention_mask` and `input_mask` with
+//! Inputs that a line leaves out are filled if their name says how: `attention_mask` and `input_mask` with
 //! ones, `token_type_ids` and `segment_ids` with zeros, `position_ids` with 0, 1, 2, … along its last axis. They take the
-//! shape of the tokens, which are the first input of integers that the line gives.
+//! shape of the tokens, the first integer input that the line gives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -80,7 +80,7 @@ impl Lines {
             offset += length as u64;
         }
         if rows.is_empty() {
-            let hint = "write one JSON object a line, such as {\"input_ids\": [101, 2023, 102]}";
+            let hint = "write one JSON object per line, such as {\"input_ids\": [101, 2023, 102]}";
             return Err(Error::new(Kind::Samples, "the file holds no samples").in_file(path).with_hint(hint));
         }
         let mut shapes = vec![Vec::new(); known.len()];
@@ -142,7 +142,7 @@ fn parse(text: &[u8], inputs: &[Input]) -> Result<Sample> {
         }
         list @ Value::Array(_) => given.push((alone(inputs)?, list)),
         other => {
-            let message = format!("the line holds {}, where samples are objects or lists", kind(&other));
+            let message = format!("the line holds {}, but samples are objects or lists", kind(&other));
             return Err(Error::new(Kind::Samples, message).with_hint(format!(
                 "write {{\"{}\": [1, 2, 3]}}",
                 inputs.first().map_or("input", |i| i.name.as_str())
@@ -177,7 +177,7 @@ fn alone(inputs: &[Input]) -> Result<usize> {
     let mut needed = (0..inputs.len()).filter(|&i| inputs[i].required && rule(&inputs[i]).is_none());
     match (needed.next(), needed.next()) {
         (Some(only), None) => Ok(only),
-        _ => Err(Error::new(Kind::Samples, "the line holds a list, and the model has several inputs")
+        _ => Err(Error::new(Kind::Samples, "the line holds a list, but the model has several inputs")
             .with_hint(format!("write an object with the keys {}", names(inputs.iter().filter(|i| i.required))))),
     }
 }
@@ -193,7 +193,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A nested list as the value of an input; a leading axis of 1 is added where it lacks one.
+/// A nested list as the value of an input; a missing leading axis of 1 is added.
 fn tensor(input: &Input, value: &Value) -> Result<Tensor> {
     let fail = |message: String, hint: &str| {
         Err(Error::new(Kind::Samples, message).at_value(&input.name).with_hint(hint.to_owned()))
@@ -219,7 +219,7 @@ fn tensor(input: &Input, value: &Value) -> Result<Tensor> {
     match input.fit(&shape, false) {
         Ok(Fit::One) => Ok(Tensor::new(dtype, &shape, bytes)),
         _ => fail(
-            format!("the input takes {}, and the line gives {shape:?}", input.shape_text(None)),
+            format!("the input takes {}, but the line gives {shape:?}", input.shape_text(None)),
             "give lists as long as the model's axes; a first axis of 1 may be left out; pad sequences of fixed length",
         ),
     }
@@ -229,13 +229,15 @@ fn flatten(value: &Value, shape: &[usize], dtype: DataType, out: &mut Vec<u8>) -
     match (value, shape) {
         (Value::Array(items), [length, inner @ ..]) => {
             if items.len() != *length {
-                let message = format!("lists side by side have {length} and {} elements", items.len());
-                return Err(Error::new(Kind::Samples, message).with_hint("give lists of one length, or separate lines"));
+                let message = format!("lists at the same level have {length} and {} elements", items.len());
+                return Err(
+                    Error::new(Kind::Samples, message).with_hint("give lists of equal length, or separate lines")
+                );
             }
             items.iter().try_for_each(|item| flatten(item, inner, dtype, out))
         }
         (Value::Array(_), []) | (_, [_, ..]) => {
-            Err(Error::new(Kind::Samples, "lists side by side are nested to different depths"))
+            Err(Error::new(Kind::Samples, "lists at the same level are nested to different depths"))
         }
         (value, []) => encode(value, dtype, out),
     }
@@ -277,18 +279,18 @@ fn encode(value: &Value, dtype: DataType, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// What a rule says, in the shape of the tokens.
+/// The filled-in value, in the shape of the tokens.
 fn filled(input: &Input, rule: Rule, tokens: Option<&[usize]>) -> Result<Tensor> {
     let fail = |message: &str| {
         let hint = format!("give \"{}\" in each line", input.name);
         Error::new(Kind::Samples, message).at_value(&input.name).with_hint(hint)
     };
-    let tokens = tokens.ok_or_else(|| fail("the line has no tokens whose shape this input could take"))?;
+    let tokens = tokens.ok_or_else(|| fail("the line has no tokens to take the shape of this input from"))?;
     let rank = input.dims.as_ref().map_or(tokens.len(), Vec::len);
     // Positions without a batch axis serve every row.
     let shape = if rank < tokens.len() { &tokens[tokens.len() - rank..] } else { tokens };
     input.fit(shape, false).map_err(|_| {
-        fail(&format!("the input takes {}, and the tokens have the shape {tokens:?}", input.shape_text(None)))
+        fail(&format!("the input takes {}, but the tokens have the shape {tokens:?}", input.shape_text(None)))
     })?;
     let length = shape.last().copied().unwrap_or(1).max(1);
     let count: usize = shape.iter().product();

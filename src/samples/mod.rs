@@ -1,25 +1,25 @@
-//! Calibration samples: what the model is run on.
+//! Calibration samples.
 //!
 //! A set is one of
-//! - a `.npz` file whose keys are input names. An array with one axis more than its input holds a sample in each row,
-//!   and all such arrays must agree on their number; an array with as many axes as its input is one sample, or, beside
-//!   arrays with rows, the same for all of them;
+//! - a `.npz` file whose keys are input names. An array with one axis more than its input holds one sample per row,
+//!   and all such arrays must have the same number of rows; an array with as many axes as its input is one sample, or,
+//!   beside arrays with rows, shared by all of them;
 //! - a `.npy` file, for a model with one input;
 //! - a folder of such files, in the order of their names, where each file may have its own shapes;
 //! - a folder of ONNX test data (`input_0.pb`, ...), or a folder of those;
-//! - a `.jsonl` file with a sample in each line, or a folder of those: an object of nested lists by input, or the list of
+//! - a `.jsonl` file with one sample per line, or a folder of those: an object of nested lists by input, or the list of
 //!   the only input. A first axis of 1 may be left out. `attention_mask`, `token_type_ids` and `position_ids` that are not
 //!   given are ones, zeros, and 0, 1, 2, …;
-//! - a folder of images, or a folder of those, with a document that says how they become an input (`preprocess.toml`);
+//! - a folder of images, or a folder of those, with a document that describes how they become an input (`preprocess.toml`);
 //! - a `.bin` file of little-endian elements for the only input, with one sample or several in a row; a folder of those; or
-//!   a folder with `<input>.bin` for each input, or one such folder for each sample. Type and shape are the model's: a free
+//!   a folder with one `<input>.bin` per input, or one such folder per sample. Type and shape are the model's: a free
 //!   first axis is 1, and one other free axis is as long as the file.
 //!
 //! Numbers in names count as numbers: `test_data_set_2` comes before `test_data_set_10`.
 //!
 //! Opening reads headers and checks every array's type and shape against the model. Samples are read one by one.
-//! Integers may be narrower than the input wants, and float64 is rounded to float32; every other type must match.
-//! NaN and infinities are let through: see [`non_finite`].
+//! Integers may be narrower than the input's type, and float64 is rounded to float32; every other type must match.
+//! NaN and infinities are accepted: see [`non_finite`].
 
 mod array;
 mod convert;
@@ -66,10 +66,10 @@ const FORMS: &str = "samples are a .npz file with a key for each input, a .npy f
                      a .jsonl file with a sample in each line, a folder of those, a folder of images (.png, .jpg) \
                      or of bare arrays (.bin), or ONNX test data (input_0.pb, ...)";
 
-/// What decides, beside a path and a model, which samples there are.
+/// Options for opening samples.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How images become the model's input. Without it, `preprocess.toml` in their folder says so, or
+    /// The description of how images become the model's input. Default: `preprocess.toml` in their folder, or
     /// `<stem>.preprocess.toml` beside the model.
     pub preprocess: Option<PathBuf>,
     /// Sizes of dimensions that the model leaves free, by their name, or by input and axis: `x.2`. Files without headers
@@ -82,7 +82,7 @@ pub struct Options {
 pub struct SampleSet {
     source: Source,
     label: String,
-    /// Inputs that samples do not give after all.
+    /// Inputs that were dropped.
     dropped: BTreeSet<String>,
 }
 
@@ -100,8 +100,7 @@ enum Source {
     },
 }
 
-/// Where samples of a model are looked for when none are named: `<stem>.calib.npz` beside it. `None` if there is no
-/// such file.
+/// The default samples of a model: `<stem>.calib.npz` beside it. `None` if there is no such file.
 #[must_use]
 pub fn default_path(model: &Path) -> Option<PathBuf> {
     beside(model, ".calib.npz")
@@ -280,8 +279,8 @@ impl SampleSet {
         key
     }
 
-    /// SHA-256, in hexadecimal, of what the samples hold: names, types, shapes and values in order, after preprocessing.
-    /// The form they are stored in does not enter. Reads every sample once, and compares archives with their checksums.
+    /// SHA-256, in hexadecimal, of the samples: names, types, shapes and values in order, after preprocessing, whatever
+    /// the file format. Reads every sample once, and verifies the checksums of archives.
     ///
     /// # Errors
     /// As [`Self::get`], and archives that are damaged.
@@ -295,8 +294,8 @@ impl SampleSet {
         Ok(format!("{:x}", all.finalize()))
     }
 
-    /// Indices to calibrate on and indices to hold out for judging the result: of each `every` samples in a row the
-    /// last one is held out. None are where `every` is less than 2 or there are fewer samples.
+    /// Indices to calibrate on and indices to hold out for measuring the result: of each `every` samples in a row the
+    /// last one is held out. None are held out if `every` is less than 2 or there are fewer samples.
     #[must_use]
     pub fn split_held_out(&self, every: usize) -> (Vec<usize>, Vec<usize>) {
         (0..self.len()).partition(|i| every < 2 || i % every != every - 1)

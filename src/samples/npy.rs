@@ -5,10 +5,10 @@ use std::io::Read;
 use crate::error::{Error, Kind, Result};
 use crate::onnx::DataType;
 
-/// Headers describe one array; no sane one is longer.
+/// Headers describe one array; no real one is longer.
 const MAX_HEADER: usize = 1 << 20;
 
-/// What an array holds and how it lies in the file.
+/// The type, shape and layout of an array in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
     pub(super) element: Element,
@@ -71,7 +71,7 @@ pub(super) fn read_header(from: &mut impl Read) -> Result<Header> {
 
 /// The three entries of the header's dictionary.
 fn parse(text: &str) -> Result<(String, bool, Vec<usize>)> {
-    let bad = || fail("the array's header is not one that numpy writes");
+    let bad = || fail("the array has a header that numpy does not write");
     let mut rest = Rest(text.trim());
     let (mut descr, mut fortran, mut shape) = (None, None, None);
     rest.eat("{").ok_or_else(bad)?;
@@ -80,8 +80,8 @@ fn parse(text: &str) -> Result<(String, bool, Vec<usize>)> {
         rest.eat(":").ok_or_else(bad)?;
         match key {
             "descr" if rest.eat("[").is_some() => {
-                return Err(fail("the array is structured, and model inputs hold plain elements")
-                    .with_hint("save each field as an array of its own"));
+                return Err(fail("the array is structured, but model inputs hold plain elements")
+                    .with_hint("save each field as a separate array"));
             }
             "descr" => descr = Some(rest.string().ok_or_else(bad)?.to_owned()),
             "fortran_order" if rest.eat("True").is_some() => fortran = Some(true),
@@ -151,7 +151,7 @@ fn element(descr: &str) -> Result<(Element, bool)> {
         "f8" => DataType::Double,
         _ if code.starts_with('O') => {
             return Err(fail("the array holds Python objects").with_hint(
-                "save arrays of one element type and shape; samples of different shapes go into a file each",
+                "save arrays of one element type and shape; samples of different shapes go into separate files",
             ));
         }
         _ if code.starts_with(['U', 'S']) => {

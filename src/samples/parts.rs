@@ -1,4 +1,4 @@
-//! A file of samples, or a folder of one: which inputs it gives, and how they are read.
+//! A file of samples, or a folder with one sample: which inputs it gives, and how they are read.
 
 use std::path::{Path, PathBuf};
 
@@ -126,7 +126,7 @@ impl Part {
         found
     }
 
-    /// Compares what is stored in archives with its checksums.
+    /// Verifies the checksums of archives.
     pub(super) fn verify(&self) -> Result<()> {
         let Rows::Feeds(feeds) = &self.content else { return Ok(()) };
         feeds.iter().try_for_each(|feed| match &feed.content {
@@ -205,7 +205,7 @@ pub(super) fn array_part(path: Option<&Path>, arrays: Vec<(usize, Stored)>, inpu
     Ok(Part::of_feeds(count, feeds))
 }
 
-/// How many samples the feeds of a part hold: all of them as many, or one for all.
+/// How many samples the feeds of a part hold: the same number each, or one shared by all.
 fn rows(path: Option<&Path>, feeds: &[Feed], inputs: &[Input]) -> Result<usize> {
     let fail = |message: String| named(Error::new(Kind::Samples, message), path);
     complete(feeds, inputs).map_err(|e| named(e, path))?;
@@ -215,8 +215,8 @@ fn rows(path: Option<&Path>, feeds: &[Feed], inputs: &[Input]) -> Result<usize> 
     });
     let first = rows.next();
     if let (Some((a, one)), Some((b, other))) = (&first, rows.find(|r| first.as_ref().is_some_and(|f| f.0 != r.0))) {
-        let message = format!("\"{one}\" holds {a} samples, and \"{other}\" holds {b}");
-        return Err(fail(message).with_hint("each array must hold a row for each sample"));
+        let message = format!("\"{one}\" holds {a} samples, but \"{other}\" holds {b}");
+        return Err(fail(message).with_hint("each array must hold one row per sample"));
     }
     drop(rows);
     let count = first.map_or(1, |(count, _)| count);

@@ -31,7 +31,7 @@ pub(super) fn open(path: &Path, position: usize, inputs: &[Input]) -> Result<(us
     let input = &inputs[at];
     if tensor.dtype() == DataType::String {
         if input.dtype != Some(DataType::String) {
-            return Err(Error::new(Kind::Samples, "the samples give strings, and the input takes numbers")
+            return Err(Error::new(Kind::Samples, "the samples give strings, but the input takes numbers")
                 .at_value(&input.name)
                 .in_file(path));
         }
@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Tensor> {
         fail(format!("not an ONNX tensor: {e}")).with_hint("is the file complete? sequences and maps are not supported")
     })?;
     if proto.data_location == Some(DATA_LOCATION_EXTERNAL) {
-        return Err(fail("the tensor keeps its data in another file".to_owned()).with_hint("save it with its data"));
+        return Err(fail("the tensor has its data in another file".to_owned()).with_hint("save it with its data"));
     }
     Tensor::from_proto(proto, None).map_err(|e| fail(e.message().to_owned()))
 }

@@ -1,4 +1,4 @@
-//! Images in files: their size at once, their pixels when they are asked for.
+//! Images in files: the size is read at once, pixels on demand.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -18,7 +18,7 @@ pub(super) const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg"];
 /// Decoding an image may take this much memory.
 const MAX_MEMORY: u64 = 1 << 30;
 
-/// An image and what is to be made of it.
+/// An image and its preprocessing.
 #[derive(Debug)]
 pub(super) struct Picture {
     path: PathBuf,
@@ -34,7 +34,7 @@ fn unreadable(path: &Path, error: &image::ImageError) -> Error {
     Error::new(Kind::Samples, message).in_file(path).with_hint(hint)
 }
 
-/// The file's decoder, by its content, whatever it is named.
+/// The file's decoder, chosen by content, not by name.
 fn reader(path: &Path) -> Result<ImageReader<BufReader<File>>> {
     let io = |e| Error::io(Kind::Samples, "read", path, e);
     let mut reader = ImageReader::open(path).map_err(io)?.with_guessed_format().map_err(io)?;

@@ -1,9 +1,9 @@
 //! How images become a model's input: a small TOML document.
 //!
-//! An image is decoded to 8 bits a channel, made red, green and blue or gray (transparency is ignored, 16 bits are divided
+//! An image is decoded to 8 bits per channel, made red, green and blue or gray (transparency is ignored, 16 bits are divided
 //! by 257 and rounded, gray is `(19595 R + 38470 G + 7471 B + 32768) / 65536` rounded down), resized, padded and cut, all in
 //! 8 bits. Element `v` of channel `c` then becomes `(v · scale − mean[c]) / std[c]`, computed in f64 and rounded once to
-//! the type of the input; integer inputs take `v` itself. Orientation in EXIF is not looked at.
+//! the type of the input; integer inputs take `v` itself. The orientation in EXIF is ignored.
 //!
 //! Where the size follows from the image, its other side is cut to whole pixels; the smaller image inside a letterbox has
 //! its sides rounded, halves to even; what is left over around it, and what a crop takes away, is split evenly, with the
@@ -25,7 +25,7 @@ use crate::onnx::DataType;
 /// The document's name in a folder of images.
 pub(super) const FILE: &str = "preprocess.toml";
 
-/// The document, as it is written.
+/// The document as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -185,7 +185,7 @@ pub(super) struct Preprocess {
     table: Vec<Vec<Vec<u8>>>,
 }
 
-/// A sketch of the document for a model's input, for messages.
+/// An example document for a model's input, for messages.
 pub(super) fn example(input: Option<&Input>) -> String {
     let sized = input.and_then(|i| i.dims.as_deref()).is_some_and(|dims| {
         let fixed = |axis: usize| matches!(dims.get(axis), Some(Dim::Fixed(_)));
@@ -208,7 +208,7 @@ pub(super) fn image_like(inputs: &[Input]) -> Option<usize> {
 }
 
 impl Preprocess {
-    /// Reads the document and settles what it leaves to the model.
+    /// Reads the document and takes what it leaves out from the model.
     pub(super) fn load(path: &Path, inputs: &[Input]) -> Result<Self> {
         let text = document::read(path, "preprocessing").map_err(|e| e.in_file(path))?;
         let (document, lines) = document::parse::<Document>(&text).map_err(|e| e.in_file(path))?;
@@ -235,7 +235,7 @@ impl Preprocess {
             })?,
             None => image_like(inputs).ok_or_else(|| {
                 let hint = format!("set input to one of {}", names(inputs.iter()));
-                fail("input", "it is not plain which input of the model takes the images".to_owned(), &hint)
+                fail("input", "several inputs of the model could take the images".to_owned(), &hint)
             })?,
         };
         let wanted = inputs[input].clone();
@@ -243,7 +243,7 @@ impl Preprocess {
         let dims = wanted.dims.as_deref();
         let layout = match (document.layout, dims) {
             (Some(layout), Some(dims)) if layout.rank() != dims.len() => {
-                let message = format!("the layout has {} axes, and the input has {}", layout.rank(), dims.len());
+                let message = format!("the layout has {} axes, but the input has {}", layout.rank(), dims.len());
                 return Err(at(fail("layout", message, "layouts are NCHW, NHWC, CHW, HWC")));
             }
             (Some(layout), _) => layout,
@@ -283,13 +283,13 @@ impl Preprocess {
                     (None, Mode::Exact | Mode::Letterbox, _) if model.is_some() => model.unwrap_or_default(),
                     (None, Mode::Height, Some(height)) => (height, height),
                     _ => {
-                        let message = "the size to resize to is missing, and the model does not say it".to_owned();
+                        let message = "the size to resize to is missing, and the model has no fixed size".to_owned();
                         return Err(at(fail("resize", message, "set size in resize")));
                     }
                 };
                 let size = positive("resize", size)?;
                 if size.0 != size.1 && matches!(mode, Mode::Shorter | Mode::Longer | Mode::Height) {
-                    let message = "this mode takes one size, since the other follows from the image".to_owned();
+                    let message = "this mode takes one size; the other follows from the image".to_owned();
                     return Err(at(fail("resize", message, "give size as one number")));
                 }
                 Some((mode, size.0, size.1))
@@ -314,7 +314,8 @@ impl Preprocess {
             (None | Some(Dtype::Float32), _) if dtype.is_float() => false,
             (None | Some(Dtype::Uint8), DataType::Uint8 | DataType::Int32 | DataType::Int64) => true,
             _ => {
-                let message = format!("the input takes {dtype}, which is not what dtype says or images can be");
+                let message =
+                    format!("the input takes {dtype}, which is not the dtype given here, or not a type for images");
                 let hint =
                     if dtype.is_float() { "for unscaled pixels as floats set scale = 1" } else { "remove dtype" };
                 return Err(at(fail("dtype", message, hint)));
@@ -351,7 +352,11 @@ impl Preprocess {
             let mean = channels("mean", document.mean.as_ref(), 0.0)?;
             let std = channels("std", document.std.as_ref(), 1.0)?;
             if std.contains(&0.0) {
-                return Err(at(fail("std", "std divides, and is 0".to_owned(), "leave std out to divide by 1")));
+                return Err(at(fail(
+                    "std",
+                    "std is 0, but values are divided by it".to_owned(),
+                    "leave std out to divide by 1",
+                )));
             }
             let encoded = |channel: usize, value: u8| {
                 let mut bytes = Vec::new();
@@ -377,7 +382,7 @@ impl Preprocess {
         })
     }
 
-    /// Whether pixels are wanted in one channel.
+    /// Whether images are reduced to one channel.
     pub(super) fn is_gray(&self) -> bool {
         self.color == Color::Gray
     }
@@ -416,7 +421,7 @@ impl Preprocess {
         }
         let (high, wide) = match self.crop {
             Some((h, w)) if h > high || w > wide => {
-                let message = format!("the image is {high} by {wide} pixels when {h} by {w} are to be cut out of it");
+                let message = format!("the image is {high} by {wide} pixels, too small for a crop of {h} by {w}");
                 let hint = format!("set resize in {}, or a smaller crop", self.path.display());
                 return Err(Error::new(Kind::Samples, message).with_hint(hint));
             }
@@ -433,7 +438,7 @@ impl Preprocess {
         if self.wanted.fit(&shape, false).is_ok() {
             return Ok(shape);
         }
-        let message = format!("the input takes {}, and preprocessing gives {shape:?}", self.wanted.shape_text(None));
+        let message = format!("the input takes {}, but preprocessing gives {shape:?}", self.wanted.shape_text(None));
         let hint = match self.wanted.dims.as_ref().and_then(|d| d.first()) {
             Some(Dim::Fixed(count)) if *count > 1 && self.layout.rank() == 4 => {
                 "the model takes several images at once: export it with a batch of 1, or stack them in a .npz"

@@ -1,4 +1,4 @@
-//! Samples made up from a seed, for when there are none: enough to try a pipeline, not to measure accuracy.
+//! Random samples from a seed: enough to try a pipeline, not to measure accuracy.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ pub(super) fn shapes(inputs: &[Input]) -> Result<Vec<(Input, DataType, Vec<usize
         let fail = |message: &str| {
             Err(Error::new(Kind::Samples, message).at_value(&input.name).with_hint("give real samples with --calib"))
         };
-        let Some(dtype) = input.dtype else { return fail("the model does not say of which type the input is") };
+        let Some(dtype) = input.dtype else { return fail("the model does not declare the type of this input") };
         if generate(dtype, 0, &mut Random::new(0, 0, 0)).is_none() {
             return fail(&format!("cannot make up values of type {dtype}"));
         }
-        let Some(dims) = &input.dims else { return fail("the model does not say how many axes the input has") };
+        let Some(dims) = &input.dims else { return fail("the model does not declare how many axes this input has") };
         let mut shape = Vec::new();
         for (axis, dim) in dims.iter().enumerate() {
             let guess = match axis {

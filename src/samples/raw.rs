@@ -1,4 +1,4 @@
-//! Files of bare elements, little-endian, last axis fastest. Type and shape are those of the model.
+//! Files of raw little-endian elements, last axis fastest. Type and shape come from the model.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,20 +21,20 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Looks at the file's length. A free first axis is 1. If one other axis is free the file is one sample, and its
-    /// length says how long that axis is; else it may hold several samples.
+    /// Checks the file's length. A free first axis is 1. If one other axis is free, the file is one sample, and its
+    /// length determines that axis; otherwise it may hold several samples.
     pub(super) fn open(path: &Path, input: &Input) -> Result<Self> {
         let fail = |message: String| Error::new(Kind::Samples, message).at_value(&input.name).in_file(path);
         let length = std::fs::metadata(path).map_err(|e| Error::io(Kind::Samples, "read", path, e))?.len();
-        let npy = "save the samples as .npy or .npz, which say what they hold";
+        let npy = "save the samples as .npy or .npz, which have types and shapes";
         let Some(dtype) = input.dtype else {
-            return Err(fail("the model does not say of which type the input is".to_owned()).with_hint(npy));
+            return Err(fail("the model does not declare the type of this input".to_owned()).with_hint(npy));
         };
         let Some(width) = dtype.bits().filter(|b| b % 8 == 0).map(|b| b as u64 / 8) else {
             return Err(fail(format!("elements of type {dtype} are not whole bytes")).with_hint(npy));
         };
         let Some(dims) = &input.dims else {
-            return Err(fail("the model does not say how many axes the input has".to_owned()).with_hint(npy));
+            return Err(fail("the model does not declare how many axes this input has".to_owned()).with_hint(npy));
         };
         let mut free = Vec::new();
         let mut shape = Vec::new();
@@ -56,13 +56,13 @@ impl Raw {
         if free.len() > 1 {
             let dims: Vec<String> = free.iter().map(|(_, name)| format!("--dim {name}=SIZE")).collect();
             let message =
-                format!("the input takes {}, and the file does not say how large that is", input.shape_text(None));
+                format!("the input takes {}, but the file does not say how large that is", input.shape_text(None));
             return Err(fail(message).with_hint(format!("pass {}", dims.join(" "))));
         }
         if length == 0 || length % size != 0 {
             let what = if free.is_empty() { "one sample" } else { "a row" };
             let message = format!(
-                "the input takes {} of {dtype}, {size} bytes for {what}, and the file has {length}, which is no multiple",
+                "the input takes {} of {dtype}, {size} bytes for {what}, but the file has {length}, which is not a multiple",
                 input.shape_text(None)
             );
             return Err(fail(message).with_hint("is the file complete, and of this type? it has no header"));

@@ -1,4 +1,4 @@
-//! Resizing images of 8 bits a channel, bit for bit as Pillow does.
+//! Resizing images with 8 bits per channel, bit for bit as Pillow does.
 //!
 //! Columns first, then rows, each rounded to 8 bits; a direction whose size stays is skipped. Output element `o` of `n`
 //! made from `m` is centred at `c = (o + ½) · m / n`. Its weights are those of the filter at `(i + ½ − c) / s` for the
@@ -15,7 +15,7 @@ use serde::Deserialize;
 /// Bits behind the point of a weight.
 const PRECISION: u32 = 32 - 8 - 2;
 
-/// How elements between elements are made up.
+/// The interpolation filters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Filter {

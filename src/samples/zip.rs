@@ -1,4 +1,4 @@
-//! The directory of a zip archive, as far as numpy's `.npz` files use the format: stored and deflated members, and the
+//! The directory of a zip archive, to the extent that numpy's `.npz` files use the format: stored and deflated members, and the
 //! 64-bit fields of large archives.
 
 use std::fs::File;

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Solution, check_range, given_qparams, range_spec};
-use crate::algorithms::observers::{self, Observer, Tails};
+use super::Solution;
+use crate::algorithms::observers;
 use crate::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
-use crate::config::spec::ObserverKind;
 use crate::error::{Error, Kind, Result};
-use crate::numerics::{self, Granularity};
-use crate::plan::{Activation, Given, Mode, Plan, Scheme};
+use crate::numerics;
+use crate::plan::{Activation, Mode, Plan};
+use crate::quant::{Given, Granularity, QParams, Scheme, check_range};
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// Pairs that share a scale.
@@ -50,14 +50,7 @@ fn join<'a>(groups: &mut BTreeMap<&'a str, Group<'a>>, name: &'a str, activation
     let fail = |other: &str, what: &str| {
         Error::new(Kind::Config, format!("it shares its scale with \"{other}\", but {what}")).at_value(name)
     };
-    let shape = |quantizer: &Scheme| Scheme {
-        observer: ObserverKind::Minmax,
-        percentile: None,
-        mse_p: None,
-        given: None,
-        ..quantizer.clone()
-    };
-    if shape(group.quantizer) != shape(quantizer) {
+    if group.quantizer.whatever_the_range() != quantizer.whatever_the_range() {
         return Err(fail(group.name, "not how it is quantized"));
     }
     match (&quantizer.given, group.given) {
@@ -76,25 +69,22 @@ fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
     if quantizer.granularity != Granularity::PerTensor {
         return Err(Error::new(Kind::Config, "a static activation has one scale for the whole tensor"));
     }
-    let spec = range_spec(quantizer)?;
     let (low, high) = match group.given {
         Some((_, Given::Scales { scales, zero_points })) => {
-            let found = given_qparams(quantizer, scales, zero_points, 1)?;
+            let found = QParams::given(scales, zero_points, 1)?;
             return Ok((found.scales[0], found.zero_points[0]));
         }
-        Some((_, &Given::Range(low, high))) => {
-            check_range(low, high)?;
-            (low, high)
-        }
+        Some((_, &Given::Range(low, high))) => (low, high),
         None => quantizer.postprocess.map_or(seen, |p| p.apply(seen)),
     };
-    Ok(numerics::qparams_from_range(low, high, &spec))
+    Ok(numerics::qparams_from_range(low, high, &quantizer.range_spec()))
 }
 
 /// The range of one tensor.
 fn range(name: &str, activation: &Activation, statistics: &Statistics) -> Result<(f32, f32)> {
-    if let Some(range) = activation.range {
-        return Ok(range);
+    if let Some((low, high)) = activation.range {
+        check_range(low, high).map_err(|e| e.at_value(name))?;
+        return Ok((low, high));
     }
     let tensor = tensor(name, activation);
     let site = statistics.sites.get(tensor).ok_or_else(|| {
@@ -102,7 +92,7 @@ fn range(name: &str, activation: &Activation, statistics: &Statistics) -> Result
             .at_value(tensor)
             .with_hint("calibrate again with this configuration")
     })?;
-    observed(site, &activation.quantizer).map_err(|e| e.at_value(tensor))
+    Ok(observed(site, &activation.quantizer))
 }
 
 /// The float tensor of a pair.
@@ -111,23 +101,8 @@ pub(super) fn tensor<'a>(name: &'a str, activation: &'a Activation) -> &'a str {
 }
 
 /// The range that an observer makes of what was seen; empty, all-NaN and never reached tensors count as zero.
-fn observed(site: &SiteStatistics, quantizer: &Scheme) -> Result<(f32, f32)> {
-    let observer = observer(quantizer);
-    observer.check()?;
-    Ok(observers::range(site, observer, range_spec(quantizer)?))
-}
-
-fn observer(quantizer: &Scheme) -> Observer {
-    match quantizer.observer {
-        ObserverKind::Minmax => Observer::MinMax,
-        ObserverKind::Mean => Observer::Mean,
-        ObserverKind::Percentile => match quantizer.percentile {
-            Some(percent) => Observer::Percentile { percent, tails: Tails::Auto },
-            None => Observer::PERCENTILE,
-        },
-        ObserverKind::Mse => quantizer.mse_p.map_or(Observer::MSE, |p| Observer::Mse { p }),
-        ObserverKind::Entropy => Observer::Entropy,
-    }
+fn observed(site: &SiteStatistics, quantizer: &Scheme) -> (f32, f32) {
+    observers::range(site, quantizer.observer(), quantizer.range_spec())
 }
 
 /// Whether the samples were enough for the ranges of a plan that were not known before: what is less than half a step
@@ -138,11 +113,8 @@ pub fn judge(plan: &Plan, solution: &Solution, statistics: &Statistics) -> Suffi
     for (name, activation) in &plan.activations {
         let quantizer = &activation.quantizer;
         let known = activation.range.is_some() || quantizer.given.is_some();
-        let (Some(&(scale, zero_point)), Ok(spec), false) =
-            (solution.activations.get(name), range_spec(quantizer), known)
-        else {
-            continue;
-        };
+        let (Some(&(scale, zero_point)), false) = (solution.activations.get(name), known) else { continue };
+        let spec = quantizer.range_spec();
         let (low, high) = match quantizer.dtype.float() {
             None => {
                 let (low, high) = spec.codes();
@@ -150,7 +122,7 @@ pub fn judge(plan: &Plan, solution: &Solution, statistics: &Statistics) -> Suffi
             }
             Some(_) => (-quantizer.dtype.max_value(), quantizer.dtype.max_value()),
         };
-        let choice = Choice { observer: observer(quantizer), spec, range: (low * scale, high * scale) };
+        let choice = Choice { observer: quantizer.observer(), spec, range: (low * scale, high * scale) };
         choices.entry(tensor(name, activation)).or_insert(choice);
     }
     sufficiency(statistics, |name, _| choices.get(name).copied())

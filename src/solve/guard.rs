@@ -37,10 +37,12 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
     }
     for (weight, solved) in plan.weights.iter().zip(&solution.weights) {
         let format = weight.quantizer.dtype;
-        if is_judged(format) && solved.sqnr_db < guard.weight_db {
+        if is_judged(format) && solved.sqnr_db() < guard.weight_db {
             let why = format!(
                 "\"{}\" keeps only {:.1} dB in {format}, below {} dB",
-                weight.tensor, solved.sqnr_db, guard.weight_db
+                weight.tensor,
+                solved.sqnr_db(),
+                guard.weight_db
             );
             vetoes.insert(weight.site.clone(), Veto { why, dynamic: false });
         }

@@ -1,8 +1,7 @@
 //! Scales of 8 bits for the groups of a weight.
 
-use crate::config::spec::ScaleDtype;
-use crate::numerics::{self, QParams, RangeSpec, TwoLevel, decode_float8e8m0, e8m0_scale};
-use crate::plan::Scheme;
+use crate::numerics::{self, TwoLevel, decode_float8e8m0, e8m0_scale};
+use crate::quant::{QParams, RangeSpec, ScaleDtype, Scheme};
 
 /// Scales of groups with these ranges, as elements are divided by them, and the scale of the whole tensor where they have two
 /// levels. Zero points are 0.

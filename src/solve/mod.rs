@@ -15,11 +15,12 @@ pub use activation::judge;
 pub use guard::guard;
 pub use stored::StoredWeight;
 
-use crate::config::spec::{self, ScaleDtype, ScaleType};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Scratch, Tensor};
-use crate::numerics::{self, Arithmetic, Granularity, Precision, QParams, RangeSpec, Round, Symmetry};
-use crate::plan::{Bias, Plan, Scheme, Weight};
+use crate::numerics;
+use crate::ops::Reduction;
+use crate::plan::{Bias, Plan, Weight};
+use crate::quant::{Granularity, QParams, Scheme};
 use crate::statistics::Statistics;
 use source::Source;
 use weight::Solver;
@@ -73,14 +74,30 @@ pub struct SolvedBias {
     pub codes: Vec<i32>,
 }
 
-/// Weights that were solved already: a plan is made several times, and layers share weights.
+/// Weights that were solved already, by their tensor: a plan is made several times, and layers share weights.
 #[derive(Debug, Default)]
-pub struct Solved(BTreeMap<String, StoredWeight>);
+pub struct Solved(BTreeMap<String, Vec<(Key, StoredWeight)>>);
 
-/// What the numbers of a weight depend on, besides the model.
-fn key(weight: &Weight) -> String {
-    let Weight { site: _, at: _, tensor, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } = weight;
-    format!("{tensor} {quantizer:?} {transpose} {pair_safe:?}")
+/// What the numbers of a weight depend on, besides its tensor.
+#[derive(Clone, Debug, PartialEq)]
+struct Key {
+    scheme: Scheme,
+    transpose: bool,
+    pair_safe: Option<Reduction>,
+}
+
+impl Key {
+    fn of(weight: &Weight) -> Self {
+        let Weight { site: _, at: _, tensor: _, quantizer, transpose, pair_safe, form: _, accuracy_level: _, why: _ } =
+            weight;
+        Self { scheme: quantizer.clone(), transpose: *transpose, pair_safe: *pair_safe }
+    }
+}
+
+impl Solved {
+    fn get(&self, tensor: &str, key: &Key) -> Option<&StoredWeight> {
+        self.0.get(tensor)?.iter().find(|(other, _)| other == key).map(|(_, weight)| weight)
+    }
 }
 
 /// Solves a plan. `statistics` must cover the static activations whose numbers are not given by hand. `solved` remembers
@@ -104,27 +121,39 @@ pub fn solve_while(
     solved: &mut Solved,
     go_on: &dyn Fn() -> Result<()>,
 ) -> Result<Solution> {
+    for (name, activation) in &plan.activations {
+        activation.quantizer.check().map_err(|e| e.at_value(activation::tensor(name, activation)))?;
+    }
+    for weight in &plan.weights {
+        weight.quantizer.check().map_err(|e| e.at_value(&weight.tensor))?;
+    }
     let nothing = Statistics::default();
     let activations = activation::solve(plan, statistics.unwrap_or(&nothing))?;
     let mut solution = Solution { activations, ..Solution::default() };
-    let keys: Vec<String> = plan.weights.iter().map(key).collect();
-    let missing: BTreeMap<&str, &Weight> = keys
-        .iter()
-        .zip(&plan.weights)
-        .filter(|(k, _)| !solved.0.contains_key(*k))
-        .map(|(k, w)| (k.as_str(), w))
-        .collect();
-    let missing: Vec<_> = missing.into_iter().collect();
+    let keys: Vec<Key> = plan.weights.iter().map(Key::of).collect();
+    let mut missing: BTreeMap<&str, Vec<(&Key, &Weight)>> = BTreeMap::new();
+    for (key, weight) in keys.iter().zip(&plan.weights) {
+        if solved.get(&weight.tensor, key).is_none() {
+            let alike = missing.entry(&weight.tensor).or_default();
+            if alike.iter().all(|(other, _)| *other != key) {
+                alike.push((key, weight));
+            }
+        }
+    }
+    let missing: Vec<_> = missing.into_values().flatten().collect();
     for window in windows(&missing, |(_, weight)| constant(model, &weight.tensor).map_or(0, Tensor::byte_len)) {
         go_on()?;
-        let fresh: Vec<_> = window
-            .par_iter()
-            .map(|&(key, weight)| Ok((key.to_owned(), solve_weight(model, weight)?)))
-            .collect::<Result<_>>()?;
-        solved.0.extend(fresh);
+        let fresh: Vec<_> = window.par_iter().map(|&(_, weight)| solve_weight(model, weight)).collect::<Result<_>>()?;
+        for (&(key, weight), found) in window.iter().zip(fresh) {
+            solved.0.entry(weight.tensor.clone()).or_default().push((key.clone(), found));
+        }
         model.scratch().map_or(Ok(()), Scratch::check)?;
     }
-    let mut weights: Vec<StoredWeight> = keys.iter().map(|k| solved.0[k].clone()).collect();
+    let found = |(key, weight): (&Key, &Weight)| {
+        let found = solved.get(&weight.tensor, key).cloned();
+        found.ok_or_else(|| Error::new(Kind::Internal, "a planned weight was not solved").at_value(&weight.tensor))
+    };
+    let mut weights: Vec<StoredWeight> = keys.iter().zip(&plan.weights).map(found).collect::<Result<_>>()?;
     for bias in &plan.biases {
         let bias = solve_bias(model, plan, bias, &solution.activations, &mut weights)?;
         solution.biases.push(bias);
@@ -200,104 +229,6 @@ fn weight_floor(bias: &[f32], input_scale: f32) -> f32 {
     numerics::weight_scale_floor(largest, input_scale)
 }
 
-/// What a quantizer makes of a range.
-///
-/// With a least scale the arithmetic is that of torch, whose scales always have one.
-///
-/// # Errors
-/// Fields that have no meaning together.
-pub(crate) fn range_spec(quantizer: &Scheme) -> Result<RangeSpec> {
-    let Scheme { dtype, symmetric, granularity, narrow_range, reduce_range, .. } = quantizer;
-    let Scheme { scale_type, scale_dtype, round, eps, .. } = quantizer;
-    let Scheme { signed_scale, arithmetic, .. } = quantizer;
-    let fail = |message: String| Err(Error::new(Kind::Config, message));
-    let precision = match scale_dtype {
-        // Scales of 8 bits are made of ranges in their own way.
-        ScaleDtype::Float32 | ScaleDtype::Float8e4m3fn | ScaleDtype::Float8e8m0 => Precision::Float32,
-        ScaleDtype::Float16 => Precision::Float16,
-        ScaleDtype::Bfloat16 => Precision::Bfloat16,
-    };
-    if scale_dtype.is_block() && !matches!(granularity, Granularity::PerGroup { .. }) {
-        return fail(format!("scales of {dtype} cannot be 8-bit floats: those belong to groups"));
-    }
-    if scale_dtype.is_block() && !(*symmetric && dtype.is_signed()) {
-        return fail(format!("beside {} scales there are no zero points", scale_dtype.name()));
-    }
-    let least = if scale_dtype.is_block() { 0.0 } else { *eps };
-    if *reduce_range && dtype.bits() == 2 {
-        return fail(format!("reduce_range leaves {dtype} a single bit"));
-    }
-    if *round != Round::HalfEven && !dtype.is_integer() {
-        return fail(format!("{dtype} has no other rounding than half to even"));
-    }
-    let bytes = dtype.is_integer() && dtype.bits() <= 8;
-    if (*signed_scale || *arithmetic != spec::Arithmetic::Onnx) && !bytes {
-        return fail(format!("{dtype} has scales and codes as ONNX has them"));
-    }
-    if *signed_scale && (!symmetric || *narrow_range) {
-        return fail("scales of either sign belong to symmetric codes of which none is left unused".to_owned());
-    }
-    if !(eps.is_finite() && *eps >= 0.0) {
-        return fail(format!("the least scale is {eps}, which is not a positive number"));
-    }
-    Ok(RangeSpec {
-        format: *dtype,
-        symmetry: match (*symmetric, *signed_scale) {
-            (true, true) => Symmetry::Signed,
-            (true, false) => Symmetry::Symmetric,
-            (false, _) => Symmetry::Asymmetric,
-        },
-        narrow: *narrow_range,
-        reduce: *reduce_range,
-        power_of_two: *scale_type == ScaleType::PowerOfTwo,
-        precision,
-        arithmetic: match arithmetic {
-            spec::Arithmetic::Onnx if least > 0.0 => Arithmetic::Single,
-            spec::Arithmetic::Onnx => Arithmetic::Double,
-            spec::Arithmetic::Torch | spec::Arithmetic::Tinygemm | spec::Arithmetic::Mslk => Arithmetic::Single,
-            spec::Arithmetic::Mlas | spec::Arithmetic::MlasQdq => Arithmetic::Mlas,
-        },
-        // torch has a least scale always.
-        eps: if *arithmetic == spec::Arithmetic::Torch { eps.max(f32::MIN_POSITIVE) } else { least },
-        min_width: 0.0,
-    })
-}
-
-/// Scales and zero points that were given by hand, for a tensor with so many.
-///
-/// # Errors
-/// Neither one of each nor as many as there are, a scale that is not a positive normal number, or a zero point that is not
-/// a code.
-fn given_qparams(quantizer: &Scheme, scales: &[f32], zero_points: &[i32], entries: usize) -> Result<QParams> {
-    let fail = |message: String| Err(Error::new(Kind::Config, message));
-    let dtype = quantizer.dtype;
-    if scales.len() != zero_points.len() || (scales.len() != 1 && scales.len() != entries) {
-        let (scales, zeros) = (scales.len(), zero_points.len());
-        let need = if entries == 1 { "1".to_owned() } else { format!("1 or {entries}") };
-        return fail(format!("{scales} scales and {zeros} zero points are given where {need} of each are needed"));
-    }
-    if let Some(scale) = scales.iter().find(|s| !s.is_normal() || **s < 0.0) {
-        return fail(format!("the scale {scale} is given, which is not a positive number"));
-    }
-    let (low, high) = if dtype.is_integer() { dtype.range() } else { (0, 0) };
-    if let Some(zero) = zero_points.iter().find(|z| !(low..=high).contains(*z)) {
-        return fail(format!("the zero point {zero} is given, which is not in {low}..={high} of {dtype}"));
-    }
-    Ok(if scales.len() == entries {
-        QParams { scales: scales.to_vec(), zero_points: zero_points.to_vec() }
-    } else {
-        QParams { scales: vec![scales[0]; entries], zero_points: vec![zero_points[0]; entries] }
-    })
-}
-
-/// Refuses a range given by hand that is none.
-fn check_range(low: f32, high: f32) -> Result<()> {
-    if low.is_finite() && high.is_finite() && low <= high {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Config, format!("the range {low} to {high} is given, which holds nothing")))
-}
-
 /// A constant that a plan names.
 fn constant<'m>(model: &'m Model, tensor: &str) -> Result<&'m Tensor> {
     let value = model
@@ -315,7 +246,7 @@ fn float_constant(model: &Model, tensor: &str, node: &str) -> Result<Vec<f32>> {
     let source = Source::new(constant).ok_or_else(|| misplanned(tensor, "a planned constant is not float"))?;
     source.check_finite().map_err(|e| {
         let e = e.at_value(tensor);
-        match model.value_named(node).and_then(|v| model.producer(v)) {
+        match model.producer_named(node) {
             Some(id) => e.at_node(model.node_name(id), model.node(id).op_type()),
             None => e,
         }

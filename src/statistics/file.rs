@@ -1,19 +1,19 @@
-//! Statistics on disk: a safetensors file, which Python reads as well.
+//! Statistics on disk: a safetensors file.
 //!
-//! Eight bytes, little-endian, with the length of a JSON header, the header, then the tensors one after the other. Of a
+//! The file is eight bytes with the length of a JSON header, the header, then the tensors one after another. For a
 //! site NAME they are, all little-endian:
 //!
 //! - `totals:NAME`, U64 `[4]`: values seen, NaN, infinite, zeros;
-//! - `samples:NAME`, F64 `[n, 7]`: a row for each sample: its index, values, those of them that are not finite, smallest
-//!   and largest finite value (NaN where there is none), their sum, the sum of their squares;
+//! - `samples:NAME`, F64 `[n, 7]`: one row per sample: its index, number of values, number that are not finite, smallest
+//!   and largest finite value (NaN if there is none), their sum, the sum of their squares;
 //! - `octaves:NAME`, U16 `[k]`: the octaves of the histogram: 256 for negative values, plus the exponent as floats store it;
-//! - `histogram:NAME`, U32 or, where a count needs it, U64 `[bins]`: the counts of these octaves one after the other; each
+//! - `histogram:NAME`, U32 or, if a count needs it, U64 `[bins]`: the counts of these octaves one after another; each
 //!   has as many bins as [`Histogram`] says;
-//! - `channels:NAME`, F32 `[channels, 2]`, where ranges of channels are kept: smallest and largest value, NaN where there is
+//! - `channels:NAME`, F32 `[channels, 2]`, if ranges of channels are kept: smallest and largest value, NaN if there is
 //!   none; and `axis:NAME`, I64 `[2]`: their axis, and whether tensors differed in their number (1) or not (0).
 //!
-//! `__metadata__` has what [`Statistics`] has besides, and the SHA-256 of the tensors. The same statistics give the same
-//! bytes; what is read is checked to be what would be written.
+//! `__metadata__` has the other fields of [`Statistics`] and the SHA-256 of the tensors. The same statistics give the same
+//! bytes, and reading checks that writing would give the bytes again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -134,8 +134,8 @@ impl Statistics {
     /// Reads the bytes of a file.
     ///
     /// # Errors
-    /// [`Kind::Samples`] for bytes that [`Self::to_bytes`] does not give: other files, files cut short, changed or of
-    /// another version.
+    /// [`Kind::Samples`] for bytes that [`Self::to_bytes`] does not produce: other files, and files that are truncated,
+    /// changed or of another version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (header, data) = split(bytes)?;
         let Header { metadata, tensors } = parse(header)?;
@@ -159,7 +159,7 @@ impl Statistics {
             return Err(damaged(format!("{} bytes follow its last tensor", data.len() - at)));
         }
         if format!("{:x}", Sha256::digest(data)) != metadata.data_sha256 {
-            return Err(damaged("its content does not have the hash that it says"));
+            return Err(damaged("its content does not match its hash"));
         }
         let ran = parse_ran(&metadata.samples_run)?;
         let names: BTreeSet<String> =
@@ -174,7 +174,7 @@ impl Statistics {
             sites.insert(name, site);
         }
         if let Some(name) = arrays.keys().next() {
-            return Err(damaged(format!("it has a tensor \"{name}\" that belongs to nothing")));
+            return Err(damaged(format!("its tensor \"{name}\" does not belong to any site")));
         }
         let number = |text: &str| text.parse().map_err(|_| damaged(format!("\"{text}\" is not a number of samples")));
         let statistics = Self {
@@ -198,7 +198,7 @@ impl Statistics {
     /// Writes the file, whole or not at all.
     ///
     /// # Errors
-    /// [`Kind::Output`] where it cannot be written.
+    /// [`Kind::Output`] if it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let fail = |e| Error::io(Kind::Output, "write", path, e);
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -252,13 +252,13 @@ fn damaged(message: impl AsRef<str>) -> Error {
 }
 
 fn cut_short() -> Error {
-    damaged("the file ends before its tensors do")
+    damaged("the file ends before its last tensor")
 }
 
 /// Header and tensors.
 fn split(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     let foreign = || {
-        Error::new(Kind::Samples, "this is not a file of statistics")
+        Error::new(Kind::Samples, "this is not a statistics file")
             .with_hint("`amax calibrate` and `amax merge` write them")
     };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(foreign()) };
@@ -376,7 +376,7 @@ fn site(name: &str, arrays: &mut BTreeMap<&str, Array<'_>>) -> Result<SiteStatis
         counts.read(Dtype::U32, &[], u32::from_le_bytes)?.into_iter().map(u64::from).collect()
     };
     let [count, nan, inf, zeros] = totals[..] else {
-        return Err(damaged("there are not four totals"));
+        return Err(damaged("it does not have four totals"));
     };
     let histogram = Histogram::from_parts(zeros, &octaves, &counts).map_err(damaged)?;
     let samples = rows.as_chunks::<COLUMNS>().0.iter().map(record).collect::<Result<Vec<_>>>()?;
@@ -403,7 +403,7 @@ fn record(row: &[f64; COLUMNS]) -> Result<SampleRecord> {
     let &[index, count, non_finite, min, max, sum, sum_squares] = row;
     let whole = |value: f64, limit: f64| {
         let fits = value >= 0.0 && value <= limit && value.fract() == 0.0;
-        if fits { Ok(value as u64) } else { Err(damaged(format!("{value} is no count"))) }
+        if fits { Ok(value as u64) } else { Err(damaged(format!("{value} is not a count"))) }
     };
     let (count, non_finite) = (whole(count, 2f64.powi(53))?, whole(non_finite, f64::from(u32::MAX))? as u32);
     let range = range(min, max)?;

@@ -1,10 +1,9 @@
 //! Counts of values in bins whose edges are floats of few mantissa bits.
 //!
 //! A bin is a sign, an exponent and the leading bits of the mantissa, so its width is a power of two and finding it
-//! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins where it is one of the two highest that were seen, and 512 where
-//! it is a lower one: a bin is at most 1/1024 of the largest magnitude wide, and at most 1/512 of its own values (of the
-//! smallest normal number, for subnormal ones). So whatever range is chosen, there are four bins or more to a step of
-//! eight bits in it: one huge outlier, or the constant of an attention mask, costs nothing. Values that span twenty
+//! is a shift. An octave `[2^e, 2^(e+1))` has 1024 bins if it is one of the two highest that were seen, otherwise 512: a bin is at most 1/1024 of the largest magnitude wide, and at most 1/512 of its own values (of the
+//! smallest normal number, for subnormal ones). So whatever range is chosen, an 8-bit step in it has at least
+//! four bins: one huge outlier, or the constant of an attention mask, costs nothing. Values that span twenty
 //! octaves on both sides of zero take 20 to 90 kB.
 //!
 //! When a larger magnitude arrives, lower octaves merge their bins in pairs, which is exact. The result is a function
@@ -66,7 +65,7 @@ enum Counts {
 pub struct Bin {
     /// Smallest value the bin can hold.
     pub low: f64,
-    /// Supremum of the values it can hold; equal to `low` where every value in it is that one.
+    /// Supremum of the values it can hold; equal to `low` if all its values are that one.
     pub high: f64,
     /// Values seen, at least one.
     pub count: u64,
@@ -102,7 +101,7 @@ impl Histogram {
         (self.octaves.iter().map(|o| o.prefix).collect(), counts.collect())
     }
 
-    /// The inverse of [`Self::parts`]; says what is wrong with parts that no histogram has.
+    /// The inverse of [`Self::parts`]; the error describes parts that no histogram has.
     pub(super) fn from_parts(zeros: u64, prefixes: &[u16], mut counts: &[u64]) -> Result<Self, String> {
         let top = prefixes.iter().map(|p| p & !SIGN).max().unwrap_or(0);
         let mut octaves = Vec::with_capacity(prefixes.len());

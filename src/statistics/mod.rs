@@ -1,10 +1,10 @@
-//! What calibration saw at each observed site: bounded state, updated value by value and mergeable.
+//! Statistics of each observed site: bounded state, updated value by value and mergeable.
 //!
-//! A state does not depend on the order in which samples came, on how many came at once, or on which thread or machine
-//! saw them: counts and ranges are exact, the histogram has bins that never depend on what came first, and sums, which
-//! floats cannot make exact, are kept for each sample and added up in the order of the samples.
+//! A state does not depend on the order of samples, on how many ran at once, or on which thread or machine
+//! ran them. Counts and ranges are exact, the histogram's bins do not depend on the order of values, and sums, which
+//! are not exact in floats, are kept for each sample and added in the order of the samples.
 //!
-//! Statistics see slices of floats. Which tensor of which graph they came from is not their business.
+//! Statistics see slices of floats and know nothing of tensors and graphs.
 
 mod file;
 mod histogram;
@@ -52,7 +52,7 @@ fn union(a: Option<Range>, b: Option<Range>) -> Option<Range> {
     }
 }
 
-/// What one sample contributed. There is one for each site and sample: it is as small as can be.
+/// What one sample contributed. There is one for each site and sample, so it is small.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleRecord {
     /// Values seen.
@@ -63,9 +63,9 @@ pub struct SampleRecord {
     pub sum_squares: f64,
     /// Which sample of the set.
     pub index: u32,
-    /// Those of the values that are NaN or infinite; more than this type holds are not told apart.
+    /// Number of values that are NaN or infinite; saturates at the type's maximum.
     pub non_finite: u32,
-    /// Ends of the range, the wrong way round where there is none.
+    /// Ends of the range, reversed if there is none.
     ends: [f32; 2],
 }
 
@@ -97,7 +97,7 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// The axis that tells channels apart; negative ones count from the last, which is -1.
+    /// The channel axis; negative ones count from the end, -1 is the last.
     #[must_use]
     pub fn axis(&self) -> isize {
         self.axis
@@ -187,7 +187,7 @@ fn finite_range(values: &[f32]) -> Option<Range> {
     finite.map(|v| Range { min: v + 0.0, max: v + 0.0 }).reduce(Range::union)
 }
 
-/// Everything that was seen at one site.
+/// The statistics of one site.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SiteStatistics {
     count: u64,
@@ -201,7 +201,7 @@ pub struct SiteStatistics {
 }
 
 impl SiteStatistics {
-    /// A site where nothing was seen yet.
+    /// A site without values so far.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -214,7 +214,7 @@ impl SiteStatistics {
         Self { channels: Some(channels), ..Self::default() }
     }
 
-    /// Makes room for the records of `samples` samples, so that memory is not left in pieces where they come one by one.
+    /// Reserves room for the records of `samples` samples, so that adding them one by one does not fragment memory.
     pub fn reserve(&mut self, samples: usize) {
         self.samples.reserve_exact(samples.saturating_sub(self.samples.len()));
     }
@@ -245,7 +245,7 @@ impl SiteStatistics {
         self.add(index, &finite, &scan::scan(&finite));
     }
 
-    /// As [`Self::observe`], of a tensor whose shape is `dims`; also updates the ranges of channels, where the site
+    /// As [`Self::observe`], for a tensor of shape `dims`; also updates the ranges of channels, if the site
     /// keeps them.
     pub fn observe_tensor(&mut self, index: u32, dims: &[usize], values: &[f32]) {
         self.observe(index, values);
@@ -279,7 +279,7 @@ impl SiteStatistics {
         &mut self.samples[at]
     }
 
-    /// Adds what another state of the same site saw. The result is that of one state that saw both.
+    /// Adds another state of the same site. The result is that of one state that saw the values of both.
     pub fn merge(&mut self, other: &Self) {
         let Self { count, nan, inf, range, histogram, samples, channels } = other;
         self.count += count;
@@ -356,13 +356,13 @@ impl SiteStatistics {
         self.range.map_or(0.0, Range::amax)
     }
 
-    /// Mean of the finite values; zero where there are none.
+    /// Mean of the finite values; zero if there are none.
     #[must_use]
     pub fn mean(&self) -> f64 {
         self.average(|r| r.sum)
     }
 
-    /// Mean of the squares of the finite values; zero where there are none.
+    /// Mean of the squares of the finite values; zero if there are none.
     #[must_use]
     pub fn mean_square(&self) -> f64 {
         self.average(|r| r.sum_squares)
@@ -381,7 +381,7 @@ impl SiteStatistics {
         &self.samples
     }
 
-    /// Ranges of channels, where the site keeps them.
+    /// Ranges of channels, if the site keeps them.
     #[must_use]
     pub fn channels(&self) -> Option<&Channels> {
         self.channels.as_ref()
@@ -401,7 +401,7 @@ impl SiteStatistics {
     }
 }
 
-/// What a calibration run, or a part of one, saw.
+/// The statistics of a calibration run, or of a part of one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
     /// Hash of the model that ran, as it was read: [`content_hash`](crate::ir::content_hash).
@@ -418,7 +418,7 @@ pub struct Statistics {
     pub ran: Vec<u32>,
     /// Tensors that cannot be observed, with the reason.
     pub unobserved: BTreeMap<String, String>,
-    /// What was seen, by site. Of a site that showed no values in any sample, that.
+    /// The statistics by site, including sites without values in any sample.
     pub sites: BTreeMap<String, SiteStatistics>,
 }
 
@@ -427,7 +427,7 @@ impl Statistics {
     ///
     /// # Errors
     /// Parts of different models or sample sets, parts that observed different tensors, and parts that ran the same
-    /// sample: it would count twice. Nothing is changed then.
+    /// sample, which would count twice. The statistics are unchanged then.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let fail = |message: String| Error::new(Kind::Samples, message);
         let Self { model_hash, samples_hash, asked, sample_count, sample_total, ran, unobserved, sites } = other;
@@ -437,7 +437,7 @@ impl Statistics {
         }
         if self.samples_hash != *samples_hash || self.sample_total != *sample_total {
             return Err(fail("the statistics are of different sample sets".to_owned())
-                .with_hint("every part must be given the whole set and run its own share of it"));
+                .with_hint("give every part the whole set; --shard chooses its share"));
         }
         if self.asked != *asked {
             return Err(fail(format!("one part observed {}, the other {asked}", self.asked))
@@ -482,12 +482,11 @@ impl Statistics {
         if self.model_hash == hash {
             return Ok(());
         }
-        Err(Error::new(Kind::Samples, "these statistics are of another model").with_hint(
-            "calibrate this one; a model that was exported again is another one where any weight or name differs",
-        ))
+        Err(Error::new(Kind::Samples, "these statistics are of another model")
+            .with_hint("calibrate this one; a new export is another model if any weight or name differs"))
     }
 
-    /// The tensors that the run was asked for.
+    /// The tensors that the run was asked to observe.
     fn tensors(&self) -> BTreeSet<&str> {
         self.sites.keys().chain(self.unobserved.keys()).map(String::as_str).collect()
     }

@@ -1,4 +1,4 @@
-//! What quantizing would cost, computed from the histogram.
+//! The error that quantization would cause, computed from the histogram.
 
 use super::{Bin, SiteStatistics};
 
@@ -11,7 +11,7 @@ impl SiteStatistics {
     /// the result is within the root mean square of the bins' widths of the true one, whatever the values, and that is
     /// at most `amax / 1024`. Where values do not sit at steps of their own, it is far closer.
     ///
-    /// NaN if `scale` is not a positive number or `qmin > qmax`; zero where nothing was seen.
+    /// NaN if `scale` is not a positive number or `qmin > qmax`; zero if there are no values.
     #[must_use]
     pub fn quantization_noise(&self, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> f64 {
         match self.finite() {

@@ -6,7 +6,7 @@ impl SiteStatistics {
     /// The `q`-quantile of the finite values, `0 <= q <= 1`, by linear interpolation between the two nearest order
     /// statistics as in `numpy.quantile`. Each of the two is known to within its bin (the smallest and the largest value
     /// exactly), so the result is off by no more than a bin is wide there: 1/1024 of the largest magnitude and 1/512 of
-    /// the value itself. Zero where nothing was seen.
+    /// the value itself. Zero if there are no values.
     #[must_use]
     pub fn quantile(&self, q: f64) -> f64 {
         quantile(&self.bins().collect::<Vec<_>>(), self.finite(), q)
@@ -43,7 +43,7 @@ impl SiteStatistics {
     }
 
     /// The share of the finite values that lie outside `low..=high`, values taken to lie evenly within their bin. Exact
-    /// where both ends are edges of bins or lie beyond every value; zero where nothing was seen.
+    /// if both ends are edges of bins or lie beyond every value; zero if there are no values.
     #[must_use]
     pub fn share_outside(&self, low: f32, high: f32) -> f64 {
         let (low, high) = (f64::from(low), f64::from(high));

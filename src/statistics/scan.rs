@@ -1,9 +1,9 @@
-//! One look at a slice of floats, in loops that compilers turn into vector code.
+//! Measures of a slice of floats in one pass, in loops that compilers vectorize.
 
-/// What a slice holds.
+/// Measures of a slice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan {
-    /// Values that are NaN or infinite. Where there are any, all but the counts means nothing.
+    /// Number of values that are NaN or infinite. If there are any, all fields but the counts are meaningless.
     pub(super) non_finite: u64,
     /// Zeros of either sign.
     pub(super) zeros: u64,
@@ -26,7 +26,7 @@ pub(super) struct Scan {
 /// The range of a slice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
-    /// Whether a value is NaN or infinite. The ends mean nothing then.
+    /// Whether a value is NaN or infinite. The ends are meaningless then.
     pub(super) non_finite: bool,
     /// Infinity for an empty slice.
     pub(super) min: f32,
@@ -36,7 +36,7 @@ pub(super) struct Extent {
 
 const LANES: usize = 8;
 
-/// Looks at `values`, fewer than 2³¹, once.
+/// Measures `values`, fewer than 2³¹, in one pass.
 pub(super) fn scan(values: &[f32]) -> Scan {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
@@ -54,7 +54,7 @@ fn scan_avx2(values: &[f32]) -> Scan {
     scan_any(values)
 }
 
-/// Looks at the ends of `values` alone.
+/// The range of `values`.
 pub(super) fn extent(values: &[f32]) -> Extent {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {

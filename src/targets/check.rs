@@ -1,17 +1,18 @@
 //! Proves a finished model against a target.
 //!
-//! What is checked, because a runtime would silently compute something else:
+//! These rules are checked because a runtime would otherwise silently compute something else:
 //!
-//! 1. Operator set and IR version are ones the target loads, and new enough for every element type used.
-//! 2. Scales are finite, positive and normal; zero points are those of the codes' type.
-//! 3. A weight with one scale a channel has it on the axis that the integer kernel assumes.
-//! 4. An int32 bias has exactly the product of the scales of input and weight.
-//! 5. An operator that moves codes has the same scale and zero point on both sides.
-//! 6. A product with a dequantized 2-bit weight has as many columns as its fusion can read.
-//! 7. Where products are added in pairs in 16 bits, no pair of weight codes can saturate.
+//! 1. The target loads the opset and IR version, and they are new enough for every element type used.
+//! 2. Scales are finite, positive and normal; zero points have the type of the quantized values.
+//! 3. A weight with one scale per channel has it on the axis that the integer kernel assumes.
+//! 4. The scale of an int32 bias is exactly the product of the scales of input and weight.
+//! 5. An operator that only moves quantized values has the same scale and zero point on both sides.
+//! 6. A product with a dequantized 2-bit weight has a number of columns that its fusion can read.
+//! 7. If the target adds products in pairs in 16 bits, no pair of weights can saturate.
 
 use std::collections::BTreeSet;
 
+use crate::ir::view::{Gemm, Quantizer};
 use crate::ir::{Def, Model, NodeId, Tensor, User, ValueId};
 use crate::numerics::pair_safe;
 use crate::onnx::DataType;
@@ -60,7 +61,7 @@ impl<'a> Check<'a> {
         let ir = self.model.ir_version();
         let Target { name, opset_max, ir_max, .. } = self.target;
         if opset > *opset_max {
-            self.found.push(format!("operator set {opset} is newer than the {opset_max} that {name} loads"));
+            self.found.push(format!("opset {opset} is newer than the {opset_max} that {name} loads"));
         }
         if ir > *ir_max {
             self.found.push(format!("IR version {ir} is newer than the {ir_max} that {name} loads"));
@@ -78,7 +79,7 @@ impl<'a> Check<'a> {
                 if (opset < need_opset || ir < need_ir) && seen.insert(dtype) {
                     let name = self.model.value(value).name();
                     self.found.push(format!(
-                        "\"{name}\" is {dtype}, which needs operator set {need_opset} and IR version {need_ir}"
+                        "\"{name}\" is {dtype}, which needs opset {need_opset} and IR version {need_ir}"
                     ));
                 }
             }
@@ -89,18 +90,18 @@ impl<'a> Check<'a> {
         format!("\"{}\" ({})", self.model.node_name(node), self.model.node(node).op_type())
     }
 
-    /// Codes of 16 bits, and scales in groups, are younger than the operators.
+    /// 16-bit types and scales per group need newer versions than the operators.
     fn quantizer_versions(&mut self, node: NodeId) {
         let (opset, ir) = (self.model.opset().unwrap_or(0), self.model.ir_version());
         let wide = [0, 2].into_iter().filter_map(|i| self.model.constant_input(node, i)).map(Tensor::dtype);
         let wide =
             wide.filter(|d| matches!(d, DataType::Int16 | DataType::Uint16)).filter_map(DataType::quantizers_since);
-        let groups = self.model.node(node).int("block_size").unwrap_or(0) > 0;
+        let groups = Quantizer::of(self.model.node(node)).is_some_and(|q| q.block_size > 0);
         if let Some((need_opset, need_ir)) = wide.chain(groups.then_some((21, 10))).max()
             && (opset < need_opset || ir < need_ir)
         {
             let label = self.label(node);
-            self.found.push(format!("{label} needs operator set {need_opset} and IR version {need_ir}"));
+            self.found.push(format!("{label} needs opset {need_opset} and IR version {need_ir}"));
         }
     }
 
@@ -115,7 +116,7 @@ impl<'a> Check<'a> {
             }
             let zeros = self.model.constant_input(node, 2).map(Tensor::len);
             if zeros.is_some_and(|z| z != scale.len()) {
-                self.found.push(format!("{} has as many zero points as no scale", self.label(node)));
+                self.found.push(format!("{} has zero points that do not match its scales", self.label(node)));
             }
         }
         let Some(weight) = self.dequantized(node) else { return };
@@ -153,14 +154,15 @@ impl<'a> Check<'a> {
     fn weight(&mut self, weight: &Dequantized<'_>, reader: NodeId, input: usize) {
         let dims = weight.codes.dims();
         let Some(layout) = ops::weight_layout(self.model, reader, input, &dims) else { return };
-        let blocked = self.model.node(weight.node).int("block_size").unwrap_or(0) > 0;
+        let Some(quantizer) = Quantizer::of(self.model.node(weight.node)) else { return };
+        let blocked = quantizer.block_size > 0;
         let has_kernel = self.target.anchor(self.model.node(reader).op_type()).is_some();
         if weight.scale.len() > 1 && !blocked && has_kernel {
-            let axis = self.model.node(weight.node).int("axis").unwrap_or(1);
+            let axis = quantizer.axis;
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
             if layout.channel_axis.map(|a| a as i64) != Some(axis) {
                 self.found.push(format!(
-                    "the weight of {} has its scales on axis {axis}, the kernel takes axis {}",
+                    "the weight of {} has its scales on axis {axis}, but the kernel requires axis {}",
                     self.label(reader),
                     layout.channel_axis.map_or("none".to_owned(), |a| a.to_string())
                 ));
@@ -169,10 +171,10 @@ impl<'a> Check<'a> {
         let at = self.model.node(reader);
         let columns = dims.last().copied().unwrap_or(0);
         let multiple = self.target.two_bit_columns.max(1);
-        let block = self.model.node(weight.node).int("block_size").unwrap_or(0);
+        let block = quantizer.block_size;
         let fused = block == 0 || [16, 32, 64, 128, 256].contains(&block);
         if (at.is("MatMul") || at.is("Gemm"))
-            && at.int("transB").unwrap_or(0) == 0
+            && Gemm::of(at).is_none_or(|gemm| !gemm.trans_b)
             && input == 1
             && fused
             && weight.codes.dtype().bits() == Some(2)
@@ -180,7 +182,7 @@ impl<'a> Check<'a> {
         {
             let dtype = weight.codes.dtype();
             self.found.push(format!(
-                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed rightly",
+                "the {dtype} weight of {} has {columns} columns, and only multiples of {multiple} are computed correctly",
                 self.label(reader)
             ));
         }
@@ -196,7 +198,7 @@ impl<'a> Check<'a> {
             let codes: Vec<i8> = weight.codes.raw().iter().map(|&b| b as i8).collect();
             weight.codes.release();
             let rows = reduction_rows(&dims, layout.reduction);
-            if rows.iter().any(|row| !pair_safe::is_safe(&row.iter().map(|&i| codes[i]).collect::<Vec<_>>())) {
+            if (0..rows.count()).any(|row| !pair_safe::is_safe(&rows.gather(row, &codes))) {
                 self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(reader)));
             }
         }
@@ -222,8 +224,8 @@ impl<'a> Check<'a> {
         }
         let raw = codes.raw();
         let rows = reduction_rows(&dims, ops::Reduction::Along(dims.len() - 2));
-        let safe = |row: &Vec<usize>| pair_safe::is_safe(&row.iter().map(|&i| raw[i] as i8).collect::<Vec<_>>());
-        if !rows.iter().all(safe) {
+        let raw: Vec<i8> = raw.iter().map(|&b| b.cast_signed()).collect();
+        if (0..rows.count()).any(|row| !pair_safe::is_safe(&rows.gather(row, &raw))) {
             self.found.push(format!("the weight of {} can saturate 16-bit pair sums", self.label(node)));
         }
         codes.release();
@@ -255,13 +257,15 @@ impl<'a> Check<'a> {
             return;
         };
         let scales = bias.scale.to_f32().unwrap_or_default();
-        let alpha = if node.is("Gemm") { node.float("alpha").unwrap_or(1.0) } else { 1.0 };
         let exact = input.len() == 1
-            && alpha.to_bits() == 1.0f32.to_bits()
+            && Gemm::of(node).is_none_or(|gemm| gemm.is_plain(false))
             && scales.len() == weight.len()
             && scales.iter().zip(&weight).all(|(b, w)| b.to_bits() == (w * input[0]).to_bits());
         if !exact {
-            self.found.push(format!("the bias of {} is not at the product of the scales", self.label(reader)));
+            self.found.push(format!(
+                "the scale of the bias of {} is not the product of the scales of input and weight",
+                self.label(reader)
+            ));
         }
     }
 

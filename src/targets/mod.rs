@@ -1,7 +1,7 @@
-//! What a runtime executes quantized: one TOML profile each.
+//! What each runtime executes quantized: one TOML profile per target.
 //!
 //! A profile is used in two places only: the planner chooses within it, and [`check`] proves the finished model against
-//! it. No pass knows which target it works for.
+//! it. Passes do not know the target.
 
 pub mod check;
 
@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
-use crate::numerics::{BlockScale, Format};
 use crate::ops::Form;
+use crate::quant::{Format, ScaleDtype};
 
 /// Profiles that come with amax, by name.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -23,7 +23,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("generic", include_str!("generic.toml")),
 ];
 
-/// The profile that is used when none is named.
+/// The default profile.
 pub const DEFAULT: &str = "ort-cpu";
 
 /// A runtime's profile.
@@ -31,32 +31,32 @@ pub const DEFAULT: &str = "ort-cpu";
 #[serde(deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools, reason = "they are keys of a document, each on its own")]
 pub struct Target {
-    /// Name; that of the file.
+    /// Name, from the name of the file.
     #[serde(default)]
     pub name: String,
     /// One line for people.
     pub summary: String,
-    /// Newest operator set it loads.
+    /// Newest opset that it loads.
     pub opset_max: i64,
-    /// Newest IR version it loads.
+    /// Newest IR version that it loads.
     pub ir_max: i64,
     /// Element types that it quantizes to and dequantizes from.
     pub formats: Vec<Format>,
-    /// Those of them that activations may have around every operator.
+    /// Those of them that activations may have around any operator.
     pub activation_formats: Vec<Format>,
-    /// Scales of 8 bits that groups may have.
+    /// 8-bit scale types that groups may have.
     #[serde(default)]
-    pub block_scales: Vec<BlockScale>,
+    pub block_scales: Vec<ScaleDtype>,
     /// Whether quantizers are written as float operators, so that every format can be had.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulate: bool,
-    /// How it takes quantized constants; of those that serve an operator, the first that fits is the default.
+    /// Storage formats of quantized constants; the first that fits an operator is the default.
     #[serde(default = "qdq")]
     pub forms: Vec<Form>,
-    /// It computes a product with a dequantized 2-bit weight rightly only if the columns are a multiple of this.
+    /// A product with a dequantized 2-bit weight is correct only if the number of columns is a multiple of this.
     #[serde(default = "one")]
     pub two_bit_columns: usize,
-    /// Whether scales of weights may be negative where they only multiply codes.
+    /// Whether scales of weights may be negative where they only multiply quantized values.
     #[serde(default)]
     pub signed_scales: bool,
     /// Where Q/DQ pairs go.
@@ -76,15 +76,15 @@ pub struct Target {
     pub activation: Slot,
     /// Weights.
     pub weight: Slot,
-    /// Weights that are the left operand of a product; as `weight` where absent.
+    /// Weights that are the left operand of a product; default: as `weight`.
     pub left_weight: Option<Slot>,
-    /// Operators that run in integers wherever their inputs are quantized.
+    /// Operators that run in integers if their inputs are quantized.
     #[serde(default)]
     pub anchor: Vec<Anchor>,
     /// Operators that run in integers between quantized neighbours.
     #[serde(default)]
     pub join: Ops,
-    /// Operators that move codes, given one scale on both sides.
+    /// Operators that only move quantized values, with one scale on both sides.
     #[serde(default)]
     pub carry: Ops,
     /// Operators that vanish into the quantizer after them.
@@ -118,7 +118,7 @@ pub enum Placement {
 pub enum BiasForm {
     /// int32 at exactly the product of input and weight scale.
     Int32,
-    /// As they are.
+    /// Unchanged, in float.
     Float,
 }
 
@@ -126,7 +126,7 @@ pub enum BiasForm {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Residual {
-    /// As the placement says.
+    /// Those that the placement chooses.
     #[default]
     Both,
     /// Only the input that does not come from the fused convolution.
@@ -141,12 +141,12 @@ pub struct Slot {
     pub dtype: Format,
     /// Whether the zero point is fixed.
     pub symmetric: bool,
-    /// One scale an output channel instead of one a tensor.
+    /// One scale per output channel instead of one per tensor.
     #[serde(default)]
     pub per_channel: bool,
 }
 
-/// An operator that runs in integers wherever its inputs are quantized.
+/// An operator that runs in integers if its inputs are quantized.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Anchor {
@@ -183,12 +183,12 @@ impl Target {
         self.anchor.iter().find(|a| a.op == op)
     }
 
-    /// The same runtime, where quantizers are written as float operators: every format can be had at every operator set.
+    /// The same runtime with quantizers written as float operators: every format is possible at every opset.
     #[must_use]
     pub fn simulated(mut self) -> Self {
         self.formats = Format::ALL.into_iter().filter(|&f| f != Format::Int32).collect();
         self.activation_formats.clone_from(&self.formats);
-        self.block_scales = vec![BlockScale::Float8e4m3fn, BlockScale::Float8e8m0];
+        self.block_scales = ScaleDtype::BLOCKS.to_vec();
         self.forms = vec![Form::Qdq];
         self.simulate = true;
         self
@@ -210,7 +210,7 @@ impl Target {
         }
         let names: Vec<&str> = names().collect();
         let error = Error::new(Kind::Config, format!("there is no target \"{name}\""));
-        let list = format!("targets are {}, or a path to a .toml profile", names.join(", "));
+        let list = format!("targets are {}, or the path of a .toml profile", names.join(", "));
         Err(match nearest(name, names) {
             Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
             None => error.with_hint(list),
@@ -224,6 +224,10 @@ impl Target {
             if crate::ops::find(op).is_none() {
                 return Err(Error::new(Kind::Config, format!("the operator table has no row for \"{op}\"")));
             }
+        }
+        if let Some(other) = target.block_scales.iter().find(|scale| !scale.is_block()) {
+            let message = format!("block_scales: scales of blocks have 8 bits, {} has more", other.name());
+            return Err(Error::new(Kind::Config, message).with_hint("float8e4m3fn and float8e8m0 are there"));
         }
         Ok(target)
     }

@@ -249,7 +249,7 @@ def check_products(binary, folder):
     if said:
         # onnxruntime's fusion of 2 bits is wrong for these; amax says so, and chooses MatMulNBits where it is free to.
         odd = {name for name, (constant, weight, *_) in cases.items() if constant.dtype.endswith("int2") and weight.shape[1] % 4}
-        check("a warning for each", said.count("are computed rightly") == len(odd), f"{said.count('are computed rightly')} of {len(odd)}")
+        check("a warning for each", said.count("are computed correctly") == len(odd), f"{said.count('are computed correctly')} of {len(odd)}")
         onnx.checker.check_model(str(back), full_check=True)
         survived = constants_of(back)
         for name, (constant, *_) in cases.items():

@@ -76,7 +76,7 @@ fn node_cases() {
 /// blocks. Each runs as it is and with all inputs but the first as constants, and none is refused.
 #[test]
 fn quantizers() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtime/quantizers.bin");
+    let path = crate::support::root("tests/runtime/quantizers.bin");
     let bytes = std::fs::read(path).unwrap();
     let mut rest = bytes.as_slice();
     let mut cases = Vec::new();

@@ -1,17 +1,18 @@
 //! Weights in one pass, against the scalar specification; algorithms by group, against others' and a search.
 
-use amax::algorithms::tinygemm::{Grid, Kernel};
-use amax::algorithms::{Choice, Group, hqq, kquant};
+use amax::algorithms::tinygemm::Grid;
+use amax::algorithms::{Choice, Group, hqq, kquant, tinygemm};
 use amax::numerics::blocks::{
-    Bands, Between, Coding, Encoding, Values, encode, encode_singly, params, quantize_between, quantize_by,
-    quantize_ranges, ranges,
+    Bands, Between, Encoding, Values, encode, encode_singly, params, quantize_between, quantize_by, quantize_ranges,
+    ranges,
 };
-use amax::numerics::{
-    Arithmetic, Format, Granularity, Precision, QParams, RangeSpec, Round, Symmetry, channel_ranges, dequantize, pack,
-    qparams_from_range,
+use amax::numerics::{channel_ranges, dequantize, pack, qparams_from_range};
+use amax::quant::{
+    Arithmetic, Coding, Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
 };
 use proptest::prelude::*;
-use serde_json::Value;
+
+use crate::support::{numbers, vectors};
 
 const FORMATS: [Format; 6] = [Format::Int2, Format::Uint2, Format::Int4, Format::Uint4, Format::Int8, Format::Uint8];
 
@@ -39,17 +40,17 @@ impl Values for Hidden<'_> {
 
 fn specs() -> impl Strategy<Value = RangeSpec> {
     let symmetry = prop_oneof![Just(Symmetry::Symmetric), Just(Symmetry::Asymmetric), Just(Symmetry::Signed)];
-    let arithmetic = prop_oneof![Just(Arithmetic::Double), Just(Arithmetic::Single), Just(Arithmetic::Mlas)];
-    (0..FORMATS.len(), symmetry, any::<bool>(), any::<bool>(), arithmetic, prop_oneof![Just(0.0f32), Just(0.01)])
-        .prop_map(|(format, symmetry, narrow, reduce, arithmetic, eps)| {
+    let precision = prop_oneof![Just(Precision::Double), Just(Precision::Single), Just(Precision::Mlas)];
+    (0..FORMATS.len(), symmetry, any::<bool>(), any::<bool>(), precision, prop_oneof![Just(0.0f32), Just(0.01)])
+        .prop_map(|(format, symmetry, narrow, reduce, precision, eps)| {
             let format = FORMATS[format];
             RangeSpec {
                 symmetry,
                 narrow: narrow && symmetry != Symmetry::Signed,
                 reduce: reduce && format.bits() > 2,
-                arithmetic,
+                precision,
                 // torch has a least scale always.
-                eps: if arithmetic == Arithmetic::Single { eps.max(f32::MIN_POSITIVE) } else { eps },
+                eps: if precision == Precision::Single { eps.max(f32::MIN_POSITIVE) } else { eps },
                 ..RangeSpec::new(format, true)
             }
         })
@@ -68,7 +69,7 @@ fn values() -> impl Strategy<Value = f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(crate::random_cases(400))]
 
     #[test]
     fn one_pass_is_what_the_specification_says(
@@ -89,7 +90,7 @@ proptest! {
         ][shape];
         let x: Vec<f32> = (0..dims.iter().product()).map(|at: usize| seed[at % seed.len()]).collect();
         let mut coding = CODINGS[coding];
-        if spec.arithmetic == Arithmetic::Mlas && !matches!(coding, Coding::MlasSum | Coding::MlasQuotient) {
+        if spec.precision == Precision::Mlas && !matches!(coding, Coding::MlasSum | Coding::MlasQuotient) {
             // Only codings of MLAS know the scale 0.
             coding = Coding::MlasSum;
         }
@@ -188,19 +189,10 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(Bands::new(&[2, 3], &Granularity::PerChannel { axis: 2 }).is_err());
 }
 
-fn vectors() -> Value {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/blocks.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
-
 /// The zero points are those of the published algorithm, where groups stop together as they do there.
 #[test]
 fn hqq_finds_the_zero_points_of_others() {
-    let file = vectors();
+    let file = vectors("blocks.json");
     let case = &file["hqq"];
     let [x, inverse, mut zeros, expected] = ["values", "inverse", "first", "zeros"].map(|key| numbers(&case[key]));
     hqq::fit_zeros(&x, 32, &inverse, &mut zeros, 15.0, hqq::ITERATIONS);
@@ -213,17 +205,16 @@ fn hqq_finds_the_zero_points_of_others() {
 /// quantizers give.
 #[test]
 fn tinygemm_is_that_of_torchao() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/tinygemm.json");
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let file = vectors("tinygemm.json");
     let x = numbers(&file["x"]);
     for case in file["cases"].as_array().unwrap() {
-        let precision = if case["scale_dtype"] == "bfloat16" { Precision::Bfloat16 } else { Precision::Float32 };
-        let spec = RangeSpec { precision, eps: 1e-6, ..RangeSpec::new(Format::Uint4, false) };
-        let kernel = if case["kernel"] == "mslk" { Kernel::Mslk } else { Kernel::Tinygemm };
+        let scale_dtype = if case["scale_dtype"] == "bfloat16" { ScaleDtype::Bfloat16 } else { ScaleDtype::Float32 };
+        let spec = RangeSpec { scale_dtype, eps: 1e-6, ..RangeSpec::new(Format::Uint4, false) };
+        let kernel = if case["kernel"] == "mslk" { Arithmetic::Mslk } else { Arithmetic::Tinygemm };
         for (values, expected) in x.chunks(8).zip(numbers(&case["fq"]).chunks(8)) {
             let mut codes = [0; 8];
-            let chosen = kernel.choose(values, &spec, &mut codes);
-            let Grid { scale, value, .. } = kernel.grid(values, &spec);
+            let chosen = tinygemm::choose(kernel, values, &spec, &mut codes);
+            let Grid { scale, value, .. } = tinygemm::grid(kernel, values, &spec);
             assert_eq!(codes.map(|code| (f32::from(code) - 8.0) * scale + value).as_slice(), expected);
             for (code, expected) in codes.iter().zip(expected) {
                 let near = (f32::from(*code) - chosen.zero_point) * chosen.scale;
@@ -238,8 +229,10 @@ fn tinygemm_is_that_of_torchao() {
         let check = |x: &[f32], dims: [usize; 2], axis: usize, expected: [&[f32]; 3]| {
             let granularity = Granularity::PerGroup { axis, size: 8 };
             let bands = Bands::new(&dims, &granularity).unwrap().unwrap();
-            let found =
-                quantize_between(x, &bands, &encoding, |x, codes| Kernel::Tinygemm.choose(x, &spec, codes)).unwrap();
+            let found = quantize_between(x, &bands, &encoding, |x, codes| {
+                tinygemm::choose(Arithmetic::Tinygemm, x, &spec, codes)
+            })
+            .unwrap();
             let found_codes = pack::unpack(&found.codes, &spec.format, x.len());
             let zeros: Vec<f32> = found.said.iter().map(|b| b.zero_point).collect();
             assert_eq!(found_codes.iter().map(|&c| c as f32).collect::<Vec<_>>(), expected[0]);
@@ -270,7 +263,7 @@ fn errors(x: &[f32], spec: &RangeSpec, encoding: &Encoding, (scale, zero): (f32,
 
 #[test]
 fn least_squares_come_near_the_least_that_a_search_finds() {
-    let file = vectors();
+    let file = vectors("blocks.json");
     let case = &file["kquant"];
     let [x, theirs, searched] = ["values", "onnxruntime", "searched"].map(|key| numbers(&case[key]));
     let spec = RangeSpec::new(Format::Uint4, false);
@@ -287,7 +280,35 @@ fn least_squares_come_near_the_least_that_a_search_finds() {
     assert!(ours < least * 1.05, "{ours} {least}");
 }
 
+fn is_no_worse_than_rounding(spec: &RangeSpec, coding: Coding, x: &[f32]) {
+    let encoding = Encoding { format: spec.format, codes: spec.codes(), coding };
+    let group = Group { values: x, spec, encoding: &encoding };
+    let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
+    let rounding = qparams_from_range(low, high, spec);
+    let before = errors(x, spec, &encoding, rounding);
+    for (is_hqq, found) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
+        let Choice { scale, zero_point, fell_back, rounding_noise } = found;
+        let after = errors(x, spec, &encoding, (scale, zero_point));
+        let (before, after) = if is_hqq { (before.1, after.1) } else { (before.0, after.0) };
+        assert!(after <= before * 1.00001, "{is_hqq} {before} {after} {x:?}");
+        if fell_back {
+            assert_eq!((scale.to_bits(), zero_point), (rounding.0.to_bits(), rounding.1));
+        }
+        assert!(rounding_noise.is_finite());
+    }
+}
+
+#[test]
+fn codes_that_differ_by_rounding_alone_are_no_worse() {
+    let spec = RangeSpec { narrow: true, ..RangeSpec::new(Format::Int8, false) };
+    for coding in CODINGS {
+        is_no_worse_than_rounding(&spec, coding, &[2.812_104, 0.716_734_6, 0.0, 0.0, -2.689_32]);
+    }
+}
+
 proptest! {
+    #![proptest_config(crate::random_cases(256))]
+
     #[test]
     fn zero_points_between_codes_are_no_worse_than_codes(
         bits in 1usize..3,
@@ -319,21 +340,7 @@ proptest! {
         coding in 0..CODINGS.len(),
         x in proptest::collection::vec(prop_oneof![-3.0f32..3.0, 2.0f32..3.0, Just(0.0f32)], 1..70),
     ) {
-        prop_assume!(spec.arithmetic != Arithmetic::Mlas || CODINGS[coding] == Coding::MlasSum);
-        let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: CODINGS[coding] };
-        let group = Group { values: &x, spec: &spec, encoding: &encoding };
-        let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
-        let rounding = qparams_from_range(low, high, &spec);
-        let before = errors(&x, &spec, &encoding, rounding);
-        for (is_hqq, found) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
-            let Choice { scale, zero_point, fell_back, rounding_noise } = found;
-            let after = errors(&x, &spec, &encoding, (scale, zero_point));
-            let (before, after) = if is_hqq { (before.1, after.1) } else { (before.0, after.0) };
-            prop_assert!(after <= before * 1.00001, "{} {} {}", is_hqq, before, after);
-            if fell_back {
-                prop_assert_eq!((scale.to_bits(), zero_point), (rounding.0.to_bits(), rounding.1));
-            }
-            prop_assert!(rounding_noise.is_finite());
-        }
+        prop_assume!(spec.precision != Precision::Mlas || CODINGS[coding] == Coding::MlasSum);
+        is_no_worse_than_rounding(&spec, CODINGS[coding], &x);
     }
 }

@@ -53,7 +53,7 @@ fn scales_of_a_weight_lie_on_the_axis_that_the_kernel_takes() {
 
 #[test]
 fn biases_are_at_the_product_of_the_scales() {
-    let bias = "is not at the product of the scales";
+    let bias = "is not the product of the scales";
     let case = |op: &str, expected: &[&str]| check("ort-cpu", &product("1", SMALL, UNSIGNED, op), expected);
     case("e = DequantizeLinear <axis = 0> (b, bs)\n  y = Gemm (d, v, e)", &[]);
     case("e = DequantizeLinear <axis = 0> (b, wrong)\n  y = Gemm (d, v, e)", &[bias]);
@@ -139,7 +139,7 @@ fn scales_are_positive_normal_numbers() {
         check("ort-cpu", &text, if bad { &["has the scale"] } else { &[] });
     }
     let text = format!(
-        "{HEAD}\ng (float[2] x) => (uint8[2] q) <float[2] s = {{1, 2}}, uint8 z = {{0}}> {{\n  q = QuantizeLinear <axis = 0> (x, s, z)\n}}"
+        "{HEAD}\ng (float[2] x) => (uint8[2] q) <float[2] s = {{1, 2}}, uint8[2] z = {{0, 0}}> {{\n  q = QuantizeLinear <axis = 0> (x, s, z)\n}}"
     );
     check("ort-cpu", &text, &["zero points"]);
 }
@@ -154,10 +154,10 @@ fn versions_fit_the_target_and_the_types() {
     check("ort-cpu", &text(10, 21, "int8"), &[]);
     check("ort-cpu", &text(10, 21, "int4"), &[]);
     check("ort-cpu", &text(9, 21, "int4"), &["IR version 10"]);
-    check("ort-cpu", &text(10, 20, "uint4"), &["operator set 21"]);
-    check("tensorrt", &text(10, 22, "int8"), &["operator set 22 is newer"]);
+    check("ort-cpu", &text(10, 20, "uint4"), &["opset 21"]);
+    check("tensorrt", &text(10, 22, "int8"), &["opset 22 is newer"]);
     check("tensorrt", &text(11, 21, "int8"), &["IR version 11 is newer"]);
-    check("ort-cpu", &text(99, 99, "int8"), &["operator set 99", "IR version 99"]);
+    check("ort-cpu", &text(99, 99, "int8"), &["opset 99", "IR version 99"]);
 }
 
 #[test]

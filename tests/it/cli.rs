@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use amax::ir::{Tensor, file, text};
 use amax::onnx::{ModelProto, NodeProto, TensorProto};
@@ -17,34 +17,11 @@ use prost::Message;
 use regex::Regex;
 
 use crate::snapshot;
-
-const AMAX: &str = env!("CARGO_BIN_EXE_amax");
-
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// An array of float32, as `numpy.save` writes it.
-pub fn npy(shape: &[usize], values: &[f32]) -> Vec<u8> {
-    assert_eq!(shape.iter().product::<usize>(), values.len());
-    let dims = shape.iter().fold(String::new(), |text, d| text + &d.to_string() + ", ");
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}");
-    let header = format!("{header:<117}\n");
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    bytes
-}
-
-/// Values in [-1, 1) that look random.
-fn noise(count: usize) -> Vec<f32> {
-    (0..count).map(|i| ((i * 7919 + 13) % 2001) as f32 / 1000.0 - 1.0).collect()
-}
+use crate::support::{amax, noise, npy, program, root};
 
 /// A folder with everything that the command lines name.
 fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
     let digits = std::fs::read(root("models/digits.onnx")).unwrap();
     put("digits.onnx", &digits);
@@ -111,14 +88,6 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn amax(folder: &Path, args: &str) -> Output {
-    let mut words: Vec<&str> = args.split_whitespace().collect();
-    assert_eq!(words.remove(0), "amax");
-    let mut command = Command::new(AMAX);
-    command.current_dir(folder).args(words).env("RUST_BACKTRACE", "1").env_remove("COLUMNS").stdin(Stdio::null());
-    command.output().unwrap()
-}
-
 /// Every file below a folder, with its content.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
@@ -159,7 +128,7 @@ fn session(name: &str) {
             out.push_str(line);
             out.push('\n');
         }
-        let Some(args) = line.strip_prefix("$ ") else { continue };
+        let Some(args) = line.strip_prefix("$ amax") else { continue };
         let answer = amax(folder.path(), args);
         let code = answer.status.code().expect("ends by itself");
         let printed = String::from_utf8(answer.stdout).unwrap() + &String::from_utf8(answer.stderr).unwrap();
@@ -181,7 +150,7 @@ fn session(name: &str) {
         if code != 0 {
             assert!(new.is_empty(), "{args} failed and left {wrote}");
         }
-        out.extend(["\n$ ", args, "\n", &masked(&printed), &format!("[exit {code}, wrote {wrote}]\n")]);
+        out.extend(["\n$ amax", args, "\n", &masked(&printed), &format!("[exit {code}, wrote {wrote}]\n")]);
     }
     snapshot::check(&path, &out);
 }
@@ -227,12 +196,22 @@ fn summaries() {
 }
 
 #[test]
+fn limits_that_are_missed() {
+    session("guard.txt");
+}
+
+#[test]
+fn sites_that_are_explained() {
+    session("explain.txt");
+}
+
+#[test]
 fn quiet_says_nothing_and_errors_all_the_same() {
     let folder = folder();
-    let answer = amax(folder.path(), "amax rewrite digits.onnx out.onnx --quiet --report report.json");
+    let answer = amax(folder.path(), "rewrite digits.onnx out.onnx --quiet --report report.json");
     assert!(answer.status.success() && answer.stderr.is_empty() && answer.stdout.is_empty());
     assert!(folder.path().join("out.onnx").exists() && folder.path().join("report.json").exists());
-    let answer = amax(folder.path(), "amax -q rewrite nowhere.onnx out.onnx");
+    let answer = amax(folder.path(), "-q rewrite nowhere.onnx out.onnx");
     assert_eq!(answer.status.code(), Some(3));
     assert!(String::from_utf8(answer.stderr).unwrap().starts_with("error: nowhere.onnx does not exist"));
 }
@@ -247,21 +226,15 @@ fn closed_pipes_are_not_errors() {
         &["rewrite", "digits.onnx", "out.onnx", "--print-after", "all"],
         &["rewrite", "digits.onnx", "out.onnx", "-v"],
     ] {
-        let mut command = Command::new(AMAX);
-        command.current_dir(folder.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut command = program(folder.path());
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         drop(child.stderr.take());
         assert_eq!(child.wait().unwrap().code(), Some(0), "{args:?}");
     }
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
     if let Ok(full) = full {
-        let answer = Command::new(AMAX)
-            .current_dir(folder.path())
-            .args(["inspect", "digits.onnx"])
-            .stdout(full)
-            .output()
-            .unwrap();
+        let answer = program(folder.path()).args(["inspect", "digits.onnx"]).stdout(full).output().unwrap();
         assert_eq!(answer.status.code(), Some(6));
         assert!(String::from_utf8(answer.stderr).unwrap().starts_with("error: cannot write to stdout"));
     }
@@ -276,22 +249,9 @@ fn an_interrupted_run_leaves_nothing() {
         let count = 300_000;
         std::fs::write(folder.path().join("many.npy"), npy(&[count, 1, 16], &noise(count * 16))).unwrap();
         let before: Vec<String> = files(folder.path()).into_keys().collect();
-        let mut child = Command::new(AMAX)
-            .current_dir(folder.path())
-            .args([
-                "rewrite",
-                "mlp.onnx",
-                "out.onnx",
-                "--calib",
-                "many.npy",
-                "--report",
-                "report.json",
-                "--threads",
-                "1",
-            ])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let words = "rewrite mlp.onnx out.onnx --calib many.npy --report report.json --threads 1";
+        let mut command = program(folder.path());
+        let mut child = command.args(words.split(' ')).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(600));
         let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
         assert!(sent.success());
@@ -308,9 +268,9 @@ fn an_interrupted_run_leaves_nothing() {
 fn a_report_is_json_whatever_the_numbers() {
     let folder = folder();
     for args in [
-        "amax -q rewrite digits.onnx out.onnx --report report.json",
-        "amax -q rewrite bare.onnx out.onnx --calib bare.npy --report report.json",
-        "amax -q rewrite mlp.onnx out.onnx --calib zeros.npy --report report.json",
+        "-q rewrite digits.onnx out.onnx --report report.json",
+        "-q rewrite bare.onnx out.onnx --calib bare.npy --report report.json",
+        "-q rewrite mlp.onnx out.onnx --calib zeros.npy --report report.json",
     ] {
         let answer = amax(folder.path(), args);
         assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
@@ -319,7 +279,7 @@ fn a_report_is_json_whatever_the_numbers() {
         assert_eq!(report["schema"], 1);
         assert!(!text.contains("NaN") && !text.contains("Infinity"));
     }
-    let answer = amax(folder.path(), "amax compare digits.onnx digits.onnx --json");
+    let answer = amax(folder.path(), "compare digits.onnx digits.onnx --json");
     let rows: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
     assert!(rows[0]["sqnr_db"].is_null());
     assert_eq!(rows[0]["max_abs_error"], 0.0);

@@ -2,18 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
-use amax::config::algorithm::Method;
 use amax::config::rules::{Resolved, Rules};
 use amax::config::spec::{Dtype, Field, ObserverKind, Share};
 use amax::config::{Config, Level, SiteKind, Source, Spec, import, presets, schema};
 use amax::ir::text;
 use amax::numerics::Format;
+use amax::quant::algorithm::Method;
 use amax::targets::Target;
 
 use crate::snapshot;
+use crate::support::{folder, root};
 
 fn target(name: &str) -> Target {
     Target::load(name).unwrap()
@@ -229,13 +228,17 @@ fn keys_can_be_set_one_by_one() {
         assert!(see(&config), "{settings:?}: {config:?}");
     };
     let at = |config: &Config, node: &str, kind| rules(config).site(node, "Conv", kind, false).spec;
-    check(&["default.weight.dtype=int4"], &|c| at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Int4));
-    check(&["default.weight.dtype = \"int4\""], &|c| at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Int4));
+    check(&["default.weight.dtype=int4"], &|c| {
+        at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Element(Format::Int4))
+    });
+    check(&["default.weight.dtype = \"int4\""], &|c| {
+        at(c, "a", SiteKind::Weight).dtype == Some(Dtype::Element(Format::Int4))
+    });
     check(&["op_type.Conv.input.symmetric=true"], &|c| at(c, "a", SiteKind::Input).symmetric == Some(true));
     check(&["op_type.Gemm.input.eps=0.5"], &|c| at(c, "a", SiteKind::Input).eps.is_none());
     check(&["op_type.Conv.enable=false"], &|c| at(c, "a", SiteKind::Input).enable == Some(false));
     check(&["layer.model.0.fc.weight.dtype=int4"], &|c| {
-        at(c, "model.0.fc", SiteKind::Weight).dtype == Some(Dtype::Int4)
+        at(c, "model.0.fc", SiteKind::Weight).dtype == Some(Dtype::Element(Format::Int4))
     });
     check(&["layer./a/*.weight.ch_axis=-2"], &|c| at(c, "/a/b", SiteKind::Weight).ch_axis == Some(-2));
     check(&["layer./a/*.weight.ch_axis=-2"], &|c| at(c, "/b/b", SiteKind::Weight).ch_axis.is_none());
@@ -263,7 +266,7 @@ fn keys_can_be_set_one_by_one() {
 /// Every mistake that a file or `--set` can contain: what is said about it, and where.
 #[test]
 fn mistakes_are_named_with_their_place() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config/mistakes.txt");
+    let path = root("tests/data/config/mistakes.txt");
     let text = std::fs::read_to_string(path).unwrap();
     let mut out = String::new();
     let mut cases = 0;
@@ -313,7 +316,7 @@ fn patterns_must_match_unless_optional() {
 /// A rule tells its file and line, in TOML and JSON; those of presets tell the preset's.
 #[test]
 fn rules_know_their_lines() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let toml = "preset = \"w4\"\nexclude = [\n  \"b\",\n]\n[default]\nweight.eps = 0.1\n\n[op_type.Conv.weight]\ndtype = \"int4\"\n\n\
                 [[layer]]\nmatch = \"a\"\nweight = { group_size = 32,\n  granularity = \"per-group\" }\n";
     let json = "{\"preset\": \"w4\", \"exclude\": [\n\n\"b\"],\n\"default\": {\n\n\"weight\": {\"eps\": 0.1}},\n\
@@ -369,7 +372,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 /// A preset is a configuration that can be printed, saved and used; it sets nothing that is not a rule.
 #[test]
 fn presets_print_as_what_they_are() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let names: Vec<&str> = presets::names().collect();
     assert_eq!(names.len(), 25);
     for name in names {
@@ -443,7 +446,7 @@ fn examples_of_other_tools_can_be_said() {
     let mut out = String::new();
     for name in ["quark", "modelopt", "torchao_8da4w", "torchao_int4_weight_only", "torchao_qat_linear"] {
         let path = format!("tests/data/config/examples/{name}.toml");
-        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let text = std::fs::read_to_string(root(&path)).unwrap();
         let rules = rules(&config(&text));
         let _ = writeln!(out, "== {name}");
         for (node, op) in [
@@ -462,7 +465,7 @@ fn examples_of_other_tools_can_be_said() {
 /// Imported configurations resolve, site by site, to what the tools' own rules give (`expected.py`).
 #[test]
 fn imports_mean_what_they_meant() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config/import");
+    let folder = root("tests/data/config/import");
     let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
     let expected: BTreeMap<String, BTreeMap<String, (String, Option<Spec>)>> = serde_json::from_str(&text).unwrap();
     assert_eq!(expected.len(), 5);
@@ -491,7 +494,7 @@ fn imports_mean_what_they_meant() {
                     assert_eq!(found.written(field), expected.written(field), "{name}, {site}, {}", field.name());
                 }
             }
-            if found.dtype.and_then(Dtype::format).is_some_and(Format::is_integer) && name.starts_with("modelopt") {
+            if found.dtype.and_then(Dtype::element).is_some_and(Format::is_integer) && name.starts_with("modelopt") {
                 assert_eq!((found.symmetric, found.narrow_range), (Some(true), Some(true)), "{name}, {site}");
             }
             on += 1;
@@ -508,7 +511,7 @@ fn imports_mean_what_they_meant() {
 /// Damaged documents are errors or other documents, whatever the damage.
 #[test]
 fn damage_is_survived() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config");
+    let folder = root("tests/data/config");
     let names =
         ["import/modelopt_replace.json", "import/quark_w8a8.json", "examples/quark.toml", "import/quark_w8a8.toml"];
     let (mut accepted, mut refused) = (0, 0);
@@ -641,9 +644,8 @@ fn the_schema_has_every_key() {
     }
 }
 
-/// 5,000 nodes and 30 rules. The bound is generous: it is there to catch what grows with the square.
 #[test]
-fn large_models_resolve_quickly() {
+fn each_site_of_a_large_model_has_its_rules() {
     let mut text = String::from("preset = \"INT8_DEFAULT_CFG\"\nexclude = [\"*lm_head*\", \"re:/norm/\"]\n");
     for layer in 0..24 {
         let _ = write!(
@@ -654,7 +656,6 @@ fn large_models_resolve_quickly() {
         );
     }
     let config = config(&text);
-    let begun = Instant::now();
     let rules = rules(&config);
     assert!(rules.all().len() >= 30, "{}", rules.all().len());
     let mut set = 0;
@@ -665,8 +666,5 @@ fn large_models_resolve_quickly() {
             set += usize::from(site.spec.eps.is_some());
         }
     }
-    let seconds = begun.elapsed();
-    println!("5,000 nodes: {} ms", seconds.as_millis());
     assert_eq!(set, 20 * 167 + 4 * 166, "the weights of 24 layers of 30");
-    assert!(seconds < Duration::from_secs(5), "{seconds:?}");
 }

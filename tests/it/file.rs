@@ -18,18 +18,11 @@ use amax::onnx::{
 };
 use proptest::prelude::*;
 use prost::Message;
-use tempfile::TempDir;
+
+use crate::support::{folder, names_in, root};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/roundtrip").join(name)
-}
-
-fn folder() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-fn names_in(folder: &Path) -> BTreeSet<String> {
-    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    root("tests/data/roundtrip").join(name)
 }
 
 /// `y = x·w0·w1·…`, for matrices of `width` × `width` floats.
@@ -608,6 +601,32 @@ fn invalid_models_are_refused_by_node_and_tensor() {
     refused(file::from_bytes(typed.encode_to_vec()), &["of type float holds data of another type", "\"w\""]);
 }
 
+/// In a body, a name means the nearest tensor that has it; an edit must not make one that is hidden needed.
+#[test]
+fn captured_tensors_are_not_hidden() {
+    let text = |captured: &str| {
+        format!(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[1] x, bool c) => (float[1] y) {{
+  outer = Relu (x)
+  other = Neg (x)
+  y = If <
+    then_branch = t () => (float[1] r) {{ outer = Abs (x)  s = Neg ({captured})  r = Add (outer, s) }},
+    else_branch = e () => (float[1] r) {{ r = Exp (other) }}
+  > (c)
+}}"#
+        )
+    };
+    let mut model = amax::ir::text::parse(&text("other")).unwrap();
+    verify::verify(&model).unwrap();
+    let [outer, other] = ["outer", "other"].map(|name| model.value_named(name).unwrap());
+    model.replace_uses(other, outer, |_| true);
+    let error = verify::verify(&model).unwrap_err().to_string();
+    assert!(error.contains("\"outer\" of an outer graph, which is hidden by a tensor of the same name"), "{error}");
+    // Only the branch that has a tensor of that name.
+    assert_eq!(verify::violations(&model).len(), 1, "{error}");
+}
+
 #[test]
 fn unsorted_nodes_are_sorted_stably() {
     let nodes = vec![
@@ -622,30 +641,26 @@ fn unsorted_nodes_are_sorted_stably() {
     assert_eq!(ops, ["Relu", "Abs", "Exp", "Add", "Neg"]);
 }
 
+/// On a stack that recursion would leave. `benches/structure.rs` takes the time.
 #[test]
-fn long_and_wide_models_are_read_in_linear_time() {
+fn long_and_wide_models_are_read() {
     let name = |i: usize| format!("v{i}");
     let count = 100_000;
     let mut nodes: Vec<NodeProto> = (1..=count).map(|i| node("Relu", &[&name(i - 1)], &name(i))).collect();
     nodes[0].input[0] = "x".into();
-    let timed = |what: &str, model: ModelProto| {
+    let read = |model: ModelProto| {
         let bytes = model.encode_to_vec();
-        let start = std::time::Instant::now();
-        let result = std::thread::Builder::new().stack_size(1 << 20).spawn(move || file::from_bytes(bytes));
-        let result = result.unwrap().join().unwrap();
-        // Ten times what a busy machine takes; what is quadratic takes minutes.
-        assert!(start.elapsed().as_secs() < 20, "{what}: {:?}", start.elapsed());
-        result
+        let read = std::thread::Builder::new().stack_size(1 << 20).spawn(move || file::from_bytes(bytes));
+        read.unwrap().join().unwrap()
     };
-    assert!(timed("chain", proto(nodes.clone(), &[&name(count)])).is_ok());
+    assert!(read(proto(nodes.clone(), &[&name(count)])).is_ok());
     let backwards = nodes.iter().rev().cloned().collect();
-    assert!(timed("chain backwards", proto(backwards, &[&name(count)])).is_ok());
+    assert!(read(proto(backwards, &[&name(count)])).is_ok());
     let mut cycle = nodes.clone();
     cycle[0].input[0] = name(count);
-    refused(timed("cycle", proto(cycle, &[])), &["a cycle runs through", "and 99992 more"]);
+    refused(read(proto(cycle, &[])), &["a cycle runs through", "and 99992 more"]);
     let wide = (1..=count).map(|i| node("Relu", &["x"], &name(i))).collect();
-    let mut model = timed("wide", proto(wide, &[])).unwrap();
-    let start = std::time::Instant::now();
+    let mut model = read(proto(wide, &[])).unwrap();
     let main = model.main();
     let x = model.value_named("x").unwrap();
     let other = model.add_initializer(main, "other", Tensor::from_f32(&[1], &[0.0]));
@@ -655,8 +670,8 @@ fn long_and_wide_models_are_read_in_linear_time() {
         model.insert(Place::Before(node), NewNode::new("Neg", "", &[x], &["n"]));
     }
     model.remove(&users);
-    assert!(start.elapsed().as_secs() < 20, "edits: {:?}", start.elapsed());
     verify::verify(&model).unwrap();
+    assert_eq!(model.graph(main).nodes().len(), count / 10);
 }
 
 /// An edit that changes what a model computes.
@@ -754,7 +769,7 @@ fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::random_cases(2000))]
 
     #[test]
     fn mutated_models_are_read_or_refused(
@@ -840,7 +855,7 @@ fn edit(model: &mut Model, kind: u8, a: prop::sample::Index, b: prop::sample::In
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(crate::random_cases(200))]
 
     #[test]
     fn edits_keep_a_model_valid(
@@ -853,12 +868,15 @@ proptest! {
         }
         for (kind, a, b) in edits {
             edit(&mut model, kind, a, b);
-            let found = verify::violations(&model);
+            let found = verify::structure(&model);
             prop_assert!(found.is_empty(), "after edit {}: {:?}", kind, found);
         }
         let written = file::to_bytes(&model).unwrap();
-        let again = file::from_bytes(written.clone()).unwrap();
-        prop_assert_eq!(content_hash(&again), content_hash(&model));
+        // An input may have got a value of another type than its operator takes.
+        match file::from_bytes(written.clone()) {
+            Ok(again) => prop_assert_eq!(content_hash(&again), content_hash(&model)),
+            Err(e) => prop_assert_ne!(verify::violations(&model), Vec::<String>::new(), "{}", e),
+        }
         let folder = folder();
         let path = folder.path().join("m.onnx");
         file::save(&model, &path).unwrap();

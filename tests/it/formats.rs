@@ -19,6 +19,8 @@ use amax::rewrite::Rewrite;
 use amax::targets::{self, Target};
 use serde_json::Value;
 
+use crate::support::vectors;
+
 fn numbers(value: &Value) -> Vec<f32> {
     let number = |v: &Value| v.as_str().map_or_else(|| v.as_f64().unwrap() as f32, |text| text.parse().unwrap());
     value.as_array().unwrap().iter().map(number).collect()
@@ -36,8 +38,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// divides by twice what it multiplies with; there the result only has to be nearer.
 #[test]
 fn blocks_as_torchao_and_modelopt() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/block_scales.json");
-    let document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let document = vectors("block_scales.json");
     let mut checked = 0;
     for case in document["cases"].as_array().unwrap() {
         let said = |key: &str| case[key].as_str().unwrap_or_default().to_owned();

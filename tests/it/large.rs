@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -16,18 +15,12 @@ use amax::onnx::{
     Bytes, DATA_LOCATION_EXTERNAL, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, ValueInfoProto,
 };
+use amax::quant::Block;
 use amax::rewrite::{Rewrite, Rewritten};
 use amax::targets::{self, Target};
 use prost::Message;
-use tempfile::TempDir;
 
-fn folder() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-fn names_in(folder: &Path) -> BTreeSet<String> {
-    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-}
+use crate::support::{folder, names_in};
 
 /// Noise from -1 to 1, of a generator that has nothing to do with amax.
 fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -42,7 +35,7 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
 }
 
 /// `y = x·wᵀ·w·…`, for matrices of `width` × `width` floats, one of them behind a Transpose that is folded.
-fn layers(count: usize, width: usize) -> Model {
+pub fn layers(count: usize, width: usize) -> Model {
     let mut model = Model::new("layers", 10, 21);
     let main = model.main();
     let mut at = model.add_input(main, "x", tensor_type(DataType::Float, Some(&[None, Some(width)])));
@@ -64,9 +57,12 @@ fn layers(count: usize, width: usize) -> Model {
 }
 
 fn quantized(model: &Model, preset: &str, target: &str) -> amax::Result<Rewritten> {
-    let config = Config { preset: Some(preset.to_owned()), ..Config::default() };
+    quantized_by(model, &Config { preset: Some(preset.to_owned()), ..Config::default() }, target)
+}
+
+fn quantized_by(model: &Model, config: &Config, target: &str) -> amax::Result<Rewritten> {
     let target = Target::load(target).unwrap();
-    Rewrite::new(model).config(&config).target(&target).measure(false).run()
+    Rewrite::new(model).config(config).target(&target).measure(false).run()
 }
 
 #[test]
@@ -123,16 +119,35 @@ fn only_large_models_have_a_scratch_file() {
 #[test]
 fn the_scratch_file_changes_no_byte_of_the_result() {
     let folder = folder();
-    let model = layers(3, 1500);
-    for (preset, target, least) in [("w4", targets::DEFAULT, 3 << 20), ("w8", "generic", 2 << 20)] {
-        let Ok(target) = Target::load(target).map(|t| t.name) else { panic!("no target {target}") };
-        let in_memory = quantized(&model, preset, &target).unwrap();
+    let model = layers(3, 1536);
+    let check = |text: &str, target: &str, least: u64| {
+        let config = Config::parse(text).unwrap();
+        let written = |model: &Model| quantized_by(model, &config, target).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let in_memory = written(&model);
         let mut spilled = model.clone();
         spilled.set_scratch(Scratch::beside(&folder.path().join("out.onnx")));
-        let spilled = quantized(&spilled, preset, &target).unwrap();
-        assert!(spilled.model.scratch().unwrap().size() > least, "{preset}: nothing was kept there");
+        let spilled = written(&spilled);
+        assert!(spilled.model.scratch().unwrap().size() > least, "{text}: nothing was kept there");
         assert!(names_in(folder.path()).is_empty());
-        assert!(file::to_bytes(&in_memory.model).unwrap() == file::to_bytes(&spilled.model).unwrap(), "{preset}");
+        assert!(file::to_bytes(&in_memory.model).unwrap() == file::to_bytes(&spilled.model).unwrap(), "{text}");
+    };
+    check("preset = \"w4\"", targets::DEFAULT, 3 << 20);
+    check("preset = \"w8\"", "generic", 2 << 20);
+    // Every block format, and other scales in groups, in each form.
+    let weights =
+        |keys: &str| format!("default.input.enable = false\ndefault.output.enable = false\n[default.weight]\n{keys}");
+    for block in Block::ALL {
+        check(&weights(&format!("dtype = \"{block}\"")), "generic", 3 << 20);
+    }
+    let groups = |keys: &str| weights(&format!("granularity = \"per-group\"\ngroup_size = 32\n{keys}"));
+    let float_zeros = "dtype = \"uint4\"\nsymmetric = false\narithmetic = \"tinygemm\"\nform = \"matmulnbits\"";
+    for (keys, target) in [
+        ("dtype = \"int8\"\nsymmetric = true\nscale_dtype = \"float8e4m3fn\"", "generic"),
+        ("dtype = \"uint8\"\nsymmetric = false\nscale_dtype = \"float16\"", "generic"),
+        ("dtype = \"int4\"\nsymmetric = true\nform = \"matmulnbits\"", targets::DEFAULT),
+        (float_zeros, targets::DEFAULT),
+    ] {
+        check(&groups(keys), target, 3 << 20);
     }
 }
 

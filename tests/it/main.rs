@@ -2,6 +2,13 @@
 // The lint configuration excuses functions marked as tests, but not what they call.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and measurements are printed")]
 
+use proptest::test_runner::{Config, RngSeed};
+
+/// So many random cases, the same ones in every run: seeds are inputs.
+fn random_cases(cases: u32) -> Config {
+    Config { cases, rng_seed: RngSeed::Fixed(0), ..Config::default() }
+}
+
 mod backend;
 mod blocks;
 mod calibration;
@@ -10,11 +17,14 @@ mod cli;
 mod compare;
 mod config;
 mod configured;
+mod crossed;
+mod documents;
 mod file;
 mod formats;
 mod forms;
 mod large;
 mod library;
+mod limits;
 mod numerics;
 mod observers;
 mod onnxruntime;
@@ -33,5 +43,7 @@ mod segments;
 mod snapshot;
 mod solve;
 mod statistics_file;
+mod support;
 mod text;
 mod tidy;
+mod verify;

@@ -2,12 +2,10 @@
 //!
 //! In a build with the feature `ort` these tests need an onnxruntime, in `ORT_DYLIB_PATH` or installed for Python.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
-fn models(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
-}
+use crate::support::{folder, root};
 
 /// Runs the program in an environment of these variables alone.
 fn amax(arguments: &[&str], variables: &[(&str, &Path)]) -> Output {
@@ -17,8 +15,8 @@ fn amax(arguments: &[&str], variables: &[(&str, &Path)]) -> Output {
 
 /// What the program says where it fails as a runtime that is not there does.
 fn refusal(variables: &[(&str, &Path)]) -> String {
-    let digits = models("digits.onnx");
-    let folder = tempfile::tempdir().unwrap();
+    let digits = root("models/digits.onnx");
+    let folder = folder();
     let output = folder.path().join("out");
     let (digits, output) = (digits.to_str().unwrap(), output.to_str().unwrap());
     let commands: [&[&str]; 3] =
@@ -64,12 +62,13 @@ mod there {
     use amax::samples::SampleSet;
     use amax::statistics::Statistics;
 
-    use super::{models, refusal};
+    use super::refusal;
+    use crate::support::{digits, folder, root};
 
     /// The errors of a library that is not there name what was looked at, and the ways out.
     #[test]
     fn libraries_that_are_not_there() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let at = folder.path();
         let packages = at.join("venv/lib/python3.12/site-packages");
         let capi = packages.join("onnxruntime/capi");
@@ -92,6 +91,14 @@ mod there {
         check(&[("VIRTUAL_ENV", &venv)], &[capi_text, "nothing there"]);
         std::fs::write(capi.join("libonnxruntime.so.1.22.0"), "not a library").unwrap();
         check(&[("VIRTUAL_ENV", &venv)], &[capi_text, "libonnxruntime.so.1.22.0: "]);
+    }
+
+    /// Sites are compared by showing tensors of a model as it is, which onnxruntime's fusions would hide.
+    #[test]
+    fn sites_are_measured_in_tract_only() {
+        let digits = root("models/digits.onnx").display().to_string();
+        let words = format!("compare {digits} {digits} --sites --runtime ort");
+        crate::support::fail(folder().path(), &words, 2, "--sites measures sites in tract only");
     }
 
     fn statistics(model: &Model, sites: &[Site], samples: &SampleSet, runtime: Runtime, threads: usize) -> Statistics {
@@ -143,8 +150,7 @@ mod there {
     #[cfg(feature = "tract")]
     #[test]
     fn both_runtimes_see_the_same() {
-        let model = file::load(&models("digits.onnx")).unwrap();
-        let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
+        let (model, samples) = digits();
         let (difference, name) = difference(&model, &samples);
         assert!(difference < 2e-6, "{difference:e} at {name}");
     }
@@ -154,7 +160,7 @@ mod there {
     #[test]
     #[ignore = "minutes, and models that are not in the repository"]
     fn both_runtimes_see_the_same_of_real_models() {
-        let folder = std::env::var_os("AMAX_MODELS").map_or_else(|| models("fetched"), Into::into);
+        let folder = std::env::var_os("AMAX_MODELS").map_or_else(|| root("models/fetched"), Into::into);
         let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().map(|e| e.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|e| e == "onnx"));
         paths.sort();
@@ -173,8 +179,7 @@ mod there {
 
     #[test]
     fn threads_do_not_matter() {
-        let model = file::load(&models("digits.onnx")).unwrap();
-        let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
+        let (model, samples) = digits();
         let sites = amax::observe::calibrate::sites(&model);
         let [one, three] = [1, 3].map(|threads| statistics(&model, &sites, &samples, Runtime::Ort, threads).to_bytes());
         assert!(one == three);

@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::support::{models_below, root};
 use amax::error::Error;
 use amax::ir::{Def, GraphId, Model, Tensor, ValueId, file, verify};
 use amax::passes::freeze_inputs::FreezeInputs;
@@ -15,15 +16,7 @@ use amax::passes::raise_opset::{MIN_OPSET, ir_version_for, raise};
 const TARGETS: [i64; 3] = [13, 18, 21];
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/opset")
-}
-
-fn models(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).expect("the folder is there");
-    let mut found: Vec<PathBuf> = entries.map(|e| e.expect("readable").path()).collect();
-    found.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
-    found.sort();
-    found
+    root("tests/data/opset")
 }
 
 fn stem(path: &Path) -> &str {
@@ -105,7 +98,7 @@ fn print_tensor(tensor: &Tensor) -> String {
 #[test]
 fn converts_as_checked_in_onnxruntime() {
     let mut actual = String::new();
-    for path in models(&folder()) {
+    for path in models_below(&folder()) {
         let mut last = String::new();
         for to in TARGETS {
             let text = match raised(&path, to) {
@@ -119,7 +112,7 @@ fn converts_as_checked_in_onnxruntime() {
             }
         }
     }
-    let root = format!("{}/", env!("CARGO_MANIFEST_DIR"));
+    let root = root("").display().to_string();
     crate::snapshot::check("data/opset/expected.txt", &actual.replace(&root, ""));
 }
 
@@ -138,7 +131,7 @@ fn raises_the_ir_version_along() {
 
 #[test]
 fn never_lowers_and_is_idempotent() {
-    for path in models(&folder()) {
+    for path in models_below(&folder()) {
         let Ok(mut model) = raised(&path, 21) else { continue };
         let before = print(&model);
         for to in [7, 13, 21] {
@@ -151,7 +144,7 @@ fn never_lowers_and_is_idempotent() {
 
 #[test]
 fn one_step_at_a_time_is_the_same() {
-    for path in models(&folder()) {
+    for path in models_below(&folder()) {
         let Ok(at_once) = raised(&path, 21) else { continue };
         let mut model = file::load(&path).expect("loads");
         for to in MIN_OPSET..=21 {
@@ -193,7 +186,7 @@ fn frees_weights_of_old_ir_versions() {
 fn raise_folder() {
     let folder = PathBuf::from(std::env::var_os("AMAX_OPSET_CASES").expect("AMAX_OPSET_CASES is set"));
     let targets = std::env::var("AMAX_OPSET_TO").expect("AMAX_OPSET_TO is set");
-    for path in models(&folder).into_iter().filter(|p| !stem(p).contains(".to")) {
+    for path in models_below(&folder).into_iter().filter(|p| !stem(p).contains(".to")) {
         for to in targets.split(',') {
             let target = folder.join(format!("{}.to{to}.onnx", stem(&path)));
             let result = raised(&path, to.parse().expect("a number")).and_then(|m| file::save(&m, &target));

@@ -7,23 +7,16 @@ use std::fmt::Write as _;
 use std::ops::ControlFlow;
 
 use crate::snapshot;
+use crate::support::{folder, parsed, root};
 use amax::error::{Error, Kind, Result};
 use amax::ir::text::{PrintOptions, parse, print_with};
 use amax::ir::{Model, NodeId, Tensor, file};
 use amax::onnx::{DataType, ModelProto, StringStringEntryProto, TensorAnnotation};
 use amax::passes::pipeline::{self, parse_pipeline};
 use amax::passes::recipes::PREPARE;
+use amax::passes::support::exact::Exact;
 use amax::passes::{Context, Evaluate, Outcome, Pass};
 use prost::Message;
-
-/// A runtime that can run nothing.
-struct NoRuntime;
-
-impl Evaluate for NoRuntime {
-    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
-        None
-    }
-}
 
 /// Runs passes; what each of them said.
 fn run(model: &mut Model, passes: &[&dyn Pass], evaluate: &dyn Evaluate) -> Vec<(String, Outcome)> {
@@ -49,7 +42,7 @@ fn report(said: &[(String, Outcome)], model: &Model) -> String {
 
 #[test]
 fn fixtures_give_their_snapshots_and_a_second_run_changes_nothing() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/passes");
+    let folder = root("tests/passes");
     let mut names: Vec<String> = std::fs::read_dir(folder.join("snapshots")).unwrap().map(name_of).collect();
     let mut fixtures: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
     fixtures.retain(|path| path.extension().is_some_and(|e| e == "onnxtxt"));
@@ -58,16 +51,15 @@ fn fixtures_give_their_snapshots_and_a_second_run_changes_nothing() {
         let text = std::fs::read_to_string(path).unwrap();
         let list = text.lines().next().and_then(|l| l.strip_prefix("# passes: ")).expect("names its passes");
         let passes = parse_pipeline(list).unwrap();
-        let graph: String = text.lines().filter(|l| !l.starts_with('#')).fold(String::new(), |s, l| s + l + "\n");
-        let mut model = parse(&graph).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let said = run(&mut model, &passes, &NoRuntime);
+        let mut model = parsed(&text);
+        let said = run(&mut model, &passes, &Exact);
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         snapshot::check(&format!("passes/snapshots/{name}.txt"), &report(&said, &model));
         names.retain(|n| *n != name);
 
         let before = print_with(&model, &PrintOptions::portable());
         let refusals: Vec<_> = said.iter().flat_map(|(_, outcome)| &outcome.skips).collect();
-        for (name, outcome) in run(&mut model, &passes, &NoRuntime) {
+        for (name, outcome) in run(&mut model, &passes, &Exact) {
             assert_eq!(outcome.changes, [], "{}: {name} has more to do", path.display());
             assert!(outcome.skips.iter().all(|skip| refusals.contains(&skip)), "{}: {name}", path.display());
         }
@@ -131,7 +123,7 @@ fn errors_name_the_pass() {
     let check = |act: fn(&mut Model) -> Result<()>, kind: Kind, message: &str| {
         let mut after = 0;
         let mut model = parse(CHAIN).unwrap();
-        let context = Context::new(&NoRuntime);
+        let context = Context::new(&Exact);
         let error = pipeline::run(&mut model, &[&Act(|_| Ok(())), &Act(act)], &context, &mut |_, _, _| {
             after += 1;
             Ok(ControlFlow::Continue(()))
@@ -153,7 +145,7 @@ fn errors_name_the_pass() {
 fn a_run_stops_when_it_is_told_to() {
     let mut seen = Vec::new();
     let mut model = parse(CHAIN).unwrap();
-    let flow = pipeline::run(&mut model, &PREPARE.passes(), &Context::new(&NoRuntime), &mut |_, name, _| {
+    let flow = pipeline::run(&mut model, &PREPARE.passes(), &Context::new(&Exact), &mut |_, name, _| {
         seen.push(name.to_owned());
         Ok(if name == "fold-constants" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })
@@ -200,7 +192,7 @@ g (float[2] x) => (float[2] y) <float kept_scale = {0.5}, float gone_scale = {0.
   dead = Neg (x)
   y = Abs (a)
 }"#;
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("m.onnx");
     file::save(&parse(text).unwrap(), &path).unwrap();
     let mut proto = ModelProto::decode(std::fs::read(&path).unwrap().as_slice()).unwrap();
@@ -216,16 +208,16 @@ g (float[2] x) => (float[2] y) <float kept_scale = {0.5}, float gone_scale = {0.
     std::fs::write(&path, proto.encode_to_vec()).unwrap();
 
     let mut model = file::load(&path).unwrap();
-    run(&mut model, &parse_pipeline("drop-dead").unwrap(), &NoRuntime);
+    run(&mut model, &parse_pipeline("drop-dead").unwrap(), &Exact);
     let graph = model.graph(model.main());
     assert_eq!(graph.annotations(), [annotation("a", "kept_scale")]);
     let names: Vec<_> = graph.initializers().iter().map(|&v| model.value(v).name()).collect();
     assert_eq!(names, ["kept_scale"]);
 }
 
-/// 6000 nodes: convolutions, each with its parameters in `Constant` nodes and a `BatchNormalization`.
+/// Convolutions, each with its parameters in `Constant` nodes and a `BatchNormalization`. `benches/structure.rs` takes the time.
 #[test]
-fn thousands_of_nodes_take_no_time() {
+fn thousands_of_nodes_are_prepared() {
     let mut text =
         String::from("<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1,2,4] x0) => (float[1,2,4] x1000) {\n");
     for i in 0..1000 {
@@ -238,8 +230,6 @@ fn thousands_of_nodes_take_no_time() {
         writeln!(text, "x{next} = BatchNormalization (c{i}, s{i}, b{i}, m{i}, v{i})").unwrap();
     }
     let mut model = parse(&(text + "}")).unwrap();
-    let start = std::time::Instant::now();
-    run(&mut model, &PREPARE.passes(), &NoRuntime);
+    run(&mut model, &PREPARE.passes(), &Exact);
     assert_eq!(model.graph(model.main()).nodes().len(), 1000);
-    assert!(start.elapsed().as_secs_f32() < 5.0, "{:?}", start.elapsed());
 }

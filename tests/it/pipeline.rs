@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use amax::compare::Compare;
 use amax::config::Config;
@@ -14,16 +13,9 @@ use amax::report::Report;
 use amax::rewrite::{Rewrite, Rewritten, split};
 use amax::samples::SampleSet;
 use amax::targets::{self, Target};
+use tempfile::TempDir;
 
-fn models(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
-}
-
-pub fn digits() -> (Model, SampleSet) {
-    let model = file::load(&models("digits.onnx")).unwrap();
-    let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
-    (model, samples)
-}
+use crate::support::{digits, folder, root, succeed};
 
 pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
     let target = Target::load(target).unwrap();
@@ -31,8 +23,8 @@ pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: 
     rewrite.run().unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn saved(model: &Model) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
-    let folder = tempfile::tempdir().unwrap();
+fn saved(model: &Model) -> (TempDir, PathBuf, Vec<u8>) {
+    let folder = folder();
     let path = folder.path().join("out.onnx");
     file::save(model, &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
@@ -115,16 +107,12 @@ fn the_same_bytes_on_any_thread_count_and_every_time() {
         assert_eq!(saved(&again.model).2, bytes, "{threads} threads");
         assert_eq!(stable(&again.report), stable(&first.report), "{threads} threads");
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
+    let model = root("models/digits.onnx");
     for threads in ["1", "2"] {
-        let out = folder.path().join(threads);
-        let status = Command::new(env!("CARGO_BIN_EXE_amax"))
-            .args(["-q", "rewrite", "--threads", threads])
-            .args([&models("digits.onnx"), &out])
-            .status()
-            .unwrap();
-        assert!(status.success());
-        assert_eq!(std::fs::read(&out).unwrap(), bytes, "the program on {threads} threads");
+        succeed(folder.path(), &format!("-q rewrite --threads {threads} {} {threads}", model.display()));
+        let written = std::fs::read(folder.path().join(threads)).unwrap();
+        assert_eq!(written, bytes, "the program on {threads} threads");
     }
 }
 

@@ -7,42 +7,26 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::snapshot;
+use crate::support::{parsed, pass, root};
 use amax::config::Config;
 use amax::error::{Kind, Result};
-use amax::ir::text::{PrintOptions, parse, print_with};
-use amax::ir::{Model, NodeId, Tensor};
+use amax::ir::Model;
+use amax::ir::text::{PrintOptions, print_with};
 use amax::onnx::DataType;
 use amax::passes::recipes::{PREPARE, QUANTIZE};
-use amax::passes::{Context, Evaluate, pipeline};
 use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
 use amax::solve::{Solved, solve};
 use amax::statistics::{SiteStatistics, Statistics};
 use amax::targets::{Target, check};
 
-/// A runtime that can run nothing.
-struct NoRuntime;
-
-impl Evaluate for NoRuntime {
-    fn evaluate(&self, _: &Model, _: NodeId, _: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
-        None
-    }
-}
-
-fn passes(model: &mut Model, list: &[&dyn amax::passes::Pass], context: &Context<'_>) {
-    for pass in list {
-        pipeline::apply(model, *pass, context).unwrap_or_else(|e| panic!("{e}"));
-    }
-}
-
 /// The model of a fixture, ready to be planned.
 pub fn prepared(text: &str) -> Model {
-    let graph: String = text.lines().filter(|l| !l.starts_with('#')).fold(String::new(), |s, l| s + l + "\n");
-    ready(parse(&graph).unwrap_or_else(|e| panic!("{e}:\n{graph}")))
+    ready(parsed(text))
 }
 
 /// A model as it is planned.
 pub fn ready(mut model: Model) -> Model {
-    passes(&mut model, &PREPARE.passes(), &Context::new(&NoRuntime));
+    pass(&mut model, &PREPARE.passes(), None).unwrap_or_else(|e| panic!("{e}"));
     model
 }
 
@@ -56,7 +40,7 @@ pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (P
     let mut statistics = Statistics::default();
     for (name, activation) in &made.activations {
         if activation.mode == Mode::Static {
-            let producer = model.value_named(name).and_then(|v| model.producer(v));
+            let producer = model.producer_named(name);
             let relu = producer.is_some_and(|p| matches!(model.node(p).op_type(), "Relu" | "Clip"));
             let mut site = SiteStatistics::new();
             site.observe(0, &[if relu { 0.0 } else { -1.0 }, 3.0]);
@@ -64,8 +48,7 @@ pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (P
         }
     }
     let solution = solve(&model, &made, Some(&statistics), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
-    let context = Context::planned(&NoRuntime, &made, &solution);
-    passes(&mut model, &QUANTIZE.passes(), &context);
+    pass(&mut model, &QUANTIZE.passes(), Some((&made, &solution))).unwrap_or_else(|e| panic!("{e}"));
     (made, model)
 }
 
@@ -129,7 +112,7 @@ pub fn print(plan: &Plan) -> String {
 
 #[test]
 fn fixtures_give_their_plans_and_what_is_made_of_them_is_right() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan");
+    let folder = root("tests/plan");
     let mut fixtures: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
     fixtures.retain(|path| path.extension().is_some_and(|e| e == "onnxtxt"));
     fixtures.sort();

@@ -40,7 +40,7 @@ fn amax_is_multiplied_then_clamped_then_rounded_up() {
 }
 
 fn rewritten(config: &str) -> (Plan, Report) {
-    let (model, samples) = crate::pipeline::digits();
+    let (model, samples) = crate::support::digits();
     let config = Config::parse(config).unwrap();
     let done = crate::pipeline::run(&model, Some(&samples), &config, amax::targets::DEFAULT, 2);
     (done.plan.unwrap(), done.report)

@@ -2,7 +2,7 @@
 //! and what `prepare` writes is what `rewrite` stores.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use amax::compare::Compare;
 use amax::config::spec::Form;
@@ -23,8 +23,10 @@ use amax::samples::SampleSet;
 use amax::targets::Target;
 use serde_json::Value;
 
+use crate::support::{digits, root};
+
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qat")
+    root("tests/qat")
 }
 
 fn load(name: &str) -> Model {
@@ -200,7 +202,7 @@ fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<
     ));
     let done = converted_as(&model, &[], &[], keep_scales).unwrap();
     let found = &done.model;
-    let named = |v: &str| found.value_named(v).and_then(|v| found.producer(v));
+    let named = |v: &str| found.producer_named(v);
     let conv = named("last").filter(|&n| found.node(n).is("Conv"));
     let Some(conv) = conv else {
         return Err(done.kept.iter().map(|n| n.text.as_str()).collect::<Vec<_>>().join("; "));
@@ -546,9 +548,7 @@ fn initializers(model: &Model) -> BTreeMap<String, (DataType, Vec<usize>, Vec<u8
 #[test]
 #[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
 fn what_prepare_makes_converts_to_what_rewrite_makes() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits.onnx");
-    let model = file::load(&root).unwrap();
-    let set = SampleSet::open(&root.with_extension("calib.npz"), &model).unwrap();
+    let (model, set) = digits();
     let settings: &[&[&str]] = &[
         &[],
         &["default.weight.round=half-away"],
@@ -590,9 +590,7 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
 #[test]
 #[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
 fn what_is_prepared_in_operators_computes_the_same() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits.onnx");
-    let model = file::load(&path).unwrap();
-    let set = SampleSet::open(&path.with_extension("calib.npz"), &model).unwrap();
+    let (model, set) = digits();
     for name in ["int8", "fp8", "mxfp8", "mxfp4", "nvfp4", "a16w8"] {
         let config = presets::load(name).unwrap();
         let made = [target("generic"), target("generic").simulated()].map(|target| {
@@ -819,7 +817,7 @@ fn shifted_codes_are_found_behind_transposes() {
         let turns = turns.join(" ");
         parsed(&format!(
             "<ir_version: 10, opset_import: [\"\" : 21]> g (float[n, 32] x) => (float[n, 32] y) <
-                uint4[1] q = {{0}}, float[1] s = {{0.0}}, float[1] o = {{0.0}},
+                uint4[1, 1] q = {{0}}, float[1, 1] s = {{0.0}}, float[1] o = {{0.0}},
                 int64[3] cut = {{32, 2, 16}}, int64[2] whole = {{32, 32}}> {{
                 d = DequantizeLinear <axis = 1, block_size = 16> (q, s) g = Reshape(d, cut) a = Add(g, o)
                 t0 = Reshape(a, whole) {turns} y = MatMul(x, t{transposes}) }}"

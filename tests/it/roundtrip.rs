@@ -3,23 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on has failed; one reports counts")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use amax::ir::file;
 
-fn models(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(models(&path));
-        } else if path.extension().is_some_and(|e| e == "onnx") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
+use crate::support::{models_below, root};
 
 /// What differs, if anything.
 fn check(path: &Path, scratch: &Path) -> Result<(), String> {
@@ -44,8 +32,8 @@ fn check(path: &Path, scratch: &Path) -> Result<(), String> {
 
 #[test]
 fn committed_models_come_back_byte_for_byte() {
-    let scratch = tempfile::tempdir().unwrap();
-    let models = models(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/roundtrip"));
+    let scratch = crate::support::folder();
+    let models = models_below(&root("tests/data/roundtrip"));
     assert!(models.len() >= 40, "{}", models.len());
     let failed: Vec<_> = models.iter().filter_map(|m| Some((m, check(m, scratch.path()).err()?))).collect();
     assert!(failed.is_empty(), "{failed:#?}");
@@ -54,8 +42,8 @@ fn committed_models_come_back_byte_for_byte() {
 #[test]
 fn models_of_a_folder_come_back_byte_for_byte() {
     let Some(folder) = std::env::var_os("AMAX_ROUNDTRIP_DIR") else { return };
-    let scratch = tempfile::tempdir().unwrap();
-    let models = models(Path::new(&folder));
+    let scratch = crate::support::folder();
+    let models = models_below(Path::new(&folder));
     let mut refused = Vec::new();
     let mut failed = Vec::new();
     for model in &models {

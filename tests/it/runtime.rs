@@ -113,7 +113,7 @@ fn listed_all(entries: &Value) -> BTreeMap<String, Tensor> {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runtime")
+    crate::support::root("tests/runtime")
 }
 
 /// Every small model: outputs and observed tensors are those of the oracle, or it is refused with the words that are due.

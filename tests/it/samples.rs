@@ -82,7 +82,7 @@ fn model(inputs: &[Input]) -> Model {
         graph: Some(graph),
         ..ModelProto::default()
     };
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let path = folder.path().join("model.onnx");
     std::fs::write(&path, proto.encode_to_vec()).unwrap();
     amax::ir::file::load(&path).unwrap()
@@ -204,7 +204,7 @@ fn what_does_not_fit_is_refused_with_a_way_out() {
 #[test]
 fn damage_is_found_wherever_it_is() {
     let Cases { models, .. } = cases();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     for (file, model) in [
         ("good/rows.npz", "rows"),
         ("good/deflated.npz", "rows"),
@@ -292,7 +292,7 @@ fn another_decoder_of_jpeg_is_close() {
 #[test]
 fn the_hash_covers_preprocessing() {
     let Cases { models, .. } = cases();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let hash = |toml: &str| {
         let path = folder.path().join("spec.toml");
         std::fs::write(&path, toml).unwrap();
@@ -309,7 +309,7 @@ fn the_hash_covers_preprocessing() {
 #[test]
 fn preprocessing_beside_the_model_is_found() {
     let Cases { models, .. } = cases();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let path = folder.path().join("net.onnx");
     amax::ir::file::save(&models["pixels"], &path).unwrap();
     std::fs::write(folder.path().join("net.preprocess.toml"), "crop = 5").unwrap();
@@ -443,7 +443,7 @@ fn inputs_that_are_not_tensors_are_refused() {
 
 #[test]
 fn samples_beside_the_model_are_found() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let model = folder.path().join("digits.v2.onnx");
     assert_eq!(samples::default_path(&model), None);
     let beside: PathBuf = folder.path().join("digits.v2.calib.npz");

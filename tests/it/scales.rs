@@ -1,17 +1,18 @@
 //! Scales that come from other tools, and go from one model to another.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use amax::config::spec::{Dtype, Share};
+use amax::config::spec::{Dtype, Format, Share};
 use amax::config::{Config, Numbers, Tensor, import};
 use amax::ir::file;
 use amax::plan::{Given, Knowledge, plan};
 use amax::targets::Target;
 
-use crate::pipeline::{digits, run};
+use crate::pipeline::run;
+use crate::support::{digits, root};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/scales").join(name)
+    root("tests/data/scales").join(name)
 }
 
 fn imported(name: &str) -> Config {
@@ -42,7 +43,10 @@ fn tables_of_other_tools_are_read_exactly() {
         assert_eq!(cache.tensor[name].range, Some([-largest, largest]), "{name}");
         let scale = (f64::from(-low).max(f64::from(*high)) / 127.0) as f32;
         assert_eq!(trt.tensor[name].scale, Some(Numbers::One(scale)), "{name}");
-        assert_eq!((trt.tensor[name].dtype, trt.tensor[name].symmetric), (Some(Dtype::Int8), Some(true)));
+        assert_eq!(
+            (trt.tensor[name].dtype, trt.tensor[name].symmetric),
+            (Some(Dtype::Element(Format::Int8)), Some(true))
+        );
     }
     assert_eq!([json.tensor.len(), cache.tensor.len(), trt.tensor.len()], [ranges.len(); 3]);
 }
@@ -55,7 +59,7 @@ fn the_versions_of_encodings_say_the_same() {
         let (low, high) = (f64::from(*low).min(0.0), f64::from(*high).max(0.0));
         let scale = ((high - low) / f64::from((1 << bits) - 1)) as f32;
         let zero = (-low / f64::from(scale)).round_ties_even() as i32;
-        let dtype = if bits == 16 { Dtype::Uint16 } else { Dtype::Uint8 };
+        let dtype = if bits == 16 { Dtype::Element(Format::Uint16) } else { Dtype::Element(Format::Uint8) };
         let expected = Tensor {
             optional: true,
             dtype: Some(dtype),

@@ -18,14 +18,10 @@ use amax::runtime::{Runtime, TractEvaluate};
 use amax::samples::SampleSet;
 use amax::statistics::{SiteStatistics, Statistics};
 
-use super::cli::npy;
+use crate::support::{digits, folder, npy, root};
 
 /// Width of the transformer.
 const WIDTH: usize = 32;
-
-fn models(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
-}
 
 /// Remembers what it was told, and interrupts after some parts.
 #[derive(Default)]
@@ -190,13 +186,12 @@ impl Case {
     }
 
     fn digits() -> Self {
-        let model = file::load(&models("digits.onnx")).unwrap();
-        let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
+        let (model, samples) = digits();
         Self::new(&model, samples)
     }
 
     fn transformer(blocks: usize) -> Self {
-        let (model, folder) = (transformer(blocks), tempfile::tempdir().unwrap());
+        let (model, folder) = (transformer(blocks), folder());
         let samples = sequences(folder.path(), &model);
         // Files are open only while they are read: those of the set must outlive the test.
         std::mem::forget(folder);
@@ -204,9 +199,21 @@ impl Case {
     }
 }
 
+/// The type of a tensor that a segment computes: shapes, and what is made of them, are integers.
+fn dtype(model: &Model, name: &str) -> DataType {
+    let node = model.producer_named(name).map(|node| model.node(node));
+    match node.map(|node| (node.op_type(), node.input(0))) {
+        Some(("Shape", _)) => DataType::Int64,
+        Some(("Concat" | "Gather" | "Slice" | "Squeeze" | "Unsqueeze", Some(data))) => {
+            model.dtype(data).unwrap_or_else(|| dtype(model, model.value(data).name()))
+        }
+        _ => DataType::Float,
+    }
+}
+
 #[test]
 fn segments_cover_the_model_and_fit() {
-    let digits = file::load(&models("digits.onnx")).unwrap();
+    let digits = digits().0;
     for (name, model) in [("digits", digits), ("transformer", transformer(4))] {
         let nodes = model.graph(model.main()).nodes();
         let total = weights(&model);
@@ -223,7 +230,7 @@ fn segments_cover_the_model_and_fit() {
                     .iter()
                     .filter(|&&n| model.reads(n).iter().any(|&v| model.constant(v).is_some()));
                 assert!(segment.weights <= limit || heavy.count() == 1, "{name} {limit}: {segment:?}");
-                let types = segment.carried.iter().map(|n| (n.clone(), DataType::Float)).collect();
+                let types = segment.carried.iter().map(|n| (n.clone(), dtype(&model, n))).collect();
                 let part = segment.model(&model, &types).unwrap();
                 assert_eq!(part.graph(part.main()).nodes().len(), segment.nodes.len());
             }
@@ -266,7 +273,7 @@ fn a_limit_makes_segments_and_leaves_no_files() {
     assert_eq!(threads, 3);
     // Constants that only shapes depend on are gone once it runs.
     assert!((0..200).contains(&(weights(&case.model) - held)), "weights as the runtime counts them");
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let limited = |limit: u64| Memory { limit: Some(limit), folder: Some(folder.path()), ..Memory::default() };
     let (bytes, segments) = case.run(3, limited(state + held + held / 8 + 3 * sample));
     assert!(segments == 0 && bytes == whole);
@@ -322,7 +329,7 @@ fn an_interrupted_run_in_segments_keeps_what_it_started_from() {
 fn tensors_between_segments_go_to_files_that_are_gone_afterwards() {
     let case = Case::transformer(3);
     let (whole, _) = case.run(2, Memory::default());
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().canonicalize().unwrap();
     let knows = open_files(&path).is_some();
     let left = || (std::fs::read_dir(&path).unwrap().count(), open_files(&path).unwrap_or(0));
@@ -386,7 +393,7 @@ fn a_long_run_in_segments_goes_on_where_it_was_saved() {
 #[test]
 #[ignore = "takes minutes; needs AMAX_MODELS, a folder of models with samples beside them, or models/fetched"]
 fn real_models_in_segments() {
-    let folder = std::env::var_os("AMAX_MODELS").map_or_else(|| models("fetched"), PathBuf::from);
+    let folder = std::env::var_os("AMAX_MODELS").map_or_else(|| root("models/fetched"), PathBuf::from);
     let only = std::env::var("AMAX_ONLY").unwrap_or_default();
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -401,7 +408,7 @@ fn real_models_in_segments() {
         let mut case = Case::new(&model, samples);
         case.indices.truncate(4);
         let (whole, _) = case.run(2, Memory::default());
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::support::folder();
         let memory = Memory {
             segment: Some(weights(&case.model) / 5),
             carried: Some(1 << 20),

@@ -1,13 +1,13 @@
 //! Expected texts in files.
 
-use std::path::Path;
+use crate::support::root;
 
 /// Compares with `tests/<path>`. `AMAX_BLESS=1 cargo test` writes the files anew, to be read before they are committed.
 /// Blank lines at the end do not count.
 #[track_caller]
 pub fn check(path: &str, actual: &str) {
     let actual = format!("{}\n", actual.trim_end());
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path);
+    let file = root("tests").join(path);
     if std::env::var_os("AMAX_BLESS").is_some() {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, &actual).unwrap();

@@ -62,7 +62,7 @@ fn files_give_back_what_was_written() {
     check(&statistics(0..0));
     check(&statistics(0..12));
     check(&statistics([0, 1, 2, 5, 9, 10].into_iter()));
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let path = folder.path().join("a b.safetensors");
     let one = statistics(0..3);
     one.save(&path).unwrap();
@@ -166,42 +166,18 @@ fn damage_is_found() {
 /// The commands.
 #[cfg(feature = "tract")]
 mod commands {
-    use std::path::{Path, PathBuf};
-    use std::process::{Command, Output};
 
-    use amax::ir::{content_hash, file};
+    use amax::ir::content_hash;
     use amax::observe::Silent;
     use amax::observe::calibrate::{Checkpoint, Observation, prepare, sites};
-    use amax::samples::SampleSet;
     use amax::statistics::Statistics;
 
-    fn models(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
-    }
-
-    fn amax(folder: &Path, arguments: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_amax"));
-        command.current_dir(folder).args(arguments.split(' ').filter(|a| !a.is_empty()));
-        command.output().unwrap()
-    }
-
-    fn succeed(folder: &Path, arguments: &str) -> String {
-        let output = amax(folder, arguments);
-        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn fail(folder: &Path, arguments: &str, code: i32, why: &str) {
-        let output = amax(folder, arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments}: {error}");
-        assert!(error.contains(why), "{arguments}: {error}");
-    }
+    use crate::support::{amax, digits, fail, root, succeed};
 
     fn folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::support::folder();
         for name in ["digits.onnx", "digits.calib.npz"] {
-            std::fs::copy(models(name), folder.path().join(name)).unwrap();
+            std::fs::copy(root("models").join(name), folder.path().join(name)).unwrap();
         }
         folder
     }
@@ -264,8 +240,7 @@ mod commands {
         let at = folder.path();
         succeed(at, "calibrate digits.onnx -o whole");
         let whole = std::fs::read(at.join("whole")).unwrap();
-        let model = file::load(&models("digits.onnx")).unwrap();
-        let samples = SampleSet::open(&models("digits.calib.npz"), &model).unwrap();
+        let (model, samples) = digits();
         let prepared = prepare(&model, &amax::runtime::TractEvaluate).unwrap();
         let wanted = sites(&prepared);
         let indices: Vec<usize> = (0..samples.len()).collect();

@@ -13,12 +13,14 @@ use amax::onnx::{
 use proptest::prelude::*;
 use prost::Message;
 
+use crate::support::{models_below, root};
+
 fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text")
+    root("tests/data/text")
 }
 
 fn proto(model: &Model) -> ModelProto {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::folder();
     let path = folder.path().join("m.onnx");
     file::save(model, &path).unwrap();
     let mut proto = ModelProto::decode(std::fs::read(&path).unwrap().as_slice()).unwrap();
@@ -221,27 +223,14 @@ fn round_trip(model: &Model) -> Result<(), String> {
     Ok(())
 }
 
-fn models(folder: &Path, found: &mut Vec<PathBuf>) {
-    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    entries.sort();
-    for path in entries {
-        if path.is_dir() {
-            models(&path, found);
-        } else if path.extension().is_some_and(|e| e == "onnx") {
-            found.push(path);
-        }
-    }
-}
-
 /// Every model below `tests/data/text`, and below the folder that `AMAX_TEXT_DIR` names.
 /// With `AMAX_TEXT_OUT`, each text is left there for other tools to read.
 #[test]
 fn parse_undoes_print() {
-    let mut paths = Vec::new();
-    models(&data(), &mut paths);
+    let mut paths = models_below(&data());
     assert!(paths.len() >= 20, "{}", paths.len());
     if let Some(more) = std::env::var_os("AMAX_TEXT_DIR") {
-        models(Path::new(&more), &mut paths);
+        paths.extend(models_below(Path::new(&more)));
     }
     let out = std::env::var_os("AMAX_TEXT_OUT").map(PathBuf::from);
     let (mut failed, mut refused) = (String::new(), 0);
@@ -506,13 +495,12 @@ fn wraps_long_lists() {
 }
 
 fn corpus() -> Vec<String> {
-    let mut paths = Vec::new();
-    models(&data(), &mut paths);
+    let paths = models_below(&data());
     paths.iter().map(|p| print_with(&file::load(p).unwrap(), &WHOLE)).collect()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::random_cases(400))]
 
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC*") {
@@ -582,22 +570,4 @@ proptest! {
             }
         }
     }
-}
-
-/// `cargo test --test it text::how_long -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn how_long() {
-    let mut nodes = String::new();
-    for i in 0..6000 {
-        writeln!(nodes, "[\"/layer.{i}/MatMul\"] v{} = MatMul (v{i}, w{i})", i + 1).unwrap();
-    }
-    let weights: Vec<String> = (0..6000).map(|i| format!("float[4,4] w{i} = ...")).collect();
-    let text = format!("{HEAD}g (float[4,4] v0) => (float[4,4] v6000) <{}> {{{nodes}}}", weights.join(","));
-    let start = std::time::Instant::now();
-    let model = parse_with_fill(&text).unwrap();
-    let parsed = start.elapsed();
-    let start = std::time::Instant::now();
-    let printed = print(&model);
-    println!("parse {parsed:?}, print {:?}, {} bytes", start.elapsed(), printed.len());
 }

@@ -7,8 +7,9 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
+
+use crate::support::{folder, root, succeed};
 
 /// Files beyond the limit, with the reason.
 const LONG: &[(&str, &str)] = &[
@@ -18,14 +19,10 @@ const LONG: &[(&str, &str)] = &[
 
 const LIMIT: usize = 700;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// Files below a folder of the repository, as paths from its root.
 fn below(folder: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir(root().join(folder)) else { return found };
+    let Ok(entries) = std::fs::read_dir(root(folder)) else { return found };
     for entry in entries {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
@@ -49,7 +46,7 @@ fn rust(folder: &str) -> Vec<String> {
 }
 
 fn read(path: &str) -> String {
-    std::fs::read_to_string(root().join(path)).unwrap()
+    std::fs::read_to_string(root(path)).unwrap()
 }
 
 /// The top module that a source file belongs to.
@@ -69,7 +66,7 @@ fn layers() -> BTreeMap<String, usize> {
         let [_, number, places, _, _] = cells[..] else { continue };
         let Ok(number) = number.parse() else { continue };
         for path in places.split('`').filter(|p| p.starts_with("src/") || p.starts_with("passes/")) {
-            assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+            assert!(root(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
             assert_eq!(found.insert(module(path).to_owned(), number), None, "ARCHITECTURE.md names {path} twice");
         }
     }
@@ -175,7 +172,7 @@ fn every_pass_is_declared_listed_and_tested() {
     let first = |path: &String| read(path).lines().next().unwrap_or_default().to_owned();
     let heads: Vec<String> = fixtures.iter().map(first).collect();
     let mut files = BTreeSet::new();
-    for entry in std::fs::read_dir(root().join("passes")).unwrap() {
+    for entry in std::fs::read_dir(root("passes")).unwrap() {
         let name = PathBuf::from(entry.unwrap().file_name());
         files.insert(name.file_stem().unwrap().to_str().unwrap().to_owned());
     }
@@ -190,7 +187,7 @@ fn every_pass_is_declared_listed_and_tested() {
         assert!(files.contains(&name.replace('-', "_")), "{name} has no file of its own in passes/");
     }
     for (_, test) in PLANNED {
-        assert!(root().join(test).exists(), "{test} is gone");
+        assert!(root(test).exists(), "{test} is gone");
     }
 }
 
@@ -199,7 +196,7 @@ fn every_pass_is_declared_listed_and_tested() {
 fn no_snapshot_is_left_over() {
     for path in below("tests/passes/snapshots") {
         let fixture = path.replace("snapshots/", "").replace(".txt", ".onnxtxt");
-        assert!(root().join(&fixture).exists(), "{path} has no {fixture}");
+        assert!(root(&fixture).exists(), "{path} has no {fixture}");
     }
     let session = read("tests/it/cli.rs");
     for path in below("tests/cli").into_iter().filter(|p| p.ends_with(".txt")) {
@@ -211,7 +208,7 @@ fn no_snapshot_is_left_over() {
 /// The README names every flag that the program has.
 #[test]
 fn the_readme_names_every_flag() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(root("README.md")).unwrap();
     for command in [
         "rewrite",
         "inspect",
@@ -226,9 +223,7 @@ fn the_readme_names_every_flag() {
         "config import",
         "convert",
     ] {
-        let words = command.split(' ').chain(["--help"]);
-        let help = Command::new(env!("CARGO_BIN_EXE_amax")).args(words).output().unwrap();
-        let help = String::from_utf8(help.stdout).unwrap();
+        let help = succeed(folder().path(), &format!("{command} --help"));
         let options = help.split("Samples are").next().unwrap_or(&help);
         let flags = options.split([' ', '\n', ',']).filter(|w| w.starts_with("--") && w.len() > 2 && *w != "--help");
         let flags: BTreeSet<&str> = flags.map(|f| f.trim_end_matches(['.', ',', '`'])).collect();

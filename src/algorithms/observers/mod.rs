@@ -6,97 +6,18 @@
 mod entropy;
 mod mse;
 
-use serde::{Deserialize, Serialize};
-
-use crate::error::{Error, Kind, Result};
-use crate::numerics::{Format, RangeSpec, qparams_from_range};
+use crate::numerics::qparams_from_range;
+use crate::quant::{Format, Observer, RangeSpec};
 use crate::statistics::{Bin, Power, SampleRecord, SiteStatistics, integer_error, nearest_error};
-
-/// How a range is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "observer", rename_all = "lowercase")]
-pub enum Observer {
-    /// The smallest and the largest value.
-    #[default]
-    MinMax,
-    /// The mean of the samples' smallest values, and the mean of their largest ones.
-    Mean,
-    /// What holds a given share of the values.
-    Percentile {
-        /// In percent, above 0 and at most 100.
-        percent: f64,
-        /// What is ranked.
-        #[serde(default)]
-        tails: Tails,
-    },
-    /// The range of least error: the sum of `|x - y|^p`, where `y` is `x` after quantizing.
-    Mse {
-        /// The exponent, at least 1: 2 for the mean squared error; larger ones weigh clipped values more.
-        p: f64,
-    },
-    /// The range over which the codes tell most about the values: the one of least Kullback–Leibler divergence between
-    /// the values' distribution and the same distribution with each code's share spread out evenly.
-    Entropy,
-}
-
-/// Which values a percentile cuts off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tails {
-    /// As [`Self::Magnitude`] where the format is symmetric, as [`Self::Each`] otherwise.
-    #[default]
-    Auto,
-    /// Half of the share from either end.
-    Each,
-    /// The largest magnitudes.
-    Magnitude,
-}
-
-impl Observer {
-    /// Percentile 99.999, of each tail or of magnitudes as the format has it.
-    pub const PERCENTILE: Self = Self::Percentile { percent: 99.999, tails: Tails::Auto };
-    /// Least mean squared error.
-    pub const MSE: Self = Self::Mse { p: 2.0 };
-
-    /// The name that configurations use: `minmax`, `mean`, `percentile`, `mse`, `entropy`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MinMax => "minmax",
-            Self::Mean => "mean",
-            Self::Percentile { .. } => "percentile",
-            Self::Mse { .. } => "mse",
-            Self::Entropy => "entropy",
-        }
-    }
-
-    /// Checks the numbers that an observer has.
-    ///
-    /// # Errors
-    /// [`Kind::Config`] for a percentile that is not above 0 and at most 100, and for an exponent that is not from 1 to 16.
-    pub fn check(self) -> Result<()> {
-        match self {
-            Self::Percentile { percent, tails: _ } if !(percent > 0.0 && percent <= 100.0) => {
-                let message = format!("a percentile is above 0 and at most 100, not {percent}");
-                Err(Error::new(Kind::Config, message).with_hint("99.999 is usual, 99.9 clips hard"))
-            }
-            Self::Mse { p } if !(1.0..=16.0).contains(&p) => {
-                let message = format!("the exponent of an error is from 1 to 16, not {p}");
-                Err(Error::new(Kind::Config, message).with_hint("2 and 2.4 are usual"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// The range to quantize a tensor over, within the range of the values seen; `(0, 0)` where no finite value was.
 ///
 /// `spec` says what the range is for: [`qparams_from_range`] makes scale and zero point of it, which widens it to hold
-/// zero, and to both sides where `spec` is symmetric. Min-max, mean and percentile with given tails do not depend on it.
+/// zero, and to both sides where `spec` is symmetric. Min-max and mean do not depend on it.
 /// Error and entropy are minimized over the finite values; formats of 16 and more bits have more codes than histograms have
 /// bins, so for them entropy is min-max.
 ///
-/// Numbers that [`Observer::check`] refuses are taken as the nearest ones that it does not.
+/// Shares outside 0 to 100 and exponents outside 1 to 16 count as the nearest within.
 ///
 /// Precision: percentiles are those of the values to within one bin of the histogram, which is at most 1/1024 of the
 /// largest magnitude and 1/512 of the percentile wide. Error and entropy have no sharp minimum; what is guaranteed is that
@@ -110,8 +31,8 @@ pub fn range(site: &SiteStatistics, observer: Observer, spec: RangeSpec) -> (f32
     let (low, high) = match observer {
         Observer::MinMax => (f64::from(seen.min), f64::from(seen.max)),
         Observer::Mean => mean(site),
-        Observer::Percentile { percent, tails } => percentile(site, percent, tails, spec),
-        Observer::Mse { p } => mse::range(site, if p >= 1.0 { p.min(16.0) } else { 1.0 }, spec),
+        Observer::Percentile(percent) => percentile(site, percent, spec),
+        Observer::Mse(p) => mse::range(site, if p >= 1.0 { p.min(16.0) } else { 1.0 }, spec),
         Observer::Entropy => entropy::range(site, spec),
     };
     let within = |value: f64| (value as f32).clamp(seen.min, seen.max);
@@ -156,19 +77,14 @@ fn mean(site: &SiteStatistics) -> (f64, f64) {
     (low / count, high / count)
 }
 
-fn percentile(site: &SiteStatistics, percent: f64, tails: Tails, spec: RangeSpec) -> (f64, f64) {
+fn percentile(site: &SiteStatistics, percent: f64, spec: RangeSpec) -> (f64, f64) {
     let share = if percent > 0.0 { percent.min(100.0) / 100.0 } else { 0.0 };
-    let each = match tails {
-        Tails::Auto => !spec.is_symmetric() && spec.format.is_integer(),
-        Tails::Each => true,
-        Tails::Magnitude => false,
-    };
-    if each {
-        let cut = (1.0 - share) / 2.0;
-        (site.quantile(cut), site.quantile(1.0 - cut))
-    } else {
+    if spec.is_symmetric() || !spec.format.is_integer() {
         let amax = site.magnitude_quantile(share);
         (-amax, amax)
+    } else {
+        let cut = (1.0 - share) / 2.0;
+        (site.quantile(cut), site.quantile(1.0 - cut))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Encodings of AIMET, which are QNN's quantization overrides too, in the versions 0.6.1, 1.0.0 and 2.0.0.
+//! Encodings of AIMET, which are also QNN's quantization overrides, in the versions 0.6.1, 1.0.0 and 2.0.0.
 //!
 //! `code = round(x / scale) - offset` with codes from 0: the offset is the negated zero point of an unsigned code. Symmetric
 //! ones are signed with a zero point of 0, whatever the offset says.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::json::{At, Json};
 use super::{Imported, finite, of_tensors};
-use crate::config::spec::{Dtype, Share};
+use crate::config::spec::{Dtype, Format, Share};
 use crate::config::{Numbers, Tensor};
 use crate::error::Result;
 
@@ -27,7 +27,7 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
         floats += usize::from(found.is_none());
         let float = Tensor { optional: true, enable: Some(false), ..Tensor::default() };
         match tensors.insert(name.to_owned(), found.unwrap_or(float)) {
-            Some(_) => Err(at.wrong(format!("\"{name}\" stands here twice"))),
+            Some(_) => Err(at.wrong(format!("\"{name}\" appears twice"))),
             None => Ok(()),
         }
     };
@@ -36,7 +36,7 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
         match group.json {
             Json::List(_) => {
                 for item in group.items()? {
-                    let name = item.get("name").ok_or_else(|| item.wrong("there is no name"))?.text()?;
+                    let name = item.get("name").ok_or_else(|| item.wrong("the name is missing"))?.text()?;
                     let found = if item.has("output_dtype") { v2(&item)? } else { v1(&item)? };
                     add(name, found, &item)?;
                 }
@@ -48,14 +48,14 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
             }
         }
     }
-    let mut notes = vec!["Tensors that the model does not have or that stay float are passed over.".to_owned()];
+    let mut notes = vec!["Tensors that are not in the model or stay in float are ignored.".to_owned()];
     if floats > 0 {
-        notes.push(format!("{floats} tensors with float encodings are kept in float."));
+        notes.push(format!("{floats} tensors with float encodings stay in float."));
     }
     Ok(of_tensors("file of encodings (AIMET, QNN)", tensors, notes))
 }
 
-/// What every version says of a tensor.
+/// The encoding of a tensor, in any version.
 struct Encoding {
     bits: i64,
     symmetric: bool,
@@ -69,22 +69,20 @@ impl Encoding {
     fn tensor(self, at: &At<'_>) -> Result<Tensor> {
         let Self { bits, symmetric, scales, offsets, axis, block } = self;
         let dtype = match (bits, symmetric) {
-            (2, true) => Dtype::Int2,
-            (2, false) => Dtype::Uint2,
-            (4, true) => Dtype::Int4,
-            (4, false) => Dtype::Uint4,
-            (8, true) => Dtype::Int8,
-            (8, false) => Dtype::Uint8,
-            (16, true) => Dtype::Int16,
-            (16, false) => Dtype::Uint16,
+            (2, true) => Dtype::Element(Format::Int2),
+            (2, false) => Dtype::Element(Format::Uint2),
+            (4, true) => Dtype::Element(Format::Int4),
+            (4, false) => Dtype::Element(Format::Uint4),
+            (8, true) => Dtype::Element(Format::Int8),
+            (8, false) => Dtype::Element(Format::Uint8),
+            (16, true) => Dtype::Element(Format::Int16),
+            (16, false) => Dtype::Element(Format::Uint16),
             _ => {
-                return Err(at
-                    .wrong(format!("there is no format of {bits} bits"))
-                    .with_hint("2, 4, 8 and 16 have one"));
+                return Err(at.wrong(format!("there is no {bits}-bit format")).with_hint("use 2, 4, 8 or 16 bits"));
             }
         };
         if let Some(bad) = scales.iter().find(|s| !s.is_normal() || **s < 0.0) {
-            return Err(at.wrong(format!("{bad} is no scale")));
+            return Err(at.wrong(format!("{bad} is not a valid scale")));
         }
         if !symmetric && offsets.len() != scales.len() {
             return Err(at.wrong(format!("{} offsets for {} scales", offsets.len(), scales.len())));
@@ -102,7 +100,7 @@ impl Encoding {
         let group_size = match block.map(u32::try_from) {
             None => None,
             Some(Ok(size)) if size > 0 => Some(size),
-            Some(_) => return Err(at.wrong("the block size is no number of elements")),
+            Some(_) => return Err(at.wrong("the block size is not a number of elements")),
         };
         Ok(Tensor {
             optional: true,
@@ -122,7 +120,7 @@ impl Encoding {
 fn v0(list: &At<'_>) -> Result<Option<Tensor>> {
     let items = list.items()?;
     let first = items.first().ok_or_else(|| list.wrong("the list is empty"))?;
-    let bits = first.get("bitwidth").ok_or_else(|| first.wrong("there is no bitwidth"))?.integer()?;
+    let bits = first.get("bitwidth").ok_or_else(|| first.wrong("bitwidth is missing"))?.integer()?;
     if is_float(first)? || bits == 32 {
         return Ok(None);
     }
@@ -140,7 +138,7 @@ fn v0(list: &At<'_>) -> Result<Option<Tensor>> {
         let Some(scale) = item.get("scale") else {
             let end = |key: &str| item.get(key).map(|at| finite(&at)).transpose();
             let ([_], Some(low), Some(high)) = (items.as_slice(), end("min")?, end("max")?) else {
-                return Err(item.wrong("there is no scale"));
+                return Err(item.wrong("scale is missing"));
             };
             let dtype = Encoding { scales: vec![1.0], offsets: vec![0], ..encoding }.tensor(item)?;
             return Ok(Some(Tensor { range: Some([low, high]), scale: None, zero_point: None, ..dtype }));
@@ -174,10 +172,10 @@ fn v1(item: &At<'_>) -> Result<Option<Tensor>> {
     let block = item.get("enc_type").map(|at| at.word(&blocks)).transpose()?.unwrap_or(false);
     let size = if block { item.get("block_size").map(|at| at.integer()).transpose()? } else { None };
     if block && size.is_none() {
-        return Err(item.wrong("there is no block_size"));
+        return Err(item.wrong("block_size is missing"));
     }
     let encoding = Encoding {
-        bits: item.get("bw").ok_or_else(|| item.wrong("there is no bw"))?.integer()?,
+        bits: item.get("bw").ok_or_else(|| item.wrong("bw is missing"))?.integer()?,
         symmetric: item.get("is_sym").map(|at| at.bool()).transpose()?.unwrap_or(false),
         scales: list(item, "scale", finite)?,
         offsets: list(item, "offset", At::integer)?,
@@ -187,10 +185,10 @@ fn v1(item: &At<'_>) -> Result<Option<Tensor>> {
     encoding.tensor(item).map(Some)
 }
 
-/// Version 2.0.0: the names that ONNX has for the same.
+/// Version 2.0.0: ONNX's names for the same.
 fn v2(item: &At<'_>) -> Result<Option<Tensor>> {
     item.only(&["name", "output_dtype", "y_scale", "y_zero_point", "axis", "block_size", "per_block_int_scale"])?;
-    let dtype = item.get("output_dtype").ok_or_else(|| item.wrong("there is no output_dtype"))?;
+    let dtype = item.get("output_dtype").ok_or_else(|| item.wrong("output_dtype is missing"))?;
     let (symmetric, bits) = match dtype.text()? {
         "float16" | "float32" | "bfloat16" => return Ok(None),
         text => match (text.strip_prefix("uint"), text.strip_prefix("int")) {
@@ -203,7 +201,7 @@ fn v2(item: &At<'_>) -> Result<Option<Tensor>> {
     let scales = list(item, "y_scale", finite)?;
     let zeros = list(item, "y_zero_point", At::integer)?;
     if symmetric && zeros.iter().any(|&z| z != 0) {
-        return Err(item.wrong("signed codes with a zero point have no counterpart here"));
+        return Err(item.wrong("signed integers with a zero point have no counterpart here"));
     }
     let offsets = if zeros.is_empty() { vec![0; scales.len()] } else { zeros.iter().map(|z| -z).collect() };
     let number = |key: &str| item.get(key).map(|at| at.integer()).transpose();

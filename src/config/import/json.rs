@@ -1,4 +1,4 @@
-//! JSON whose keys stay in order, read with an eye on where each value stands.
+//! JSON whose keys stay in order, with the place of each value.
 
 use std::fmt;
 
@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for Json {
                 let mut entries: Vec<(String, Json)> = Vec::new();
                 while let Some((key, value)) = table.next_entry::<String, Json>()? {
                     if entries.iter().any(|(k, _)| *k == key) {
-                        return Err(de::Error::custom(format!("the key \"{key}\" stands here twice")));
+                        return Err(de::Error::custom(format!("the key \"{key}\" appears twice")));
                     }
                     entries.push((key, value));
                 }
@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct At<'a> {
     pub(super) json: &'a Json,
@@ -103,7 +103,7 @@ impl<'a> At<'a> {
         Self { json, path, lines: self.lines }
     }
 
-    /// What is wrong with this value.
+    /// An error about this value.
     pub(super) fn wrong(&self, message: impl AsRef<str>) -> Error {
         let message = match self.path().as_str() {
             "" => message.as_ref().to_owned(),
@@ -116,14 +116,14 @@ impl<'a> At<'a> {
         }
     }
 
-    /// The value of a key; `null` is as good as none.
+    /// The value of a key; `null` counts as missing.
     pub(super) fn get(&self, key: &str) -> Option<Self> {
         let Json::Table(entries) = self.json else { return None };
         let (key, value) = entries.iter().find(|(k, value)| k == key && *value != Json::Null)?;
         Some(self.below(key, value))
     }
 
-    /// Whether a key is there, be it as `null`.
+    /// Whether a key exists, even as `null`.
     pub(super) fn has(&self, key: &str) -> bool {
         matches!(self.json, Json::Table(entries) if entries.iter().any(|(k, _)| k == key))
     }
@@ -131,35 +131,35 @@ impl<'a> At<'a> {
     pub(super) fn entries(&self) -> Result<Vec<(&'a str, Self)>> {
         match self.json {
             Json::Table(entries) => Ok(entries.iter().map(|(k, v)| (k.as_str(), self.below(k, v))).collect()),
-            _ => Err(self.wrong("a table is needed here")),
+            _ => Err(self.wrong("expected a table")),
         }
     }
 
     pub(super) fn items(&self) -> Result<Vec<Self>> {
         match self.json {
             Json::List(items) => Ok(items.iter().enumerate().map(|(i, v)| self.below(&i.to_string(), v)).collect()),
-            _ => Err(self.wrong("a list is needed here")),
+            _ => Err(self.wrong("expected a list")),
         }
     }
 
     pub(super) fn text(&self) -> Result<&'a str> {
         match self.json {
             Json::Text(text) => Ok(text),
-            _ => Err(self.wrong("a string is needed here")),
+            _ => Err(self.wrong("expected a string")),
         }
     }
 
     pub(super) fn bool(&self) -> Result<bool> {
         match self.json {
             Json::Bool(value) => Ok(*value),
-            _ => Err(self.wrong("true or false is needed here")),
+            _ => Err(self.wrong("expected true or false")),
         }
     }
 
     pub(super) fn number(&self) -> Result<f64> {
         match self.json {
             Json::Number(value) => Ok(*value),
-            _ => Err(self.wrong("a number is needed here")),
+            _ => Err(self.wrong("expected a number")),
         }
     }
 
@@ -168,10 +168,10 @@ impl<'a> At<'a> {
         if value.fract() == 0.0 && value.abs() < 1e15 {
             return Ok(value as i64);
         }
-        Err(self.wrong("a whole number is needed here"))
+        Err(self.wrong("expected a whole number"))
     }
 
-    /// One of some words.
+    /// One of several words.
     pub(super) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Result<T> {
         let word = self.text()?;
         if let Some((_, meaning)) = words.iter().find(|(w, _)| *w == word) {
@@ -189,7 +189,7 @@ impl<'a> At<'a> {
     pub(super) fn only(&self, known: &[&str]) -> Result<()> {
         for (key, at) in self.entries()? {
             if !known.contains(&key) {
-                let error = at.wrong("this key is not known");
+                let error = at.wrong("unknown key");
                 return Err(match nearest(key, known.iter().copied()) {
                     Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
                     None => error.with_hint(format!("known keys are {}", known.join(", "))),

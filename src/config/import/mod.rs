@@ -1,7 +1,7 @@
 //! Configurations of other tools, converted to ours.
 //!
-//! What has no counterpart and would change what is computed is an error with its place. What is decided on the way, and
-//! what is left out because nothing depends on it, is said in comments above the result.
+//! Anything without a counterpart that would change the result is an error with its place. Comments above the result say
+//! what was decided, and what was left out because nothing depends on it.
 
 mod aimet;
 mod json;
@@ -22,11 +22,11 @@ use json::{At, Json};
 /// A configuration that was converted.
 #[derive(Clone, Debug)]
 pub struct Imported {
-    /// What it says.
+    /// The configuration.
     pub config: Config,
-    /// Whose it was.
+    /// Where it came from.
     pub from: &'static str,
-    /// What was decided or left out, a sentence each.
+    /// What was decided or left out, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ pub fn convert(text: &str) -> Result<Imported> {
 
 fn from_json(text: &str) -> Result<Imported> {
     let (json, lines): (Json, _) = document::parse_json(text).map_err(|e| {
-        let hint = "JSON can be converted, and the calibration tables of TensorRT and onnxruntime";
+        let hint = "amax can convert JSON and the calibration tables of TensorRT and onnxruntime";
         if text.trim_start().starts_with('{') { e } else { e.with_hint(hint) }
     })?;
     let root = At::root(&json, &lines);
@@ -101,9 +101,8 @@ fn from_json(text: &str) -> Result<Imported> {
     } else if root.has("quant_cfg") || modelopt::is_bare(&root) {
         modelopt::convert(&root)
     } else {
-        let hint = "configurations have a key \"quant_cfg\" (ModelOpt) or \"global_quant_config\" (Quark), encodings \
-                    \"activation_encodings\" (AIMET, QNN)";
-        Err(Error::new(Kind::Config, "this is nothing that can be converted").with_hint(hint))
+        let hint = "it reads configurations with the key \"quant_cfg\" (ModelOpt) or \"global_quant_config\" (Quark), and encodings with \"activation_encodings\" (AIMET, QNN)";
+        Err(Error::new(Kind::Config, "amax cannot convert this file").with_hint(hint))
     }
 }
 

@@ -1,17 +1,17 @@
 //! ModelOpt's `quant_cfg`, as an ordered list or as a table, and the algorithm beside it.
 //!
-//! Entries apply in order. A `cfg` replaces every field of what an earlier entry said, so each one is written in full here;
+//! Entries apply in order. A `cfg` replaces every field of an earlier entry, so each one is written in full here;
 //! `enable` alone leaves the fields as they are.
 
 use super::json::{At, Json};
 use super::{Imported, names};
-use crate::config::algorithm::{Algorithm, Method};
-use crate::config::spec::{Dtype, ObserverKind, Share};
+use crate::config::spec::{Block, Dtype, ObserverKind, Share};
 use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
 use crate::numerics::Format;
+use crate::quant::algorithm::{Algorithm, Method};
 
-/// Operators of the modules whose inputs ModelOpt quantizes where no class is named.
+/// Operators of the modules whose inputs ModelOpt quantizes if no class is named.
 const INPUTS: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"];
 /// The same for weights.
 const WEIGHTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
@@ -70,11 +70,11 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
         }
         None => root.clone(),
     };
-    out.note("Later layers have the last word, and each says everything that ModelOpt's own defaults would fill in.");
+    out.note("Later layers override earlier ones, and each writes out everything that ModelOpt's own defaults would fill in.");
     let entries = entries(&list)?;
     if list.get("default").is_some() {
         out.note(
-            "default is applied first, as ModelOpt did while this form was current; later versions apply it where it stands.",
+            "default is applied first, as ModelOpt did when this format was current; later versions apply it in place.",
         );
     }
     let all_off = entries.first().is_some_and(|e| e.pattern == "*" && e.class.is_none() && e.enable == Some(false));
@@ -125,7 +125,7 @@ fn listed(item: At<'_>) -> Result<Entry<'_>> {
     let enable = item.get("enable").map(|at| at.bool()).transpose()?;
     let cfg = item.get("cfg").filter(|cfg| !(is_empty(cfg.json) && enable == Some(false)));
     if cfg.is_none() && enable.is_none() {
-        return Err(item.wrong("neither cfg nor enable is given").with_hint("ModelOpt refuses this, too"));
+        return Err(item.wrong("both cfg and enable are missing").with_hint("ModelOpt refuses this, too"));
     }
     Ok(Entry { pattern: name.text()?, class, cfg, enable, at: item })
 }
@@ -139,7 +139,7 @@ fn keyed<'a>(key: &'a str, value: At<'a>, found: &mut Vec<Entry<'a>>) -> Result<
         return Ok(());
     }
     if !is_key(key) {
-        return Err(value.wrong("this is no pattern on quantizers"));
+        return Err(value.wrong("this is not a pattern for quantizers"));
     }
     found.push(plain(if key == "default" { "*" } else { key }, value)?);
     Ok(())
@@ -149,7 +149,7 @@ fn plain<'a>(pattern: &'a str, value: At<'a>) -> Result<Entry<'a>> {
     let enable = value.get("enable").map(|at| at.bool()).transpose()?;
     let alone = matches!(value.json, Json::Table(entries) if entries.iter().all(|(k, _)| k == "enable"));
     if alone && enable.is_none() {
-        return Err(value.wrong("this says nothing").with_hint("give enable, or fields such as num_bits"));
+        return Err(value.wrong("this entry sets nothing").with_hint("give enable, or fields such as num_bits"));
     }
     Ok(Entry { pattern, class: None, cfg: (!alone).then(|| value.clone()), enable, at: value })
 }
@@ -188,7 +188,7 @@ impl Out {
             let mut level = Level::default();
             *level.spec_mut(kind) = Spec {
                 enable: Some(kind != SiteKind::Output),
-                dtype: Some(Dtype::Int8),
+                dtype: Some(Dtype::Element(Format::Int8)),
                 granularity: Some(share),
                 symmetric: Some(true),
                 narrow_range: Some(true),
@@ -198,7 +198,7 @@ impl Out {
             let ops = ops.iter().map(|op| (*op).to_owned()).collect();
             self.push(&format!("*{}_quantizer", kind.name()), ops, level, true);
         }
-        self.note("The first layers are what quantizers of ModelOpt are before any entry.");
+        self.note("The first layers are the defaults of ModelOpt before any entry.");
     }
 
     fn entry(&mut self, entry: &Entry<'_>) -> Result<()> {
@@ -206,11 +206,11 @@ impl Out {
         if let Some(cfg) = cfg {
             if matches!(cfg.json, Json::List(_)) {
                 return Err(cfg
-                    .wrong("several quantizers one after the other have no counterpart: a site has one format")
+                    .wrong("several quantizers in sequence have no counterpart: a site has one format")
                     .with_hint("keep the first of them; INT4 before FP8 is the preset W4A8_AWQ_BETA_CFG"));
             }
             if is_empty(cfg.json) {
-                return Err(cfg.wrong("cfg says nothing").with_hint("leave it out, and give enable"));
+                return Err(cfg.wrong("cfg is empty").with_hint("leave it out and set enable"));
             }
         }
         let enable = match cfg.as_ref().and_then(|cfg| cfg.get("enable")) {
@@ -221,17 +221,17 @@ impl Out {
         let mut ops: Vec<String> = Vec::new();
         if let Some((name, at)) = class {
             let Some(found) = names::operators(name) else {
-                return Err(at.wrong(format!("the class \"{name}\" is not known")).with_hint(names::CLASSES));
+                return Err(at.wrong(format!("unknown class \"{name}\"")).with_hint(names::CLASSES));
             };
             if found.is_empty() && enable {
-                return Err(at.wrong(format!("{name} leaves nothing to quantize in ONNX")));
+                return Err(at.wrong(format!("{name} has nothing to quantize in ONNX")));
             }
             if found.is_empty() {
-                self.note(format!("Left out: {} for {name}, which is fused or leaves nothing to quantize.", at.path()));
+                self.note(format!("Left out: {} for {name}, which is fused or has nothing to quantize.", at.path()));
                 return Ok(());
             }
             if name.contains("Conv") || name.contains("Pool") {
-                self.note(format!("{name} became {}, in which ONNX does not tell 1, 2 or 3 dimensions.", found[0]));
+                self.note(format!("{name} became {}, which covers 1, 2 and 3 dimensions in ONNX.", found[0]));
             }
             ops = found.iter().map(|op| (*op).to_owned()).collect();
         }
@@ -267,13 +267,13 @@ impl Out {
         }
         if !enable {
             self.note(format!(
-                "Left out: {}, which switches off what amax does not have (\"{pattern}\").",
+                "Left out: {}, which disables quantizers that amax does not have (\"{pattern}\").",
                 entry.at.path()
             ));
             return Ok(None);
         }
-        Err(entry.at.wrong(format!("\"{pattern}\" means quantizers that amax does not have")).with_hint(
-            "patterns end in weight_quantizer, input_quantizer, output_quantizer, or in * behind the name of a module",
+        Err(entry.at.wrong(format!("\"{pattern}\" matches quantizers that amax does not have")).with_hint(
+            "patterns end in weight_quantizer, input_quantizer, output_quantizer, or in * after the name of a module",
         ))
     }
 
@@ -291,8 +291,7 @@ impl Out {
             _ => INPUTS,
         };
         self.note(
-            "ModelOpt has quantizers in modules only, so layers that switch something on name the operators of modules. \
-             A product of two activations is a MatMul like any other here; in ModelOpt it has quantizers of its own.",
+            "ModelOpt has quantizers in modules only, so layers that enable something list the operators of modules. Here a product of two activations is a MatMul like any other; in ModelOpt it has quantizers of its own.",
         );
         ops.iter().map(|op| (*op).to_owned()).collect()
     }
@@ -323,7 +322,7 @@ impl Out {
             }
         }
         for key in NEUTRAL.iter().filter(|key| cfg.get(key).is_some()) {
-            self.note(format!("Left out: {key}, on which the numbers do not depend."));
+            self.note(format!("Left out: {key}, which does not change the result."));
         }
         let mut spec = Spec { enable: Some(enable), ..Spec::default() };
         let blocks = cfg.get("block_sizes");
@@ -337,12 +336,12 @@ impl Out {
             None => spec.dynamic == Some(true),
         };
         spec.dynamic = (kind != SiteKind::Weight).then_some(dynamic);
-        if spec.dtype.and_then(Dtype::format).is_some_and(Format::is_integer) {
+        if spec.dtype.and_then(Dtype::element).is_some_and(Format::is_integer) {
             // amax / 127 whatever `narrow_range` says there; quantizers saturate at the lowest code either way.
             spec.symmetric = Some(true);
             spec.narrow_range = Some(true);
             self.note(
-                "narrow_range = true: a scale of ModelOpt is amax / 127 (amax / 7 of 4 bits) whatever its own narrow_range is.",
+                "narrow_range = true: ModelOpt's scale is amax / 127 (amax / 7 for 4 bits) whatever its own narrow_range is.",
             );
         }
         let observer = match cfg.get("calibrator") {
@@ -350,9 +349,7 @@ impl Out {
             None => ObserverKind::Minmax,
         };
         if observer == ObserverKind::Entropy {
-            self.note(
-                "calibrator = \"histogram\" became the entropy observer, which ModelOpt loads from it by default.",
-            );
+            self.note("calibrator = \"histogram\" became the entropy observer, ModelOpt's default for it.");
         }
         spec.observer = (spec.dynamic != Some(true) || observer != ObserverKind::Minmax).then_some(observer);
         Ok(spec)
@@ -367,7 +364,7 @@ impl Out {
         kind: SiteKind,
         class: Option<&str>,
     ) -> Result<()> {
-        if spec.dtype.is_some_and(|dtype| dtype.format().is_none()) {
+        if spec.dtype.is_some_and(|dtype| dtype.block().is_some()) {
             return Ok(());
         }
         if let Some(at) = blocks {
@@ -404,14 +401,12 @@ impl Out {
         let transposed = class.is_some_and(|class| class.contains("ConvTranspose"));
         if axis != i64::from(transposed) {
             return Err(at
-                .wrong(
-                    "this is not the axis of a weight's output channels in PyTorch, and others are elsewhere in ONNX",
-                )
-                .with_hint("write granularity = \"per-channel\" and ch_axis by hand"));
+                .wrong("this is not the axis of a weight's output channels in PyTorch; other axes differ in ONNX")
+                .with_hint("set granularity = \"per-channel\" and ch_axis yourself"));
         }
         if !transposed {
             self.note(
-                "axis = 0 of a weight became per-channel without ch_axis: output channels, wherever ONNX has them.",
+                "axis = 0 of a weight became per-channel without ch_axis: output channels, on whichever axis ONNX has them.",
             );
         }
         Ok(())
@@ -428,7 +423,7 @@ impl Out {
             ("gptq", Method::Gptq),
         ];
         if matches!(at.json, Json::List(_)) {
-            return Err(at.wrong("several algorithms have no counterpart").with_hint("keep the one that matters"));
+            return Err(at.wrong("several algorithms have no counterpart").with_hint("keep one of them"));
         }
         let method = match at.json {
             Json::Text(_) => at.word(&methods)?,
@@ -466,10 +461,10 @@ impl Out {
                 "max_co_batch_size" => found.max_co_batch_size = Some(count()?),
                 "block_size" => found.block_size = Some(count()?),
                 "debug" | "fused" | "distributed_sync" | "skip_forward_without_activation_calib" => {
-                    self.note(format!("Left out: {}, on which the numbers do not depend.", value.path()));
+                    self.note(format!("Left out: {}, which does not change the result.", value.path()));
                 }
                 "layerwise" | "use_sequential" => {
-                    self.note(format!("Left out: {}, which says how PyTorch runs it.", value.path()));
+                    self.note(format!("Left out: {}, which is about running in PyTorch.", value.path()));
                 }
                 _ => return Err(value.wrong(format!("this has no counterpart in \"{}\"", method.name()))),
             }
@@ -491,9 +486,8 @@ fn off(kinds: &[SiteKind]) -> Level {
 /// The number format of `num_bits`.
 fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
     let scale = blocks.and_then(|b| b.get("scale_bits"));
-    let Some(at) = bits else { return Ok(Dtype::Int8) };
-    let refused =
-        || at.wrong("there is no such format").with_hint("2, 4, 8, 16, [4, 3], [5, 2] and [2, 1] have counterparts");
+    let Some(at) = bits else { return Ok(Dtype::Element(Format::Int8)) };
+    let refused = || at.wrong("unknown format").with_hint("use 2, 4, 8, 16, [4, 3], [5, 2] or [2, 1]");
     // Integers have a sign and all other bits behind it.
     let pair = match at.json {
         Json::Number(_) => (0, at.integer()?),
@@ -513,15 +507,15 @@ fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
     };
     let Some(scale) = scale else {
         return match pair {
-            (0, 2) => Ok(Dtype::Int2),
-            (0, 4) => Ok(Dtype::Int4),
-            (0, 8) => Ok(Dtype::Int8),
-            (0, 16) => Ok(Dtype::Int16),
-            (4, 3) => Ok(Dtype::Float8e4m3fn),
-            (5, 2) => Ok(Dtype::Float8e5m2),
-            (3, 2) => Ok(Dtype::Float6e3m2),
-            (2, 3) => Ok(Dtype::Float6e2m3),
-            (2, 1) => Ok(Dtype::Float4e2m1),
+            (0, 2) => Ok(Dtype::Element(Format::Int2)),
+            (0, 4) => Ok(Dtype::Element(Format::Int4)),
+            (0, 8) => Ok(Dtype::Element(Format::Int8)),
+            (0, 16) => Ok(Dtype::Element(Format::Int16)),
+            (4, 3) => Ok(Dtype::Element(Format::Float8e4m3fn)),
+            (5, 2) => Ok(Dtype::Element(Format::Float8e5m2)),
+            (3, 2) => Ok(Dtype::Element(Format::Float6e3m2)),
+            (2, 3) => Ok(Dtype::Element(Format::Float6e2m3)),
+            (2, 1) => Ok(Dtype::Element(Format::Float4e2m1)),
             _ => Err(refused()),
         };
     };
@@ -534,32 +528,30 @@ fn dtype(bits: Option<&At<'_>>, blocks: Option<&At<'_>>) -> Result<Dtype> {
         None => None,
     };
     match (pair, scale_pair, size) {
-        ((2, 1), (4, 3), Some(16)) => Ok(Dtype::Nvfp4),
-        ((2, 1), (8, 0), Some(32)) => Ok(Dtype::Mxfp4),
-        ((2, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp6e2m3),
-        ((3, 2), (8, 0), Some(32)) => Ok(Dtype::Mxfp6e3m2),
-        ((4, 3), (8, 0), Some(32)) => Ok(Dtype::Mxfp8),
-        ((5, 2), (8, 0), Some(32)) => Ok(Dtype::Mxfp8e5m2),
-        ((0, 8), (8, 0), Some(32)) => Ok(Dtype::Mxint8),
+        ((2, 1), (4, 3), Some(16)) => Ok(Dtype::Block(Block::Nvfp4)),
+        ((2, 1), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp4)),
+        ((2, 3), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp6e2m3)),
+        ((3, 2), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp6e3m2)),
+        ((4, 3), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp8)),
+        ((5, 2), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxfp8e5m2)),
+        ((0, 8), (8, 0), Some(32)) => Ok(Dtype::Block(Block::Mxint8)),
         _ => Err(scale
             .wrong("this block format has no counterpart")
-            .with_hint("blocks of 16 with e4m3 scales (nvfp4) and of 32 with e8m0 scales (mx) are there")),
+            .with_hint("use blocks of 16 with e4m3 scales (nvfp4) or of 32 with e8m0 scales (mx)")),
     }
 }
 
 fn pair(at: &At<'_>) -> Result<(i64, i64)> {
     match at.items()?.as_slice() {
         [a, b] => Ok((a.integer()?, b.integer()?)),
-        _ => Err(at.wrong("bits of exponent and mantissa are needed here")),
+        _ => Err(at.wrong("expected the bits of exponent and mantissa")),
     }
 }
 
 /// The size of the blocks along the last axis; `None` for the whole axis.
 fn block_size(at: &At<'_>) -> Result<Option<u32>> {
     if let Some((_, other)) = at.entries()?.into_iter().find(|(key, _)| *key != "-1" && key.parse::<i64>().is_ok()) {
-        return Err(other
-            .wrong("blocks along other axes than the last have no counterpart")
-            .with_hint("the last is \"-1\""));
+        return Err(other.wrong("only blocks along the last axis have a counterpart").with_hint("the last is \"-1\""));
     }
     at.only(&["-1", "type", "scale_bits", "scale_block_sizes"])?;
     if let Some(twice) = at.get("scale_block_sizes") {
@@ -571,6 +563,6 @@ fn block_size(at: &At<'_>) -> Result<Option<u32>> {
     let Some(size) = at.get("-1") else { return Ok(None) };
     match u32::try_from(size.integer()?) {
         Ok(n) if n > 0 => Ok(Some(n)),
-        _ => Err(size.wrong("a block has elements")),
+        _ => Err(size.wrong("a block has at least one element")),
     }
 }

@@ -1,4 +1,4 @@
-//! Names of PyTorch modules and classes, in words of ONNX.
+//! Names of PyTorch modules and classes, translated to ONNX.
 //!
 //! A module `model.layers.0.mlp.fc1` becomes nodes `/model/layers.0/mlp/fc1/MatMul` and the like: dots become slashes
 //! (those before the index of a list stay), and the operators of a module are named below it. Patterns on modules are
@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-/// Operators that a PyTorch class becomes; none where it leaves nothing to quantize, `None` where the class is not known.
+/// Operators that a PyTorch class becomes; none if it has nothing to quantize, `None` if the class is unknown.
 pub(super) fn operators(class: &str) -> Option<&'static [&'static str]> {
     let class = class.rsplit('.').next().unwrap_or(class);
     let class = class.strip_prefix("Quant").unwrap_or(class);
@@ -37,7 +37,7 @@ pub(super) fn operators(class: &str) -> Option<&'static [&'static str]> {
 }
 
 /// The classes that [`operators`] knows and that have a weight, for hints.
-pub(super) const CLASSES: &str = "Linear, Conv2d, ConvTranspose2d, Embedding, LSTM and GRU are known, among others";
+pub(super) const CLASSES: &str = "known classes include Linear, Conv2d, ConvTranspose2d, Embedding, LSTM and GRU";
 
 /// A pattern on nodes for a shell pattern on modules: the operators directly below the modules that it matches, or with
 /// `children` all below them.

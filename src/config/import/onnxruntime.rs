@@ -1,14 +1,14 @@
-//! What onnxruntime's quantizer saves and is told: calibration tables, and `TensorQuantOverrides`.
+//! onnxruntime's calibration tables and `TensorQuantOverrides`.
 
 use std::collections::BTreeMap;
 
 use super::json::{At, Json};
 use super::{Imported, finite, of_tensors};
-use crate::config::spec::{Dtype, Share};
+use crate::config::spec::{Dtype, Format, Share};
 use crate::config::{Numbers, Tensor};
 use crate::error::{Error, Kind, Result};
 
-const SKIPPED: &str = "Tensors that the model does not have or that stay float are passed over.";
+const SKIPPED: &str = "Tensors that are not in the model or stay in float are ignored.";
 
 /// Whether a text is a `calibration.cache`: in each line a name, a blank, and a number.
 pub(super) fn is_table(text: &str) -> bool {
@@ -24,18 +24,17 @@ pub(super) fn table(text: &str) -> Result<Imported> {
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |message: String| Error::new(Kind::Config, message).at_line(index + 1);
         let parsed = line.rsplit_once(' ').and_then(|(name, number)| Some((name, number.trim().parse::<f32>().ok()?)));
-        let (name, amax) = parsed.ok_or_else(|| wrong("a name and a number are needed here".to_owned()))?;
+        let (name, amax) = parsed.ok_or_else(|| wrong("expected a name and a number".to_owned()))?;
         if !amax.is_finite() {
-            return Err(wrong(format!("{amax} is no range of \"{name}\"")));
+            return Err(wrong(format!("{amax} is not a valid range of \"{name}\"")));
         }
         let range = Some([-amax.abs(), amax.abs()]);
         if tensors.insert(name.to_owned(), Tensor { optional: true, range, ..Tensor::default() }).is_some() {
-            return Err(wrong(format!("\"{name}\" stands here twice")));
+            return Err(wrong(format!("\"{name}\" appears twice")));
         }
     }
     let notes = vec![
-        "The table has one number a tensor, the larger end of its range, which is taken for both; calibration.json has \
-         both."
+        "The table has one number per tensor, the larger end of its range, which is used for both ends; calibration.json has both."
             .to_owned(),
         SKIPPED.to_owned(),
     ];
@@ -55,12 +54,12 @@ pub(super) fn calibration(root: &At<'_>) -> Result<Imported> {
     let mut tensors = BTreeMap::new();
     for (name, at) in data.entries()? {
         let end = |key: &str| -> Result<f32> {
-            let value = at.get(key).ok_or_else(|| at.wrong(format!("there is no {key}")))?;
+            let value = at.get(key).ok_or_else(|| at.wrong(format!("{key} is missing")))?;
             let value = value.get("data").unwrap_or(value);
             match value.json {
                 Json::List(_) => match value.items()?.as_slice() {
                     [one] => finite(one),
-                    _ => Err(value.wrong("one number is needed here: ranges of channels have no counterpart")),
+                    _ => Err(value.wrong("expected one number: ranges per channel have no counterpart")),
                 },
                 _ => finite(&value),
             }
@@ -96,8 +95,8 @@ fn override_of(at: &At<'_>) -> Result<Tensor> {
     for key in ["convert", "reduce_range"] {
         if let Some(value) = first.get(key).filter(|v| *v.json != Json::Bool(false)) {
             let hint = match key {
-                "convert" => "amax converts by itself where [[layer]] gives readers another input.dtype",
-                _ => "[[layer]] has it for the nodes around the tensor",
+                "convert" => "amax converts by itself if a [[layer]] gives readers another input.dtype",
+                _ => "set it in a [[layer]] for the nodes around the tensor",
             };
             return Err(value.wrong("this has no counterpart for a single tensor").with_hint(hint));
         }
@@ -113,7 +112,7 @@ fn override_of(at: &At<'_>) -> Result<Tensor> {
         match value.json {
             Json::List(_) => match value.items()?.as_slice() {
                 [one] => finite(one).map(Some),
-                _ => Err(value.wrong("one number is needed here")),
+                _ => Err(value.wrong("expected one number")),
             },
             _ => finite(&value).map(Some),
         }
@@ -129,28 +128,28 @@ fn override_of(at: &At<'_>) -> Result<Tensor> {
         (None, Some(_), ..) => return Err(first.wrong("a zero point needs a scale")),
         (None, None, Some(low), Some(high)) => match (low.as_slice(), high.as_slice()) {
             ([low], [high]) => tensor.range = Some([*low, *high]),
-            _ => return Err(first.wrong("ranges of channels have no counterpart").with_hint("give scales instead")),
+            _ => return Err(first.wrong("ranges per channel have no counterpart").with_hint("give scales instead")),
         },
         (None, None, None, None) => {}
-        (None, None, ..) => return Err(first.wrong("rmin and rmax need each other, in every entry")),
+        (None, None, ..) => return Err(first.wrong("every entry needs both rmin and rmax, or neither")),
     }
     if tensor == Tensor::default() {
-        return Err(first.wrong("nothing is said of the tensor"));
+        return Err(first.wrong("the entry for this tensor is empty"));
     }
     Ok(tensor)
 }
 
 fn quant_type(at: &At<'_>) -> Result<Dtype> {
     const NAMES: &[(&str, Dtype)] = &[
-        ("QInt2", Dtype::Int2),
-        ("QUInt2", Dtype::Uint2),
-        ("QInt4", Dtype::Int4),
-        ("QUInt4", Dtype::Uint4),
-        ("QInt8", Dtype::Int8),
-        ("QUInt8", Dtype::Uint8),
-        ("QInt16", Dtype::Int16),
-        ("QUInt16", Dtype::Uint16),
-        ("QFLOAT8E4M3FN", Dtype::Float8e4m3fn),
+        ("QInt2", Dtype::Element(Format::Int2)),
+        ("QUInt2", Dtype::Element(Format::Uint2)),
+        ("QInt4", Dtype::Element(Format::Int4)),
+        ("QUInt4", Dtype::Element(Format::Uint4)),
+        ("QInt8", Dtype::Element(Format::Int8)),
+        ("QUInt8", Dtype::Element(Format::Uint8)),
+        ("QInt16", Dtype::Element(Format::Int16)),
+        ("QUInt16", Dtype::Element(Format::Uint16)),
+        ("QFLOAT8E4M3FN", Dtype::Element(Format::Float8e4m3fn)),
     ];
     // The name of the enumeration is there or not, by how the file was written.
     let bare = at.text()?.trim_start_matches("QuantType.");

@@ -6,11 +6,11 @@
 
 use super::json::{At, Json};
 use super::{Imported, names};
-use crate::config::algorithm::{Algorithm, Method};
-use crate::config::spec::{Dtype, ObserverKind, ScaleDtype, ScaleType, Share};
+use crate::config::spec::{Block, Dtype, Format, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{Config, Layer, Level, SiteKind, Spec};
 use crate::error::Result;
 use crate::numerics::{MxRounding, Round};
+use crate::quant::algorithm::{Algorithm, Method};
 
 /// Quark's names of the kinds of sites.
 const KINDS: [(&str, SiteKind); 4] = [
@@ -26,7 +26,7 @@ const GLOBAL: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
 /// Operators of the modules that can be named.
 const LAYERS: [&str; 5] = ["Conv", "ConvTranspose", "Gather", "Gemm", "MatMul"];
 
-/// Keys of the document that say how it was made or stored, not what is computed.
+/// Keys about how the document was made or stored, not about what is computed.
 const NEUTRAL: &[&str] = &[
     "quant_method",
     "quant_mode",
@@ -61,7 +61,7 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
          layer, then layer type, then global. Newer Quark takes the first level that matches whole instead; there, a tensor \
          that is null in it stays float. To have that, add enable = false for it.",
     );
-    out.note("Biases, where Quark says nothing about them, are stored as the target wants them.");
+    out.note("Biases that Quark does not mention are stored as the target needs them.");
     let global = root.get("global_quant_config").ok_or_else(|| root.wrong("global_quant_config is missing"))?;
     out.types(&global, root.get("layer_type_quant_config"))?;
     if let Some(layers) = root.get("layer_quant_config") {
@@ -92,12 +92,12 @@ pub(super) fn convert(root: &At<'_>) -> Result<Imported> {
     if let Some(at) = root.get("kv_cache_quant_config").filter(|at| !matches!(at.json, Json::Table(t) if t.is_empty()))
     {
         return Err(at
-            .wrong("caches of keys and values have no counterpart")
-            .with_hint("take it out; it concerns the runtime's cache, not the graph"));
+            .wrong("key and value caches have no counterpart")
+            .with_hint("remove it; it is about the runtime's cache, not the graph"));
     }
     for key in NEUTRAL.iter().filter(|key| root.get(key).is_some()) {
         if !["quant_method", "version"].contains(key) {
-            out.note(format!("Left out: {key}, which says how the model was made or stored."));
+            out.note(format!("Left out: {key}, which is about how the model was made or stored."));
         }
     }
     Ok(Imported { config: out.config, from: "configuration of Quark", notes: out.notes })
@@ -126,23 +126,23 @@ impl Out {
             self.config.op_type.insert(op.to_owned(), global.clone());
         }
         self.note(
-            "Quark's global configuration is for linear layers and convolutions, so those operators have it here.",
+            "Quark's global configuration is for linear layers and convolutions, so it is set for those operators here.",
         );
         let mut seen: Vec<(&str, String)> = Vec::new();
         for (class, at) in types.map(|types| types.entries()).transpose()?.unwrap_or_default() {
             let Some(ops) = names::operators(class) else {
-                return Err(at.wrong(format!("the layer type \"{class}\" is not known")).with_hint(names::CLASSES));
+                return Err(at.wrong(format!("unknown layer type \"{class}\"")).with_hint(names::CLASSES));
             };
             if ops.is_empty() {
-                return Err(at.wrong(format!("{class} leaves nothing to quantize in ONNX")));
+                return Err(at.wrong(format!("{class} has nothing to quantize in ONNX")));
             }
             if class.contains("Conv") || class.contains("Pool") {
-                self.note(format!("{class} became {}, in which ONNX does not tell 1, 2 or 3 dimensions.", ops[0]));
+                self.note(format!("{class} became {}, which covers 1, 2 and 3 dimensions in ONNX.", ops[0]));
             }
             let level = self.level(&at)?;
             for op in ops {
                 if let Some((_, other)) = seen.iter().find(|(seen, _)| seen == op) {
-                    return Err(at.wrong(format!("{class} and {other} are one operator in ONNX, {op}")));
+                    return Err(at.wrong(format!("{class} and {other} are the same operator in ONNX, {op}")));
                 }
                 seen.push((op, class.to_owned()));
                 // Where a type says something about a tensor, the global specification has no part in it.
@@ -158,7 +158,7 @@ impl Out {
         Ok(())
     }
 
-    /// Layers by name. In Quark an exact name comes first, and then the first pattern; here the last one wins.
+    /// Layers by name. In Quark an exact name comes first, then the first matching pattern; here the last one wins.
     fn layers(&mut self, layers: &At<'_>) -> Result<()> {
         let is_pattern = |name: &str| name.contains(['*', '?', '[']);
         let mut entries = layers.entries()?;
@@ -166,14 +166,13 @@ impl Out {
         entries.sort_by_key(|(name, _)| !is_pattern(name));
         if entries.iter().filter(|(name, _)| is_pattern(name)).count() > 1 {
             self.note(
-                "Quark takes the first layer pattern that matches, here the last one counts: their order is reversed. What a \
-                 layer leaves out is said again in layers of its own where a weaker one would say something else.",
+                "Quark takes the first layer pattern that matches; here the last one counts, so their order is reversed. A key that a layer leaves out is set again in a separate layer if a weaker one would set something else.",
             );
         }
         for (name, at) in entries {
             let level = self.level(&at)?;
             if level == Level::default() {
-                self.note(format!("Left out: {}, which says nothing.", at.path()));
+                self.note(format!("Left out: {}, which is empty.", at.path()));
                 continue;
             }
             let pattern = names::nodes(name, false);
@@ -183,7 +182,7 @@ impl Out {
         Ok(())
     }
 
-    /// Says again what the types say, where a layer inherits it and a weaker layer, which may match the same nodes, does not.
+    /// Repeats the keys of types that a layer inherits, if a weaker layer that may match the same nodes does not.
     fn inherit(&mut self, pattern: &str, level: &Level) {
         for (_, kind) in KINDS {
             if level.spec(kind).is_some() || !self.config.layer.iter().any(|weaker| weaker.level().spec(kind).is_some())
@@ -237,7 +236,7 @@ impl Out {
     fn spec(&mut self, at: &At<'_>, kind: SiteKind) -> Result<Spec> {
         if let Json::List(_) = at.json {
             return Err(at
-                .wrong("several specifications one after the other have no counterpart: a site has one format")
+                .wrong("several specifications in sequence have no counterpart: a site has one format")
                 .with_hint("keep the first of them"));
         }
         at.only(&[
@@ -281,7 +280,7 @@ impl Out {
             return Err(at.wrong("only inputs are quantized at run time").with_hint("is_dynamic = false"));
         }
         spec.dynamic = (kind == SiteKind::Input).then_some(dynamic == Some(true));
-        if dtype.format().is_none() {
+        if dtype.block().is_some() {
             // Quark's own default.
             spec.mx_rounding = Some(MxRounding::Even);
             if let Some(mode) = at.get("scale_calculation_mode") {
@@ -294,7 +293,7 @@ impl Out {
         }
         self.share(&mut spec, at, kind)?;
         spec.symmetric = at.get("symmetric").map(|at| at.bool()).transpose()?;
-        if dtype.format().is_some_and(|f| !f.is_integer()) {
+        if !dtype.format().is_integer() {
             spec.symmetric = None;
         }
         // Everything is said, as a specification replaces that of another level whole.
@@ -355,7 +354,7 @@ impl Out {
         if kind != SiteKind::Weight {
             if share == Share::PerChannel && spec.dynamic == Some(true) && axis != 0 {
                 spec.granularity = Some(Share::PerToken);
-                self.note(format!("{}: channels of what is found at run time became tokens.", at.path()));
+                self.note(format!("{}: channels of dynamic quantization became tokens.", at.path()));
             } else if share == Share::PerGroup {
                 return Err(scheme.wrong("activations have no groups"));
             } else {
@@ -367,11 +366,11 @@ impl Out {
         if !own.contains(&axis) {
             return Err(axis_at
                 .wrong(format!(
-                    "this is not the axis of a weight's {name} channels in PyTorch, and others are elsewhere in ONNX"
+                    "this is not the axis of a weight's {name} channels in PyTorch; other axes differ in ONNX"
                 ))
-                .with_hint("write ch_axis by hand"));
+                .with_hint("set ch_axis yourself"));
         }
-        self.note("ch_axis of weights is left out: the operator's own, wherever ONNX has it.");
+        self.note("ch_axis of weights is left out: it is the operator's own axis in ONNX.");
         if share == Share::PerGroup {
             let Some(size) = at.get("group_size") else { return Err(at.wrong("group_size is missing")) };
             match size.integer()? {
@@ -403,7 +402,7 @@ impl Out {
             ("PerChannelPowOf2MinMSEObserver", (Some(ObserverKind::Mse), true)),
         ])?;
         if observer == Some(ObserverKind::Percentile) {
-            self.note("Quark does not export the percentile; set percentile where it is not the usual one.");
+            self.note("Quark does not export the percentile; set percentile if it is not the default.");
         }
         if pof2 {
             spec.scale_type = Some(ScaleType::PowerOfTwo);
@@ -430,26 +429,26 @@ impl Out {
                 ("desc_act", Method::Gptq) => found.act_order = Some(value.bool()?),
                 ("block_size", Method::Gptq) => {
                     found.block_size =
-                        Some(u32::try_from(value.integer()?).map_err(|_| value.wrong("this is no size"))?);
+                        Some(u32::try_from(value.integer()?).map_err(|_| value.wrong("this is not a size"))?);
                 }
                 ("static_groups", Method::Gptq) if *value.json == Json::Bool(false) => {}
                 ("scale_clamp_min", Method::SmoothQuant) => {
                     self.note(format!("Left out: {}.", value.path()));
                 }
                 ("scaling_layers" | "model_decoder_layers" | "inside_layer_modules" | "embedding_layers", _) => {
-                    self.note(format!("Left out: {}, which the graph itself says.", value.path()));
+                    self.note(format!("Left out: {}, which follows from the graph.", value.path()));
                 }
                 _ => return Err(value.wrong(format!("this has no counterpart in \"{}\"", method.name()))),
             }
         }
         found.validate().map_err(|e| at.wrong(e.message()))?;
         if method == Method::AwqFull {
-            self.note("awq became awq_full: Quark searches scales, and then clips.");
+            self.note("awq became awq_full: Quark searches scales, then clips.");
         }
         if method == Method::SmoothQuant {
             self.config.pre_quant_opt.push(found);
         } else if self.config.algorithm.is_some() {
-            return Err(at.wrong("several algorithms have no counterpart").with_hint("keep the one that matters"));
+            return Err(at.wrong("several algorithms have no counterpart").with_hint("keep one of them"));
         } else {
             self.config.algorithm = Some(found);
         }
@@ -459,12 +458,12 @@ impl Out {
 
 /// Elements of blocks of 32 with power-of-two scales.
 const MX: [(&str, Dtype); 6] = [
-    ("fp8_e4m3", Dtype::Mxfp8),
-    ("fp8_e5m2", Dtype::Mxfp8e5m2),
-    ("fp6_e2m3", Dtype::Mxfp6e2m3),
-    ("fp6_e3m2", Dtype::Mxfp6e3m2),
-    ("fp4", Dtype::Mxfp4),
-    ("int8", Dtype::Mxint8),
+    ("fp8_e4m3", Dtype::Block(Block::Mxfp8)),
+    ("fp8_e5m2", Dtype::Block(Block::Mxfp8e5m2)),
+    ("fp6_e2m3", Dtype::Block(Block::Mxfp6e2m3)),
+    ("fp6_e3m2", Dtype::Block(Block::Mxfp6e3m2)),
+    ("fp4", Dtype::Block(Block::Mxfp4)),
+    ("int8", Dtype::Block(Block::Mxint8)),
 ];
 
 /// How Quark rounds their scales.
@@ -491,18 +490,18 @@ fn dtype(at: &At<'_>) -> Result<Dtype> {
         return block(&name, &MX);
     }
     name.word(&[
-        ("int2", Dtype::Int2),
-        ("int4", Dtype::Int4),
-        ("uint4", Dtype::Uint4),
-        ("int8", Dtype::Int8),
-        ("uint8", Dtype::Uint8),
-        ("int16", Dtype::Int16),
-        ("uint16", Dtype::Uint16),
-        ("int32", Dtype::Int32),
-        ("fp8_e4m3", Dtype::Float8e4m3fn),
-        ("fp8_e5m2", Dtype::Float8e5m2),
-        ("fp6_e2m3", Dtype::Float6e2m3),
-        ("fp6_e3m2", Dtype::Float6e3m2),
-        ("fp4", Dtype::Float4e2m1),
+        ("int2", Dtype::Element(Format::Int2)),
+        ("int4", Dtype::Element(Format::Int4)),
+        ("uint4", Dtype::Element(Format::Uint4)),
+        ("int8", Dtype::Element(Format::Int8)),
+        ("uint8", Dtype::Element(Format::Uint8)),
+        ("int16", Dtype::Element(Format::Int16)),
+        ("uint16", Dtype::Element(Format::Uint16)),
+        ("int32", Dtype::Element(Format::Int32)),
+        ("fp8_e4m3", Dtype::Element(Format::Float8e4m3fn)),
+        ("fp8_e5m2", Dtype::Element(Format::Float8e5m2)),
+        ("fp6_e2m3", Dtype::Element(Format::Float6e2m3)),
+        ("fp6_e3m2", Dtype::Element(Format::Float6e3m2)),
+        ("fp4", Dtype::Element(Format::Float4e2m1)),
     ])
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Imported, of_tensors};
-use crate::config::spec::Dtype;
+use crate::config::spec::{Dtype, Format};
 use crate::config::{Numbers, Tensor};
 use crate::error::{Error, Kind, Result};
 
@@ -22,10 +22,10 @@ pub(super) fn convert(text: &str) -> Result<Imported> {
     for (index, line) in text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |message: String| Err(Error::new(Kind::Config, message).at_line(index + 1));
         let Some((name, digits)) = line.rsplit_once(": ") else {
-            return wrong("a name, a colon and a scale are needed here".to_owned());
+            return wrong("expected a name, a colon and a scale".to_owned());
         };
         let Ok(bits) = u32::from_str_radix(digits.trim(), 16) else {
-            return wrong(format!("\"{}\" are not the eight hexadecimal digits of a scale", digits.trim()));
+            return wrong(format!("\"{}\" is not a scale in eight hexadecimal digits", digits.trim()));
         };
         let scale = f32::from_bits(bits);
         if scale.abs() < f32::MIN_POSITIVE {
@@ -38,22 +38,21 @@ pub(super) fn convert(text: &str) -> Result<Imported> {
         }
         let tensor = Tensor {
             optional: true,
-            dtype: Some(Dtype::Int8),
+            dtype: Some(Dtype::Element(Format::Int8)),
             symmetric: Some(true),
             scale: Some(Numbers::One(scale)),
             ..Tensor::default()
         };
         if tensors.insert(name.to_owned(), tensor).is_some() {
-            return wrong(format!("\"{name}\" stands here twice"));
+            return wrong(format!("\"{name}\" appears twice"));
         }
     }
     let mut notes = vec![
-        "The scales are those of int8 activations, symmetric, as TensorRT has them; tensors that the model does not have or \
-         that stay float are passed over."
+        "The scales are for symmetric int8 activations, as in TensorRT. Tensors that are not in the model or stay in float are ignored."
             .to_owned(),
     ];
     if unused > 0 {
-        notes.push(format!("{unused} tensors with a scale of 0 were left out: nothing was seen of them but zeros."));
+        notes.push(format!("{unused} tensors with a scale of 0 were left out: all their values were zero."));
     }
     Ok(of_tensors("calibration cache of TensorRT", tensors, notes))
 }

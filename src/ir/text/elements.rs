@@ -97,7 +97,7 @@ pub(super) fn encode(dtype: DataType, value: f64) -> Option<u64> {
     find(&|v| v.to_bits() == single.to_bits())
 }
 
-/// Made-up entries, as codes, for an elided tensor; a function of the arguments alone.
+/// Pseudo-random entries, as codes, for an elided tensor; a function of the arguments alone.
 pub(super) fn fill(dtype: DataType, name: &str, dims: &[i64], count: usize) -> Vec<u64> {
     let text = format!("{name} {dtype}{dims:?}");
     // FNV-1a, then splitmix64: both fixed for good, so that fixtures never change.

@@ -9,7 +9,7 @@
 //! forms a tensor has. `parse(print(model))` equals the model in everything else.
 //!
 //! Tensors of more than [`PrintOptions::limit`] elements are elided: `float[64,3,3,3] W = ...`. [`parse()`] refuses
-//! such a text; [`parse_with_fill`] accepts it, also spelled `{...}`, and makes the numbers up.
+//! such a text; [`parse_with_fill`] accepts it, also spelled `{...}`, and fills in pseudo-random numbers.
 //!
 //! # Elements
 //! As in `onnx.parser`, 16-bit and 8-bit floats are written as their codes: `float16 one = {15360}`. Elements of less
@@ -18,8 +18,8 @@
 //! [`parse()`] accepts either, telling them apart by their number.
 //!
 //! # Extensions
-//! What the official grammar cannot say is said in a form that `onnx.parser` refuses rather than misreads, lists of
-//! messages excepted:
+//! What the official grammar cannot express has a syntax that `onnx.parser` refuses rather than misreads, except for
+//! lists of messages:
 //!
 //! - a float literal in a tensor of small floats is a value, not a code: `float16 one = {1.0}`. It is rounded to the
 //!   nearest 16-bit float, and must be exact in a smaller format ([`PrintOptions::values`] prints this form);
@@ -41,16 +41,16 @@ mod tokens;
 use super::{Model, verify};
 use crate::error::{Error, Result};
 
-/// How [`print_with`] prints.
+/// Options of [`print_with`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrintOptions {
     /// Tensors with more elements than this are elided. `usize::MAX` elides none.
     pub limit: usize,
     /// Floats of 16 bits and less as values (`1.5`) instead of codes. Only amax reads that.
     pub values: bool,
-    /// What `onnx.parser` reads right: elements of less than a byte as the bytes they are packed into, and no names of
-    /// tensors in attributes that would need quotes. Goes before `values`. Extensions that have no official spelling
-    /// stay.
+    /// A syntax that `onnx.parser` reads correctly: elements of less than a byte as the bytes they are packed into, and
+    /// no names of tensors in attributes that would need quotes. Overrides `values`. Extensions without an official
+    /// spelling stay.
     pub portable: bool,
 }
 
@@ -62,14 +62,14 @@ impl Default for PrintOptions {
 }
 
 impl PrintOptions {
-    /// Everything, in the form that `onnx.parser` reads right.
+    /// No elision, in the syntax that `onnx.parser` reads correctly.
     #[must_use]
     pub fn portable() -> Self {
         Self { limit: usize::MAX, values: false, portable: true }
     }
 }
 
-/// The model as text, with the default [`PrintOptions`]: a node, an initializer or a `value_info` entry a line, large
+/// The model as text, with the default [`PrintOptions`]: one node, initializer or `value_info` entry per line, large
 /// tensors elided. The same model gives the same text.
 #[must_use]
 pub fn print(model: &Model) -> String {

@@ -11,7 +11,7 @@ use crate::onnx::{
     type_proto,
 };
 
-/// Most elements that are made up for one tensor.
+/// Most elements that are filled in for one tensor.
 const MAX_FILL: usize = 1 << 26;
 
 impl Parser<'_> {

@@ -1,4 +1,4 @@
-//! Tokens: what the parser reads a text by, and where it says it went wrong.
+//! Tokens of the text, and errors with their place.
 
 use crate::error::{Error, Result};
 use crate::onnx::DataType;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Kind, Site};
 use crate::error::Result;
+use crate::ir::view::{Clip, Quantizer};
 use crate::ir::{Def, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 use crate::onnx::DataType;
 use crate::passes::raise_opset::raise;
@@ -52,11 +53,10 @@ pub(super) fn find(reference: &Model, test: &Model) -> Result<Found> {
             float.set_domain_version(domain, import.version.unwrap_or(1));
         }
     }
-    let names = tensors(&float);
     let mut finder = Finder {
         test,
-        names,
         float,
+        made: BTreeSet::new(),
         derived: derived(test),
         copies: BTreeMap::new(),
         shown: Names::default(),
@@ -73,14 +73,6 @@ pub(super) fn find(reference: &Model, test: &Model) -> Result<Found> {
     }
     let Finder { float, shown, tested, .. } = finder;
     Ok(Found { float, shown: shown.list, tested: tested.list, planned, sites })
-}
-
-/// The tensors of the main graph that are computed or given, by name.
-fn tensors(model: &Model) -> BTreeMap<String, ValueId> {
-    let graph = model.graph(model.main());
-    let given = graph.inputs().filter(|&v| !matches!(model.value(v).def(), Def::Input { default: Some(_) }));
-    let made = graph.nodes().iter().flat_map(|&n| model.node(n).outputs().iter().flatten().copied());
-    given.chain(made).map(|v| (model.value(v).name().to_owned(), v)).collect()
 }
 
 /// What nodes of the main graph make of constants alone.
@@ -117,13 +109,13 @@ impl Names {
 
 struct Finder<'a> {
     test: &'a Model,
-    /// Tensors of the float model that the quantized one may share.
-    names: BTreeMap<String, ValueId>,
     float: Model,
     /// Tensors of the quantized model that constants alone make: they are weights of who reads them, and have no sites.
     derived: BTreeSet<ValueId>,
     /// What was copied from the quantized model into the float one.
     copies: BTreeMap<ValueId, ValueId>,
+    /// The copies: no tensor of the quantized model stands for them.
+    made: BTreeSet<ValueId>,
     shown: Names,
     tested: Names,
 }
@@ -140,7 +132,7 @@ fn clips_at_zero(model: &Model, id: NodeId) -> bool {
     let node = model.node(id);
     let bound = || match node.input(1) {
         Some(low) => model.constant(low).and_then(Tensor::to_f32)?.first().copied(),
-        None => node.float("min"),
+        None => Clip::of(node).and_then(|clip| clip.min),
     };
     node.is("Relu") || (node.is("Clip") && bound().is_some_and(|low| low.abs() == 0.0))
 }
@@ -193,7 +185,7 @@ impl Finder<'_> {
         };
         let dynamic = node.op_type() == "DynamicQuantizeLinear";
         let zero = node.input(2).and_then(|z| self.test.dtype(z));
-        let asked = node.int("output_dtype").and_then(|code| DataType::from_code(code as i32));
+        let asked = Quantizer::of(node).and_then(|q| q.output_dtype);
         let format = if dynamic { DataType::Uint8 } else { zero.or(asked).unwrap_or(DataType::Uint8) };
         let site = Site {
             site,
@@ -223,8 +215,8 @@ impl Finder<'_> {
         let node = self.test.node(id);
         let scales = node.input(1).and_then(|s| self.test.shape(s));
         let count: usize = scales.iter().flatten().map(|d| d.unwrap_or(2)).product();
-        match node.int("block_size") {
-            Some(size) if size > 0 => format!("group of {size}"),
+        match Quantizer::of(node) {
+            Some(Quantizer { block_size, .. }) if block_size > 0 => format!("group of {block_size}"),
             _ if count > 1 => "channel".to_owned(),
             _ => "tensor".to_owned(),
         }
@@ -333,11 +325,18 @@ impl Finder<'_> {
         Some(self.clipped(value, found))
     }
 
-    /// The float tensor with the name of a tensor of the quantized model.
+    /// The float tensor with the name of a tensor of the quantized model, among those that are computed or given.
     fn namesake(&self, value: ValueId) -> Option<ValueId> {
         let name = self.test.value(value).name();
         let stripped = SUFFIXES.iter().filter_map(|suffix| name.strip_suffix(suffix));
-        std::iter::once(name).chain(stripped).find_map(|name| self.names.get(name)).copied()
+        std::iter::once(name).chain(stripped).find_map(|name| {
+            let own = |v: &ValueId| match self.float.value(*v).def() {
+                Def::Input { default: None } => true,
+                Def::Output { .. } => !self.made.contains(v),
+                _ => false,
+            };
+            self.float.value_named(name).filter(own)
+        })
     }
 
     /// What a node's output stands for where a quantizer has taken over the Relu or Clip behind the node: onnxruntime's
@@ -427,6 +426,7 @@ impl Finder<'_> {
             for (at, value) in results.iter().enumerate() {
                 if let (Some(value), Some(copy)) = (value, self.float.node(made).output(at)) {
                     self.copies.insert(*value, copy);
+                    self.made.insert(copy);
                 }
             }
         }

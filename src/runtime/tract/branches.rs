@@ -1,5 +1,5 @@
-//! Control flow that is known before the run: `If` becomes the branch it takes, `Loop` its rounds one after another, and
-//! sequences the tensors they consist of.
+//! Control flow that is known before the run: `If` becomes the branch it takes, `Loop` its iterations one after another,
+//! and sequences the tensors they consist of.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::ir::{Attr, Tensor};
 use crate::onnx::{DataType, GraphProto, NodeProto};
 
-/// Tells the integers or booleans of a tensor, where that can be done without running the model. It may evaluate shapes.
+/// Returns the integers or booleans of a tensor, if that is possible without running the model. It may evaluate shapes.
 pub(super) type Known<'a> = dyn FnMut(&Program, &str) -> Option<Vec<i64>> + 'a;
 
 /// Rounds a loop may have.

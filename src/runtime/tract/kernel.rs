@@ -1,4 +1,4 @@
-//! Scales and zero points as ONNX operators give them, in the form that [`numerics`](crate::numerics) takes.
+//! Scales and zero points of ONNX operators, converted for [`numerics`](crate::numerics).
 
 use crate::numerics::{Format, Granularity, QParams};
 use crate::onnx::DataType;

@@ -1,4 +1,4 @@
-//! tract as runtime: models are taken apart, put into words that tract knows, compiled and run.
+//! tract as runtime: models are taken apart, expressed in operators that tract has, compiled and run.
 
 mod branches;
 mod constant;

@@ -13,6 +13,7 @@ use super::kernel::quantized_format;
 use super::program::{Program, Step, floats, is_default, node};
 use super::widen::is_narrow;
 use crate::error::Result;
+use crate::ir::view::{GatherBlockQuantized, Gemm, MatMulNBits, Quantizer};
 use crate::ir::{Attr, Tensor};
 use crate::numerics::{Format, bias_scale};
 use crate::onnx::{AttributeProto, DataType};
@@ -241,8 +242,8 @@ impl<'a> Emit<'a> {
 
     fn gemm(&mut self) -> Result<()> {
         let (a, b) = (self.operand(0, 1, 2)?, self.operand(3, 4, 5)?);
-        let column = i64::from(self.step.int("transB").unwrap_or(0) == 0);
-        let alpha = self.step.attr("alpha").and_then(|a| a.f).unwrap_or(1.);
+        let column = i64::from(Gemm::of(&self.step.node).is_none_or(|gemm| !gemm.trans_b));
+        let alpha = Gemm::of(&self.step.node).unwrap_or_default().alpha;
         let (fa, fb) = (self.dequantize(a, 0), self.dequantize(b, column));
         let mut inputs = vec![fa, fb];
         if let Some(bias) = self.step.input(6) {
@@ -343,12 +344,12 @@ impl<'a> Emit<'a> {
     }
 
     fn blocks(&mut self) -> Result<bool> {
-        let size = |name: &str| self.step.int(name).and_then(|v| usize::try_from(v).ok());
-        let (Some(depth), Some(rows), Some(block)) = (size("K"), size("N"), size("block_size")) else {
-            return Err(self.step.refuse("K, N or block_size is missing"));
+        let Some(MatMulNBits { k: Some(depth), n: Some(rows), bits, block_size: Some(block) }) =
+            MatMulNBits::of(&self.step.node)
+        else {
+            return Err(self.step.refuse("K, N or block_size is missing or not positive"));
         };
-        let bits = size("bits").unwrap_or(4);
-        if !matches!(bits, 2 | 4 | 8) || block == 0 || self.step.input(4).is_some() {
+        if !matches!(bits, 2 | 4 | 8) || self.step.input(4).is_some() {
             return Err(self.step.refuse(format!("{bits}-bit blocks of {block}, or reordered groups")));
         }
         let constant = |index: usize| self.step.input(index).and_then(|n| self.program.tensor(n)).cloned();
@@ -359,7 +360,7 @@ impl<'a> Emit<'a> {
         if self.step.input(3).is_some() && zero.is_none() {
             return Err(self.step.refuse("its zero points are not constant"));
         }
-        let blocks = Blocks { data, scale, zero, shape: [depth, rows], block, bits };
+        let blocks = Blocks { data, scale, zero, shape: [depth, rows], block, bits: bits as usize };
         let name = format!("{}/float", self.need(1)?);
         let weight = self.program.add_constant(&name, Constant::Blocks(Box::new(blocks)));
         self.matmul_with_bias(self.need(0)?, &weight, self.step.input(5));
@@ -375,7 +376,11 @@ impl<'a> Emit<'a> {
         if self.step.input(3).is_some() && zero.is_none() {
             return Err(self.step.refuse("its zero points are not constant"));
         }
-        let bits = self.step.int("bits").unwrap_or(4);
+        let Some(GatherBlockQuantized { gather_axis, quantize_axis, block_size, bits }) =
+            GatherBlockQuantized::of(&self.step.node)
+        else {
+            return Ok(false);
+        };
         let mut default_zero = 0;
         if data.dtype() == DataType::Uint8 {
             default_zero = if bits == 4 { 8 } else { 128 };
@@ -392,18 +397,11 @@ impl<'a> Emit<'a> {
                 data = wide(&data);
             }
         }
-        let rank = data.dims().len() as i64;
-        let packed = Dequantized {
-            data,
-            scale: Constant::Plain(scale),
-            zero,
-            default_zero,
-            axis: self.step.int("quantize_axis").unwrap_or(rank - 1),
-            block: self.step.int("block_size").unwrap_or(128),
-        };
+        let scale = Constant::Plain(scale);
+        let packed = Dequantized { data, scale, zero, default_zero, axis: quantize_axis, block: block_size };
         let name = format!("{}/float", self.need(0)?);
         let table = self.program.add_constant(&name, Constant::Dequantized(Box::new(packed)));
-        let axis = Attr::int("axis", self.step.int("gather_axis").unwrap_or(0));
+        let axis = Attr::int("axis", gather_axis);
         self.push("Gather", &[&table, self.need(1)?], &[self.step.output(0).unwrap_or_default()], vec![axis]);
         Ok(true)
     }
@@ -484,8 +482,7 @@ fn packed(program: &Program, step: &Step) -> Option<(String, Constant)> {
         Some(name) => Some(program.tensor(name)?.clone()),
         None => None,
     };
-    let axis = step.int("axis").unwrap_or(1);
-    let block = step.int("block_size").unwrap_or(0);
+    let Quantizer { axis, block_size: block, .. } = Quantizer::of(&step.node)?;
     let packed = Dequantized { data, scale, zero, default_zero: 0, axis, block };
     Some((step.output(0)?.to_owned(), Constant::Dequantized(Box::new(packed))))
 }
@@ -512,8 +509,8 @@ fn scheme(program: &Program, step: &Step) -> Option<Scheme> {
     let zero = if zero.iter().all(|&z| z == 0.) { Vec::new() } else { zero };
     // The axis means nothing where there is one scale for all.
     let one = scale.len() == 1 && zero.len() <= 1;
-    let axis = if one { 1 } else { step.int("axis").unwrap_or(1) };
-    let block = if one { 0 } else { step.int("block_size").unwrap_or(0) };
+    let Quantizer { axis, block_size: block, .. } = Quantizer::of(&step.node)?;
+    let (axis, block) = if one { (1, 0) } else { (axis, block) };
     Some(Scheme { scale, zero, axis, block, format })
 }
 
@@ -551,7 +548,7 @@ fn fuse_pairs(program: &mut Program) {
             continue;
         };
         let same = q.scale == dq.scale && q.zero == dq.zero && q.axis == dq.axis && q.block == dq.block;
-        let saturates = quantize.int("saturate").unwrap_or(1) != 0;
+        let saturates = Quantizer::of(&quantize.node).is_some_and(|q| q.saturate);
         let known = format(program, quantize).filter(|&f| same && quantized_format(f).is_some());
         let Some(format) = known.filter(|f| saturates || f.format().is_some_and(Format::is_integer)) else {
             continue;

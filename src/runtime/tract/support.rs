@@ -1,4 +1,4 @@
-//! What the engine may be given. Whatever it lacks, or computes wrongly without saying so, is refused here by name.
+//! Checks what the engine supports. Operators that it lacks, or silently computes wrongly, are refused here by name.
 
 use super::engine;
 use super::program::{Program, Step, attr, bodies, is_default, refusal};

@@ -1,4 +1,4 @@
-//! How weights and scales are improved beyond rounding.
+//! Algorithms that improve weights and scales beyond rounding.
 
 use std::fmt;
 
@@ -8,67 +8,67 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Kind, Result};
 
-/// A method, and its parameters; where there are none, its name alone can stand for it.
+/// A method and its parameters; without parameters, the name alone is enough.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Algorithm {
-    /// What is done.
+    /// The method.
     pub method: Method,
     /// Migration strength of smoothquant, from 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// Step of the search of `awq_lite` and `awq_full`.
+    /// Step of the search in `awq_lite` and `awq_full`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha_step: Option<f64>,
-    /// Least share of the range that `awq_clip` and `awq_full` try.
+    /// Smallest share of the range that `awq_clip` and `awq_full` try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_clip_ratio: Option<f64>,
     /// Step of the shares that `awq_clip` and `awq_full` try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrink_step: Option<f64>,
-    /// Output channels that `awq_clip` and `awq_full` work on at once.
+    /// Output channels that `awq_clip` and `awq_full` process at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_co_batch_size: Option<u32>,
     /// Share of the mean of the Hessian's diagonal that gptq adds to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damp: Option<f64>,
-    /// Columns that gptq works on at once.
+    /// Columns that gptq processes at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
-    /// Whether gptq takes the columns of the largest activations first.
+    /// Whether gptq processes the columns of the largest activations first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub act_order: Option<bool>,
-    /// Steps of hqq.
+    /// Iterations of hqq.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iterations: Option<u32>,
 }
 
-/// What is done.
+/// An algorithm for weights and scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Nothing.
+    /// No algorithm.
     #[serde(alias = "null")]
     None,
-    /// The ranges that the observers find, and rounding.
+    /// Ranges from the observers, and rounding to nearest.
     Max,
-    /// Scales move from activations to weights.
+    /// Moves scales from activations to weights.
     #[serde(rename = "smoothquant")]
     SmoothQuant,
-    /// Scales move by the size of activations, searched.
+    /// Searches scales by the size of activations.
     AwqLite,
-    /// Ranges of weights are clipped, searched.
+    /// Searches the clipping of weights.
     AwqClip,
     /// `awq_lite`, then `awq_clip`.
     #[serde(alias = "awq")]
     AwqFull,
-    /// Rounding errors are made up for by later columns.
+    /// Later columns compensate rounding errors.
     Gptq,
-    /// Half-quadratic splitting of the weights' error.
+    /// Half-quadratic quantization: zero points and scales for many small errors.
     Hqq,
-    /// Weighted least squares of the weights' error, as llama.cpp's k-quants.
+    /// Scales and zero points by weighted least squares, as in llama.cpp's k-quants.
     Kquant,
 }
 
@@ -77,10 +77,10 @@ pub enum Method {
 #[derive(schemars::JsonSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "only its schema is used")]
-pub(super) enum Written {
+pub(crate) enum Written {
     /// A method with its own defaults.
     Name(Method),
-    /// A method, and its parameters.
+    /// A method and its parameters.
     Full(Algorithm),
 }
 
@@ -115,7 +115,7 @@ impl Serialize for Algorithm {
 }
 
 impl Method {
-    /// As it is written.
+    /// The name as it is written.
     #[must_use]
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
@@ -140,22 +140,22 @@ impl Algorithm {
         }
     }
 
-    /// Whether it changes anything beyond what every plan does.
+    /// Whether it does anything beyond ranges and rounding.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         matches!(self.method, Method::None | Method::Max)
     }
 
-    /// Whether it looks at nothing but a weight's values, group by group.
+    /// Whether it only needs the values of a weight, group by group.
     #[must_use]
     pub fn is_by_group(&self) -> bool {
         matches!(self.method, Method::Hqq | Method::Kquant)
     }
 
-    /// Parameters that the method does not have, or that are out of range.
+    /// Checks that the method has the parameters that are set, and that they are in range.
     ///
     /// # Errors
-    /// The first of them.
+    /// The first parameter that is not.
     pub fn validate(&self) -> Result<()> {
         let Self {
             method,
@@ -189,7 +189,7 @@ impl Algorithm {
                 let error =
                     Error::new(Kind::Config, format!("the method \"{}\" has no parameter \"{key}\"", method.name()));
                 return Err(if valid.is_empty() {
-                    error.with_hint("it has none")
+                    error.with_hint("it has no parameters")
                 } else {
                     error.with_hint(format!("it has {}", valid.join(", ")))
                 });
@@ -201,7 +201,7 @@ impl Algorithm {
         Ok(())
     }
 
-    /// Refuses what does not exist yet.
+    /// Refuses methods that are not implemented yet.
     ///
     /// # Errors
     /// Every method but `none`, `max`, `hqq` and `kquant`.
@@ -210,6 +210,6 @@ impl Algorithm {
             return Ok(());
         }
         Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
-            .with_hint("\"max\" is there: observed ranges, and rounding to the nearest code; for weights also \"hqq\" and \"kquant\""))
+            .with_hint("use \"max\" (observed ranges, rounding to nearest) or, for weights, \"hqq\" or \"kquant\""))
     }
 }
