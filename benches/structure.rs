@@ -13,6 +13,7 @@ use amax::config::rules::Rules;
 use amax::config::spec::SiteKind;
 use amax::ir::{Model, NewNode, NodeId, Place, Tensor, file, text};
 use amax::onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
+use amax::passes::recipes::PREPARE;
 use amax::passes::support::exact::Exact;
 use amax::passes::{Context, pipeline};
 use amax::targets::Target;
@@ -108,9 +109,9 @@ fn convolutions(count: usize) -> Model {
 }
 
 fn prepare(mut model: Model) {
-    let context = Context { evaluate: &Exact, quantization: None };
+    let context = Context::new(&Exact);
     let mut go_on = |_: &Model, _: &str, _: &_| Ok(std::ops::ControlFlow::Continue(()));
-    pipeline::run(&mut model, pipeline::PREPARE, &context, &mut go_on).unwrap();
+    let _ = pipeline::run(&mut model, &PREPARE.passes(), &context, &mut go_on).unwrap();
 }
 
 /// What 30 rules say of each site.

@@ -20,17 +20,14 @@ const ROUNDING: f64 = 8.0 / (1u64 << 23) as f64;
 
 /// See the module.
 #[derive(Debug)]
-pub struct FuseScales {
-    /// Whether scales stay as they are, whatever that leaves in floats.
-    pub keep_scales: bool,
-}
+pub struct FuseScales;
 
 impl Pass for FuseScales {
     fn name(&self) -> &'static str {
         "fuse-scales"
     }
 
-    fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         for graph in graphs_outside_functions(model) {
             for node in model.graph(graph).nodes().to_vec() {
@@ -50,7 +47,7 @@ impl Pass for FuseScales {
                 }
                 let Some(&(first, _)) = behind.nodes.first() else { continue };
                 let name = model.node_name(node).to_owned();
-                match behind.fusion(model, self.keep_scales) {
+                match behind.fusion(model, context.conversion.keep_scales) {
                     Ok(fusion) => outcome.changed(name, behind.fuse(model, fusion)),
                     // Arithmetic in floats is no surprise.
                     Err(why) if behind.normalizes(model) || behind.is_between_quantizers(model) => {

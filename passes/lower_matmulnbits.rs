@@ -17,14 +17,10 @@ use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, Valu
 
 /// See the module.
 #[derive(Debug)]
-pub struct LowerMatmulnbits {
-    /// `accuracy_level` of the products where no plan says it: 4 lets the runtime quantize the other operand to int8, 1
-    /// computes in float32, 0 leaves it to the runtime.
-    pub accuracy_level: i64,
-}
+pub struct LowerMatmulnbits;
 
 /// What onnxruntime itself chooses where it fuses a dequantized weight.
-pub const ACCURACY_LEVEL: i64 = 4;
+pub const ACCURACY_LEVEL: u8 = 4;
 
 impl Pass for LowerMatmulnbits {
     fn name(&self) -> &'static str {
@@ -35,14 +31,14 @@ impl Pass for LowerMatmulnbits {
         let mut lower = Lower::default();
         if let Some((plan, solution)) = context.quantization {
             carry_out(model, plan, Form::Matmulnbits, |model, node, index| {
-                let level = plan.weights[index].accuracy_level.map_or(self.accuracy_level, i64::from);
+                let level = plan.weights[index].accuracy_level.unwrap_or(context.conversion.accuracy_level);
                 let zeros = solution.weights[index].float_zero_points();
-                lower.node(model, node, level, zeros.as_deref())
+                lower.node(model, node, i64::from(level), zeros.as_deref())
             })?;
             return Ok(lower.outcome);
         }
         for node in products(model) {
-            if let Err(why) = lower.node(model, node, self.accuracy_level, None) {
+            if let Err(why) = lower.node(model, node, i64::from(context.conversion.accuracy_level), None) {
                 lower.outcome.skipped(model.node_name(node), why);
             }
         }

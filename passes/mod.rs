@@ -1,4 +1,4 @@
-//! The rewrites: one file each, listed in run order in [`pipeline`].
+//! The rewrites: one file each, listed in run order in [`recipes`].
 //!
 //! A pass applies what the plan decided, or a rewrite that is always right. It decides nothing and names no target.
 
@@ -25,13 +25,16 @@ pub mod pipeline;
 pub mod raise_opset;
 pub mod raise_qdq;
 pub mod raise_qoperator;
+pub mod recipes;
 pub mod recover_codes;
 pub mod settle_quantizers;
 pub mod simulate;
 pub mod standard_quantizers;
 pub mod support;
+pub mod switch_quantizers;
 pub mod unfold_weights;
 
+use self::recipes::Conversion;
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};
 use crate::plan::Plan;
@@ -62,6 +65,20 @@ pub struct Context<'a> {
     pub evaluate: &'a dyn Evaluate,
     /// What was decided and solved; passes that clean up do without.
     pub quantization: Option<(&'a Plan, &'a Solution)>,
+    /// What a conversion is asked for; the defaults elsewhere.
+    pub conversion: Conversion<'a>,
+}
+
+impl<'a> Context<'a> {
+    /// For passes that need no plan.
+    pub fn new(evaluate: &'a dyn Evaluate) -> Self {
+        Self { evaluate, quantization: None, conversion: Conversion::default() }
+    }
+
+    /// For passes that apply a plan.
+    pub fn planned(evaluate: &'a dyn Evaluate, plan: &'a Plan, solution: &'a Solution) -> Self {
+        Self { quantization: Some((plan, solution)), ..Self::new(evaluate) }
+    }
 }
 
 /// What a pass did.

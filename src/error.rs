@@ -8,6 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Which part of the work failed. Decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// A command line that makes no sense.
     Usage,
@@ -64,13 +65,11 @@ pub struct At {
     pub value: Option<String>,
 }
 
-/// A failure: what, where, why, and a way out.
-#[derive(Debug)]
+/// A failure: what, where, why, and a way out. `{:?}` prints the same as `{}`, so that a `main` may return it.
 pub struct Error {
     inner: Box<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     kind: Kind,
     message: String,
@@ -218,6 +217,12 @@ impl fmt::Display for Error {
             write!(f, "\nhint: {hint}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -1,63 +1,114 @@
 //! `amax`: an ONNX quantization compiler.
 //!
-//! [`rewrite`](rewrite::rewrite) is the whole line: it reads a float [`Model`](ir::Model), decides what the
-//! [`Target`](targets::Target) can run on integers, watches the samples, and returns the quantized model with a
-//! [`Report`](report::Report). Nothing here prints, exits, or writes a file that it was not told to write.
+//! [`Rewrite`] is the whole pipeline: it reads a float [`Model`], decides what the [`Target`] can run on integers, watches the
+//! samples, and returns the quantized model with a [`Report`]. [`Calibrate`], [`Compare`] and [`Convert`] are what the other
+//! commands do, and [`quantize`] goes from file to file. Nothing here prints, exits, or writes a file that it was not told
+//! to write.
 //!
 //! ```
-//! use std::ops::ControlFlow;
-//! use amax::{config::Config, ir::file, observe::Silent, rewrite, samples::SampleSet, targets::Target};
-//!
 //! # fn main() -> amax::Result<()> {
+//! let model = amax::load("models/digits.onnx")?;
+//! let samples = amax::SampleSet::open("models/digits.calib.npz", &model)?;
+//! let done = amax::Rewrite::new(&model).samples(&samples).run()?;
+//! assert!(done.report.quality[0].sqnr_db > 25.0);
 //! # let folder = tempfile::tempdir().expect("a temporary folder");
 //! # let output = folder.path().join("digits.int8.onnx");
-//! let model = file::load("models/digits.onnx".as_ref())?;
-//! let samples = SampleSet::open("models/digits.calib.npz".as_ref(), &model)?;
-//! let request = rewrite::Request {
-//!     config: &Config::default(),
-//!     target: &Target::load("ort-cpu")?,
-//!     plan: None,
-//!     samples: Some(&samples),
-//!     statistics: None,
-//!     runtime: amax::runtime::Runtime::Tract,
-//!     threads: 2,
-//!     memory: amax::observe::Memory::default(),
-//!     progress: &Silent,
-//!     evaluate: &amax::runtime::TractEvaluate,
-//!     passes: None,
-//!     after: &|_, _, _| Ok(ControlFlow::Continue(())),
-//!     measure: true,
-//! };
-//! let done = rewrite::rewrite(&model, &request)?;
-//! assert!(done.report.quality[0].sqnr_db > 25.0);
-//! file::save(&done.model, &output)?;
+//! amax::save(&done.model, output)?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The names below are the interface; the modules that they come from are open for amax's own program and tests, and change
+//! without notice.
+//!
+//! # Features
+//! All but `ort` are on by default. A function whose feature is off gives an error that names it.
+//! - `tract`: runs models in tract. Work on weights alone does without.
+//! - `ort`: runs models in an installed onnxruntime.
+//! - `images`: samples that are PNG or JPEG files.
+//! - `schema`: the JSON Schema of configurations.
+//! - `cli`: the program.
 
+#[doc(hidden)]
 pub mod algorithms;
+#[doc(hidden)]
+pub mod calibrate;
+#[doc(hidden)]
+pub mod compare;
+#[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
 pub mod convert;
+mod decide;
+#[doc(hidden)]
 pub mod document;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod ir;
+#[doc(hidden)]
 pub mod nearest;
+#[doc(hidden)]
 pub mod numerics;
+#[doc(hidden)]
 pub mod observe;
+#[doc(hidden)]
 pub mod onnx;
+#[doc(hidden)]
 pub mod ops;
+#[doc(hidden)]
 #[path = "../passes/mod.rs"]
 pub mod passes;
+#[doc(hidden)]
 pub mod plan;
+#[doc(hidden)]
 pub mod quant;
+mod quantize;
+#[doc(hidden)]
 pub mod reason;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod rewrite;
+#[doc(hidden)]
 pub mod runtime;
+#[doc(hidden)]
 pub mod samples;
+#[doc(hidden)]
 pub mod scales;
+#[doc(hidden)]
 pub mod solve;
+#[doc(hidden)]
 pub mod statistics;
+#[doc(hidden)]
 pub mod targets;
 
-pub use error::{Error, Result};
+pub use calibrate::Calibrate;
+pub use compare::Compare;
+pub use config::{Config, Pattern, presets, schema};
+pub use convert::{Convert, Converted};
+pub use error::{At, Error, Kind, Result};
+pub use ir::{Model, Tensor};
+pub use observe::calibrate::Checkpoint;
+pub use observe::prove::Proof;
+pub use observe::sites::{Quality, Site};
+pub use observe::{Estimate, Memory, Progress, Silent};
+pub use onnx::DataType;
+pub use ops::Form;
+pub use passes::Note;
+pub use passes::recipes::To;
+pub use passes::switch_quantizers::Switch;
+pub use plan::Plan;
+pub use quantize::{load, quantize, save};
+pub use report::{ActivationRow, AlgorithmRow, Inspection, PassRow, QualityRow, Report, WeightRow, inspect};
+pub use rewrite::{Rewrite, Rewritten};
+pub use runtime::Runtime;
+pub use samples::{Options as SampleOptions, Sample, SampleSet, Values};
+pub use scales::{Scales, scales};
+pub use statistics::Statistics;
+pub use targets::Target;
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,7 +4,6 @@
 //! range of the output follows from that of the inputs. An operator without a row is never quantized. What a runtime
 //! executes in integers is not said here but in [`targets`](crate::targets).
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Model, NodeId, Tensor, view};
@@ -280,7 +279,8 @@ impl Row {
 }
 
 /// How a quantized constant is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {
     /// Codes in front of a DequantizeLinear.

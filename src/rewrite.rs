@@ -1,156 +1,301 @@
-//! The whole line: prepare, plan, calibrate, solve, rewrite, check, measure.
+//! The whole pipeline: prepare, decide, rewrite, check, measure.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::config::Config;
+use crate::decide::{Decided, Made, decide};
 use crate::error::{Error, Kind, Result};
-use crate::ir::Model;
+use crate::ir::{Model, file};
 use crate::numerics::Granularity;
-use crate::observe::calibrate::{self, Calibrated, Observation, Site};
-use crate::observe::sensitivity::{self, Reference, Sensitivity};
-use crate::observe::{Memory, Progress, compare, fits_twice};
-use crate::passes::pipeline;
-use crate::passes::{Context, Evaluate, Outcome, Pass};
-use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
+use crate::observe::run::{Run, memory_method, run_methods};
+use crate::observe::{compare, fits_twice};
+use crate::passes::pipeline::{self, After};
+use crate::passes::recipes::{FAKE, PREPARE, QUANTIZE, Recipe};
+use crate::passes::{Context, Evaluate, Pass};
+use crate::plan::Plan;
 use crate::reason::Reason;
 use crate::report::{self, PassRow, QualityRow, Report};
-use crate::runtime::Runtime;
+use crate::runtime::TractEvaluate;
 use crate::samples::SampleSet;
-use crate::solve::{Solution, Solved, guard, judge, solve, solve_while};
+use crate::solve::{Solution, judge};
 use crate::statistics::Statistics;
-use crate::targets::{Target, check};
+use crate::targets::{self, Target, check};
 
-/// What to do.
-pub struct Request<'a> {
-    /// What the user asks for.
-    pub config: &'a Config,
-    /// Where the result runs.
-    pub target: &'a Target,
-    /// A plan to carry out as it is, instead of making one.
-    pub plan: Option<&'a Plan>,
-    /// Samples; without, activations stay float.
-    pub samples: Option<&'a SampleSet>,
-    /// What calibration saw, in place of running samples for it; they only measure the result then.
-    pub statistics: Option<&'a Statistics>,
-    /// What runs samples.
-    pub runtime: Runtime,
-    /// Threads for samples.
-    pub threads: usize,
-    /// What running samples may take in memory.
-    pub memory: Memory<'a>,
-    /// Told how far things are.
-    pub progress: &'a dyn Progress,
-    /// Runs constant nodes.
-    pub evaluate: &'a dyn Evaluate,
-    /// Run only these passes; without one of the quantizing passes nothing is planned.
-    pub passes: Option<&'a [&'static dyn Pass]>,
-    /// Called with the model after each pass; may stop the line.
-    #[allow(clippy::type_complexity, reason = "its parts are what the caller has to write")]
-    pub after: &'a dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
-    /// Whether to measure the result on samples.
-    pub measure: bool,
+/// Quantizes a model: [`run`](Self::run) is the whole pipeline.
+#[derive(Clone, Copy)]
+#[must_use = "nothing is done before `run`"]
+pub struct Rewrite<'a> {
+    model: &'a Model,
+    config: Option<&'a Config>,
+    target: Option<&'a Target>,
+    pub(crate) plan: Option<&'a Plan>,
+    pub(crate) samples: Option<&'a SampleSet>,
+    pub(crate) statistics: Option<&'a Statistics>,
+    pub(crate) run: Run<'a>,
+    pub(crate) evaluate: &'a dyn Evaluate,
+    passes: Option<&'a [&'static dyn Pass]>,
+    after: Option<&'a After<'a>>,
+    measure: bool,
+}
+
+impl<'a> Rewrite<'a> {
+    /// A rewrite of `model` by the default configuration for the default target, without samples: activations stay float.
+    pub fn new(model: &'a Model) -> Self {
+        Self {
+            model,
+            config: None,
+            target: None,
+            plan: None,
+            samples: None,
+            statistics: None,
+            run: Run::default(),
+            evaluate: &TractEvaluate,
+            passes: None,
+            after: None,
+            measure: true,
+        }
+    }
+
+    /// What is asked for, beyond the defaults.
+    pub fn config(mut self, config: &'a Config) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Where the result runs. Without it, the target that the configuration names, or [`targets::DEFAULT`].
+    pub fn target(mut self, target: &'a Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// A plan to apply as it is, instead of making one.
+    pub fn plan(mut self, plan: impl Into<Option<&'a Plan>>) -> Self {
+        self.plan = plan.into();
+        self
+    }
+
+    /// Samples that ranges are taken from, and, of 8 or more, each eighth that the result is measured on.
+    pub fn samples(mut self, samples: impl Into<Option<&'a SampleSet>>) -> Self {
+        self.samples = samples.into();
+        self
+    }
+
+    /// What a calibration saw. Ranges come from it, and samples only measure the result.
+    pub fn statistics(mut self, statistics: impl Into<Option<&'a Statistics>>) -> Self {
+        self.statistics = statistics.into();
+        self
+    }
+
+    /// Whether to measure the result on the samples, and to hold it to the configuration's `guard.output_db`: yes unless
+    /// this says otherwise.
+    pub fn measure(mut self, measure: bool) -> Self {
+        self.measure = measure;
+        self
+    }
+
+    /// What computes constant nodes that amax itself does not: tract, where it is built in.
+    #[doc(hidden)]
+    pub fn evaluate(mut self, evaluate: &'a dyn Evaluate) -> Self {
+        self.evaluate = evaluate;
+        self
+    }
+
+    /// Runs only these passes; without one of the quantizing passes nothing is planned.
+    #[doc(hidden)]
+    pub fn passes(mut self, passes: impl Into<Option<&'a [&'static dyn Pass]>>) -> Self {
+        self.passes = passes.into();
+        self
+    }
+
+    /// Called after each pass; may stop the pipeline.
+    #[doc(hidden)]
+    pub fn after(mut self, after: impl Into<Option<&'a After<'a>>>) -> Self {
+        self.after = after.into();
+        self
+    }
+
+    run_methods!();
+    memory_method!();
+
+    /// Quantizes the model.
+    ///
+    /// # Errors
+    /// A configuration, plan or target that does not fit the model, a model or a sample that the runtime cannot run,
+    /// statistics that lack a tensor, a limit that cannot be kept to, an interruption.
+    pub fn run(&self) -> Result<Rewritten> {
+        self.carry_out(false)
+    }
+
+    /// Quantizes the model in fake: what [`run`](Self::run) would store as codes stays float, behind a quantizer that gives
+    /// these codes.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and groups that do not divide the axis that they cut.
+    pub fn prepare(&self) -> Result<Rewritten> {
+        self.carry_out(true)
+    }
+
+    fn carry_out(&self, fake: bool) -> Result<Rewritten> {
+        let (default, loaded, positive);
+        let config = if let Some(config) = self.config {
+            config
+        } else {
+            default = Config::default();
+            &default
+        };
+        let mut target = if let Some(target) = self.target {
+            target
+        } else {
+            loaded = Target::load(config.target.as_deref().unwrap_or(targets::DEFAULT))?;
+            &loaded
+        };
+        if fake {
+            // QuantizeLinear divides by positive scales.
+            positive = Target { signed_scales: false, ..target.clone() };
+            target = &positive;
+        }
+        Job { rewrite: self, config, target, fake }.run()
+    }
 }
 
 /// The result of a rewrite.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Rewritten {
-    /// The quantized model; as far as the line ran, if it was stopped.
+    /// The quantized model; as far as the pipeline ran, if it was stopped.
     pub model: Model,
     /// What was done.
     pub report: Report,
     /// The plan.
     pub plan: Option<Plan>,
-    /// Whether `after` stopped the line.
+    /// Whether the pipeline was stopped after a pass.
     pub stopped: bool,
 }
 
-/// Quantizes a model.
-///
-/// # Errors
-/// Anything on the line that fails; nothing has been written then.
-pub fn rewrite(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
-    line(original, request, false)
+/// A rewrite with its defaults filled in.
+pub(crate) struct Job<'a> {
+    pub(crate) rewrite: &'a Rewrite<'a>,
+    pub(crate) config: &'a Config,
+    pub(crate) target: &'a Target,
+    /// Whether weights stay float, behind quantizers.
+    fake: bool,
 }
 
-/// Quantizes a model in fake: what [`rewrite`] would store as codes stays float, behind a quantizer that gives these codes.
-///
-/// # Errors
-/// As [`rewrite`], and groups that do not divide the axis that they cut.
-pub fn prepare(original: &Model, request: &Request<'_>) -> Result<Rewritten> {
-    // QuantizeLinear divides by positive scales.
-    let target = Target { signed_scales: false, ..request.target.clone() };
-    line(original, &Request { target: &target, ..*request }, true)
-}
+impl Job<'_> {
+    fn run(&self) -> Result<Rewritten> {
+        let original = self.rewrite.model;
+        let mut log = Log::new(self);
+        let hazards = check::violations(original, self.target);
+        let mut prepared = original.clone();
+        if self.follow(&PREPARE, &mut prepared, &Context::new(self.rewrite.evaluate), &mut log)?.is_break() {
+            return Ok(log.stopped(self, prepared, None));
+        }
+        log.lap("prepare");
+        let recipe = if self.fake { &FAKE } else { &QUANTIZE };
+        if !recipe.steps.iter().any(|step| step.planned && self.is_asked_for(step.pass)) {
+            return Ok(log.stopped(self, prepared, None));
+        }
 
-fn line(original: &Model, request: &Request<'_>, fake: bool) -> Result<Rewritten> {
-    let mut clock = Clock::default();
-    let mut report = Report {
-        schema: report::SCHEMA,
-        target: request.target.name.clone(),
-        opset: (original.opset().unwrap_or(0), original.opset().unwrap_or(0)),
-        ..Report::default()
-    };
-    let already: Vec<String> = check::violations(original, request.target);
-    let mut model = original.clone();
-    let prepare = Context { evaluate: request.evaluate, quantization: None };
-    if passes(&mut model, pipeline::PREPARE, &prepare, request, &mut report)? {
-        return Ok(Rewritten { model, report, plan: None, stopped: true });
-    }
-    clock.lap(&mut report, "prepare");
-    let quantizes = |p: &&'static dyn Pass| matches!(p.name(), "insert-qdq" | "fold-weights" | "raise-opset");
-    if request.passes.is_some_and(|list| !list.iter().any(quantizes)) {
-        return Ok(Rewritten { model, report, plan: None, stopped: true });
-    }
-
-    let prepared = model;
-    let measure = request.measure && fits_twice(&prepared, request.memory.limit);
-    if request.measure && !measure && request.samples.is_some() {
-        report.warnings.push(
-            "the result is not measured, nor held to guard.output_db: the model and its quantized form together do not \
-             fit into the memory limit; `amax compare` measures without one"
-                .to_owned(),
-        );
-    }
-    let mut decided = Decided::new(&prepared, request, &mut report, &mut clock)?;
-    let mut measured = None;
-    if measure && request.config.guard.enabled && request.plan.is_none() {
-        measured = decided.hold_outputs(&mut report, &mut clock)?;
-    }
-    let Decided { plan, solution, statistics, .. } = decided;
-    if fake {
-        check_groups(&prepared, &plan)?;
-    }
-    let seen = request.samples.is_some() || request.statistics.is_some();
-    report.describe(&plan, &solution, seen.then_some(&statistics));
-    report.sufficiency = seen.then(|| judge(&plan, &solution, &statistics)).filter(|found| !found.sites.is_empty());
-    if plan.weights.is_empty() && plan.activations.is_empty() {
-        let already = plan.skipped.iter().any(|s| s.why == Reason::QuantizedAlready);
-        let why = if already { ": the model is quantized already" } else { "; see what was left float and why" };
-        report.warnings.push(format!("nothing was quantized{why}"));
-    }
-    let mut model = prepared.clone();
-    let quantize = Context { evaluate: request.evaluate, quantization: Some((&plan, &solution)) };
-    let list = if fake { pipeline::FAKE } else { pipeline::QUANTIZE };
-    if passes(&mut model, list, &quantize, request, &mut report)? {
-        return Ok(Rewritten { model, report, plan: Some(plan), stopped: true });
-    }
-    report.opset.1 = model.opset().unwrap_or(0);
-    model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
-    model.set_metadata("amax.target", &request.target.name);
-    refuse_hazards(&model, request.target, &already)?;
-    report.count_operators(&model);
-    clock.lap(&mut report, "rewrite");
-    let unchanged = plan.weights.is_empty() && plan.activations.is_empty();
-    if let Some(samples) = request.samples.filter(|_| measure && !unchanged) {
-        report.quality = match measured {
-            Some(found) => found,
-            None => quality(&prepared, &model, samples, request)?,
+        let measure = self.can_measure(&prepared, &mut log);
+        let Decided { plan, solution, statistics, made } = decide(self, &prepared, measure, &mut log)?;
+        if self.fake {
+            check_groups(&prepared, &plan)?;
+        }
+        self.describe(&plan, &solution, &statistics, &mut log);
+        let (made, measured) = match made {
+            Some(Made { model, passes, quality }) => (Some((model, passes)), Some(quality)),
+            None => (None, None),
         };
-        clock.lap(&mut report, "measure");
+        // Whoever looks at the model after each pass, or wants some of them only, has them run again.
+        let as_it_is = !self.fake && self.rewrite.after.is_none() && self.rewrite.passes.is_none();
+        let mut model = if let Some((model, passes)) = made.filter(|_| as_it_is) {
+            log.report.passes.extend(passes);
+            model
+        } else {
+            let mut model = prepared.clone();
+            let context = Context::planned(self.rewrite.evaluate, &plan, &solution);
+            if self.follow(recipe, &mut model, &context, &mut log)?.is_break() {
+                return Ok(log.stopped(self, model, Some(plan)));
+            }
+            model
+        };
+        log.report.opset.1 = model.opset().unwrap_or(0);
+        model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
+        model.set_metadata("amax.target", &self.target.name);
+        refuse_hazards(&model, self.target, &hazards)?;
+        log.report.count_operators(&model);
+        log.lap("rewrite");
+        let changed = !plan.weights.is_empty() || !plan.activations.is_empty();
+        if let Some(samples) = self.rewrite.samples.filter(|_| measure && changed) {
+            log.report.quality = match measured {
+                Some(found) => found,
+                None => quality(&prepared, &model, samples, self)?,
+            };
+            log.lap("measure");
+        }
+        log.report.bytes = (file::estimated_size(original), file::estimated_size(&model));
+        Ok(Rewritten { model, report: log.report, plan: Some(plan), stopped: false })
     }
-    Ok(Rewritten { model, report, plan: Some(plan), stopped: false })
+
+    /// The files that what this works on was read from.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = file::inputs(self.rewrite.model).cloned().collect();
+        files.extend(self.rewrite.samples.map(SampleSet::files).unwrap_or_default());
+        files.extend(self.config.source.file.clone());
+        files
+    }
+
+    /// Whether a pass is among those that were asked for.
+    fn is_asked_for(&self, pass: &dyn Pass) -> bool {
+        self.rewrite.passes.is_none_or(|only| only.iter().any(|asked| asked.name() == pass.name()))
+    }
+
+    /// Runs a recipe, as far as it is asked for.
+    fn follow(
+        &self,
+        recipe: &Recipe,
+        model: &mut Model,
+        context: &Context<'_>,
+        log: &mut Log,
+    ) -> Result<ControlFlow<()>> {
+        let mut passes = recipe.passes();
+        passes.retain(|pass| self.is_asked_for(*pass));
+        pipeline::run(model, &passes, context, &mut |model, name, outcome| {
+            log.report.passes.push(PassRow::new(name, outcome));
+            if self.rewrite.run.progress.interrupted() {
+                return Err(interrupted());
+            }
+            self.rewrite.after.map_or(Ok(ControlFlow::Continue(())), |after| after(model, name, outcome))
+        })
+    }
+
+    /// Whether the result can be measured within the memory limit, as far as that is asked for.
+    fn can_measure(&self, prepared: &Model, log: &mut Log) -> bool {
+        let fits = fits_twice(prepared, self.rewrite.run.memory.limit);
+        if self.rewrite.measure && !fits && self.rewrite.samples.is_some() {
+            log.report.warnings.push(
+                "the result is not measured, nor held to guard.output_db: the model and its quantized form together do \
+                 not fit into the memory limit; `amax compare` measures without one"
+                    .to_owned(),
+            );
+        }
+        self.rewrite.measure && fits
+    }
+
+    /// Reports what was decided.
+    fn describe(&self, plan: &Plan, solution: &Solution, statistics: &Statistics, log: &mut Log) {
+        let seen = self.rewrite.samples.is_some() || self.rewrite.statistics.is_some();
+        let report = &mut log.report;
+        report.describe(plan, solution, seen.then_some(statistics));
+        report.sufficiency = seen.then(|| judge(plan, solution, statistics)).filter(|found| !found.sites.is_empty());
+        if plan.weights.is_empty() && plan.activations.is_empty() {
+            let already = plan.skipped.iter().any(|s| s.why == Reason::QuantizedAlready);
+            let why = if already { ": the model is quantized already" } else { "; see what was left float and why" };
+            report.warnings.push(format!("nothing was quantized{why}"));
+        }
+    }
 }
 
 /// Refuses groups that leave a rest: frameworks that train with groups have none, so that their kernels need none.
@@ -174,11 +319,14 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 }
 
 /// Quality of each output on the held-out samples.
-fn quality(float: &Model, quantized: &Model, samples: &SampleSet, request: &Request<'_>) -> Result<Vec<QualityRow>> {
-    let held_out = split(samples).1;
-    let found =
-        compare::compare(float, quantized, samples, &held_out, request.runtime, request.threads, request.progress)?;
-    Ok(found.iter().map(|(name, m)| QualityRow::new(name, m)).collect())
+pub(crate) fn quality(float: &Model, quantized: &Model, samples: &SampleSet, job: &Job<'_>) -> Result<Vec<QualityRow>> {
+    let found = compare::compare(float, quantized, samples, &split(samples).1, &job.rewrite.run)?;
+    Ok(found.iter().map(|(name, m)| QualityRow::new(float, name, m)).collect())
+}
+
+/// The error of an interruption.
+pub(crate) fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "interrupted; nothing was written")
 }
 
 /// Indices for statistics, and indices held out for measuring; the same ones where there are too few to hold any out.
@@ -191,279 +339,6 @@ pub fn split(samples: &SampleSet) -> (Vec<usize>, Vec<usize>) {
     samples.split_held_out((count / 8).max(8))
 }
 
-/// Runs passes; true if the line was stopped.
-fn passes(
-    model: &mut Model,
-    list: &[&'static dyn Pass],
-    context: &Context<'_>,
-    request: &Request<'_>,
-    report: &mut Report,
-) -> Result<bool> {
-    let list: Vec<&dyn Pass> = list
-        .iter()
-        .copied()
-        .filter(|p| request.passes.is_none_or(|only| only.iter().any(|o| o.name() == p.name())))
-        .collect();
-    let mut stopped = false;
-    let mut after = |model: &Model, name: &str, outcome: &Outcome| {
-        report.passes.push(PassRow {
-            pass: name.to_owned(),
-            changes: outcome.changes.len(),
-            skips: outcome.skips.iter().map(|s| (s.at.clone(), s.text.clone())).collect(),
-        });
-        if request.progress.interrupted() {
-            return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
-        }
-        let flow = (request.after)(model, name, outcome)?;
-        stopped |= flow.is_break();
-        Ok(flow)
-    };
-    pipeline::run(model, &list, context, &mut after)?;
-    Ok(stopped)
-}
-
-/// A plan whose every site is served well enough, with its numbers.
-struct Decided<'a> {
-    model: &'a Model,
-    request: &'a Request<'a>,
-    knowledge: Knowledge,
-    plan: Plan,
-    solution: Solution,
-    solved: Solved,
-    statistics: Statistics,
-}
-
-impl<'a> Decided<'a> {
-    fn new(model: &'a Model, request: &'a Request<'a>, report: &mut Report, clock: &mut Clock) -> Result<Self> {
-        let calibrated = request.samples.is_some() || request.statistics.is_some();
-        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
-        let plan = match request.plan {
-            None => plan(model, request.config, request.target, &knowledge)?,
-            Some(given) => {
-                given.check(model, request.target)?;
-                given.clone()
-            }
-        };
-        clock.lap(report, "plan");
-        let (solution, statistics) = (Solution::default(), Statistics::default());
-        let solved = Solved::default();
-        let mut decided = Self { model, request, knowledge, plan, solution, solved, statistics };
-        if let Some(samples) = request.samples {
-            let (indices, held_out) = split(samples);
-            report.samples = Some(samples.describe());
-            let calibrated = request.statistics.map_or(indices.len(), |given| given.sample_count as usize);
-            report.sample_counts = (calibrated, held_out.len());
-        }
-        decided.settle(report, clock)?;
-        Ok(decided)
-    }
-
-    /// Plans again without the sites that turn out badly served, until there is none; calibrates what is not yet.
-    fn settle(&mut self, report: &mut Report, clock: &mut Clock) -> Result<()> {
-        loop {
-            let unobserved = self.observe(report, clock)?;
-            let vetoes = if unobserved.is_empty() {
-                let go_on = || {
-                    if self.request.progress.interrupted() {
-                        return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
-                    }
-                    Ok(())
-                };
-                let statistics = Some(&self.statistics);
-                self.solution = solve_while(self.model, &self.plan, statistics, &mut self.solved, &go_on)?;
-                guard(&self.plan, &self.solution, &self.statistics, &self.request.config.guard)
-            } else {
-                unobserved
-            };
-            clock.lap(report, "solve");
-            if vetoes.is_empty() {
-                return Ok(());
-            }
-            if self.request.plan.is_some() {
-                return self.keep(vetoes, report);
-            }
-            self.forbid(vetoes, report)?;
-        }
-    }
-
-    /// Calibrates planned tensors that were not seen yet; what cannot be seen is returned.
-    fn observe(&mut self, report: &mut Report, clock: &mut Clock) -> Result<BTreeMap<String, Veto>> {
-        let missing: Vec<String> = self
-            .plan
-            .activations
-            .iter()
-            .filter(|(_, a)| a.mode == Mode::Static && a.quantizer.given.is_none())
-            .map(|(name, a)| a.tensor.as_ref().unwrap_or(name))
-            .filter(|name| !self.statistics.sites.contains_key(*name))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .cloned()
-            .collect();
-        if missing.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        if let Some(given) = self.request.statistics {
-            return self.take(given, missing, report);
-        }
-        let Some(samples) = self.request.samples else {
-            return Err(Error::new(Kind::Samples, "the plan has ranges that only samples can tell")
-                .at_value(&missing[0])
-                .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
-        };
-        let Request { runtime, threads, memory, progress, .. } = *self.request;
-        let (model, indices) = (self.model, split(samples).0);
-        let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
-        let observation = Observation {
-            model,
-            sites: &sites,
-            samples,
-            indices: &indices,
-            runtime,
-            threads,
-            memory,
-            progress,
-            checkpoint: None,
-        };
-        let Calibrated { statistics: seen, unobserved } =
-            calibrate::usable(model, observation.run(Statistics::default())?)?;
-        let Statistics { sample_count, sample_total, ran, sites, .. } = seen;
-        self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
-        self.statistics.sites.extend(sites);
-        warn_about_values(&self.statistics, report);
-        clock.lap(report, "calibrate");
-        Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
-    }
-
-    /// A plan that was handed in stays as it is: what the guard finds is said, what cannot be observed is an error.
-    fn keep(&self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {
-        for (site, veto) in vetoes {
-            if self.solution.activations.is_empty() && self.plan.activations.contains_key(&site) {
-                return Err(Error::new(Kind::Runtime, veto.why.to_string())
-                    .at_value(&site)
-                    .with_hint("take it out of the plan, or give its numbers there by hand"));
-            }
-            report.warnings.push(format!("as planned, although {}", veto.why));
-        }
-        Ok(())
-    }
-
-    /// Takes planned tensors from statistics that were given; what was not observed is returned.
-    fn take(
-        &mut self,
-        given: &Statistics,
-        missing: Vec<String>,
-        report: &mut Report,
-    ) -> Result<BTreeMap<String, Veto>> {
-        let Calibrated { mut statistics, unobserved } = calibrate::usable(self.model, given.clone())?;
-        let Statistics { sample_count, sample_total, .. } = statistics;
-        let ran = std::mem::take(&mut statistics.ran);
-        self.statistics = Statistics { sample_count, sample_total, ran, ..std::mem::take(&mut self.statistics) };
-        let mut vetoes = BTreeMap::new();
-        for name in missing {
-            if let Some(site) = statistics.sites.remove(&name) {
-                self.statistics.sites.insert(name, site);
-            } else if let Some(why) = unobserved.get(&name) {
-                vetoes.insert(name, Veto { why: why.clone(), dynamic: false });
-            } else {
-                return Err(Error::new(Kind::Samples, "the statistics do not cover this tensor")
-                    .at_value(&name)
-                    .with_hint("calibrate again, without --planned or with this configuration and target"));
-            }
-        }
-        warn_about_values(&self.statistics, report);
-        Ok(vetoes)
-    }
-
-    fn forbid(&mut self, vetoes: BTreeMap<String, Veto>, report: &mut Report) -> Result<()> {
-        for (site, veto) in &vetoes {
-            report.guarded.insert(site.clone(), veto.why.clone());
-        }
-        self.knowledge.vetoes.extend(vetoes);
-        self.plan = plan(self.model, self.request.config, self.request.target, &self.knowledge)?;
-        Ok(())
-    }
-
-    /// The model that the plan makes.
-    fn apply(&self, plan: &Plan, solution: &Solution) -> Result<Model> {
-        let mut model = self.model.clone();
-        let context = Context { evaluate: self.request.evaluate, quantization: Some((plan, solution)) };
-        let mut go_on = |_: &Model, _: &str, _: &Outcome| Ok(ControlFlow::Continue(()));
-        pipeline::run(&mut model, pipeline::QUANTIZE, &context, &mut go_on)?;
-        Ok(model)
-    }
-
-    /// Takes the layers that cost the most back to float until the outputs are good enough; their quality then.
-    fn hold_outputs(&mut self, report: &mut Report, clock: &mut Clock) -> Result<Option<Vec<QualityRow>>> {
-        let Some(samples) = self.request.samples else { return Ok(None) };
-        let floor = self.request.config.guard.output_db;
-        let progress = self.request.progress;
-        let held_out = split(samples).1;
-        let mut sensitivity: Option<Sensitivity> = None;
-        let mut target = floor;
-        loop {
-            if self.plan.weights.is_empty() {
-                return Ok(None);
-            }
-            let quality = quality(self.model, &self.apply(&self.plan, &self.solution)?, samples, self.request)?;
-            let float = |name: &str| {
-                let value = self.model.value_named(name);
-                value.and_then(|v| self.model.dtype(v)).is_none_or(crate::onnx::DataType::is_float)
-            };
-            let worst = quality.iter().filter(|q| float(&q.output)).map(|q| q.sqnr_db).fold(f64::INFINITY, f64::min);
-            clock.lap(report, "measure");
-            if worst >= floor {
-                return Ok(Some(quality));
-            }
-            let sensitivity = match &mut sensitivity {
-                Some(found) => found,
-                slot => {
-                    let reference = Reference::new(self.model, samples, &held_out, self.request.runtime, progress)?;
-                    let mut solved = std::mem::take(&mut self.solved);
-                    let found = sensitivity::measure(&self.plan, &reference, progress, |vetoes| {
-                        let mut knowledge = self.knowledge.clone();
-                        knowledge.vetoes.extend(vetoes.clone());
-                        let plan = plan(self.model, self.request.config, self.request.target, &knowledge)?;
-                        let solution = solve(self.model, &plan, Some(&self.statistics), &mut solved)?;
-                        self.apply(&plan, &solution)
-                    })?;
-                    self.solved = solved;
-                    slot.insert(found)
-                }
-            };
-            let mut vetoes = sensitivity.take_worst(target);
-            while vetoes.is_empty() {
-                // The groups promised more than the whole keeps: ask for more.
-                target += 1.0;
-                if target > floor + 60.0 {
-                    return Ok(Some(quality));
-                }
-                vetoes = sensitivity.take_worst(target);
-            }
-            clock.lap(report, "measure");
-            self.forbid(vetoes, report)?;
-            self.settle(report, clock)?;
-        }
-    }
-}
-
-fn warn_about_values(statistics: &Statistics, report: &mut Report) {
-    for (name, site) in &statistics.sites {
-        let (nan, inf) = (site.nan(), site.inf());
-        if nan + inf > 0 {
-            let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
-            let seen: Vec<String> = [("NaN", nan), ("infinite", inf)]
-                .into_iter()
-                .filter(|&(_, count)| count > 0)
-                .map(|(what, count)| format!("{what} {}", times(count)))
-                .collect();
-            let line = format!("\"{name}\" was {} in the samples; its range ignores them", seen.join(" and "));
-            if !report.warnings.contains(&line) {
-                report.warnings.push(line);
-            }
-        }
-    }
-}
-
 /// A finished model that the target would run wrongly is a mistake of ours, unless the input was like that already.
 fn refuse_hazards(model: &Model, target: &Target, already: &[String]) -> Result<()> {
     let found: Vec<String> = check::violations(model, target).into_iter().filter(|v| !already.contains(v)).collect();
@@ -474,22 +349,59 @@ fn refuse_hazards(model: &Model, target: &Target, already: &[String]) -> Result<
         .with_hint("this is a mistake in amax; please report it with the model"))
 }
 
-/// Seconds between laps.
-struct Clock(Instant);
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
+/// The report of a rewrite that is under way.
+pub(crate) struct Log {
+    pub(crate) report: Report,
+    /// When the stage began that is under way.
+    since: Instant,
 }
 
-impl Clock {
-    fn lap(&mut self, report: &mut Report, stage: &str) {
-        let seconds = self.0.elapsed().as_secs_f64();
-        match report.seconds.iter_mut().find(|(s, _)| s == stage) {
+impl Log {
+    fn new(job: &Job<'_>) -> Self {
+        let opset = job.rewrite.model.opset().unwrap_or(0);
+        let report = Report {
+            schema: report::SCHEMA,
+            target: job.target.name.clone(),
+            opset: (opset, opset),
+            files: job.files(),
+            ..Report::default()
+        };
+        Self { report, since: Instant::now() }
+    }
+
+    /// Ends a stage; the time of stages of one name adds up.
+    pub(crate) fn lap(&mut self, stage: &str) {
+        let seconds = self.since.elapsed().as_secs_f64();
+        match self.report.seconds.iter_mut().find(|(s, _)| s == stage) {
             Some((_, total)) => *total += seconds,
-            None => report.seconds.push((stage.to_owned(), seconds)),
+            None => self.report.seconds.push((stage.to_owned(), seconds)),
         }
-        self.0 = Instant::now();
+        self.since = Instant::now();
+    }
+
+    /// Warns of tensors that were NaN or infinite, once of each.
+    pub(crate) fn warn_about_values(&mut self, statistics: &Statistics) {
+        for (name, site) in &statistics.sites {
+            let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+            let seen: Vec<String> = [("NaN", site.nan()), ("infinite", site.inf())]
+                .into_iter()
+                .filter(|&(_, count)| count > 0)
+                .map(|(what, count)| format!("{what} {}", times(count)))
+                .collect();
+            if seen.is_empty() {
+                continue;
+            }
+            let line = format!("\"{name}\" was {} in the samples; its range ignores them", seen.join(" and "));
+            if !self.report.warnings.contains(&line) {
+                self.report.warnings.push(line);
+            }
+        }
+    }
+
+    /// The result of a rewrite that ended early.
+    fn stopped(self, job: &Job<'_>, model: Model, plan: Option<Plan>) -> Rewritten {
+        let mut report = self.report;
+        report.bytes = (file::estimated_size(job.rewrite.model), file::estimated_size(&model));
+        Rewritten { model, report, plan, stopped: true }
     }
 }

@@ -24,9 +24,6 @@ use crate::onnx::{AttributeProto, MAX_OPSET, OperatorSetIdProto, attribute_type}
 
 pub use crate::ir::file::MIN_OPSET;
 
-/// Last operator set at which onnxruntime 1.31 still has kernels for the operators of [`ort_ceiling`].
-pub const ORT_CEILING: i64 = 21;
-
 /// The pass: raises the default operator set to what the plan needs.
 #[derive(Debug)]
 pub struct RaiseOpset;
@@ -89,32 +86,6 @@ pub fn ir_version_for(opset: i64) -> i64 {
         25..=27 => 13,
         _ => 14,
     }
-}
-
-/// The highest operator set at which onnxruntime runs this model, and the node that limits it; `None` if none does.
-///
-/// onnxruntime 1.31.1 has no CPU kernel for `RoiAlign`, `MaxRoiPool`, `GlobalLpPool`, `Multinomial`, `RandomNormal`,
-/// `RandomUniform` and their `Like` forms at operator set 22 and above, although their meaning did not change.
-#[must_use]
-pub fn ort_ceiling(model: &Model) -> Option<(i64, String)> {
-    const WITHOUT_KERNEL: [&str; 8] = [
-        "RoiAlign",
-        "MaxRoiPool",
-        "GlobalLpPool",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    ];
-    let nodes = model.all_graphs().into_iter().flat_map(|g| model.graph(g).nodes());
-    let limiting = nodes.copied().find(|&n| WITHOUT_KERNEL.iter().any(|op| model.node(n).is(op)))?;
-    let why = format!(
-        "onnxruntime has no kernel for {} (node \"{}\") above operator set {ORT_CEILING}",
-        model.node(limiting).op_type(),
-        model.node_name(limiting)
-    );
-    Some((ORT_CEILING, why))
 }
 
 /// A graph to convert, with the version it is at.

@@ -10,4 +10,3 @@ pub(crate) mod insert_blocks;
 pub(crate) mod nodes;
 pub mod operands;
 pub(crate) mod qoperator;
-pub mod switch_quantizers;

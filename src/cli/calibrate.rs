@@ -5,18 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
-use amax::config::Config;
+use amax::calibrate::Calibrate;
 use amax::error::{Error, Kind, Result};
-use amax::ir::{Model, content_hash, file};
+use amax::ir::file;
 use amax::nearest::nearest;
 use amax::numerics::RangeSpec;
 use amax::observe::Memory;
-use amax::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
-use amax::plan::{Knowledge, Mode, plan};
+use amax::observe::calibrate::Checkpoint;
 use amax::quant::Observer;
-use amax::rewrite::split;
 use amax::runtime::Runtime;
-use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 use amax::targets::Target;
 
@@ -110,45 +107,30 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             args.model.with_extension("calib.npz").display()
         ))
     })?;
-    let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
-    let (sites, mut asked) = asked(args, &prepared, &config, &target)?;
-    // Shards of two runtimes would differ in the last bits from those of one.
-    if args.runtime != Runtime::Tract {
-        asked.push_str(", in onnxruntime");
-    }
-    if sites.is_empty() {
-        return Err(Error::model("the model has no float activation that could be quantized").in_file(&args.model));
-    }
-    let indices = indices(args, &samples)?;
-    let fresh = Statistics {
-        model_hash: content_hash(&model),
-        samples_hash: samples.content_hash()?,
-        asked,
-        sample_total: samples.len() as u64,
-        ..Statistics::default()
-    };
     let partial = partial(&args.output);
-    let start = start(args, &partial, fresh, &indices, console)?;
-    let already = start.ran.len();
+    let state = state(args, &partial, console)?;
+    let already = state.as_ref().map_or(0, |state| state.ran.len());
     let kept = AtomicUsize::new(already);
     let save = |state: &Statistics| {
         kept.store(state.ran.len(), Ordering::Relaxed);
         if state.ran.is_empty() { Ok(()) } else { state.save(&partial) }
     };
-    let observation = Observation {
-        model: &prepared,
-        sites: &sites,
-        samples: &samples,
-        indices: &indices,
-        runtime: args.runtime,
-        threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
-        progress: console,
-        checkpoint: Some(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save }),
-    };
+    let mut calibration = Calibrate::new(&model, &samples)
+        .hold_out(args.hold_out)
+        .shard(args.shard)
+        .resume(state.as_ref().map(|state| (state, partial.as_path())))
+        .checkpoint(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save })
+        .runtime(args.runtime)
+        .threads(threads(args.threads))
+        .memory(Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() })
+        .progress(console);
+    if args.planned {
+        calibration = calibration.planned(&config, &target);
+    }
+    let count_all = calibration.indices()?.len();
     console.tell_memory();
-    let statistics = observation.run(start).map_err(|e| match e.kind() {
-        Kind::Interrupted => interrupted(kept.load(Ordering::Relaxed), indices.len(), &partial),
+    let statistics = calibration.run().map_err(|e| match e.kind() {
+        Kind::Interrupted => interrupted(kept.load(Ordering::Relaxed), count_all, &partial),
         Kind::Model | Kind::Runtime => e.in_file(&args.model),
         _ => e,
     })?;
@@ -159,7 +141,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let size = std::fs::metadata(&args.output).map_or(0, |m| m.len());
     console.say(&format!(
         "{} in {seconds:.1} s, {}, {} -> {}",
-        count(indices.len() - already, "sample"),
+        count(count_all - already, "sample"),
         count(statistics.sites.len(), "tensor"),
         bytes(size),
         args.output.display()
@@ -170,36 +152,6 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     args.judge.print(&statistics, &target, console.verbose)
 }
 
-/// What to observe, and the same in words.
-fn asked(args: &Args, prepared: &Model, config: &Config, target: &Target) -> Result<(Vec<Site>, String)> {
-    let all = sites(prepared);
-    if !args.planned {
-        return Ok((all, "every float activation".to_owned()));
-    }
-    let knowledge = Knowledge { calibrated: true, ..Knowledge::default() };
-    let plan = plan(prepared, config, target, &knowledge)?;
-    let wanted = |name: &str| plan.activations.get(name).is_some_and(|a| a.mode == Mode::Static);
-    let mut found: Vec<Site> = all.into_iter().filter(|site| wanted(&site.name)).collect();
-    for name in plan.activations.keys().filter(|name| wanted(name)) {
-        if found.iter().all(|site| site.name != *name) {
-            found.push(Site::plain(name));
-        }
-    }
-    Ok((found, format!("what a plan for {} asks for", target.name)))
-}
-
-/// The samples to run.
-fn indices(args: &Args, samples: &SampleSet) -> Result<Vec<usize>> {
-    let whole = if args.hold_out { split(samples).0 } else { (0..samples.len()).collect() };
-    let Some((part, parts)) = args.shard else { return Ok(whole) };
-    let own: Vec<usize> = whole.iter().copied().skip(part - 1).step_by(parts).collect();
-    if own.is_empty() {
-        let message = format!("shard {part}/{parts} of {} is empty", count(whole.len(), "sample"));
-        return Err(Error::new(Kind::Usage, message).with_hint("use fewer shards"));
-    }
-    Ok(own)
-}
-
 /// Where the state of an interrupted run is kept.
 fn partial(output: &Path) -> PathBuf {
     let mut name = output.file_name().unwrap_or_default().to_owned();
@@ -207,40 +159,18 @@ fn partial(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-/// What the run starts from.
-fn start(args: &Args, partial: &Path, fresh: Statistics, indices: &[usize], console: &Console) -> Result<Statistics> {
-    if !args.resume {
-        if partial.exists() {
-            console.say(&format!(
-                "note: {} of an interrupted run is not used; --resume would continue it",
-                partial.display()
-            ));
-        }
-        return Ok(fresh);
-    }
+/// What an interrupted run left, if this one goes on from it.
+fn state(args: &Args, partial: &Path, console: &Console) -> Result<Option<Statistics>> {
     if !partial.exists() {
-        return Ok(fresh);
+        return Ok(None);
     }
-    let state = Statistics::load(partial)?;
-    let differs = |what: &str| {
-        Error::new(Kind::Samples, format!("the interrupted run had {what}"))
-            .in_file(partial)
-            .with_hint("start again without --resume")
-    };
-    if state.model_hash != fresh.model_hash {
-        return Err(differs("another model"));
+    if args.resume {
+        let state = Statistics::load(partial)?;
+        console.say(&format!("continuing after {}", count(state.ran.len(), "sample")));
+        return Ok(Some(state));
     }
-    if state.samples_hash != fresh.samples_hash || state.sample_total != fresh.sample_total {
-        return Err(differs("other samples"));
-    }
-    if state.asked != fresh.asked {
-        return Err(differs(&format!("to observe {}, this one {}", state.asked, fresh.asked)));
-    }
-    if state.ran.iter().any(|&i| indices.binary_search(&(i as usize)).is_err()) {
-        return Err(differs("another --shard or --hold-out"));
-    }
-    console.say(&format!("continuing after {}", count(state.ran.len(), "sample")));
-    Ok(state)
+    console.say(&format!("note: {} of an interrupted run is not used; --resume would continue it", partial.display()));
+    Ok(None)
 }
 
 fn interrupted(kept: usize, all: usize, partial: &Path) -> Error {

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use amax::compare::Compare;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
-use amax::observe::compare::compare;
-use amax::observe::sites::{Kind as SiteKind, Quality, Site, sites};
+use amax::observe::sites::{Kind as SiteKind, Quality, Site};
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
 use amax::runtime::Runtime;
@@ -79,13 +79,13 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             args.reference.with_extension("calib.npz").display()
         ))
     })?;
-    let indices: Vec<usize> = (0..samples.len()).collect();
+    let comparison = Compare::new(&reference, &test)
+        .samples(&samples)
+        .runtime(args.runtime)
+        .threads(threads(args.threads))
+        .progress(console);
     if args.sites {
-        if args.runtime != Runtime::default() {
-            return Err(Error::new(Kind::Usage, "--sites requires the runtime tract")
-                .with_hint("leave --runtime out, or compare outputs without --sites"));
-        }
-        let mut found = sites(&reference, &test, &samples, &indices, threads(args.threads), console)?;
+        let mut found = comparison.sites()?;
         let total = found.len();
         found.truncate(args.top.unwrap_or(total));
         return match (args.json, args.csv) {
@@ -94,8 +94,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             _ => print(&format!("{}\n{}", samples.describe(), site_text(&found, total))),
         };
     }
-    let found = compare(&reference, &test, &samples, &indices, args.runtime, threads(args.threads), console)?;
-    let rows: Vec<QualityRow> = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
+    let rows = comparison.outputs()?;
     if args.json {
         return json(&rows);
     }

@@ -3,13 +3,16 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use amax::compare::Compare;
 use amax::config::Pattern;
-use amax::convert::{Converted, Request, To, convert};
+use amax::convert::{Convert, Converted};
 use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, file, text};
 use amax::observe::prove::Proof;
 use amax::passes::Outcome;
-use amax::passes::support::switch_quantizers::Switch;
+use amax::passes::pipeline::After;
+use amax::passes::recipes::To;
+use amax::passes::switch_quantizers::Switch;
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::targets::{self, Target};
@@ -88,17 +91,16 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         Ok(ControlFlow::Continue(()))
     };
     let switches = switches(args)?;
-    let request = Request {
-        into: &args.form,
-        keep_scales: args.keep_scales,
-        accuracy_level: args.accuracy_level,
-        switches: &switches,
-        simulate: args.simulate,
-        target: &target,
-        evaluate: &amax::runtime::TractEvaluate,
-        after: &after,
-    };
-    let done = convert(&model, &request).map_err(|e| match e.kind() {
+    let shown: &After<'_> = &after;
+    let conversion = Convert::new(&model)
+        .to(&args.form)
+        .keep_scales(args.keep_scales)
+        .accuracy_level(args.accuracy_level)
+        .switches(&switches)
+        .simulate(args.simulate)
+        .target(&target)
+        .after(shown);
+    let done = conversion.run().map_err(|e| match e.kind() {
         Kind::Model => e.in_file(&args.input),
         _ => e,
     })?;
@@ -165,8 +167,7 @@ fn check(args: &Args, model: &Model, done: &Converted, console: &Console) -> Res
     args.runtime.load()?;
     let original = done.reference.as_ref().unwrap_or(model);
     let prove = |samples: Option<&SampleSet>| {
-        let evaluate = &amax::runtime::TractEvaluate;
-        amax::observe::prove::prove(original, &done.model, samples, evaluate, args.runtime, console)
+        Compare::new(original, &done.model).samples(samples).runtime(args.runtime).progress(console).prove()
     };
     let found = match args.calib.as_deref() {
         Some("random") => None,

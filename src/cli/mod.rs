@@ -12,7 +12,6 @@ pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
 pub(crate) mod scales;
-mod summary;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -27,6 +26,7 @@ use amax::error::{Error, Kind};
 use amax::ir::{Model, Tensor, file};
 use amax::observe::{Estimate, Progress};
 use amax::passes::freeze_inputs::set_input;
+pub(crate) use amax::report::layout::{bytes, count, decibels, table, wrap};
 use amax::runtime::Runtime;
 use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -338,73 +338,12 @@ pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// `1 constant`, `2 constants`.
-pub(crate) fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-/// Breaks text at blanks so that lines of `width` columns result; lines but the first begin with `indent` blanks.
-pub(crate) fn wrap(text: &str, first: usize, indent: usize, width: usize) -> String {
-    let mut out = String::new();
-    let mut column = first;
-    for (i, word) in text.split(' ').enumerate() {
-        let length = word.chars().count();
-        if i > 0 && column + 1 + length > width {
-            out.push('\n');
-            out.push_str(&" ".repeat(indent));
-            column = indent;
-        } else if i > 0 {
-            out.push(' ');
-            column += 1;
-        }
-        out.push_str(word);
-        column += length;
-    }
-    out
-}
-
-/// Cells in columns; those of `right` are aligned to the right.
-pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::from("  ");
-        for (c, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(widths[c] - cell.chars().count());
-            let last = c + 1 == row.len();
-            if right.contains(&c) {
-                line.push_str(&pad);
-                line.push_str(cell);
-            } else {
-                line.push_str(cell);
-                line.push_str(if last { "" } else { &pad });
-            }
-            line.push_str(if last { "" } else { "  " });
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
-}
-
 /// Text in a temporary file beside its place, to appear there whole or not at all.
 pub(crate) fn staged(path: &Path, text: &str) -> Result<file::Staged> {
     let fail = |e| Error::io(Kind::Output, "write", path, e);
     let staged = file::Staged::beside(path).map_err(|e| fail(file::without_path(e)))?;
     staged.file().write_all(text.as_bytes()).map_err(fail)?;
     Ok(staged)
-}
-
-/// Bytes in a unit that fits.
-pub(crate) fn bytes(count: u64) -> String {
-    match count {
-        0..=999 => format!("{count} B"),
-        1_000..=999_949 => format!("{:.1} kB", count as f64 / 1e3),
-        999_950..=999_949_999 => format!("{:.1} MB", count as f64 / 1e6),
-        _ => format!("{:.2} GB", count as f64 / 1e9),
-    }
 }
 
 /// What a run will take, in a line.
@@ -426,9 +365,4 @@ fn memory(estimate: &Estimate) -> String {
         bytes(sample),
         bytes(estimate.state)
     )
-}
-
-/// Decibels, where there is noise at all.
-pub(crate) fn decibels(value: f64) -> String {
-    if value == f64::INFINITY { "exact".to_owned() } else { format!("{value:.1} dB") }
 }

@@ -9,16 +9,16 @@ use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
 use amax::observe::Memory;
 use amax::passes::Outcome;
-use amax::passes::pipeline;
+use amax::passes::pipeline::{self, After};
 use amax::plan::Plan;
 use amax::reason::Reason;
-use amax::report::Report;
-use amax::rewrite::{Request, Rewritten, prepare, rewrite, split};
+use amax::report::{Report, text as summary};
+use amax::rewrite::{Rewrite, Rewritten, split};
 use amax::runtime::Runtime;
 use amax::statistics::Statistics;
 
 use super::inspect::print;
-use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, summary, thread_count, threads};
+use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, thread_count, threads};
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
@@ -104,16 +104,18 @@ pub(crate) struct Args {
     passes: Option<String>,
 }
 
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is for one lifetime only")]
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
-    line(args, console, rewrite)
+    quantize(args, console, |rewrite| rewrite.run())
 }
 
 /// `amax prepare`: the same, but for weights that stay float.
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is for one lifetime only")]
 pub(crate) fn run_prepare(args: &Args, console: &Console) -> Result<()> {
-    line(args, console, prepare)
+    quantize(args, console, |rewrite| rewrite.prepare())
 }
 
-fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) -> Result<Rewritten>) -> Result<()> {
+fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<Rewritten>) -> Result<()> {
     let begun = Instant::now();
     for name in args.print_after.iter().filter(|n| *n != "all").chain(&args.stop_after) {
         pipeline::parse_pipeline(name)?;
@@ -151,26 +153,24 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
         let stop = args.stop_after.as_deref() == Some(pass);
         Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
-    let request = Request {
-        config: &config,
-        target: &target,
-        plan: plan.as_ref(),
-        samples: samples.as_ref(),
-        statistics: statistics.as_ref(),
-        runtime: args.runtime,
-        threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
-        progress: console,
-        evaluate: &amax::runtime::TractEvaluate,
-        passes: passes.as_deref(),
-        after: &after,
-        measure: !args.no_measure,
-    };
-    let mut done = quantize(&model, &request).map_err(|e| in_file(e, args))?;
+    let shown: &After<'_> = &after;
+    let rewrite = Rewrite::new(&model)
+        .config(&config)
+        .target(&target)
+        .plan(plan.as_ref())
+        .samples(samples.as_ref())
+        .statistics(statistics.as_ref())
+        .runtime(args.runtime)
+        .threads(threads(args.threads))
+        .memory(Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() })
+        .progress(console)
+        .passes(passes.as_deref())
+        .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
+        .measure(!args.no_measure);
+    let mut done = finish(&rewrite).map_err(|e| in_file(e, args))?;
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
-    done.report.bytes = (file::estimated_size(&model), file::estimated_size(&done.model));
     // The report is complete before the model appears, so that either both are there or neither is.
     let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;
     let saved_plan = match (&args.save_plan, &done.plan) {
@@ -205,8 +205,9 @@ fn line(args: &Args, console: &Console, quantize: impl Fn(&Model, &Request<'_>) 
             )
         });
     }
-    console.say(summary::text(args, &done.report, console.verbose, begun).trim_end());
-    for warning in summary::warnings(&done.model, &done.report, console.verbose) {
+    let said = summary::text(&done.report, console.verbose, begun.elapsed().as_secs_f64());
+    console.say(&format!("{} -> {}\n{}", args.input.display(), args.output.display(), said.trim_end()));
+    for warning in summary::warnings(&done.report, console.verbose) {
         console.say(&format!("warning: {warning}"));
     }
     Ok(())
@@ -235,7 +236,7 @@ fn check_paths(args: &Args, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Names the file that an error is about, where the line itself knows only tensors.
+/// Names the file that an error is about, where the pipeline itself knows only tensors.
 fn in_file(error: Error, args: &Args) -> Error {
     match error.kind() {
         Kind::Model | Kind::Runtime => error.in_file(&args.input),

@@ -14,7 +14,6 @@ mod validate;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use pattern::Pattern;
@@ -27,9 +26,10 @@ use rules::Rule;
 use spec::Postprocess;
 
 /// A configuration. Every key may be left out; unknown keys are errors.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[schemars(title = "amax configuration")]
+#[cfg_attr(feature = "schema", schemars(title = "amax configuration"))]
 pub struct Config {
     /// Profile of the runtime, by name or by path of a `.toml` file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,11 +58,11 @@ pub struct Config {
     pub tensor: BTreeMap<String, Tensor>,
     /// An algorithm that improves weights and scales beyond rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<algorithm::Written>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<algorithm::Written>"))]
     pub algorithm: Option<Algorithm>,
     /// Algorithms that change the float model first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<algorithm::Written>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<algorithm::Written>"))]
     pub pre_quant_opt: Vec<Algorithm>,
     /// Limits below which a tensor is not quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]
@@ -85,7 +85,8 @@ pub struct Source {
 }
 
 /// A rule for names.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
     /// A glob on names of nodes (`/encoder/*`) or of sites (`*.weight`, `/head/*.input`); `re:` begins a regular
@@ -125,7 +126,8 @@ impl Layer {
 }
 
 /// A change to ranges, by name.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Adjusted {
     /// A glob on names of nodes or of sites; `re:` begins a regular expression.
@@ -158,7 +160,8 @@ impl Adjusted {
 }
 
 /// The keys of one tensor.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Tensor {
     /// Whether the tensor may be missing or stay in float.
@@ -202,7 +205,8 @@ impl Tensor {
 }
 
 /// One number, or several.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "expected a number or a list of numbers")]
 pub enum Numbers<T> {
     /// The same for all.
@@ -235,7 +239,8 @@ impl<T: Copy> Numbers<T> {
 ///
 /// Quality is the tensor's own signal-to-quantization-noise ratio in dB, over the calibration samples. Formats of fewer
 /// than 8 bits are not judged by it, nor are activations in small floats: the user asked for them by name.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Guard {
     /// Off: every planned site is quantized.
@@ -341,10 +346,21 @@ impl Config {
 /// The JSON Schema of a configuration, as text.
 ///
 /// # Errors
-/// None in practice: the schema is plain JSON.
+/// [`Kind::Usage`] in a build without the feature `schema`.
+#[cfg(feature = "schema")]
 pub fn schema() -> Result<String> {
     serde_json::to_string_pretty(&schemars::schema_for!(Config))
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the schema: {e}")))
+}
+
+/// Fails: this build has no schema.
+///
+/// # Errors
+/// Always [`Kind::Usage`].
+#[cfg(not(feature = "schema"))]
+pub fn schema() -> Result<String> {
+    Err(Error::new(Kind::Usage, "amax was built without the schema of configurations")
+        .with_hint("build it with the feature \"schema\""))
 }
 
 impl Source {

@@ -1,6 +1,5 @@
 //! What can be asked for at one site, field by field.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::ops::Form;
@@ -13,7 +12,8 @@ use crate::reason::Operand;
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident / $variant:ident: $type:ty,)*) => {
         /// What is asked for at one kind of site. A key that is left out says nothing: an earlier level decides.
-        #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields)]
         pub struct Spec {
             $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")] pub $name: Option<$type>,)*
@@ -127,7 +127,8 @@ fn word<T: Serialize>(value: &T) -> String {
 }
 
 /// How many elements share a scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Share {
     /// All.
@@ -154,7 +155,8 @@ impl Share {
 }
 
 /// What is asked for at the sites of some nodes.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Level {
     /// Whether any of their sites is quantized.

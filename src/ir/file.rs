@@ -339,6 +339,6 @@ fn sort_nodes(model: &mut Model) {
 }
 
 /// The files a model was read from: the model itself, and its external data.
-fn inputs(model: &Model) -> impl Iterator<Item = &PathBuf> {
+pub(crate) fn inputs(model: &Model) -> impl Iterator<Item = &PathBuf> {
     model.path.iter().chain(&model.sources)
 }

@@ -1,7 +1,6 @@
 //! What samples show of a model's tensors, as statistics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use crate::ir::view::Gemm;
 use crate::ir::{Model, NodeId, User, ValueId};
 use crate::onnx::DataType;
 use crate::ops::{self, Role};
+use crate::passes::recipes::PREPARE;
 use crate::passes::{Context, Evaluate, pipeline};
 use crate::reason::Reason;
 use crate::runtime::{Observe, Options, Runtime, Session};
@@ -34,8 +34,9 @@ pub struct Calibrated {
 /// A pass that fails.
 pub fn prepare(model: &Model, evaluate: &dyn Evaluate) -> Result<Model> {
     let mut model = model.clone();
-    let context = Context { evaluate, quantization: None };
-    pipeline::run(&mut model, pipeline::PREPARE, &context, &mut |_, _, _| Ok(ControlFlow::Continue(())))?;
+    for pass in PREPARE.passes() {
+        pipeline::apply(&mut model, pass, &Context::new(evaluate))?;
+    }
     Ok(model)
 }
 
@@ -225,34 +226,6 @@ impl Observation<'_> {
         progress.finish();
         shared.with_all(session.unobserved(), |all| Ok(std::mem::take(all)))
     }
-}
-
-/// Runs the samples at `indices` and observes the tensors named `sites`; see [`Observation::run`] and [`usable`].
-///
-/// # Errors
-/// A model that the runtime cannot run, a sample that does not fit, or an interruption.
-pub fn calibrate(
-    model: &Model,
-    sites: &[String],
-    samples: &SampleSet,
-    indices: &[usize],
-    runtime: Runtime,
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Calibrated> {
-    let sites: Vec<Site> = sites.iter().map(|name| Site::plain(name)).collect();
-    let observation = Observation {
-        model,
-        sites: &sites,
-        samples,
-        indices,
-        runtime,
-        threads,
-        memory: Memory::default(),
-        progress,
-        checkpoint: None,
-    };
-    usable(model, observation.run(Statistics::default())?)
 }
 
 /// Statistics from which ranges can be taken: sites that never had a finite value count as not observed.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pool::{Blind, Progress, by_shape, run};
+use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
@@ -13,16 +14,15 @@ use crate::samples::SampleSet;
 /// How close the outputs of two models are, by output name, over the samples at `indices`.
 ///
 /// # Errors
-/// Outputs that do not match, or as [`calibrate`].
+/// Outputs that do not match, a model that the runtime cannot run, a sample that does not fit, or an interruption.
 pub fn compare(
     reference: &Model,
     test: &Model,
     samples: &SampleSet,
     indices: &[usize],
-    runtime: Runtime,
-    threads: usize,
-    progress: &dyn Progress,
+    how: &Run<'_>,
 ) -> Result<Vec<(String, Metrics)>> {
+    let Run { runtime, threads, progress, memory: _ } = *how;
     let names =
         |m: &Model| -> Vec<String> { m.graph(m.main()).outputs().map(|v| m.value(v).name().to_owned()).collect() };
     let (outputs, others) = (names(reference), names(test));
@@ -82,7 +82,7 @@ pub fn compare(
 /// The outputs of a model for each of the samples at `indices`, in that order.
 ///
 /// # Errors
-/// As [`calibrate`].
+/// As [`compare`].
 pub fn outputs(
     model: &Model,
     samples: &SampleSet,

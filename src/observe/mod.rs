@@ -5,6 +5,7 @@ pub mod compare;
 mod memory;
 mod pool;
 pub mod prove;
+pub mod run;
 mod segmented;
 pub mod sensitivity;
 pub mod sites;

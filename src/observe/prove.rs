@@ -8,11 +8,9 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
-use crate::passes::freeze_inputs::FreezeInputs;
-use crate::passes::lift_constants::LiftConstants;
-use crate::passes::standard_quantizers::StandardQuantizers;
+use crate::passes::recipes::READ;
 use crate::passes::support::operands::{self, Comparison, Operand};
-use crate::passes::{Context, Evaluate, Pass};
+use crate::passes::{Context, Evaluate, pipeline};
 use crate::runtime::Runtime;
 use crate::samples::SampleSet;
 
@@ -127,9 +125,9 @@ pub fn prove(
     progress: &dyn Progress,
 ) -> Result<Proof> {
     let mut original = original.clone();
-    let context = Context { evaluate, quantization: None };
-    for pass in [&FreezeInputs as &dyn Pass, &LiftConstants, &StandardQuantizers] {
-        pass.run(&mut original, &context)?;
+    let context = Context::new(evaluate);
+    for step in READ.steps(&context.conversion) {
+        pipeline::apply(&mut original, step.pass, &context)?;
     }
     let operands = operands::compare(&original, converted);
     let mut proof = Proof { operands, outputs: Vec::new(), samples: 0 };

@@ -1,10 +1,10 @@
 //! How numbers are computed: whose arithmetic, in which precision, rounded how.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Whose arithmetic makes scales and codes, to the last bit. They differ where a quotient is almost between two codes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Arithmetic {
     /// ONNX `QuantizeLinear`: the value divided by the scale. Scales as onnxruntime's tools make them or, with `eps`, torch.
@@ -80,7 +80,8 @@ impl Arithmetic {
 }
 
 /// How a quotient becomes an integer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Round {
     /// To the nearest, half to even: what ONNX `QuantizeLinear` does.
@@ -93,7 +94,8 @@ pub enum Round {
 }
 
 /// How the power of two of a block follows from its largest magnitude, amax.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MxRounding {
     /// 2^(⌊log2 amax⌋ − emax), as OCP MX 1.0 section 6.3; what is then above the largest element saturates.

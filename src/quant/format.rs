@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+#[cfg(feature = "schema")]
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -105,7 +106,8 @@ macro_rules! formats {
         }
 
         /// The words of [`Dtype`], for documents and their schema.
-        #[derive(Deserialize, Serialize, JsonSchema)]
+        #[derive(Deserialize, Serialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         enum Word {
             $($(#[doc = $doc])* #[serde(rename = $word)] $element,)*
             $($(#[doc = $block_doc])* #[serde(rename = $block_word)] $block,)*
@@ -301,6 +303,7 @@ impl fmt::Display for Dtype {
     }
 }
 
+#[cfg(feature = "schema")]
 impl JsonSchema for Dtype {
     fn schema_name() -> Cow<'static, str> {
         "Dtype".into()
@@ -314,7 +317,8 @@ impl JsonSchema for Dtype {
 }
 
 /// The precision that scales are rounded to, to the nearest, half to even. They are stored in the model's own float type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleDtype {
     /// 24 significant bits.

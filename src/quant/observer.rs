@@ -1,12 +1,12 @@
 //! How a range is chosen, and what becomes of it.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
 /// How a range is chosen from what was seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ObserverKind {
     /// The smallest and the largest value.
@@ -119,7 +119,8 @@ impl Observer {
 
 /// What becomes of amax, the largest magnitude of a range, before its scale is computed: it is multiplied, then clamped, then
 /// rounded. Both ends of the range move in proportion. Numbers given by hand stay as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Postprocess {
     /// What amax is multiplied by.

@@ -1,6 +1,5 @@
 //! What of a scheme matters where a range becomes a scale.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Format, Precision, ScaleDtype};
@@ -83,7 +82,8 @@ impl RangeSpec {
 }
 
 /// Which scales are allowed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ScaleType {
     /// Any.

@@ -56,6 +56,7 @@ pub trait Observe: Send + Sync {
 
 /// What runs models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Runtime {
     /// tract, which is part of the program. Needs the feature `tract`.
     Tract,

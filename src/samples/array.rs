@@ -16,7 +16,7 @@ pub(super) const INTERRUPTED: &str = "the file is damaged: was writing or copyin
 /// An array that was found, and checked to be complete.
 #[derive(Debug)]
 pub(super) struct Array {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// The key in its archive; `None` for a file of its own.
     key: Option<String>,
     pub(super) header: Header,

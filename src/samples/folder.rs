@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::inputs::{self, Input};
 use super::lines::Lines;
-use super::parts::{Part, numpy_part, picture_part, proto_part, raw_part};
+use super::parts::{Part, Stored, array_part, picture_part, proto_part, raw_part};
 use super::picture::{EXTENSIONS, Picture};
 use super::preprocess::{self, Preprocess};
 use super::{FORMS, array, pb};
@@ -102,13 +102,13 @@ impl Opening<'_> {
                 let mut feeds = Vec::new();
                 for (key, array) in arrays {
                     let at = inputs::find(inputs, &key).map_err(|e| e.in_file(path))?;
-                    feeds.push((at, array));
+                    feeds.push((at, Stored::File(array)));
                 }
-                numpy_part(path, feeds, inputs)
+                array_part(Some(path), feeds, inputs)
             }
             "npy" => {
                 let at = only_input(path, inputs)?;
-                numpy_part(path, vec![(at, array::open_npy(path)?)], inputs)
+                array_part(Some(path), vec![(at, Stored::File(array::open_npy(path)?))], inputs)
             }
             "jsonl" => Lines::open(path, inputs).map(Part::of_lines),
             "bin" => raw_part(path, &[(only_input(path, inputs)?, path.to_owned())], inputs),

@@ -21,7 +21,7 @@ use crate::onnx::DataType;
 /// A file of samples: where each line is, and which shapes it gives.
 #[derive(Debug)]
 pub(super) struct Lines {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     inputs: Vec<Input>,
     rows: Vec<Line>,
     /// The shapes of each input by name, each set once.

@@ -26,13 +26,20 @@ mod convert;
 mod folder;
 mod inputs;
 mod lines;
+mod memory;
 mod npy;
 mod parts;
 mod pb;
+#[cfg(feature = "images")]
 mod picture;
+#[cfg(not(feature = "images"))]
+#[path = "no_picture.rs"]
+mod picture;
+#[cfg_attr(not(feature = "images"), allow(dead_code, reason = "it makes inputs of images"))]
 mod preprocess;
 mod random;
 mod raw;
+#[cfg_attr(not(feature = "images"), allow(dead_code, reason = "it makes inputs of images"))]
 mod resample;
 mod zip;
 
@@ -48,7 +55,8 @@ use crate::onnx::DataType;
 use array::Spill;
 use folder::Opening;
 use inputs::Input;
-use parts::Part;
+pub use memory::{Element, Values};
+use parts::{Part, Stored, array_part};
 
 /// A value for each input of the model; inputs that have defaults may be missing.
 pub type Sample = BTreeMap<String, Tensor>;
@@ -119,10 +127,10 @@ impl SampleSet {
     /// Opens a set in any of its forms and checks it against the inputs of the model's main graph.
     ///
     /// # Errors
-    /// [`Kind::Samples`] for a path that does not exist, files that are damaged or of another kind, arrays that match no
-    /// input, inputs that are missing, types and shapes that do not fit, and a set without samples.
-    pub fn open(path: &Path, model: &Model) -> Result<Self> {
-        Self::open_with(path, model, &Options::default())
+    /// [`Kind::Samples`] for a path that does not exist, files that are damaged or of another kind, arrays that no
+    /// input asks for, inputs that are missing, types and shapes that do not fit, and a set without samples.
+    pub fn open<P: AsRef<Path> + ?Sized>(path: &P, model: &Model) -> Result<Self> {
+        Self::open_with(path.as_ref(), model, &Options::default())
     }
 
     /// As [`SampleSet::open`], with options.
@@ -141,11 +149,48 @@ impl SampleSet {
             part.first = first;
             first += part.count;
         }
-        let label = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let label = format!("of {}", path.file_name().unwrap_or(path.as_os_str()).to_string_lossy());
         Ok(Self { source: Source::Files { parts, spill: Spill::default() }, label, dropped: BTreeSet::new() })
     }
 
-    /// `count` random samples. Floats are close to normal with mean 0 and variance 1, integers are 0 to 7, booleans
+    /// Samples in memory: an array for each input, by name. An array with one axis more than its input holds a sample in
+    /// each row, and all such arrays must agree on their number; an array with as many axes as its input is one sample, or,
+    /// beside arrays with rows, the same for all of them. Types are converted as those of files are.
+    ///
+    /// ```
+    /// # fn main() -> amax::Result<()> {
+    /// let model = amax::load("models/digits.onnx")?;
+    /// // 32 samples of the input `[1, 1, 8, 8]`.
+    /// let pixels = ndarray::Array5::<f32>::from_elem((32, 1, 1, 8, 8), 0.5);
+    /// let samples = amax::SampleSet::from_arrays(&model, [("image", pixels.into())])?;
+    /// assert_eq!(samples.len(), 32);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Kind::Samples`] for arrays that no input asks for, inputs that are missing, types and shapes that do not fit, and
+    /// no samples at all.
+    pub fn from_arrays<'n>(model: &Model, arrays: impl IntoIterator<Item = (&'n str, Values)>) -> Result<Self> {
+        let inputs = inputs::inputs(model)?;
+        let mut found = Vec::new();
+        for (name, Values(tensor)) in arrays {
+            found.push((inputs::find(&inputs, name)?, Stored::Memory(Box::new(tensor))));
+        }
+        let parts = vec![array_part(None, found, &inputs)?];
+        let source = Source::Files { parts, spill: Spill::default() };
+        Ok(Self { source, label: "from memory".to_owned(), dropped: BTreeSet::new() })
+    }
+
+    /// The files that samples are read from, and what says how; sorted, each once.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Source::Files { parts, .. } = &self.source else { return Vec::new() };
+        let files: BTreeSet<&PathBuf> = parts.iter().flat_map(Part::files).collect();
+        files.into_iter().cloned().collect()
+    }
+
+    /// `count` made-up samples. Floats are close to normal with mean 0 and variance 1, integers are 0 to 7, booleans
     /// either. A free dimension is 1 if it is an input's first, 64 if it is beyond the second of a float input with
     /// four axes or more, else 8; dimensions of one name have one size. The same seed gives the same bytes everywhere.
     ///
@@ -183,7 +228,7 @@ impl SampleSet {
     pub fn describe(&self) -> String {
         let plural = if self.len() == 1 { "" } else { "s" };
         match self.source {
-            Source::Files { .. } => format!("{} sample{plural} of {}", self.len(), self.label),
+            Source::Files { .. } => format!("{} sample{plural} {}", self.len(), self.label),
             Source::Random { .. } => format!("{} random sample{plural} ({})", self.len(), self.label),
         }
     }

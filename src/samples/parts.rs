@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::array::{Array, Spill};
 use super::inputs::{self, Fit, Input};
 use super::lines::Lines;
+use super::npy::Element;
 use super::picture::Picture;
 use super::raw::Raw;
 use super::{Sample, convert, pb};
@@ -40,10 +41,44 @@ pub(super) struct Feed {
 
 #[derive(Debug)]
 enum Content {
-    Numpy { array: Array, given: DataType },
+    Array { array: Stored, given: DataType },
     Proto { path: PathBuf, dims: Vec<usize> },
     Raw(Raw),
     Picture(Picture),
+}
+
+/// An array, in a file or in memory.
+#[derive(Debug)]
+pub(super) enum Stored {
+    File(Array),
+    Memory(Box<Tensor>),
+}
+
+impl Stored {
+    fn element(&self) -> Element {
+        match self {
+            Self::File(array) => array.header.element,
+            Self::Memory(tensor) => Element::Type(tensor.dtype()),
+        }
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::File(array) => array.header.shape.clone(),
+            Self::Memory(tensor) => tensor.dims(),
+        }
+    }
+
+    /// The bytes of `count` elements from the one at `first` on.
+    fn read(&self, first: usize, count: usize, spill: &Spill) -> Result<Vec<u8>> {
+        match self {
+            Self::File(array) => array.read(first, count, spill),
+            Self::Memory(tensor) => {
+                let width = self.element().bytes();
+                Ok(tensor.raw()[first * width..(first + count) * width].to_vec())
+            }
+        }
+    }
 }
 
 impl Part {
@@ -68,15 +103,34 @@ impl Part {
     pub(super) fn shapes(&self, row: usize) -> Vec<(String, Vec<usize>)> {
         match &self.content {
             Rows::Lines(lines) => lines.shapes(row).to_vec(),
-            Rows::Feeds(feeds) => feeds.iter().map(|f| (f.name.clone(), f.shape().to_vec())).collect(),
+            Rows::Feeds(feeds) => feeds.iter().map(|f| (f.name.clone(), f.shape())).collect(),
         }
+    }
+
+    /// The files that are read.
+    pub(super) fn files(&self) -> Vec<&PathBuf> {
+        let feeds = match &self.content {
+            Rows::Lines(lines) => return vec![&lines.path],
+            Rows::Feeds(feeds) => feeds,
+        };
+        let mut found = Vec::new();
+        for feed in feeds {
+            match &feed.content {
+                Content::Array { array: Stored::Memory(_), .. } => {}
+                Content::Array { array: Stored::File(array), .. } => found.push(&array.path),
+                Content::Proto { path, .. } => found.push(path),
+                Content::Raw(raw) => found.push(&raw.path),
+                Content::Picture(picture) => found.extend(picture.files()),
+            }
+        }
+        found
     }
 
     /// Verifies the checksums of archives.
     pub(super) fn verify(&self) -> Result<()> {
         let Rows::Feeds(feeds) = &self.content else { return Ok(()) };
         feeds.iter().try_for_each(|feed| match &feed.content {
-            Content::Numpy { array, .. } => array.verify(),
+            Content::Array { array: Stored::File(array), .. } => array.verify(),
             _ => Ok(()),
         })
     }
@@ -84,13 +138,13 @@ impl Part {
 
 impl Feed {
     /// The shape of the input's value.
-    fn shape(&self) -> &[usize] {
+    fn shape(&self) -> Vec<usize> {
         match (&self.content, self.fit) {
-            (Content::Numpy { array, .. }, Fit::Rows(_)) => &array.header.shape[1..],
-            (Content::Numpy { array, .. }, Fit::One) => &array.header.shape,
-            (Content::Proto { dims, .. }, _) => dims,
-            (Content::Raw(raw), _) => &raw.shape,
-            (Content::Picture(picture), _) => &picture.shape,
+            (Content::Array { array, .. }, Fit::Rows(_)) => array.shape().split_off(1),
+            (Content::Array { array, .. }, Fit::One) => array.shape(),
+            (Content::Proto { dims, .. }, _) => dims.clone(),
+            (Content::Raw(raw), _) => raw.shape.clone(),
+            (Content::Picture(picture), _) => picture.shape.clone(),
         }
     }
 
@@ -102,7 +156,7 @@ impl Feed {
                 let row = if matches!(self.fit, Fit::Rows(_)) { row } else { 0 };
                 Ok(Tensor::new(raw.dtype, &raw.shape, raw.read(row)?))
             }
-            Content::Numpy { array, given } => {
+            Content::Array { array, given } => {
                 let shape = self.shape();
                 let count = shape.iter().product::<usize>();
                 let first = if matches!(self.fit, Fit::Rows(_)) { row * count } else { 0 };
@@ -110,32 +164,40 @@ impl Feed {
                 let wanted = self.wanted.unwrap_or(*given);
                 let bytes = convert::convert(bytes, *given, wanted)
                     .ok_or_else(|| Error::new(Kind::Internal, "a type was not checked").at_value(&self.name))?;
-                Ok(Tensor::new(wanted, shape, bytes))
+                Ok(Tensor::new(wanted, &shape, bytes))
             }
         }
     }
 }
 
-/// Arrays of a file, with the input that each is for.
-pub(super) fn numpy_part(path: &Path, arrays: Vec<(usize, Array)>, inputs: &[Input]) -> Result<Part> {
-    let fail = |message: String| Error::new(Kind::Samples, message).in_file(path);
+/// Names the file that an error is about, if there is one.
+fn named(error: Error, path: Option<&Path>) -> Error {
+    match path {
+        Some(path) => error.in_file(path),
+        None => error,
+    }
+}
+
+/// Arrays of a file or in memory, with the input that each is for.
+pub(super) fn array_part(path: Option<&Path>, arrays: Vec<(usize, Stored)>, inputs: &[Input]) -> Result<Part> {
+    let fail = |message: String| named(Error::new(Kind::Samples, message), path);
     let mut feeds: Vec<Feed> = Vec::new();
     for (at, array) in arrays {
         let input = &inputs[at];
         if feeds.iter().any(|f| f.name == input.name) {
             return Err(fail("two arrays are for one input".to_owned()).at_value(&input.name));
         }
-        let given = input.element(array.header.element).map_err(|e| e.in_file(path))?;
-        let fit = input.fit(&array.header.shape, true).map_err(|e| e.in_file(path))?;
-        let content = Content::Numpy { array, given };
+        let given = input.element(array.element()).map_err(|e| named(e, path))?;
+        let fit = input.fit(&array.shape(), true).map_err(|e| named(e, path))?;
+        let content = Content::Array { array, given };
         feeds.push(Feed { name: input.name.clone(), wanted: input.dtype, fit, content });
     }
     let count = rows(path, &feeds, inputs)?;
     // Inputs of unknown rank go by the number of rows that the others have.
     for feed in &mut feeds {
         let ranked = inputs.iter().any(|i| i.name == feed.name && i.dims.is_some());
-        if let (false, true, Content::Numpy { array, .. }) = (ranked, count > 1, &feed.content)
-            && array.header.shape.first() == Some(&count)
+        if let (false, true, Content::Array { array, .. }) = (ranked, count > 1, &feed.content)
+            && array.shape().first() == Some(&count)
         {
             feed.fit = Fit::Rows(count);
         }
@@ -144,9 +206,9 @@ pub(super) fn numpy_part(path: &Path, arrays: Vec<(usize, Array)>, inputs: &[Inp
 }
 
 /// How many samples the feeds of a part hold: the same number each, or one shared by all.
-fn rows(path: &Path, feeds: &[Feed], inputs: &[Input]) -> Result<usize> {
-    let fail = |message: String| Error::new(Kind::Samples, message).in_file(path);
-    complete(feeds, inputs).map_err(|e| e.in_file(path))?;
+fn rows(path: Option<&Path>, feeds: &[Feed], inputs: &[Input]) -> Result<usize> {
+    let fail = |message: String| named(Error::new(Kind::Samples, message), path);
+    complete(feeds, inputs).map_err(|e| named(e, path))?;
     let mut rows = feeds.iter().filter_map(|f| match f.fit {
         Fit::Rows(count) => Some((count, f.name.clone())),
         Fit::One => None,
@@ -159,7 +221,8 @@ fn rows(path: &Path, feeds: &[Feed], inputs: &[Input]) -> Result<usize> {
     drop(rows);
     let count = first.map_or(1, |(count, _)| count);
     if count == 0 {
-        return Err(fail("the file holds no samples: its arrays have no rows".to_owned()));
+        let what = if path.is_some() { "the file holds no samples: its" } else { "there are no samples: the" };
+        return Err(fail(format!("{what} arrays have no rows")));
     }
     Ok(count)
 }
@@ -173,7 +236,7 @@ pub(super) fn raw_part(path: &Path, files: &[(usize, PathBuf)], inputs: &[Input]
         let fit = if raw.count == 1 { Fit::One } else { Fit::Rows(raw.count) };
         feeds.push(Feed { name: input.name.clone(), wanted: input.dtype, fit, content: Content::Raw(raw) });
     }
-    let count = rows(path, &feeds, inputs)?;
+    let count = rows(Some(path), &feeds, inputs)?;
     Ok(Part::of_feeds(count, feeds))
 }
 

@@ -55,6 +55,11 @@ impl Picture {
         Ok(Self { path: path.to_owned(), preprocess: preprocess.clone(), shape })
     }
 
+    /// The image, and the document that says what is made of it.
+    pub(super) fn files(&self) -> [&PathBuf; 2] {
+        [&self.path, &self.preprocess.path]
+    }
+
     /// The value of the input.
     pub(super) fn read(&self) -> Result<Tensor> {
         let image = reader(&self.path)?.decode().map_err(|e| unreadable(&self.path, &e))?;

@@ -170,7 +170,7 @@ pub(super) struct Preprocess {
     /// The input, by its place among the model's.
     pub(super) input: usize,
     /// The document.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     wanted: Input,
     color: Color,
     resize: Option<(Mode, usize, usize)>,

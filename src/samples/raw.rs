@@ -11,7 +11,7 @@ use crate::onnx::DataType;
 /// A file with one sample, or several in a row.
 #[derive(Debug)]
 pub(super) struct Raw {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     pub(super) dtype: DataType,
     /// Of one sample.
     pub(super) shape: Vec<usize>,

@@ -7,6 +7,7 @@
 )]
 
 use amax::config::Config;
+use amax::convert::Convert;
 use amax::ir::text::parse;
 use amax::ir::{Model, Tensor, file};
 use amax::numerics::{
@@ -14,6 +15,7 @@ use amax::numerics::{
 };
 use amax::onnx::DataType;
 use amax::plan::{Knowledge, plan};
+use amax::rewrite::Rewrite;
 use amax::targets::{self, Target};
 use serde_json::Value;
 
@@ -170,24 +172,8 @@ fn product(rows: usize, columns: usize) -> Model {
 }
 
 fn rewritten(model: &Model, config: &str, target: &Target) -> Model {
-    use std::ops::ControlFlow;
     let config = Config::parse(config).unwrap_or_else(|e| panic!("{e}\n{config}"));
-    let request = amax::rewrite::Request {
-        config: &config,
-        target,
-        plan: None,
-        samples: None,
-        statistics: None,
-        runtime: amax::runtime::Runtime::default(),
-        threads: 1,
-        memory: amax::observe::Memory::default(),
-        progress: &amax::observe::Silent,
-        evaluate: &amax::runtime::TractEvaluate,
-        passes: None,
-        after: &|_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(())),
-        measure: false,
-    };
-    amax::rewrite::rewrite(model, &request).unwrap_or_else(|e| panic!("{e}")).model
+    Rewrite::new(model).config(&config).target(target).measure(false).run().unwrap_or_else(|e| panic!("{e}")).model
 }
 
 /// Dtype, bits of an element with its share of the scales, operator set, IR version.
@@ -447,19 +433,9 @@ mod runs {
 
     /// A saved model, its quantizers as float operators.
     fn converted(model: &Model) -> Model {
-        use std::ops::ControlFlow;
         let saved = file::from_bytes(file::to_bytes(model).unwrap()).unwrap();
-        let request = amax::convert::Request {
-            keep_scales: false,
-            switches: &[],
-            simulate: true,
-            into: &[],
-            accuracy_level: 4,
-            target: &Target::load("generic").unwrap(),
-            evaluate: &amax::runtime::TractEvaluate,
-            after: &|_, _, _| Ok(ControlFlow::Continue(())),
-        };
-        let done = amax::convert::convert(&saved, &request).unwrap_or_else(|e| panic!("{e}"));
+        let target = Target::load("generic").unwrap();
+        let done = Convert::new(&saved).simulate(true).target(&target).run().unwrap_or_else(|e| panic!("{e}"));
         // Scales per block are computed by operators, and are no quantizers to name.
         let left: Vec<_> = done.kept.iter().filter(|note| !note.text.starts_with("left as operators")).collect();
         assert!(left.is_empty(), "every quantizer has become float operators: {left:?}");

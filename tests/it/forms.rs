@@ -1,33 +1,19 @@
 //! Forms of quantized constants: the same codes and scales, there and back.
 
-use amax::convert::{Converted, Request, To, convert};
+use amax::convert::{Convert, Converted};
 use amax::ir::text::parse;
 use amax::ir::{Model, Tensor};
 use amax::numerics::{Format, Granularity, QParams, Round, dequantize, pack, quantize};
 use amax::onnx::DataType;
 use amax::ops::Form;
 use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
+use amax::passes::recipes::To;
 use amax::passes::support::exact::Exact;
 use amax::targets::Target;
 use proptest::prelude::*;
-use std::ops::ControlFlow;
 
 fn converted(model: &Model, into: &[To]) -> amax::Result<Converted> {
-    let target = Target::load("ort-cpu").unwrap();
-    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    convert(
-        model,
-        &Request {
-            into,
-            keep_scales: false,
-            accuracy_level: 4,
-            switches: &[],
-            simulate: false,
-            target: &target,
-            evaluate: &Exact,
-            after: &after,
-        },
-    )
+    Convert::new(model).to(into).evaluate(&Exact).run()
 }
 
 const BITS: [(Format, usize); 6] = [

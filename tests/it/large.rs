@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -12,15 +11,12 @@ use amax::config::Config;
 use amax::error::Kind;
 use amax::ir::file::{self, External, SaveOptions};
 use amax::ir::{LARGE_MODEL, Model, NewNode, Place, Scratch, Tensor, tensor_type};
-use amax::observe::Silent;
 use amax::onnx::{
     Bytes, DATA_LOCATION_EXTERNAL, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, ValueInfoProto,
 };
-use amax::passes::Outcome;
 use amax::quant::Block;
-use amax::rewrite::{Request, Rewritten, rewrite};
-use amax::runtime::{Runtime, TractEvaluate};
+use amax::rewrite::{Rewrite, Rewritten};
 use amax::targets::{self, Target};
 use prost::Message;
 
@@ -66,24 +62,7 @@ fn quantized(model: &Model, preset: &str, target: &str) -> amax::Result<Rewritte
 
 fn quantized_by(model: &Model, config: &Config, target: &str) -> amax::Result<Rewritten> {
     let target = Target::load(target).unwrap();
-    rewrite(
-        model,
-        &Request {
-            config,
-            target: &target,
-            plan: None,
-            samples: None,
-            statistics: None,
-            runtime: Runtime::default(),
-            memory: amax::observe::Memory::default(),
-            threads: 2,
-            progress: &Silent,
-            evaluate: &TractEvaluate,
-            passes: None,
-            after: &|_: &Model, _: &str, _: &Outcome| Ok(ControlFlow::Continue(())),
-            measure: false,
-        },
-    )
+    Rewrite::new(model).config(config).target(&target).measure(false).run()
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod file;
 mod formats;
 mod forms;
 mod large;
+mod library;
 mod limits;
 mod numerics;
 mod observers;

@@ -11,7 +11,7 @@ use crate::support::{models_below, root};
 use amax::error::Error;
 use amax::ir::{Def, GraphId, Model, Tensor, ValueId, file, verify};
 use amax::passes::freeze_inputs::FreezeInputs;
-use amax::passes::raise_opset::{MIN_OPSET, ir_version_for, ort_ceiling, raise};
+use amax::passes::raise_opset::{MIN_OPSET, ir_version_for, raise};
 
 const TARGETS: [i64; 3] = [13, 18, 21];
 
@@ -182,16 +182,6 @@ fn frees_weights_of_old_ir_versions() {
 }
 
 #[test]
-fn names_the_node_without_a_kernel() {
-    let limited = file::load(&folder().join("roialign_10.onnx")).expect("loads");
-    let (opset, why) = ort_ceiling(&limited).expect("limited");
-    assert_eq!(opset, 21);
-    assert!(why.contains("RoiAlign") && why.contains("n_y"), "{why}");
-    let free = file::load(&folder().join("clip_9.onnx")).expect("loads");
-    assert_eq!(ort_ceiling(&free), None);
-}
-
-#[test]
 #[ignore = "tool: raises AMAX_OPSET_CASES/*.onnx to each of AMAX_OPSET_TO, for make.py"]
 fn raise_folder() {
     let folder = PathBuf::from(std::env::var_os("AMAX_OPSET_CASES").expect("AMAX_OPSET_CASES is set"));
@@ -210,6 +200,6 @@ fn raise_folder() {
 }
 
 fn freeze(model: &mut Model) -> amax::passes::Outcome {
-    let context = amax::passes::Context { evaluate: &amax::passes::support::exact::Exact, quantization: None };
+    let context = amax::passes::Context::new(&amax::passes::support::exact::Exact);
     amax::passes::Pass::run(&FreezeInputs, model, &context).unwrap()
 }

@@ -3,19 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use amax::compare::Compare;
 use amax::config::Config;
 use amax::ir::{Def, Model, file, verify};
-use amax::observe::Silent;
-use amax::observe::compare::compare;
 use amax::onnx::DataType;
-use amax::passes::Outcome;
 use amax::reason::Reason;
 use amax::report::Report;
-use amax::rewrite::{Request, Rewritten, rewrite, split};
-use amax::runtime::{Runtime, TractEvaluate};
+use amax::rewrite::{Rewrite, Rewritten, split};
 use amax::samples::SampleSet;
 use amax::targets::{self, Target};
 use tempfile::TempDir;
@@ -24,22 +20,8 @@ use crate::support::{digits, folder, root, succeed};
 
 pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
     let target = Target::load(target).unwrap();
-    let request = Request {
-        config,
-        target: &target,
-        plan: None,
-        samples,
-        statistics: None,
-        runtime: Runtime::default(),
-        threads,
-        memory: amax::observe::Memory::default(),
-        progress: &Silent,
-        evaluate: &TractEvaluate,
-        passes: None,
-        after: &|_: &Model, _: &str, _: &Outcome| Ok(ControlFlow::Continue(())),
-        measure: true,
-    };
-    rewrite(model, &request).unwrap_or_else(|e| panic!("{e}"))
+    let rewrite = Rewrite::new(model).config(config).target(&target).samples(samples).threads(threads);
+    rewrite.run().unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn saved(model: &Model) -> (TempDir, PathBuf, Vec<u8>) {
@@ -140,10 +122,11 @@ fn the_same_bytes_on_any_thread_count_and_every_time() {
 fn reported_quality_is_what_compare_finds() {
     let (model, samples) = digits();
     let done = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2);
-    let found = compare(&model, &done.model, &samples, &split(&samples).1, Runtime::default(), 2, &Silent).unwrap();
+    let held_out = split(&samples).1;
+    let found = Compare::new(&model, &done.model).samples(&samples).indices(held_out.as_slice()).outputs().unwrap();
     let reported = done.report.quality[0].sqnr_db;
     // The report compares with the prepared model, in which batch normalizations are fused.
-    assert!((found[0].1.sqnr_db() - reported).abs() < 0.01, "{} and {reported}", found[0].1.sqnr_db());
+    assert!((found[0].sqnr_db - reported).abs() < 0.01, "{} and {reported}", found[0].sqnr_db);
 }
 
 #[test]
@@ -156,10 +139,9 @@ fn with_everything_excluded_the_float_model_is_left() {
         assert!(done.report.operators.is_empty(), "{target}: {:?}", done.report.operators);
         assert!(done.report.warnings.iter().any(|w| w.starts_with("nothing was quantized")), "{target}");
         assert!(types(&done.model, "QuantizeLinear", 1).is_empty(), "{target}");
-        let indices: Vec<usize> = (0..samples.len()).collect();
-        let found = compare(&model, &done.model, &samples, &indices, Runtime::default(), 2, &Silent).unwrap();
+        let found = Compare::new(&model, &done.model).samples(&samples).outputs().unwrap();
         // Only fused batch normalizations round differently.
-        assert!(found[0].1.sqnr_db() > 110.0, "{target}: {}", found[0].1.sqnr_db());
+        assert!(found[0].sqnr_db > 110.0, "{target}: {}", found[0].sqnr_db);
     }
 }
 
@@ -170,9 +152,9 @@ fn without_samples_weights_alone_are_quantized() {
     assert!(done.report.activations.is_empty() && done.report.quality.is_empty() && done.report.samples.is_none());
     assert_eq!(done.report.weights.len(), 5);
     assert!(types(&done.model, "QuantizeLinear", 1).is_empty());
-    let indices: Vec<usize> = (0..8).collect();
-    let found = compare(&model, &done.model, &samples, &indices, Runtime::default(), 2, &Silent).unwrap();
-    assert!(found[0].1.sqnr_db() > 30.0, "{}", found[0].1.sqnr_db());
+    let indices: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
+    let found = Compare::new(&model, &done.model).samples(&samples).indices(indices).outputs().unwrap();
+    assert!(found[0].sqnr_db > 30.0, "{}", found[0].sqnr_db);
     assert!(saved(&done.model).2.len() < 12_000);
 }
 
@@ -196,17 +178,9 @@ fn a_quantized_model_is_kept() {
     let twice = run(&once, Some(&samples), &Config::default(), targets::DEFAULT, 2);
     assert!(twice.report.weights.is_empty() && twice.report.activations.is_empty());
     assert!(twice.report.operators.is_empty(), "{:?}", twice.report.operators);
-    let found = amax::observe::compare::compare(
-        &once,
-        &twice.model,
-        &samples,
-        &[0, 1],
-        Runtime::default(),
-        1,
-        &amax::observe::Silent,
-    )
-    .unwrap();
-    assert_eq!(found[0].1.max_abs_error(), 0.0);
+    let first: &[usize] = &[0, 1];
+    let found = Compare::new(&once, &twice.model).samples(&samples).indices(first).outputs().unwrap();
+    assert_eq!(found[0].max_abs_error, 0.0);
     let quantizers = |m: &Model| types(m, "QuantizeLinear", 1).len() + types(m, "DequantizeLinear", 1).len();
     assert_eq!(quantizers(&twice.model), quantizers(&once));
 }

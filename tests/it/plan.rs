@@ -13,7 +13,7 @@ use amax::error::{Kind, Result};
 use amax::ir::Model;
 use amax::ir::text::{PrintOptions, print_with};
 use amax::onnx::DataType;
-use amax::passes::pipeline;
+use amax::passes::recipes::{PREPARE, QUANTIZE};
 use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
 use amax::reason::Reason;
 use amax::solve::{Solved, solve};
@@ -27,7 +27,7 @@ pub fn prepared(text: &str) -> Model {
 
 /// A model as it is planned.
 pub fn ready(mut model: Model) -> Model {
-    pass(&mut model, pipeline::PREPARE, None).unwrap_or_else(|e| panic!("{e}"));
+    pass(&mut model, &PREPARE.passes(), None).unwrap_or_else(|e| panic!("{e}"));
     model
 }
 
@@ -49,7 +49,7 @@ pub fn rewritten(mut model: Model, target: &Target, knowledge: &Knowledge) -> (P
         }
     }
     let solution = solve(&model, &made, Some(&statistics), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
-    pass(&mut model, pipeline::QUANTIZE, Some((&made, &solution))).unwrap_or_else(|e| panic!("{e}"));
+    pass(&mut model, &QUANTIZE.passes(), Some((&made, &solution))).unwrap_or_else(|e| panic!("{e}"));
     (made, model)
 }
 

@@ -2,21 +2,22 @@
 //! and what `prepare` writes is what `rewrite` stores.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use amax::compare::Compare;
 use amax::config::spec::Form;
 use amax::config::{Config, Pattern, presets};
-use amax::convert::{Converted, Request, To, convert};
+use amax::convert::{Convert, Converted};
 use amax::error::{Kind, Result};
 use amax::ir::{Model, Tensor, file, text};
 use amax::observe::Silent;
-use amax::observe::prove::{Proof, prove};
+use amax::observe::prove::Proof;
 use amax::onnx::DataType;
+use amax::passes::recipes::To;
 use amax::passes::support::exact::Exact;
 use amax::passes::support::operands::Comparison;
-use amax::passes::support::switch_quantizers::Switch;
-use amax::rewrite::{self, prepare, rewrite};
+use amax::passes::switch_quantizers::Switch;
+use amax::rewrite::Rewrite;
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::targets::Target;
@@ -42,18 +43,8 @@ fn target(name: &str) -> Target {
 
 fn converted_as(model: &Model, into: &[To], switches: &[Switch], keep_scales: bool) -> Result<Converted> {
     let target = target("generic");
-    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let request = Request {
-        into,
-        keep_scales,
-        accuracy_level: 0,
-        switches,
-        simulate: false,
-        target: &target,
-        evaluate: &Exact,
-        after: &after,
-    };
-    convert(model, &request)
+    let conversion = Convert::new(model).to(into).switches(switches).keep_scales(keep_scales).accuracy_level(0);
+    conversion.target(&target).evaluate(&Exact).run()
 }
 
 fn converted_with(model: &Model, switches: &[Switch]) -> Result<Converted> {
@@ -73,7 +64,7 @@ fn parsed(text: &str) -> Model {
 }
 
 fn proof(original: &Model, test: &Model, samples: Option<&SampleSet>) -> Proof {
-    prove(original, test, samples, &Exact, Runtime::default(), &Silent).unwrap()
+    Compare::new(original, test).samples(samples).evaluate(&Exact).prove().unwrap()
 }
 
 /// Each initializer's type and shape, sorted, but for scales and zero points.
@@ -536,25 +527,10 @@ fn quantized_for(
     samples: Option<&SampleSet>,
     target: &Target,
 ) -> Result<Model> {
-    let after = |_: &Model, _: &str, _: &amax::passes::Outcome| Ok(ControlFlow::Continue(()));
-    let request = rewrite::Request {
-        config,
-        target,
-        plan: None,
-        samples,
-        statistics: None,
-        runtime: Runtime::default(),
-        memory: amax::observe::Memory::default(),
-        threads: 1,
-        progress: &Silent,
-        evaluate: &amax::runtime::TractEvaluate,
-        passes: None,
-        after: &after,
-        measure: false,
-    };
+    let rewrite = Rewrite::new(model).config(config).target(target).samples(samples).threads(1).measure(false);
     Ok(match line {
-        Line::Rewrite => rewrite(model, &request)?,
-        Line::Prepare => prepare(model, &request)?,
+        Line::Rewrite => rewrite.run()?,
+        Line::Prepare => rewrite.prepare()?,
     }
     .model)
 }

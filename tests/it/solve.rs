@@ -16,7 +16,7 @@ use amax::ir::Model;
 use amax::ir::text::parse;
 use amax::numerics::{Format, Granularity, QParams, dequantize, pack};
 use amax::onnx::DataType;
-use amax::passes::pipeline;
+use amax::passes::recipes::QUANTIZE;
 use amax::plan::Plan;
 use amax::solve::{Solution, Solved, guard, solve};
 use amax::statistics::{SiteStatistics, Statistics};
@@ -28,7 +28,7 @@ use crate::support::{numbers, pass, root, vectors};
 /// The model that a plan makes.
 fn applied(model: &Model, plan: &Plan, solution: &Solution) -> Result<Model> {
     let mut model = model.clone();
-    pass(&mut model, pipeline::QUANTIZE, Some((plan, solution)))?;
+    pass(&mut model, &QUANTIZE.passes(), Some((plan, solution)))?;
     Ok(model)
 }
 

@@ -68,7 +68,7 @@ pub fn parsed(text: &str) -> Model {
 
 /// Runs passes without a runtime.
 pub fn pass(model: &mut Model, passes: &[&dyn Pass], quantization: Option<(&Plan, &Solution)>) -> Result<()> {
-    let context = Context { evaluate: &Exact, quantization };
+    let context = Context { quantization, ..Context::new(&Exact) };
     pipeline::run(model, passes, &context, &mut |_, _, _| Ok(ControlFlow::Continue(()))).map(drop)
 }
 

@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn models_in_files_run_as_those_in_memory() {
         let model = file::load("models/digits.onnx".as_ref()).unwrap();
-        let samples = SampleSet::open("models/digits.calib.npz".as_ref(), &model).unwrap();
+        let samples = SampleSet::open("models/digits.calib.npz", &model).unwrap();
         let names = ["stem_relu_out", "pool_out", "logits"].map(str::to_owned);
         let run = |limit| {
             let session = Session::prepare(&model, &names, limit).unwrap();

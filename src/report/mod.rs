@@ -1,13 +1,21 @@
 //! What a rewrite did, for people and for machines.
 
+#[doc(hidden)]
+pub mod layout;
+#[doc(hidden)]
+pub mod text;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
+use crate::onnx::DataType;
 use crate::ops::{self, Form};
+use crate::passes::Outcome;
 use crate::plan::{Mode, Plan, Skip, Split};
 use crate::reason::Reason;
 use crate::solve::{Fit, Solution};
@@ -18,6 +26,7 @@ pub const SCHEMA: u32 = 2;
 
 /// What a rewrite did.
 #[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -53,10 +62,14 @@ pub struct Report {
     pub seconds: Vec<(String, f64)>,
     /// Things the user should know.
     pub warnings: Vec<String>,
+    /// The files that were read: the model with its external data, samples, a configuration. Not part of the document.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
 }
 
 /// A quantized activation.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ActivationRow {
     /// Tensor.
     pub tensor: String,
@@ -78,6 +91,7 @@ pub struct ActivationRow {
 
 /// A quantized constant.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct WeightRow {
     /// Site.
     pub site: String,
@@ -102,6 +116,7 @@ pub struct WeightRow {
 
 /// What an algorithm made of a constant.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct AlgorithmRow {
     /// Its method.
     pub method: String,
@@ -112,6 +127,7 @@ pub struct AlgorithmRow {
 
 /// What one pass did.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PassRow {
     /// Name of the pass.
     pub pass: String,
@@ -121,8 +137,18 @@ pub struct PassRow {
     pub skips: Vec<(String, String)>,
 }
 
+impl PassRow {
+    /// Reads what a pass did.
+    #[must_use]
+    pub fn new(pass: &str, outcome: &Outcome) -> Self {
+        let skips = outcome.skips.iter().map(|s| (s.at.clone(), s.text.clone())).collect();
+        Self { pass: pass.to_owned(), changes: outcome.changes.len(), skips }
+    }
+}
+
 /// Quality of one output.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct QualityRow {
     /// Output.
     pub output: String,
@@ -132,13 +158,18 @@ pub struct QualityRow {
     pub cosine: f64,
     /// Largest absolute difference.
     pub max_abs_error: f32,
+    /// Whether the output is one of floats; what integers lose says little.
+    #[serde(skip)]
+    pub float: bool,
 }
 
 impl QualityRow {
-    /// Reads metrics.
+    /// Reads the metrics of an output of `model`.
     #[must_use]
-    pub fn new(output: &str, metrics: &Metrics) -> Self {
+    pub fn new(model: &Model, output: &str, metrics: &Metrics) -> Self {
+        let dtype = model.value_named(output).and_then(|v| model.dtype(v));
         Self {
+            float: dtype.is_none_or(DataType::is_float),
             output: output.to_owned(),
             sqnr_db: metrics.sqnr_db(),
             cosine: metrics.cosine(),
@@ -148,6 +179,15 @@ impl QualityRow {
 }
 
 impl Report {
+    /// What people read: what was quantized, what was left float and why, sizes, quality, time, and warnings.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let total = self.seconds.iter().map(|(_, seconds)| seconds).sum();
+        let mut out = text::text(self, false, total);
+        out.extend(text::warnings(self, false).iter().map(|warning| format!("warning: {warning}\n")));
+        out
+    }
+
     /// Fills in what the plan and its solution say.
     pub fn describe(&mut self, plan: &Plan, solution: &Solution, statistics: Option<&Statistics>) {
         self.activations = plan
@@ -245,6 +285,7 @@ impl WeightRow {
 
 /// A summary of a model.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// Operator sets by domain.
     pub opsets: BTreeMap<String, i64>,

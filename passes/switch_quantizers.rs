@@ -4,13 +4,13 @@
 //! for one on what it gives. Without its pair a node reads the float tensor: the float weight, where the model still has
 //! it, else the numbers that its codes stand for.
 
-use super::arithmetic::Constants;
+use super::support::arithmetic::Constants;
+use super::{Context, Note, Outcome, Pass};
 use crate::config::Pattern;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::ops::{self, Role};
-use crate::passes::{Note, Outcome};
 
 /// Switches the sites that match on or off.
 #[derive(Clone, Debug)]
@@ -19,6 +19,20 @@ pub struct Switch {
     pub pattern: Pattern,
     /// On takes back what an earlier switch took out.
     pub on: bool,
+}
+
+/// See the module. Does nothing where a conversion has no switches.
+#[derive(Debug)]
+pub struct SwitchQuantizers;
+
+impl Pass for SwitchQuantizers {
+    fn name(&self) -> &'static str {
+        "switch-quantizers"
+    }
+
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
+        switch(model, context.conversion.switches)
+    }
 }
 
 /// A quantizer that one input of a node reads through.
@@ -33,7 +47,7 @@ struct Site {
 ///
 /// # Errors
 /// [`Kind::Usage`] for a switch that matches no quantizer.
-pub fn switch(model: &mut Model, switches: &[Switch]) -> Result<Outcome> {
+fn switch(model: &mut Model, switches: &[Switch]) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     if switches.is_empty() {
         return Ok(outcome);

@@ -2,16 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::time::Instant;
 
-use amax::algorithms::sufficiency::{FEW, Sufficiency};
-use amax::ir::Model;
-use amax::plan::Skip;
-use amax::reason::Reason;
-use amax::report::{AlgorithmRow, QualityRow, Report, WeightRow};
-
-use super::rewrite::Args;
-use super::{bytes, count, decibels, table, wrap};
+use super::layout::{bytes, count, decibels, table, wrap};
+use super::{AlgorithmRow, QualityRow, Report, WeightRow};
+use crate::algorithms::sufficiency::{FEW, Sufficiency};
+use crate::plan::Skip;
+use crate::reason::Reason;
 
 const WIDTH: usize = 80;
 
@@ -24,16 +20,12 @@ const SPAN: &str = "{}";
 /// Left float without many bytes, these are still worth a line of their own.
 const HEAVY: &[&str] = &["Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention"];
 
-/// The whole summary.
-pub(super) fn text(args: &Args, report: &Report, verbose: bool, begun: Instant) -> String {
+/// The whole summary; `total` are the seconds that everything took.
+#[must_use]
+pub fn text(report: &Report, verbose: bool, total: f64) -> String {
     let (before, after) = report.opset;
     let opset = if before == after { after.to_string() } else { format!("{before} -> {after}") };
-    let mut out = format!(
-        "{} -> {}\ntarget {}, operator set {opset}\n",
-        args.input.display(),
-        args.output.display(),
-        report.target
-    );
+    let mut out = format!("target {}, operator set {opset}\n", report.target);
     out.push_str(&quantized(report, verbose));
     out.push_str(&only_weights(report, verbose));
     let (already, left): (Vec<&Skip>, Vec<&Skip>) = report
@@ -46,7 +38,7 @@ pub(super) fn text(args: &Args, report: &Report, verbose: bool, begun: Instant) 
     if verbose {
         out.push_str(&details(report));
     }
-    out.push_str(&figures(report, verbose, begun));
+    out.push_str(&figures(report, verbose, total));
     out
 }
 
@@ -116,7 +108,7 @@ fn float_constants(report: &Report, of: &dyn Fn(&str) -> bool, verbose: bool) ->
 }
 
 /// Sizes, samples, quality, time.
-fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
+fn figures(report: &Report, verbose: bool, total: f64) -> String {
     let (before, after) = report.bytes;
     let percent = after as f64 / before.max(1) as f64 * 100.0;
     let mut out = format!("\nbytes    {} -> {} ({percent:.0} %)\n", bytes(before), bytes(after));
@@ -138,7 +130,6 @@ fn figures(report: &Report, verbose: bool, begun: Instant) -> String {
             out.extend([line.strip_prefix("  ").unwrap_or(line), "\n"]);
         }
     }
-    let total = begun.elapsed().as_secs_f64();
     let stages: Vec<String> = report
         .seconds
         .iter()
@@ -164,7 +155,7 @@ fn ranges(found: &Sufficiency) -> String {
 }
 
 /// A row of the table of outputs.
-pub(super) fn quality(row: &QualityRow) -> Vec<String> {
+fn quality(row: &QualityRow) -> Vec<String> {
     vec![row.output.clone(), decibels(row.sqnr_db), format!("{:.5}", row.cosine), format!("{:.4}", row.max_abs_error)]
 }
 
@@ -182,7 +173,8 @@ fn split(report: &Report) -> Split {
 }
 
 /// What the user should know, most of it with a way out.
-pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<String> {
+#[must_use]
+pub fn warnings(report: &Report, verbose: bool) -> Vec<String> {
     let limit = if verbose { usize::MAX } else { 5 };
     let mut out: Vec<String> = report.warnings.iter().map(|warning| wrap(warning, 9, 9, WIDTH)).collect();
     if out.len() > limit {
@@ -195,9 +187,7 @@ pub(super) fn warnings(model: &Model, report: &Report, verbose: bool) -> Vec<Str
     if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() && !floats {
         out.push("the result is larger than the input: few of its bytes are quantized weights".to_owned());
     }
-    let is_float =
-        |name: &str| model.value_named(name).and_then(|v| model.dtype(v)).is_none_or(amax::onnx::DataType::is_float);
-    let worst = report.quality.iter().filter(|q| is_float(&q.output)).min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
+    let worst = report.quality.iter().filter(|q| q.float).min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
     if let Some(worst) = worst.filter(|q| q.sqnr_db.is_nan() || q.sqnr_db < LOW) {
         out.push(format!(
             "\"{}\" keeps only {} of the float model's signal\n         \

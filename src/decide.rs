@@ -1,0 +1,278 @@
+//! The loop that decides: plan, observe, solve, and plan again without what turns out badly served.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::{Error, Kind, Result};
+use crate::ir::Model;
+use crate::observe::calibrate::{self, Calibrated, Observation, Site};
+use crate::observe::run::Run;
+use crate::observe::sensitivity::{self, Reference, Sensitivity};
+use crate::passes::recipes::QUANTIZE;
+use crate::passes::{Context, pipeline};
+use crate::plan::{Activation, Knowledge, Mode, Plan, Veto, plan};
+use crate::reason::Reason;
+use crate::report::{PassRow, QualityRow};
+use crate::rewrite::{Job, Log, interrupted, quality, split};
+use crate::samples::SampleSet;
+use crate::solve::{Solution, Solved, guard, solve, solve_while};
+use crate::statistics::Statistics;
+
+/// How many dB beyond the limit the groups of layers are asked to promise before the search is given up.
+const MOST_ASKED: f64 = 60.0;
+
+/// A plan whose every tensor is served well enough, with what was solved for it.
+pub(crate) struct Decided {
+    pub(crate) plan: Plan,
+    pub(crate) solution: Solution,
+    pub(crate) statistics: Statistics,
+    /// The model that the plan makes, where it was made to measure it.
+    pub(crate) made: Option<Made>,
+}
+
+/// A quantized model, and how good it is.
+pub(crate) struct Made {
+    pub(crate) model: Model,
+    pub(crate) passes: Vec<PassRow>,
+    pub(crate) quality: Vec<QualityRow>,
+}
+
+/// Decides everything about a prepared model. With `measure`, its outputs are held to the configuration's limit too.
+///
+/// # Errors
+/// As [`Rewrite::run`](crate::Rewrite::run).
+pub(crate) fn decide(job: &Job<'_>, model: &Model, measure: bool, log: &mut Log) -> Result<Decided> {
+    let mut search = Search::begin(job, model, log)?;
+    search.solve_until_served(log)?;
+    if measure && job.config.guard.enabled && job.rewrite.plan.is_none() {
+        search.reach_output_db(log)?;
+    }
+    Ok(search.decided)
+}
+
+struct Search<'a> {
+    job: &'a Job<'a>,
+    model: &'a Model,
+    knowledge: Knowledge,
+    solved: Solved,
+    decided: Decided,
+}
+
+impl<'a> Search<'a> {
+    /// The first plan, made or given.
+    fn begin(job: &'a Job<'a>, model: &'a Model, log: &mut Log) -> Result<Self> {
+        let rewrite = job.rewrite;
+        let calibrated = rewrite.samples.is_some() || rewrite.statistics.is_some();
+        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
+        let plan = match rewrite.plan {
+            None => plan(model, job.config, job.target, &knowledge)?,
+            Some(given) => {
+                given.check(model, job.target)?;
+                given.clone()
+            }
+        };
+        log.lap("plan");
+        if let Some(samples) = rewrite.samples {
+            let (indices, held_out) = split(samples);
+            log.report.samples = Some(samples.describe());
+            let calibrated = rewrite.statistics.map_or(indices.len(), |given| given.sample_count as usize);
+            log.report.sample_counts = (calibrated, held_out.len());
+        }
+        let (solution, statistics) = (Solution::default(), Statistics::default());
+        let decided = Decided { plan, solution, statistics, made: None };
+        Ok(Self { job, model, knowledge, solved: Solved::default(), decided })
+    }
+
+    /// Solves the plan, and plans again without the tensors that turn out badly served, until there is none.
+    fn solve_until_served(&mut self, log: &mut Log) -> Result<()> {
+        loop {
+            let unobserved = self.observe_missing(log)?;
+            let vetoes = if unobserved.is_empty() {
+                let progress = self.job.rewrite.run.progress;
+                let go_on = || if progress.interrupted() { Err(interrupted()) } else { Ok(()) };
+                let Decided { plan, statistics, solution, .. } = &mut self.decided;
+                *solution = solve_while(self.model, plan, Some(statistics), &mut self.solved, &go_on)?;
+                guard(plan, solution, statistics, &self.job.config.guard)
+            } else {
+                unobserved
+            };
+            log.lap("solve");
+            if vetoes.is_empty() {
+                return Ok(());
+            }
+            if self.job.rewrite.plan.is_some() {
+                return self.warn_of(vetoes, log);
+            }
+            self.plan_without(vetoes, log)?;
+        }
+    }
+
+    /// Observes the planned tensors that no statistics are known of yet; those that cannot be observed are returned.
+    fn observe_missing(&mut self, log: &mut Log) -> Result<BTreeMap<String, Veto>> {
+        let known = &self.decided.statistics.sites;
+        let missing: BTreeSet<&String> = self
+            .decided
+            .plan
+            .activations
+            .iter()
+            .filter(|(_, a)| is_ranged(a))
+            .map(|(name, a)| a.tensor.as_ref().unwrap_or(name))
+            .filter(|name| !known.contains_key(*name))
+            .collect();
+        let missing: Vec<String> = missing.into_iter().cloned().collect();
+        let Some(first) = missing.first() else { return Ok(BTreeMap::new()) };
+        let unobserved = if let Some(given) = self.job.rewrite.statistics {
+            self.look_up(given, missing)?
+        } else if let Some(samples) = self.job.rewrite.samples {
+            self.run_samples(samples, &missing)?
+        } else {
+            return Err(Error::new(Kind::Samples, "the plan has ranges that only samples can tell")
+                .at_value(first)
+                .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
+        };
+        log.warn_about_values(&self.decided.statistics);
+        log.lap("calibrate");
+        Ok(unobserved.into_iter().map(|(name, why)| (name, Veto { why, dynamic: false })).collect())
+    }
+
+    /// Runs samples to observe tensors.
+    fn run_samples(&mut self, samples: &SampleSet, missing: &[String]) -> Result<BTreeMap<String, Reason>> {
+        let Run { runtime, threads, memory, progress } = self.job.rewrite.run;
+        let (model, indices) = (self.model, split(samples).0);
+        let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
+        let observation = Observation {
+            model,
+            sites: &sites,
+            samples,
+            indices: &indices,
+            runtime,
+            threads,
+            memory,
+            progress,
+            checkpoint: None,
+        };
+        let found = calibrate::usable(model, observation.run(Statistics::default())?)?;
+        let Calibrated { statistics: Statistics { sample_count, sample_total, ran, sites, .. }, unobserved } = found;
+        let mut known = std::mem::take(&mut self.decided.statistics);
+        known.sites.extend(sites);
+        self.decided.statistics = Statistics { sample_count, sample_total, ran, ..known };
+        Ok(unobserved)
+    }
+
+    /// Takes tensors from statistics that were given.
+    fn look_up(&mut self, given: &Statistics, missing: Vec<String>) -> Result<BTreeMap<String, Reason>> {
+        let Calibrated { statistics: mut found, unobserved: unusable } = calibrate::usable(self.model, given.clone())?;
+        let mut known = std::mem::take(&mut self.decided.statistics);
+        let mut unobserved = BTreeMap::new();
+        for name in missing {
+            if let Some(site) = found.sites.remove(&name) {
+                known.sites.insert(name, site);
+            } else if let Some(why) = unusable.get(&name) {
+                unobserved.insert(name, why.clone());
+            } else {
+                return Err(Error::new(Kind::Samples, "the statistics do not cover this tensor")
+                    .at_value(&name)
+                    .with_hint("calibrate again, without --planned or with this configuration and target"));
+            }
+        }
+        let Statistics { sample_count, sample_total, ran, .. } = found;
+        self.decided.statistics = Statistics { sample_count, sample_total, ran, ..known };
+        Ok(unobserved)
+    }
+
+    /// A plan that was given stays as it is: what the guard finds is a warning, what cannot be observed an error.
+    fn warn_of(&self, vetoes: BTreeMap<String, Veto>, log: &mut Log) -> Result<()> {
+        for (site, veto) in vetoes {
+            if self.decided.solution.activations.is_empty() && self.decided.plan.activations.contains_key(&site) {
+                return Err(Error::new(Kind::Runtime, veto.why.to_string())
+                    .at_value(&site)
+                    .with_hint("take it out of the plan, or give its numbers there by hand"));
+            }
+            log.report.warnings.push(format!("as planned, although {}", veto.why));
+        }
+        Ok(())
+    }
+
+    /// Plans again, without these sites and those that were taken out before.
+    fn plan_without(&mut self, vetoes: BTreeMap<String, Veto>, log: &mut Log) -> Result<()> {
+        for (site, veto) in &vetoes {
+            log.report.guarded.insert(site.clone(), veto.why.clone());
+        }
+        self.knowledge.vetoes.extend(vetoes);
+        self.decided.plan = plan(self.model, self.job.config, self.job.target, &self.knowledge)?;
+        Ok(())
+    }
+
+    /// Takes the layers that cost the most back to float until the outputs are good enough, or no more can be gained.
+    fn reach_output_db(&mut self, log: &mut Log) -> Result<()> {
+        let Some(samples) = self.job.rewrite.samples else { return Ok(()) };
+        let floor = self.job.config.guard.output_db;
+        let mut sensitivity: Option<Sensitivity> = None;
+        let mut target = floor;
+        while !self.decided.plan.weights.is_empty() {
+            let (model, passes) = self.make(&self.decided.plan, &self.decided.solution)?;
+            let quality = quality(self.model, &model, samples, self.job)?;
+            // What integers lose says little.
+            let worst = quality.iter().filter(|q| q.float).map(|q| q.sqnr_db).fold(f64::INFINITY, f64::min);
+            let made = Made { model, passes, quality };
+            log.lap("measure");
+            if worst >= floor {
+                self.decided.made = Some(made);
+                return Ok(());
+            }
+            let groups = match &mut sensitivity {
+                Some(groups) => groups,
+                slot => slot.insert(self.measure_groups(samples)?),
+            };
+            let mut vetoes = groups.take_worst(target);
+            while vetoes.is_empty() {
+                // The groups promised more than the whole keeps: ask for more.
+                target += 1.0;
+                if target > floor + MOST_ASKED {
+                    self.decided.made = Some(made);
+                    return Ok(());
+                }
+                vetoes = groups.take_worst(target);
+            }
+            log.lap("measure");
+            self.plan_without(vetoes, log)?;
+            self.solve_until_served(log)?;
+        }
+        Ok(())
+    }
+
+    /// What each group of layers costs at the outputs, quantized alone.
+    fn measure_groups(&mut self, samples: &SampleSet) -> Result<Sensitivity> {
+        let Run { runtime, progress, .. } = self.job.rewrite.run;
+        let reference = Reference::new(self.model, samples, &split(samples).1, runtime, progress)?;
+        let mut solved = std::mem::take(&mut self.solved);
+        let found = sensitivity::measure(&self.decided.plan, &reference, progress, |vetoes| {
+            let mut knowledge = self.knowledge.clone();
+            knowledge.vetoes.extend(vetoes.clone());
+            let plan = plan(self.model, self.job.config, self.job.target, &knowledge)?;
+            let solution = solve(self.model, &plan, Some(&self.decided.statistics), &mut solved)?;
+            Ok(self.make(&plan, &solution)?.0)
+        })?;
+        self.solved = solved;
+        Ok(found)
+    }
+
+    /// The model that a plan makes, and what its passes did.
+    fn make(&self, plan: &Plan, solution: &Solution) -> Result<(Model, Vec<PassRow>)> {
+        let mut model = self.model.clone();
+        let context = Context::planned(self.job.rewrite.evaluate, plan, solution);
+        let mut rows = Vec::new();
+        for pass in QUANTIZE.passes() {
+            let outcome = pipeline::apply(&mut model, pass, &context)?;
+            rows.push(PassRow::new(pass.name(), &outcome));
+            if self.job.rewrite.run.progress.interrupted() {
+                return Err(interrupted());
+            }
+        }
+        Ok((model, rows))
+    }
+}
+
+/// Whether the range of an activation comes from samples.
+fn is_ranged(activation: &Activation) -> bool {
+    activation.mode == Mode::Static && activation.quantizer.given.is_none()
+}

@@ -1,0 +1,68 @@
+//! How samples are run, which everything that runs them is told alike.
+
+use super::memory::Memory;
+use super::pool::{Progress, Silent};
+use crate::runtime::Runtime;
+
+/// How samples are run. Results do not depend on any of it, but for the last bits that two runtimes differ in.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// What runs them.
+    pub runtime: Runtime,
+    /// How many run at once; at least one.
+    pub threads: usize,
+    /// What running them may take in memory.
+    pub memory: Memory<'a>,
+    /// Told how far things are, and asked whether to go on.
+    pub progress: &'a dyn Progress,
+}
+
+impl Default for Run<'_> {
+    /// In the default runtime, on as many threads as there are processors, silently and without a limit.
+    fn default() -> Self {
+        Self { runtime: Runtime::default(), threads: processors(), memory: Memory::default(), progress: &Silent }
+    }
+}
+
+/// How many processors the process may use; 1 where that is not known.
+#[must_use]
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
+
+/// The methods of a builder that has a field `run`.
+macro_rules! run_methods {
+    () => {
+        /// What runs samples: tract unless this says otherwise.
+        pub fn runtime(mut self, runtime: crate::runtime::Runtime) -> Self {
+            self.run.runtime = runtime;
+            self
+        }
+
+        /// How many samples run at once, at least one: as many as there are processors unless this says otherwise. Results
+        /// do not depend on it.
+        pub fn threads(mut self, threads: usize) -> Self {
+            self.run.threads = threads.max(1);
+            self
+        }
+
+        /// Told how far things are, and asked whether to go on.
+        pub fn progress(mut self, progress: &'a dyn crate::observe::Progress) -> Self {
+            self.run.progress = progress;
+            self
+        }
+    };
+}
+
+/// The method of a builder whose runs keep to a limit.
+macro_rules! memory_method {
+    () => {
+        /// What running samples may take in memory: as much as it needs unless this says otherwise.
+        pub fn memory(mut self, memory: crate::observe::Memory<'a>) -> Self {
+            self.run.memory = memory;
+            self
+        }
+    };
+}
+
+pub(crate) use {memory_method, run_methods};
