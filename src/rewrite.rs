@@ -10,7 +10,7 @@ use crate::ir::Model;
 use crate::numerics::Granularity;
 use crate::observe::calibrate::{self, Calibrated, Observation, Site};
 use crate::observe::sensitivity::{self, Reference, Sensitivity};
-use crate::observe::{Memory, Progress, compare, fits_twice};
+use crate::observe::{Memory, Progress, Run, compare, fits_twice};
 use crate::passes::pipeline;
 use crate::passes::{Context, Evaluate, Outcome, Pass};
 use crate::plan::{Knowledge, Mode, Plan, Veto, plan};
@@ -51,6 +51,13 @@ pub struct Request<'a> {
     pub after: &'a dyn Fn(&Model, &str, &Outcome) -> Result<ControlFlow<()>>,
     /// Whether to measure the result on samples.
     pub measure: bool,
+}
+
+impl<'a> Request<'a> {
+    fn run(&self, samples: &'a SampleSet, indices: &'a [usize]) -> Run<'a> {
+        let Self { runtime, threads, memory, progress, .. } = *self;
+        Run { samples, indices, runtime, threads, memory, progress }
+    }
 }
 
 /// The result of a rewrite.
@@ -176,8 +183,7 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 /// Quality of each output on the held-out samples.
 fn quality(float: &Model, quantized: &Model, samples: &SampleSet, request: &Request<'_>) -> Result<Vec<QualityRow>> {
     let held_out = split(samples).1;
-    let found =
-        compare::compare(float, quantized, samples, &held_out, request.runtime, request.threads, request.progress)?;
+    let found = compare::compare(float, quantized, &request.run(samples, &held_out))?;
     Ok(found.iter().map(|(name, m)| QualityRow::new(name, m)).collect())
 }
 
@@ -310,20 +316,10 @@ impl<'a> Decided<'a> {
                 .at_value(&missing[0])
                 .with_hint("give --calib PATH or --stats FILE, or make the plan without samples"));
         };
-        let Request { runtime, threads, memory, progress, .. } = *self.request;
         let (model, indices) = (self.model, split(samples).0);
         let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
-        let observation = Observation {
-            model,
-            sites: &sites,
-            samples,
-            indices: &indices,
-            runtime,
-            threads,
-            memory,
-            progress,
-            checkpoint: None,
-        };
+        let run = self.request.run(samples, &indices);
+        let observation = Observation { model, sites: &sites, run, checkpoint: None };
         let Calibrated { statistics: seen, unobserved } =
             calibrate::usable(model, observation.run(Statistics::default())?)?;
         let Statistics { sample_count, sample_total, ran, sites, .. } = seen;
@@ -396,7 +392,6 @@ impl<'a> Decided<'a> {
     fn hold_outputs(&mut self, report: &mut Report, clock: &mut Clock) -> Result<Option<Vec<QualityRow>>> {
         let Some(samples) = self.request.samples else { return Ok(None) };
         let floor = self.request.config.guard.output_db;
-        let progress = self.request.progress;
         let held_out = split(samples).1;
         let mut sensitivity: Option<Sensitivity> = None;
         let mut target = floor;
@@ -417,9 +412,9 @@ impl<'a> Decided<'a> {
             let sensitivity = match &mut sensitivity {
                 Some(found) => found,
                 slot => {
-                    let reference = Reference::new(self.model, samples, &held_out, self.request.runtime, progress)?;
+                    let reference = Reference::new(self.model, self.request.run(samples, &held_out))?;
                     let mut solved = std::mem::take(&mut self.solved);
-                    let found = sensitivity::measure(&self.plan, &reference, progress, |vetoes| {
+                    let found = sensitivity::measure(&self.plan, &reference, |vetoes| {
                         let mut knowledge = self.knowledge.clone();
                         knowledge.vetoes.extend(vetoes.clone());
                         let plan = plan(self.model, self.request.config, self.request.target, &knowledge)?;

@@ -10,8 +10,8 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::{Model, content_hash, file};
 use amax::nearest::nearest;
 use amax::numerics::RangeSpec;
-use amax::observe::Memory;
 use amax::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
+use amax::observe::{Memory, Run};
 use amax::plan::{Knowledge, Mode, plan};
 use amax::quant::Observer;
 use amax::rewrite::split;
@@ -138,12 +138,14 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let observation = Observation {
         model: &prepared,
         sites: &sites,
-        samples: &samples,
-        indices: &indices,
-        runtime: args.runtime,
-        threads: threads(args.threads),
-        memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
-        progress: console,
+        run: Run {
+            samples: &samples,
+            indices: &indices,
+            runtime: args.runtime,
+            threads: threads(args.threads),
+            memory: Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() },
+            progress: console,
+        },
         checkpoint: Some(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save }),
     };
     console.tell_memory();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
+use amax::observe::Run;
 use amax::observe::compare::compare;
 use amax::observe::sites::{Kind as SiteKind, Quality, Site, sites};
 use amax::passes::freeze_inputs::set_input;
@@ -80,12 +81,18 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         ))
     })?;
     let indices: Vec<usize> = (0..samples.len()).collect();
+    let how = Run {
+        runtime: args.runtime,
+        threads: threads(args.threads),
+        progress: console,
+        ..Run::new(&samples, &indices)
+    };
     if args.sites {
         if args.runtime != Runtime::default() {
             return Err(Error::new(Kind::Usage, "--sites requires the runtime tract")
                 .with_hint("leave --runtime out, or compare outputs without --sites"));
         }
-        let mut found = sites(&reference, &test, &samples, &indices, threads(args.threads), console)?;
+        let mut found = sites(&reference, &test, &how)?;
         let total = found.len();
         found.truncate(args.top.unwrap_or(total));
         return match (args.json, args.csv) {
@@ -94,7 +101,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             _ => print(&format!("{}\n{}", samples.describe(), site_text(&found, total))),
         };
     }
-    let found = compare(&reference, &test, &samples, &indices, args.runtime, threads(args.threads), console)?;
+    let found = compare(&reference, &test, &how)?;
     let rows: Vec<QualityRow> = found.iter().map(|(name, m)| QualityRow::new(name, m)).collect();
     if args.json {
         return json(&rows);

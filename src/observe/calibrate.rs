@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::memory::{self, Estimate, Memory};
-use super::pool::{Progress, by_shape, lock, run};
+use super::memory::{self, Estimate};
+use super::pool::{by_shape, lock, run};
+use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
 use crate::ir::{Model, NodeId, User, ValueId};
@@ -16,7 +17,6 @@ use crate::ops::{self, Role};
 use crate::passes::{Context, Evaluate, pipeline};
 use crate::reason::Reason;
 use crate::runtime::{Observe, Options, Runtime, Session};
-use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// What calibration found.
@@ -108,18 +108,8 @@ pub struct Observation<'a> {
     pub model: &'a Model,
     /// What to observe.
     pub sites: &'a [Site],
-    /// The samples.
-    pub samples: &'a SampleSet,
-    /// Which of them to run.
-    pub indices: &'a [usize],
-    /// What runs them.
-    pub runtime: Runtime,
-    /// How many run at once, at most.
-    pub threads: usize,
-    /// What it may take in memory.
-    pub memory: Memory<'a>,
-    /// Told how far things are.
-    pub progress: &'a dyn Progress,
+    /// The samples and how they are run.
+    pub run: Run<'a>,
     /// Called with the state every so often, and on an interruption.
     pub checkpoint: Option<Checkpoint<'a>>,
 }
@@ -141,7 +131,7 @@ impl Observation<'_> {
     /// Each sample runs on one thread. The result depends neither on how many there are, nor on which samples `start` had
     /// already. Memory is the runtime's copy of the model, one sample's tensors a thread, and one bounded state a site.
     ///
-    /// With a limit in [`Observation::memory`], fewer samples run at once where that keeps to it. A model that is too
+    /// With a limit in [`Run::memory`], fewer samples run at once where that keeps to it. A model that is too
     /// large for it runs in [segments](crate::runtime::segments): the same operators on the same values. What is observed
     /// is the same bytes wherever the runtime computes an operator alike with and without its neighbours beyond the cut,
     /// and else differs as another order of summation does. Such a run cannot be saved on the way: an interruption leaves
@@ -151,7 +141,8 @@ impl Observation<'_> {
     /// A model that the runtime cannot run, a sample that does not fit, a `start` that observed other tensors, a
     /// checkpoint that fails, a limit that nothing can be kept to or in a runtime other than tract, or an interruption.
     pub fn run(&self, start: Statistics) -> Result<Statistics> {
-        let Self { model, sites, samples, indices, runtime, threads, progress, checkpoint, memory } = *self;
+        let Self { model, sites, checkpoint, .. } = *self;
+        let Run { samples, indices, runtime, threads, progress, memory } = self.run;
         if runtime != Runtime::Tract && (memory.limit.is_some() || memory.segment.is_some()) {
             return Err(Error::new(Kind::Usage, format!("the runtime {} keeps to no memory limit", runtime.name()))
                 .with_hint("drop the limit, or run in tract"));
@@ -225,34 +216,6 @@ impl Observation<'_> {
         progress.finish();
         shared.with_all(session.unobserved(), |all| Ok(std::mem::take(all)))
     }
-}
-
-/// Runs the samples at `indices` and observes the tensors named `sites`; see [`Observation::run`] and [`usable`].
-///
-/// # Errors
-/// A model that the runtime cannot run, a sample that does not fit, or an interruption.
-pub fn calibrate(
-    model: &Model,
-    sites: &[String],
-    samples: &SampleSet,
-    indices: &[usize],
-    runtime: Runtime,
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Calibrated> {
-    let sites: Vec<Site> = sites.iter().map(|name| Site::plain(name)).collect();
-    let observation = Observation {
-        model,
-        sites: &sites,
-        samples,
-        indices,
-        runtime,
-        threads,
-        memory: Memory::default(),
-        progress,
-        checkpoint: None,
-    };
-    usable(model, observation.run(Statistics::default())?)
 }
 
 /// Statistics from which ranges can be taken: sites that never had a finite value count as not observed.

@@ -24,6 +24,8 @@ mod formats;
 mod forms;
 mod large;
 mod limits;
+#[cfg(feature = "tract")]
+mod matrices;
 mod numerics;
 mod observers;
 mod onnxruntime;
@@ -46,3 +48,5 @@ mod support;
 mod text;
 mod tidy;
 mod verify;
+#[cfg(feature = "tract")]
+mod walk;

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use amax::config::Config;
 use amax::ir::{Def, Model, file, verify};
-use amax::observe::Silent;
 use amax::observe::compare::compare;
+use amax::observe::{Run, Silent};
 use amax::onnx::DataType;
 use amax::passes::Outcome;
 use amax::reason::Reason;
@@ -140,7 +140,7 @@ fn the_same_bytes_on_any_thread_count_and_every_time() {
 fn reported_quality_is_what_compare_finds() {
     let (model, samples) = digits();
     let done = run(&model, Some(&samples), &Config::default(), targets::DEFAULT, 2);
-    let found = compare(&model, &done.model, &samples, &split(&samples).1, Runtime::default(), 2, &Silent).unwrap();
+    let found = compare(&model, &done.model, &Run::new(&samples, &split(&samples).1)).unwrap();
     let reported = done.report.quality[0].sqnr_db;
     // The report compares with the prepared model, in which batch normalizations are fused.
     assert!((found[0].1.sqnr_db() - reported).abs() < 0.01, "{} and {reported}", found[0].1.sqnr_db());
@@ -157,7 +157,7 @@ fn with_everything_excluded_the_float_model_is_left() {
         assert!(done.report.warnings.iter().any(|w| w.starts_with("nothing was quantized")), "{target}");
         assert!(types(&done.model, "QuantizeLinear", 1).is_empty(), "{target}");
         let indices: Vec<usize> = (0..samples.len()).collect();
-        let found = compare(&model, &done.model, &samples, &indices, Runtime::default(), 2, &Silent).unwrap();
+        let found = compare(&model, &done.model, &Run::new(&samples, &indices)).unwrap();
         // Only fused batch normalizations round differently.
         assert!(found[0].1.sqnr_db() > 110.0, "{target}: {}", found[0].1.sqnr_db());
     }
@@ -171,7 +171,7 @@ fn without_samples_weights_alone_are_quantized() {
     assert_eq!(done.report.weights.len(), 5);
     assert!(types(&done.model, "QuantizeLinear", 1).is_empty());
     let indices: Vec<usize> = (0..8).collect();
-    let found = compare(&model, &done.model, &samples, &indices, Runtime::default(), 2, &Silent).unwrap();
+    let found = compare(&model, &done.model, &Run::new(&samples, &indices)).unwrap();
     assert!(found[0].1.sqnr_db() > 30.0, "{}", found[0].1.sqnr_db());
     assert!(saved(&done.model).2.len() < 12_000);
 }
@@ -196,16 +196,7 @@ fn a_quantized_model_is_kept() {
     let twice = run(&once, Some(&samples), &Config::default(), targets::DEFAULT, 2);
     assert!(twice.report.weights.is_empty() && twice.report.activations.is_empty());
     assert!(twice.report.operators.is_empty(), "{:?}", twice.report.operators);
-    let found = amax::observe::compare::compare(
-        &once,
-        &twice.model,
-        &samples,
-        &[0, 1],
-        Runtime::default(),
-        1,
-        &amax::observe::Silent,
-    )
-    .unwrap();
+    let found = compare(&once, &twice.model, &Run::new(&samples, &[0, 1])).unwrap();
     assert_eq!(found[0].1.max_abs_error(), 0.0);
     let quantizers = |m: &Model| types(m, "QuantizeLinear", 1).len() + types(m, "DequantizeLinear", 1).len();
     assert_eq!(quantizers(&twice.model), quantizers(&once));
