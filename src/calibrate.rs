@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, content_hash};
 use crate::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
-use crate::observe::run::{Run, memory_method, run_methods};
+use crate::observe::run::{How, memory_method, run_methods};
 use crate::passes::Evaluate;
 use crate::plan::{Knowledge, Mode, plan};
 use crate::report::layout::count;
@@ -27,7 +27,7 @@ pub struct Calibrate<'a> {
     shard: Option<(usize, usize)>,
     resume: Option<(&'a Statistics, &'a Path)>,
     checkpoint: Option<Checkpoint<'a>>,
-    run: Run<'a>,
+    run: How<'a>,
     evaluate: &'a dyn Evaluate,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Calibrate<'a> {
             shard: None,
             resume: None,
             checkpoint: None,
-            run: Run::default(),
+            run: How::default(),
             evaluate: &TractEvaluate,
         }
     }
@@ -119,19 +119,8 @@ impl<'a> Calibrate<'a> {
             }
             None => fresh,
         };
-        let Run { runtime, threads, memory, progress } = self.run;
-        let observation = Observation {
-            model: &prepared,
-            sites: &sites,
-            samples: self.samples,
-            indices: &indices,
-            runtime,
-            threads,
-            memory,
-            progress,
-            checkpoint: self.checkpoint,
-        };
-        observation.run(start)
+        let run = self.run.over(self.samples, &indices);
+        Observation { model: &prepared, sites: &sites, run, checkpoint: self.checkpoint }.run(start)
     }
 
     /// Which samples run, in order.

@@ -4,7 +4,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::observe::compare::compare;
 use crate::observe::prove::{Proof, prove};
-use crate::observe::run::{Run, run_methods};
+use crate::observe::run::{How, run_methods};
 use crate::observe::sites::{Site, sites};
 use crate::passes::Evaluate;
 use crate::report::QualityRow;
@@ -19,14 +19,14 @@ pub struct Compare<'a> {
     test: &'a Model,
     samples: Option<&'a SampleSet>,
     indices: Option<&'a [usize]>,
-    run: Run<'a>,
+    run: How<'a>,
     evaluate: &'a dyn Evaluate,
 }
 
 impl<'a> Compare<'a> {
     /// A comparison of `test` with `reference`.
     pub fn new(reference: &'a Model, test: &'a Model) -> Self {
-        Self { reference, test, samples: None, indices: None, run: Run::default(), evaluate: &TractEvaluate }
+        Self { reference, test, samples: None, indices: None, run: How::default(), evaluate: &TractEvaluate }
     }
 
     /// The samples that both models run on.
@@ -56,7 +56,7 @@ impl<'a> Compare<'a> {
     /// No samples, outputs that do not match, a model or a sample that the runtime cannot run, an interruption.
     pub fn outputs(&self) -> Result<Vec<QualityRow>> {
         let (samples, indices) = self.needed()?;
-        let found = compare(self.reference, self.test, samples, &indices, &self.run)?;
+        let found = compare(self.reference, self.test, &self.run.over(samples, &indices))?;
         Ok(found.iter().map(|(name, metrics)| QualityRow::new(self.reference, name, metrics)).collect())
     }
 
@@ -70,8 +70,7 @@ impl<'a> Compare<'a> {
                 .with_hint("leave --runtime out, or compare outputs without --sites"));
         }
         let (samples, indices) = self.needed()?;
-        let Run { threads, progress, .. } = self.run;
-        sites(self.reference, self.test, samples, &indices, threads, progress)
+        sites(self.reference, self.test, &self.run.over(samples, &indices))
     }
 
     /// Whether `test` computes what `reference` does: its constants exactly, and, where samples are given, its outputs.
@@ -79,7 +78,7 @@ impl<'a> Compare<'a> {
     /// # Errors
     /// A model or a sample that the runtime cannot run, outputs that do not match, an interruption.
     pub fn prove(&self) -> Result<Proof> {
-        let Run { runtime, progress, .. } = self.run;
+        let How { runtime, progress, .. } = self.run;
         prove(self.reference, self.test, self.samples, self.evaluate, runtime, progress)
     }
 

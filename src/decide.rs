@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::observe::calibrate::{self, Calibrated, Observation, Site};
-use crate::observe::run::Run;
 use crate::observe::sensitivity::{self, Reference, Sensitivity};
 use crate::passes::recipes::QUANTIZE;
 use crate::passes::{Context, pipeline};
@@ -136,20 +135,10 @@ impl<'a> Search<'a> {
 
     /// Runs samples to observe tensors.
     fn run_samples(&mut self, samples: &SampleSet, missing: &[String]) -> Result<BTreeMap<String, Reason>> {
-        let Run { runtime, threads, memory, progress } = self.job.rewrite.run;
         let (model, indices) = (self.model, split(samples).0);
         let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
-        let observation = Observation {
-            model,
-            sites: &sites,
-            samples,
-            indices: &indices,
-            runtime,
-            threads,
-            memory,
-            progress,
-            checkpoint: None,
-        };
+        let run = self.job.rewrite.run.over(samples, &indices);
+        let observation = Observation { model, sites: &sites, run, checkpoint: None };
         let found = calibrate::usable(model, observation.run(Statistics::default())?)?;
         let Calibrated { statistics: Statistics { sample_count, sample_total, ran, sites, .. }, unobserved } = found;
         let mut known = std::mem::take(&mut self.decided.statistics);
@@ -242,10 +231,10 @@ impl<'a> Search<'a> {
 
     /// What each group of layers costs at the outputs, quantized alone.
     fn measure_groups(&mut self, samples: &SampleSet) -> Result<Sensitivity> {
-        let Run { runtime, progress, .. } = self.job.rewrite.run;
-        let reference = Reference::new(self.model, samples, &split(samples).1, runtime, progress)?;
+        let held_out = split(samples).1;
+        let reference = Reference::new(self.model, self.job.rewrite.run.over(samples, &held_out))?;
         let mut solved = std::mem::take(&mut self.solved);
-        let found = sensitivity::measure(&self.decided.plan, &reference, progress, |vetoes| {
+        let found = sensitivity::measure(&self.decided.plan, &reference, |vetoes| {
             let mut knowledge = self.knowledge.clone();
             knowledge.vetoes.extend(vetoes.clone());
             let plan = plan(self.model, self.job.config, self.job.target, &knowledge)?;

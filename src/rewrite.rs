@@ -9,7 +9,7 @@ use crate::decide::{Decided, Made, decide};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, file};
 use crate::numerics::Granularity;
-use crate::observe::run::{Run, memory_method, run_methods};
+use crate::observe::run::{How, memory_method, run_methods};
 use crate::observe::{compare, fits_twice};
 use crate::passes::pipeline::{self, After};
 use crate::passes::recipes::{FAKE, PREPARE, QUANTIZE, Recipe};
@@ -33,7 +33,7 @@ pub struct Rewrite<'a> {
     pub(crate) plan: Option<&'a Plan>,
     pub(crate) samples: Option<&'a SampleSet>,
     pub(crate) statistics: Option<&'a Statistics>,
-    pub(crate) run: Run<'a>,
+    pub(crate) run: How<'a>,
     pub(crate) evaluate: &'a dyn Evaluate,
     passes: Option<&'a [&'static dyn Pass]>,
     after: Option<&'a After<'a>>,
@@ -50,7 +50,7 @@ impl<'a> Rewrite<'a> {
             plan: None,
             samples: None,
             statistics: None,
-            run: Run::default(),
+            run: How::default(),
             evaluate: &TractEvaluate,
             passes: None,
             after: None,
@@ -320,7 +320,7 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 
 /// Quality of each output on the held-out samples.
 pub(crate) fn quality(float: &Model, quantized: &Model, samples: &SampleSet, job: &Job<'_>) -> Result<Vec<QualityRow>> {
-    let found = compare::compare(float, quantized, samples, &split(samples).1, &job.rewrite.run)?;
+    let found = compare::compare(float, quantized, &job.rewrite.run.over(samples, &split(samples).1))?;
     Ok(found.iter().map(|(name, m)| QualityRow::new(float, name, m)).collect())
 }
 

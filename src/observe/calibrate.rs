@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::memory::{self, Estimate, Memory};
-use super::pool::{Progress, by_shape, lock, run};
+use super::memory::{self, Estimate};
+use super::pool::{by_shape, lock, run};
+use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
 use crate::ir::{Model, NodeId, User, ValueId};
@@ -16,7 +17,6 @@ use crate::passes::recipes::PREPARE;
 use crate::passes::{Context, Evaluate, pipeline};
 use crate::reason::Reason;
 use crate::runtime::{Observe, Options, Runtime, Session};
-use crate::samples::SampleSet;
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// What calibration found.
@@ -109,18 +109,8 @@ pub struct Observation<'a> {
     pub model: &'a Model,
     /// What to observe.
     pub sites: &'a [Site],
-    /// The samples.
-    pub samples: &'a SampleSet,
-    /// Which of them to run.
-    pub indices: &'a [usize],
-    /// What runs them.
-    pub runtime: Runtime,
-    /// How many run at once, at most.
-    pub threads: usize,
-    /// What it may take in memory.
-    pub memory: Memory<'a>,
-    /// Told how far things are.
-    pub progress: &'a dyn Progress,
+    /// The samples and how they are run.
+    pub run: Run<'a>,
     /// Called with the state every so often, and on an interruption.
     pub checkpoint: Option<Checkpoint<'a>>,
 }
@@ -142,7 +132,7 @@ impl Observation<'_> {
     /// Each sample runs on one thread. The result depends neither on how many there are, nor on which samples `start` had
     /// already. Memory is the runtime's copy of the model, one sample's tensors a thread, and one bounded state a site.
     ///
-    /// With a limit in [`Observation::memory`], fewer samples run at once where that keeps to it. A model that is too
+    /// With a limit in [`Run::memory`], fewer samples run at once where that keeps to it. A model that is too
     /// large for it runs in [segments](crate::runtime::segments): the same operators on the same values. What is observed
     /// is the same bytes wherever the runtime computes an operator alike with and without its neighbours beyond the cut,
     /// and else differs as another order of summation does. Such a run cannot be saved on the way: an interruption leaves
@@ -152,7 +142,8 @@ impl Observation<'_> {
     /// A model that the runtime cannot run, a sample that does not fit, a `start` that observed other tensors, a
     /// checkpoint that fails, a limit that nothing can be kept to or in a runtime other than tract, or an interruption.
     pub fn run(&self, start: Statistics) -> Result<Statistics> {
-        let Self { model, sites, samples, indices, runtime, threads, progress, checkpoint, memory } = *self;
+        let Self { model, sites, checkpoint, .. } = *self;
+        let Run { samples, indices, runtime, threads, progress, memory } = self.run;
         if runtime != Runtime::Tract && (memory.limit.is_some() || memory.segment.is_some()) {
             return Err(Error::new(Kind::Usage, format!("the runtime {} keeps to no memory limit", runtime.name()))
                 .with_hint("drop the limit, or run in tract"));

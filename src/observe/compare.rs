@@ -3,26 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::pool::{Blind, Progress, by_shape, run};
+use super::pool::{Blind, by_shape, run};
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
-use crate::runtime::{Observe, Options, Runtime, Session};
-use crate::samples::SampleSet;
+use crate::runtime::{Observe, Options, Session};
 
-/// How close the outputs of two models are, by output name, over the samples at `indices`.
+/// How close the outputs of two models are, by output name.
 ///
 /// # Errors
 /// Outputs that do not match, a model that the runtime cannot run, a sample that does not fit, or an interruption.
-pub fn compare(
-    reference: &Model,
-    test: &Model,
-    samples: &SampleSet,
-    indices: &[usize],
-    how: &Run<'_>,
-) -> Result<Vec<(String, Metrics)>> {
-    let Run { runtime, threads, progress, memory: _ } = *how;
+pub fn compare(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<(String, Metrics)>> {
+    let Run { samples, indices, runtime, threads, progress, .. } = *how;
     let names =
         |m: &Model| -> Vec<String> { m.graph(m.main()).outputs().map(|v| m.value(v).name().to_owned()).collect() };
     let (outputs, others) = (names(reference), names(test));
@@ -79,17 +72,12 @@ pub fn compare(
     Ok(total)
 }
 
-/// The outputs of a model for each of the samples at `indices`, in that order.
+/// The outputs of a model for each sample, in the order of the indices.
 ///
 /// # Errors
 /// As [`compare`].
-pub fn outputs(
-    model: &Model,
-    samples: &SampleSet,
-    indices: &[usize],
-    runtime: Runtime,
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<(String, Tensor)>>> {
+pub fn outputs(model: &Model, how: &Run<'_>) -> Result<Vec<Vec<(String, Tensor)>>> {
+    let Run { samples, indices, runtime, progress, .. } = *how;
     // The float model was checked against the plain plan already; what is compared here differs in its quantizers only.
     let session = Session::with_options(model, &[], Options { runtime, check: false, ..Options::default() })?;
     let nothing: Arc<dyn Observe> = Arc::new(Blind);

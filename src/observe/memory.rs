@@ -80,13 +80,21 @@ impl Memory<'_> {
         if samples == 0 || self.limit.is_none() && self.segment.is_none() {
             return Ok(None);
         }
+        self.divide(model, sites, samples).map(Some)
+    }
+
+    /// The limit divided, or as much as there may be where there is none.
+    ///
+    /// # Errors
+    /// As [`share`](Self::share).
+    pub(super) fn divide(&self, model: &Model, sites: usize, samples: usize) -> Result<Share> {
         let limit = self.limit.unwrap_or(UNLIMITED);
         let fixed = state(sites, samples);
         let Some(available) = limit.checked_sub(fixed).filter(|&left| left > 0) else {
             return Err(too_low("the program and its statistics alone", fixed, limit));
         };
         let carried = self.carried.unwrap_or(available / 4).min(available / 4);
-        Ok(Some(Share { available, weights: segments::weights(model), segment: self.segment, carried }))
+        Ok(Share { available, weights: segments::weights(model), segment: self.segment, carried })
     }
 }
 

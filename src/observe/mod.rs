@@ -1,7 +1,9 @@
 //! Everything that runs samples through models.
 
+pub mod blocks;
 pub mod calibrate;
 pub mod compare;
+pub mod matrices;
 mod memory;
 mod pool;
 pub mod prove;
@@ -9,6 +11,8 @@ pub mod run;
 mod segmented;
 pub mod sensitivity;
 pub mod sites;
+mod stream;
 
 pub use memory::{Estimate, Memory, fits_twice};
 pub use pool::{Progress, Silent};
+pub use run::Run;

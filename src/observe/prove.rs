@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::compare::outputs;
 use super::pool::Progress;
+use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
@@ -133,8 +134,8 @@ pub fn prove(
     let mut proof = Proof { operands, outputs: Vec::new(), samples: 0 };
     let Some(samples) = samples else { return Ok(proof) };
     let indices: Vec<usize> = (0..samples.len()).collect();
-    let reference = outputs(&original, samples, &indices, runtime, progress)?;
-    let test = outputs(converted, samples, &indices, runtime, progress)?;
+    let run = Run { runtime, progress, ..Run::new(samples, &indices) };
+    let (reference, test) = (outputs(&original, &run)?, outputs(converted, &run)?);
     proof.samples = indices.len();
     let mut sums: Vec<(Output, Metrics)> = Vec::new();
     for (reference, test) in reference.iter().zip(&test) {

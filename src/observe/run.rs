@@ -1,12 +1,13 @@
-//! How samples are run, which everything that runs them is told alike.
+//! What runs, and how: the same for everything that runs samples.
 
 use super::memory::Memory;
 use super::pool::{Progress, Silent};
 use crate::runtime::Runtime;
+use crate::samples::SampleSet;
 
 /// How samples are run. Results do not depend on any of it, but for the last bits that two runtimes differ in.
 #[derive(Clone, Copy)]
-pub struct Run<'a> {
+pub struct How<'a> {
     /// What runs them.
     pub runtime: Runtime,
     /// How many run at once; at least one.
@@ -17,10 +18,45 @@ pub struct Run<'a> {
     pub progress: &'a dyn Progress,
 }
 
-impl Default for Run<'_> {
+impl Default for How<'_> {
     /// In the default runtime, on as many threads as there are processors, silently and without a limit.
     fn default() -> Self {
         Self { runtime: Runtime::default(), threads: processors(), memory: Memory::default(), progress: &Silent }
+    }
+}
+
+impl<'a> How<'a> {
+    /// The samples at `indices`, run like this.
+    #[must_use]
+    pub fn over(&self, samples: &'a SampleSet, indices: &'a [usize]) -> Run<'a> {
+        let Self { runtime, threads, memory, progress } = *self;
+        Run { samples, indices, runtime, threads, memory, progress }
+    }
+}
+
+/// Samples, and how they are run.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The samples.
+    pub samples: &'a SampleSet,
+    /// Which of them to run.
+    pub indices: &'a [usize],
+    /// What runs them.
+    pub runtime: Runtime,
+    /// How many run at once, at most.
+    pub threads: usize,
+    /// What it may take in memory.
+    pub memory: Memory<'a>,
+    /// Told how far things are.
+    pub progress: &'a dyn Progress,
+}
+
+impl<'a> Run<'a> {
+    /// One sample at a time in the default runtime, without a limit and without a word.
+    #[must_use]
+    pub fn new(samples: &'a SampleSet, indices: &'a [usize]) -> Self {
+        let (runtime, memory) = (Runtime::default(), Memory::default());
+        Self { samples, indices, runtime, threads: 1, memory, progress: &Silent }
     }
 }
 

@@ -1,18 +1,18 @@
 //! A model that is too large for its memory limit: segment after segment, all samples through each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use super::calibrate::{Checkpoint, Observation, Shared, Watch};
 use super::memory::{Estimate, Share, UNLIMITED, too_low};
 use super::pool::{lock, run};
-use crate::error::{Error, Result};
+use super::run::Run;
+use super::stream::Stream;
+use crate::error::Result;
 use crate::ir::{Model, ValueId};
-use crate::onnx::DataType;
 use crate::runtime::segments::{self, Segment};
-use crate::runtime::{Carried, Footprint, Observe, Sample, Session};
-use crate::samples::SampleSet;
+use crate::runtime::{Footprint, Observe, Session};
 use crate::statistics::Statistics;
 
 /// Samples that go through all segments before the next ones do. What is carried is bounded by them, and what they showed can
@@ -23,7 +23,8 @@ impl Observation<'_> {
     /// Runs the samples of `order` and gives back everything that `shared` has then. The state is saved after every
     /// [`TOGETHER`] of them.
     pub(super) fn run_segments(&self, shared: &Arc<Shared>, order: &[usize], share: Share) -> Result<Statistics> {
-        let Self { model, sites, threads, progress, memory, checkpoint, .. } = *self;
+        let Self { model, sites, checkpoint, .. } = *self;
+        let Run { samples, threads, progress, memory, .. } = self.run;
         let limit = memory.limit.unwrap_or(UNLIMITED);
         // Half for weights, a quarter for what is carried, the rest for samples.
         let segments = segments::cut(model, share.segment.unwrap_or(u64::MAX).min(share.available / 2));
@@ -43,12 +44,11 @@ impl Observation<'_> {
         });
         let own = observed(model, &segments, &sites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>());
         let constant = constant(model);
-        let mut types: BTreeMap<String, DataType> = BTreeMap::new();
         let mut silent: BTreeMap<String, String> = BTreeMap::new();
         let together = order.chunks(TOGETHER);
         for (part, some) in together.clone().enumerate() {
             let temporary = std::env::temp_dir();
-            let carried = Carried::new(share.carried, memory.folder.unwrap_or(&temporary));
+            let stream = Stream::new(samples, share.carried, memory.folder.unwrap_or(&temporary));
             for (number, (segment, own)) in segments.iter().zip(&own).enumerate() {
                 let made_for_later = segment.outputs.iter().any(|name| segment.live.contains(name));
                 if own.is_empty() && !made_for_later {
@@ -58,8 +58,8 @@ impl Observation<'_> {
                 if together.len() > 1 {
                     step = format!("part {}/{}, {step}", part + 1, together.len());
                 }
-                let stage = Stage { segment, own, constant: &constant, carried: &carried, share, fixed, step };
-                self.run_segment(shared, some, &stage, &mut types, &mut silent)?;
+                let stage = Stage { segment, own, constant: &constant, stream: &stream, share, fixed, step };
+                self.run_segment(shared, some, &stage, &mut silent)?;
             }
             {
                 let mut statistics = lock(&shared.rest);
@@ -79,26 +79,24 @@ impl Observation<'_> {
         shared: &Arc<Shared>,
         order: &[usize],
         stage: &Stage<'_>,
-        types: &mut BTreeMap<String, DataType>,
         silent: &mut BTreeMap<String, String>,
     ) -> Result<()> {
-        let Self { model, sites, samples, threads, progress, memory, .. } = *self;
-        let Stage { segment, carried, share, .. } = *stage;
-        carried.turn();
-        let part = segment.model(model, types)?;
+        let Self { model, sites, .. } = *self;
+        let Run { threads, progress, memory, .. } = self.run;
+        let Stage { segment, stream, share, .. } = *stage;
+        stream.turn();
+        let part = segment.model(model, &stream.types())?;
         let names: Vec<String> = stage.own.iter().map(|&site| sites[site].name.clone()).collect();
         let session = Session::new(&part, &names)?;
         drop(part);
-        let feed = Feed { samples, carried, segment };
         // The first sample is the largest.
-        let Footprint { weights, sample } = session.footprint(&feed.get(order[0])?)?.unwrap_or_default();
+        let Footprint { weights, sample } = session.footprint(&stream.feed(segment, order[0])?)?.unwrap_or_default();
         let estimate = Estimate { weights: weights + share.carried, sample, ..Estimate::default() };
         let Some(threads) = share.threads(&estimate, threads.min(order.len()).max(1)) else {
             let needed = stage.fixed + estimate.weights + estimate.weights / 8 + sample;
             let limit = memory.limit.unwrap_or(UNLIMITED);
             return Err(too_low("the weights of one segment and the tensors of one sample", needed, limit));
         };
-        let found: Mutex<BTreeMap<String, DataType>> = Mutex::default();
         let shown = |&site: &usize| (!stage.constant.contains(sites[site].name.as_str())).then_some(site);
         let which: Arc<[Option<usize>]> = stage.own.iter().map(shown).collect();
         progress.start(&stage.step, order.len() as u64);
@@ -107,22 +105,17 @@ impl Observation<'_> {
             threads,
             progress,
             |watch: &Arc<Watch>, index| {
-                let sample = feed.get(index)?;
+                let sample = stream.feed(segment, index)?;
                 watch.sample.store(index, Ordering::Relaxed);
                 let observe: Arc<dyn Observe> = watch.clone();
                 let outputs = session.run(&sample, &observe)?;
                 drop(sample);
                 // What is not needed any more makes room first.
-                carried.retain(index, |name| segment.live.contains(name));
-                for (name, tensor) in outputs.into_iter().filter(|(name, _)| segment.live.contains(name)) {
-                    same_type(&mut lock(&found), &name, tensor.dtype())?;
-                    carried.put(index, &name, tensor)?;
-                }
-                Ok(())
+                stream.release(segment, index);
+                stream.keep(segment, index, outputs)
             },
             || Arc::new(Watch::new(shared, &which)),
         )?;
-        types.append(&mut lock(&found));
         silent.extend(session.unobserved());
         for name in names.into_iter().filter(|name| stage.constant.contains(name.as_str())) {
             silent.entry(name).or_insert_with(|| "it is constant".to_owned());
@@ -139,45 +132,12 @@ struct Stage<'a> {
     own: &'a [usize],
     /// What the model as a whole does not show, because shapes decide it.
     constant: &'a BTreeSet<&'a str>,
-    carried: &'a Carried,
+    stream: &'a Stream<'a>,
     share: Share,
     /// Bytes of everything but weights and samples.
     fixed: u64,
     /// What progress calls it.
     step: String,
-}
-
-/// What a segment is fed.
-struct Feed<'a> {
-    samples: &'a SampleSet,
-    carried: &'a Carried,
-    segment: &'a Segment,
-}
-
-impl Feed<'_> {
-    fn get(&self, index: usize) -> Result<Sample> {
-        let mut sample = Sample::new();
-        if !self.segment.inputs.is_empty() {
-            sample = self.samples.get(index)?;
-            sample.retain(|name, _| self.segment.inputs.contains(name));
-        }
-        for name in &self.segment.carried {
-            if let Some(tensor) = self.carried.get(index, name)? {
-                sample.insert(name.clone(), tensor);
-            }
-        }
-        Ok(sample)
-    }
-}
-
-/// Notes the type of a tensor, which is that of every sample.
-fn same_type(types: &mut BTreeMap<String, DataType>, name: &str, dtype: DataType) -> Result<()> {
-    match types.insert(name.to_owned(), dtype) {
-        Some(other) if other != dtype => {
-            Err(Error::model(format!("the tensor is {dtype} in one sample and {other} in another")).at_value(name))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Tensors that are the same in all samples of one shape. Beyond a cut the runtime cannot see that.

@@ -7,15 +7,13 @@
 use std::collections::BTreeMap;
 
 use super::compare;
-use super::pool::Progress;
+use super::run::Run;
 use crate::error::Result;
 use crate::ir::{Model, Tensor};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::plan::{Plan, Veto};
 use crate::reason::{Decibels, Reason};
-use crate::runtime::Runtime;
-use crate::samples::SampleSet;
 
 /// Most groups that are measured, each at the cost of compiling and running the model.
 const GROUPS: usize = 16;
@@ -30,35 +28,25 @@ pub struct Sensitivity {
 }
 
 /// Float outputs to compare with.
-#[derive(Debug)]
 pub struct Reference<'a> {
-    samples: &'a SampleSet,
-    indices: Vec<usize>,
-    runtime: Runtime,
+    run: Run<'a>,
     outputs: Vec<Vec<(String, Tensor)>>,
 }
 
 impl<'a> Reference<'a> {
-    /// Runs the float model on a few of the samples at `indices`.
+    /// Runs the float model on the first few of the samples.
     ///
     /// # Errors
     /// As [`compare::outputs`].
-    pub fn new(
-        model: &Model,
-        samples: &'a SampleSet,
-        indices: &[usize],
-        runtime: Runtime,
-        progress: &dyn Progress,
-    ) -> Result<Self> {
-        let indices: Vec<usize> = indices.iter().copied().take(SAMPLES).collect();
-        let outputs = compare::outputs(model, samples, &indices, runtime, progress)?;
-        Ok(Self { samples, indices, runtime, outputs })
+    pub fn new(model: &Model, run: Run<'a>) -> Result<Self> {
+        let run = Run { indices: &run.indices[..run.indices.len().min(SAMPLES)], ..run };
+        Ok(Self { outputs: compare::outputs(model, &run)?, run })
     }
 
     /// Noise-to-signal ratio of another model at its worst float output.
-    fn noise(&self, model: &Model, progress: &dyn Progress) -> Result<f64> {
+    fn noise(&self, model: &Model) -> Result<f64> {
         let mut total: BTreeMap<&str, Metrics> = BTreeMap::new();
-        let outputs = compare::outputs(model, self.samples, &self.indices, self.runtime, progress)?;
+        let outputs = compare::outputs(model, &self.run)?;
         for (a, b) in self.outputs.iter().flatten().zip(outputs.iter().flatten()) {
             if a.1.dtype() == DataType::Float
                 && let (Some(x), Some(y)) = (a.1.to_f32(), b.1.to_f32())
@@ -78,11 +66,11 @@ impl<'a> Reference<'a> {
 pub fn measure(
     plan: &Plan,
     reference: &Reference<'_>,
-    progress: &dyn Progress,
     mut quantized: impl FnMut(&BTreeMap<String, Veto>) -> Result<Model>,
 ) -> Result<Sensitivity> {
     let sites: Vec<&String> = plan.weights.iter().map(|w| &w.site).filter(|s| s.ends_with(".weight")).collect();
     let size = sites.len().div_ceil(GROUPS).max(1);
+    let progress = reference.run.progress;
     progress.start("measure", sites.len().div_ceil(size) as u64);
     let mut groups = Vec::new();
     for group in sites.chunks(size) {
@@ -90,7 +78,7 @@ pub fn measure(
             .iter()
             .filter(|s| !group.contains(s))
             .map(|s| ((*s).clone(), Veto { why: Reason::LeftOut, dynamic: false }));
-        let noise = reference.noise(&quantized(&others.collect())?, progress)?;
+        let noise = reference.noise(&quantized(&others.collect())?)?;
         groups.push((group.iter().map(|s| (*s).clone()).collect(), noise));
         progress.tick();
     }

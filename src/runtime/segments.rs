@@ -68,6 +68,15 @@ pub fn cut(model: &Model, limit: u64) -> Vec<Segment> {
     describe(model, &bounds)
 }
 
+/// Cuts a model in front of the nodes at these positions of the main graph. Nodes must be sorted.
+#[must_use]
+pub fn cut_before(model: &Model, positions: &[usize]) -> Vec<Segment> {
+    let end = model.graph(model.main()).nodes().len();
+    let inside = positions.iter().copied().filter(|&at| at < end);
+    let bounds: BTreeSet<usize> = [0, end].into_iter().chain(inside).collect();
+    describe(model, &bounds.into_iter().collect::<Vec<_>>())
+}
+
 /// Weights that these nodes read, with their sizes.
 fn constants(model: &Model, nodes: &[NodeId]) -> BTreeMap<ValueId, u64> {
     let mut found = BTreeMap::new();

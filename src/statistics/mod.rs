@@ -8,16 +8,20 @@
 
 mod file;
 mod histogram;
+mod matrix;
 mod noise;
 mod quantile;
 mod scan;
+mod sums;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 pub use histogram::{Bin, Histogram};
+pub use matrix::MatrixStatistics;
 pub use noise::{Power, integer_error, nearest_error};
+pub use sums::Sums;
 
 use crate::error::{Error, Kind, Result};
 

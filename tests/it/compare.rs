@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use amax::ir::{Model, file};
-use amax::observe::Silent;
+use amax::observe::Run;
 use amax::observe::sites::{Kind, Quality, Site, sites};
 use amax::samples::SampleSet;
 use serde_json::Value;
@@ -31,7 +31,7 @@ fn case(name: &str) -> (Model, Model, SampleSet) {
 fn measured(name: &str, threads: usize) -> Vec<Site> {
     let (float, quantized, samples) = case(name);
     let indices: Vec<usize> = (0..samples.len()).collect();
-    sites(&float, &quantized, &samples, &indices, threads, &Silent).unwrap()
+    sites(&float, &quantized, &Run { threads, ..Run::new(&samples, &indices) }).unwrap()
 }
 
 fn near(what: &str, got: Option<Quality>, want: &Value) {
@@ -87,12 +87,12 @@ fn products_of_integers_are_compared_where_floats_come_back() {
 #[test]
 fn a_model_is_exact_against_itself_and_strangers_are_listed() {
     let (float, quantized, samples) = case("mlp.ort");
-    assert!(sites(&float, &float, &samples, &[0], 1, &Silent).unwrap().is_empty());
+    assert!(sites(&float, &float, &Run::new(&samples, &[0])).unwrap().is_empty());
     // Against itself every pair meets its own input, and has nothing to add.
-    let same = sites(&quantized, &quantized, &samples, &[0, 1], 1, &Silent).unwrap();
+    let same = sites(&quantized, &quantized, &Run::new(&samples, &[0, 1])).unwrap();
     assert!(same.iter().all(|s| s.accumulated.is_some_and(|q| q.sqnr_db > 20.0)), "{same:?}");
     let (_, stranger, _) = case("digits.ort");
-    let found = amax::observe::sites::sites(&float, &stranger, &samples, &[0], 1, &Silent);
+    let found = amax::observe::sites::sites(&float, &stranger, &Run::new(&samples, &[0]));
     assert!(found.is_err(), "samples of another model");
 }
 

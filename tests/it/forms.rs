@@ -283,7 +283,7 @@ fn the_planner_takes_the_form_that_fits() {
         &format!("[op_type.MatMul]\n{small}, form = \"matmulnbits\" }}"),
         "error: [op_type.MatMul], weight.form: MatMulNBits has groups of…",
     );
-    ort("[op_type.Conv.weight]\nform = \"matmulnbits\"", "error: [op_type.Conv], weight.form: a Conv has no such form");
+    ort("[op_type.Conv.weight]\nform = \"matmulnbits\"", "error: [op_type.Conv], weight.form: matmulnbits is not a form for Conv");
     check(
         "generic",
         "[op_type.MatMul.weight]\nform = \"matmulnbits\"",
@@ -365,7 +365,7 @@ fn gates_are_stored_where_asked_for() {
     check(
         "ort-cpu",
         "[op_type.GRU.weight]\nform = \"dynamic-quantize-lstm\"\nenable = true",
-        &["[op_type.GRU], weight.form: a GRU has no such form"],
+        &["[op_type.GRU], weight.form: dynamic-quantize-lstm is not a form for GRU"],
     );
 }
 

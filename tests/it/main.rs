@@ -25,6 +25,8 @@ mod forms;
 mod large;
 mod library;
 mod limits;
+#[cfg(feature = "tract")]
+mod matrices;
 mod numerics;
 mod observers;
 mod onnxruntime;
@@ -47,3 +49,5 @@ mod support;
 mod text;
 mod tidy;
 mod verify;
+#[cfg(feature = "tract")]
+mod walk;

@@ -56,7 +56,7 @@ mod there {
 
     use amax::error::Kind;
     use amax::ir::{Model, Tensor, file, text};
-    use amax::observe::Silent;
+    use amax::observe::Run;
     use amax::observe::calibrate::{Observation, Site};
     use amax::runtime::{Observe, Options, Runtime, Sample, Session};
     use amax::samples::SampleSet;
@@ -103,17 +103,8 @@ mod there {
 
     fn statistics(model: &Model, sites: &[Site], samples: &SampleSet, runtime: Runtime, threads: usize) -> Statistics {
         let indices: Vec<usize> = (0..samples.len()).collect();
-        let observation = Observation {
-            model,
-            sites,
-            samples,
-            indices: &indices,
-            runtime,
-            threads,
-            memory: amax::observe::Memory::default(),
-            progress: &Silent,
-            checkpoint: None,
-        };
+        let run = Run { runtime, threads, ..Run::new(samples, &indices) };
+        let observation = Observation { model, sites, run, checkpoint: None };
         observation.run(Statistics::default()).unwrap_or_else(|e| panic!("{e}"))
     }
 

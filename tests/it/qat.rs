@@ -10,7 +10,8 @@ use amax::config::{Config, Pattern, presets};
 use amax::convert::{Convert, Converted};
 use amax::error::{Kind, Result};
 use amax::ir::{Model, Tensor, file, text};
-use amax::observe::Silent;
+use amax::observe::Run;
+use amax::observe::compare::outputs;
 use amax::observe::prove::Proof;
 use amax::onnx::DataType;
 use amax::passes::recipes::To;
@@ -18,7 +19,6 @@ use amax::passes::support::exact::Exact;
 use amax::passes::support::operands::Comparison;
 use amax::passes::switch_quantizers::Switch;
 use amax::rewrite::Rewrite;
-use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::targets::Target;
 use serde_json::Value;
@@ -166,7 +166,7 @@ fn exports_are_the_same_after_folding() {
             continue;
         }
         // What the framework, or onnxruntime, computed.
-        let outputs = amax::observe::compare::outputs(&done.model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        let outputs = outputs(&done.model, &Run::new(&set, &[0])).unwrap();
         let ours = outputs[0][0].1.to_f32().unwrap();
         let theirs: Vec<f32> = expected["y"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
         let largest = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
@@ -595,8 +595,7 @@ fn what_is_prepared_in_operators_computes_the_same() {
         let config = presets::load(name).unwrap();
         let made = [target("generic"), target("generic").simulated()].map(|target| {
             let made = quantized_for(&model, &config, Line::Prepare, Some(&set), &target).unwrap();
-            let outputs =
-                amax::observe::compare::outputs(&made, &set, &[0, 1, 2, 3], Runtime::default(), &Silent).unwrap();
+            let outputs = outputs(&made, &Run::new(&set, &[0, 1, 2, 3])).unwrap();
             let bits = |t: &Tensor| t.to_f32().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             let bits: Vec<Vec<u32>> = outputs.iter().map(|outputs| bits(&outputs[0].1)).collect();
             (count(&made, "QuantizeLinear"), bits)
@@ -620,7 +619,7 @@ fn the_preset_8da4w_computes_what_torchao_does() {
     let theirs: Vec<f32> =
         expected["float_linear"]["y"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
     for model in [&fake, &folded.model] {
-        let outputs = amax::observe::compare::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        let outputs = outputs(model, &Run::new(&set, &[0])).unwrap();
         let ours = outputs[0][0].1.to_f32().unwrap();
         let noise = |test: &[f32]| amax::numerics::metrics::sqnr_db(&theirs, test);
         assert!(noise(&ours) > 100.0, "{}", noise(&ours));
@@ -630,7 +629,7 @@ fn the_preset_8da4w_computes_what_torchao_does() {
     assert_eq!(stored(&direct), stored(&folded.model));
     assert_eq!(count(&direct, "ReduceMin"), 2);
     let bits = |model: &Model| -> Vec<u32> {
-        let outputs = amax::observe::compare::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        let outputs = outputs(model, &Run::new(&set, &[0])).unwrap();
         outputs[0][0].1.to_f32().unwrap().iter().map(|v| v.to_bits()).collect()
     };
     assert_eq!(bits(&direct), bits(&folded.model));
@@ -768,7 +767,7 @@ fn float_zero_points_are_those_of_torchao() {
     assert!(found.outputs.iter().all(|o| o.differing == 0), "{found}");
     // torchao's export has the same numbers; products are added up in another order.
     let run = |model: &Model| {
-        let outputs = amax::observe::compare::outputs(model, &set, &[0], Runtime::default(), &Silent).unwrap();
+        let outputs = outputs(model, &Run::new(&set, &[0])).unwrap();
         outputs[0][0].1.to_f32().unwrap()
     };
     let theirs = run(&exported);
@@ -794,7 +793,7 @@ fn float_zero_points_are_those_of_torchao() {
         assert_eq!(numbers(&folded.model, what), numbers(&theirs, what), "{what}");
         assert_eq!(numbers(&theirs, what).len(), 2, "{what}");
     }
-    let sites = amax::observe::sites::sites(&model, &folded.model, &set, &[0], 1, &Silent).unwrap();
+    let sites = amax::observe::sites::sites(&model, &folded.model, &Run::new(&set, &[0])).unwrap();
     let named: Vec<&str> = sites.iter().map(|site| site.site.as_str()).collect();
     assert!(named.len() == 2 && named.iter().all(|name| name.starts_with("node_linear")), "{named:?}");
     assert!(sites.iter().all(|site| site.own.is_some_and(|own| own.sqnr_db > 15.0) && site.why.is_none()), "{sites:?}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use amax::error::Kind;
 use amax::ir::{Attr, Model, NewNode, Place, Tensor, ValueId, file, tensor_type};
 use amax::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
-use amax::observe::{Estimate, Memory, Progress};
+use amax::observe::{Estimate, Memory, Progress, Run};
 use amax::onnx::{
     DataType, TensorShapeProto, TypeProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension, type_proto,
 };
@@ -59,7 +59,7 @@ impl Progress for Listen {
 }
 
 /// Numbers around zero that look random.
-fn noise(seed: usize, count: usize) -> Vec<f32> {
+pub(super) fn noise(seed: usize, count: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed as u64 + 1);
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -158,11 +158,11 @@ fn sequences(folder: &Path, model: &Model) -> SampleSet {
     SampleSet::open(folder, model).unwrap()
 }
 
-struct Case {
-    model: Model,
-    samples: SampleSet,
+pub(super) struct Case {
+    pub(super) model: Model,
+    pub(super) samples: SampleSet,
     sites: Vec<Site>,
-    indices: Vec<usize>,
+    pub(super) indices: Vec<usize>,
 }
 
 impl Case {
@@ -174,8 +174,8 @@ impl Case {
 
     fn observation<'a>(&'a self, threads: usize, memory: Memory<'a>, progress: &'a dyn Progress) -> Observation<'a> {
         let Self { model, samples, sites, indices } = self;
-        let runtime = Runtime::Tract;
-        Observation { model, sites, samples, indices, runtime, threads, memory, progress, checkpoint: None }
+        let run = Run { samples, indices, runtime: Runtime::Tract, threads, memory, progress };
+        Observation { model, sites, run, checkpoint: None }
     }
 
     /// The bytes of the statistics, and the number of segments they were made in.
@@ -185,12 +185,12 @@ impl Case {
         (found.to_bytes(), listen.told.lock().unwrap()[0].segments)
     }
 
-    fn digits() -> Self {
+    pub(super) fn digits() -> Self {
         let (model, samples) = digits();
         Self::new(&model, samples)
     }
 
-    fn transformer(blocks: usize) -> Self {
+    pub(super) fn transformer(blocks: usize) -> Self {
         let (model, folder) = (transformer(blocks), folder());
         let samples = sequences(folder.path(), &model);
         // Files are open only while they are read: those of the set must outlive the test.
@@ -308,7 +308,8 @@ fn an_interrupted_run_in_segments_keeps_what_it_started_from() {
     let (whole, _) = case.run(2, Memory::default());
     let part: Vec<usize> = (0..case.samples.len()).step_by(3).collect();
     let silent = Listen::default();
-    let observation = Observation { indices: &part, ..case.observation(2, Memory::default(), &silent) };
+    let whole_run = case.observation(2, Memory::default(), &silent);
+    let observation = Observation { run: Run { indices: &part, ..whole_run.run }, ..whole_run };
     let start = observation.run(Statistics::default()).unwrap();
     let saved = AtomicUsize::new(0);
     let save = |_: &Statistics| {

@@ -168,7 +168,7 @@ fn damage_is_found() {
 mod commands {
 
     use amax::ir::content_hash;
-    use amax::observe::Silent;
+    use amax::observe::Run;
     use amax::observe::calibrate::{Checkpoint, Observation, prepare, sites};
     use amax::statistics::Statistics;
 
@@ -252,12 +252,7 @@ mod commands {
         let observation = |threads| Observation {
             model: &prepared,
             sites: &wanted,
-            samples: &samples,
-            indices: &indices,
-            runtime: amax::runtime::Runtime::default(),
-            threads,
-            memory: amax::observe::Memory::default(),
-            progress: &Silent,
+            run: Run { threads, ..Run::new(&samples, &indices) },
             checkpoint: Some(Checkpoint { every: std::time::Duration::ZERO, save: &save }),
         };
         let start = Statistics {

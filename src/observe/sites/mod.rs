@@ -20,12 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::pool::{Progress, by_shape, run};
+use super::pool::{by_shape, run};
+use super::run::Run;
 use crate::error::Result;
 use crate::ir::Model;
 use crate::numerics::metrics::Metrics;
 use crate::runtime::{Observe, Session};
-use crate::samples::SampleSet;
 pub(crate) use find::SUFFIXES;
 use find::{Found, Planned};
 use store::Store;
@@ -88,19 +88,13 @@ impl Quality {
 /// The sums of one site: its own error, and the accumulated one.
 type Sums = [Option<Metrics>; 2];
 
-/// The errors of each quantized site of `test` against the float model `reference` over the samples at `indices`, those
-/// of the worst own SQNR first. The result does not depend on the number of threads.
+/// The errors of each quantized site of `test` against the float model `reference`, those of the worst own SQNR first. The
+/// result does not depend on the number of threads. tract runs the samples, whatever runtime is given.
 ///
 /// # Errors
 /// A model that the runtime cannot run, samples that do not fit, or an interruption.
-pub fn sites(
-    reference: &Model,
-    test: &Model,
-    samples: &SampleSet,
-    indices: &[usize],
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Vec<Site>> {
+pub fn sites(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Site>> {
+    let Run { samples, indices, threads, progress, .. } = *how;
     let Found { float, shown, tested, planned, mut sites } = find::find(reference, test)?;
     let (first, second) = (Session::new(&float, &shown)?, Session::new(test, &tested)?);
     drop(float);

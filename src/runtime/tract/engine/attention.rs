@@ -9,7 +9,8 @@ use tract_core::ops::einsum::EinSum;
 use tract_hir::internal::*;
 use tract_onnx::pb::NodeProto;
 
-use super::native::{Call, Known, Native, floats, infer, integers, need};
+use super::native::{Call, Known, Native, floats, infer, integers, need, present};
+use super::operator::rules;
 use super::operators::Built;
 
 /// Inputs and outputs of the ONNX operator by position.
@@ -197,19 +198,12 @@ impl Expansion for Attention {
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.outputs.iter().filter(|there| **there).count())
+        Ok(present(&self.outputs))
     }
 
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, self.inputs.iter().filter(|there| **there).count())?;
-        check_output_arity(outputs, self.nboutputs()?)?;
+    rules!(self, s, inputs: present(&self.inputs), outputs: present(&self.outputs) => {
         infer(s, inputs, outputs, Vec::new(), move |known| self.facts(&known))
-    }
+    });
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         let shapes = inputs

@@ -11,6 +11,7 @@ use tract_onnx::model::ParsingContext;
 use tract_onnx::pb;
 
 use super::super::program::{Program, Step, refusal, visit_reads};
+use super::operator::Operator;
 use super::operators::framework;
 use super::tap::Tap;
 use super::tensors::to_array;
@@ -70,7 +71,7 @@ pub(crate) fn build(program: &Program, feed: &Feed, observed: &[String]) -> Resu
             silent.insert(observed[site].clone(), why.to_owned());
             continue;
         }
-        let tap = typed.wire_node(format!("tap {site}"), Tap(site), &[outlet]);
+        let tap = typed.wire_node(format!("tap {site}"), Operator(Tap(site)), &[outlet]);
         outputs.push(tap.map_err(|e| locate(&origins, &format!("{e:#}")))?[0]);
     }
     typed.outputs = outputs;

@@ -10,6 +10,7 @@ mod footprint;
 mod images;
 mod narrow;
 mod native;
+mod operator;
 mod operators;
 mod recurrent;
 mod structural;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tract_hir::internal::*;
 use tract_onnx::pb::NodeProto;
 
+use super::operator::{Compute, Operator, rules};
 use super::operators::Built;
 
 /// What is known of an input before the model runs.
@@ -37,8 +38,8 @@ pub(super) trait Native: Debug + Send + Sync + 'static {
 /// Builds the call of `native` that `node` is.
 #[allow(clippy::unnecessary_wraps, reason = "what builders return")]
 pub(super) fn call(node: &NodeProto, native: impl Native) -> Built {
-    let present = |names: &[String]| names.iter().map(|n| !n.is_empty()).collect();
-    Ok((expand(Call::new(native, present(&node.input), present(&node.output))), vec![]))
+    let there = |names: &[String]| names.iter().map(|n| !n.is_empty()).collect();
+    Ok((expand(Call::new(native, there(&node.input), there(&node.output))), vec![]))
 }
 
 /// A [`Native`] in a graph.
@@ -77,11 +78,16 @@ impl Call {
         self.native.shaping().iter().filter(there).map(slot).collect()
     }
 
-    fn facts(&self, known: Vec<Known>) -> TractResult<Vec<(DatumType, Vec<usize>)>> {
+    fn outputs_of(&self, known: Vec<Known>) -> TractResult<Vec<(DatumType, Vec<usize>)>> {
         let all = self.native.outputs(&self.spread(known))?;
         ensure!(all.len() >= self.outputs.len(), "{} has only {} outputs", self.native.name(), all.len());
         Ok(all.into_iter().zip(&self.outputs).filter(|(_, there)| **there).map(|(fact, _)| fact).collect())
     }
+}
+
+/// How many of an operator's inputs or outputs are there.
+pub(super) fn present(slots: &[bool]) -> usize {
+    slots.iter().filter(|there| **there).count()
 }
 
 /// tract reckons shapes in a type of its own.
@@ -95,19 +101,12 @@ impl Expansion for Call {
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.outputs.iter().filter(|there| **there).count())
+        Ok(present(&self.outputs))
     }
 
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, self.inputs.iter().filter(|there| **there).count())?;
-        check_output_arity(outputs, self.nboutputs()?)?;
-        infer(s, inputs, outputs, self.shaping(), move |known| self.facts(known))
-    }
+    rules!(self, s, inputs: present(&self.inputs), outputs: present(&self.outputs) => {
+        infer(s, inputs, outputs, self.shaping(), move |known| self.outputs_of(known))
+    });
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         let mut inputs: TVec<OutletId> = inputs.into();
@@ -117,7 +116,7 @@ impl Expansion for Call {
                 *input = model.wire_node(format!("{prefix}.plain_{slot}"), cast, &[*input])?[0];
             }
         }
-        model.wire_node(prefix, self.clone(), &inputs)
+        model.wire_node(prefix, Operator(self.clone()), &inputs)
     }
 }
 
@@ -164,33 +163,25 @@ where
     })
 }
 
-impl Op for Call {
+impl Compute for Call {
     fn name(&self) -> StaticName {
         self.native.name().into()
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for Call {
-    op_out_of_plan!();
-
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let inputs = self.spread(inputs.iter().map(|value| &**value));
-        let all = self.native.eval(&inputs)?;
-        Ok(all.into_iter().zip(&self.outputs).filter(|(_, there)| **there).map(|(t, _)| t.into_tvalue()).collect())
-    }
-}
-
-impl TypedOp for Call {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let known = inputs.iter().map(|fact| {
             let shape = fact.shape.as_concrete().with_context(|| "a dimension is not known")?.to_vec();
             Ok(Known { dtype: plain_type(fact.datum_type), shape, value: fact.konst.clone() })
         });
-        let facts = self.facts(known.collect::<TractResult<Vec<_>>>()?)?;
+        let facts = self.outputs_of(known.collect::<TractResult<Vec<_>>>()?)?;
         Ok(facts.into_iter().map(|(dtype, shape)| dtype.fact(&*shape)).collect())
     }
-    as_op!();
+
+    fn compute(&self, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let inputs = self.spread(inputs.iter().map(|value| &**value));
+        let all = self.native.eval(&inputs)?;
+        Ok(all.into_iter().zip(&self.outputs).filter(|(_, there)| **there).map(|(t, _)| t.into_tvalue()).collect())
+    }
 }
 
 /// Input `index`, which the operator cannot do without.

@@ -19,6 +19,7 @@ use super::attention;
 use super::divide::{self, DIVIDE};
 use super::narrow::{self, NARROW};
 use super::native::{floats, integers};
+use super::operator::{Compute, Operator, rules};
 use super::recurrent::{self, Kind};
 use super::structural;
 use crate::numerics::{Format, Granularity, QParams, dequantize_serial, fake_quantize_serial, pack, quantize_serial};
@@ -86,37 +87,29 @@ impl Expansion for CastLong {
         "Cast".into()
     }
 
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, 1)?;
-        check_output_arity(outputs, 1)?;
+    rules!(self, s, inputs: 1, outputs: 1 => {
         s.equals(&outputs[0].datum_type, TDim::datum_type())?;
         s.equals(&outputs[0].shape, &inputs[0].shape)
-    }
+    });
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         if model.outlet_fact(inputs[0])?.datum_type.is_tdim() {
             return model.wire_node(prefix, tract_core::ops::cast::cast(TDim::datum_type()), inputs);
         }
-        model.wire_node(prefix, self.clone(), inputs)
+        model.wire_node(prefix, Operator(self.clone()), inputs)
     }
 }
 
-impl Op for CastLong {
+impl Compute for CastLong {
     fn name(&self) -> StaticName {
         "Cast".into()
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for CastLong {
-    op_out_of_plan!();
+    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(TDim::datum_type().fact(inputs[0].shape.clone())))
+    }
 
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn compute(&self, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let input = args_1!(inputs);
         let mut output = Tensor::zero::<TDim>(input.shape())?;
         let mut plain = output.try_as_plain_ram_mut()?;
@@ -125,13 +118,6 @@ impl EvalOp for CastLong {
         }
         Ok(tvec!(output.into_tvalue()))
     }
-}
-
-impl TypedOp for CastLong {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(TDim::datum_type().fact(inputs[0].shape.clone())))
-    }
-    as_op!();
 }
 
 fn build_attention(context: &ParsingContext, node: &NodeProto) -> Built {
@@ -169,14 +155,7 @@ impl Expansion for FusedMatMul {
         "FusedMatMul".into()
     }
 
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, 2)?;
-        check_output_arity(outputs, 1)?;
+    rules!(self, s, inputs: 2, outputs: 1 => {
         s.equals(&inputs[0].datum_type, &inputs[1].datum_type)?;
         s.equals(&inputs[0].datum_type, &outputs[0].datum_type)?;
         let [a, b] = self.transposed;
@@ -184,7 +163,7 @@ impl Expansion for FusedMatMul {
             let (_, _, _, shape) = tract_hir::ops::matmul::compute_shapes(left, right, a, b, false)?;
             s.equals(&outputs[0].shape, shape)
         })
-    }
+    });
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         let product = self.product().wire(&format!("{prefix}.product"), model, inputs)?;
@@ -266,7 +245,7 @@ impl Expansion for Recurrent {
         let shape = if common.batch_first { [batches, directions, hidden] } else { [directions, batches, hidden] };
         let mut zeros = |name: &str, slot: &mut Option<usize>| -> TractResult<()> {
             if slot.is_none() {
-                inputs.push(model.wire_node(format!("{prefix}.{name}"), Zeros(shape), &[])?[0]);
+                inputs.push(model.wire_node(format!("{prefix}.{name}"), Operator(Zeros(shape)), &[])?[0]);
                 *slot = Some(inputs.len() - 1);
             }
             Ok(())
@@ -278,10 +257,10 @@ impl Expansion for Recurrent {
         if !self.reverse {
             return common.wire(prefix, model, &inputs);
         }
-        inputs[0] = model.wire_node(format!("{prefix}.reversed"), Reverse(time), &[inputs[0]])?[0];
+        inputs[0] = model.wire_node(format!("{prefix}.reversed"), Operator(Reverse(time)), &[inputs[0]])?[0];
         let mut outputs = common.wire(&format!("{prefix}.forward"), model, &inputs)?;
         if let Some(y) = common.optional_y_output {
-            outputs[y] = model.wire_node(format!("{prefix}.y"), Reverse(time), &[outputs[y]])?[0];
+            outputs[y] = model.wire_node(format!("{prefix}.y"), Operator(Reverse(time)), &[outputs[y]])?[0];
         }
         Ok(outputs)
     }
@@ -291,55 +270,41 @@ impl Expansion for Recurrent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Zeros([usize; 3]);
 
-impl Op for Zeros {
+impl Compute for Zeros {
+    const FOLDS: bool = false;
+
     fn name(&self) -> StaticName {
         "Zeros".into()
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for Zeros {
-    not_out_of_plan!();
-
-    fn eval(&self, _context: &EvalContext, _inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        Ok(tvec!(Tensor::zero::<f32>(&self.0)?.into_tvalue()))
-    }
-}
-
-impl TypedOp for Zeros {
-    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+    fn facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         Ok(tvec!(f32::fact(self.0)))
     }
-    as_op!();
+
+    fn compute(&self, _inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        Ok(tvec!(Tensor::zero::<f32>(&self.0)?.into_tvalue()))
+    }
 }
 
 /// Turns an axis around.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reverse(usize);
 
-impl Op for Reverse {
+impl Compute for Reverse {
     fn name(&self) -> StaticName {
         "Reverse".into()
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for Reverse {
-    op_out_of_plan!();
+    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(inputs[0].without_value()))
+    }
 
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn compute(&self, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let input = args_1!(inputs);
         let len = input.shape()[self.0];
         let slices = (0..len).rev().map(|at| input.slice(self.0, at, at + 1)).collect::<TractResult<Vec<_>>>()?;
         Ok(tvec!(Tensor::stack_tensors(self.0, &slices)?.into_tvalue()))
     }
-}
-
-impl TypedOp for Reverse {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(inputs[0].without_value()))
-    }
-    as_op!();
 }
 
 // --- Fake quant
@@ -397,25 +362,18 @@ impl Expansion for FakeQuant {
         "FakeQuant".into()
     }
 
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, 1)?;
-        check_output_arity(outputs, 1)?;
+    rules!(self, s, inputs: 1, outputs: 1 => {
         s.equals(&outputs[0].datum_type, f32::datum_type())?;
         s.equals(&inputs[0].datum_type, f32::datum_type())?;
         s.equals(&inputs[0].shape, &outputs[0].shape)
-    }
+    });
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         // One scale for all is elementwise to tract: any layout will do, and the buffer is reused.
         if self.qparams.scales.len() == 1 {
             return model.wire_node(prefix, ElementWiseOp(Box::new(self.clone()), None), inputs);
         }
-        model.wire_node(prefix, self.clone(), inputs)
+        model.wire_node(prefix, Operator(self.clone()), inputs)
     }
 }
 
@@ -429,28 +387,20 @@ impl ElementWiseMiniOp for FakeQuant {
     }
 }
 
-impl Op for FakeQuant {
+impl Compute for FakeQuant {
     fn name(&self) -> StaticName {
         "FakeQuant".into()
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for FakeQuant {
-    op_out_of_plan!();
+    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(inputs[0].without_value()))
+    }
 
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn compute(&self, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let mut array = args_1!(inputs).into_tensor();
         self.apply(&mut array)?;
         Ok(tvec!(array.into_tvalue()))
     }
-}
-
-impl TypedOp for FakeQuant {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(inputs[0].without_value()))
-    }
-    as_op!();
 }
 
 // --- Quantize and dequantize apart, with parameters that may be computed at run time
@@ -532,38 +482,30 @@ impl Expansion for Convert {
         if self.quantize { "Quantize".into() } else { "Dequantize".into() }
     }
 
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        s: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, 2 + usize::from(self.has_zero))?;
-        check_output_arity(outputs, 1)?;
+    rules!(self, s, inputs: 2 + usize::from(self.has_zero), outputs: 1 => {
         if !self.quantize || self.format.is_some() {
             s.equals(&outputs[0].datum_type, self.output_type(None)?)?;
         } else if self.has_zero {
             s.equals(&outputs[0].datum_type, &inputs[2].datum_type)?;
         }
         s.equals(&inputs[0].shape, &outputs[0].shape)
-    }
+    });
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        model.wire_node(prefix, self.clone(), inputs)
+        model.wire_node(prefix, Operator(self.clone()), inputs)
     }
 }
 
-impl Op for Convert {
+impl Compute for Convert {
     fn name(&self) -> StaticName {
         Expansion::name(self)
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for Convert {
-    op_out_of_plan!();
+    fn facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(self.output_type(inputs.get(2).map(|f| f.datum_type))?.fact(inputs[0].shape.clone())))
+    }
 
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn compute(&self, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let zero_points = inputs.get(2).map(|z| floats(z)).transpose()?.unwrap_or_default();
         let qparams = qparams(floats(&inputs[1])?, zero_points.into_iter().map(|v| v as i32).collect());
         let shape = inputs[0].shape();
@@ -598,11 +540,4 @@ impl EvalOp for Convert {
         let codes = Tensor::from_shape(shape, &codes)?.cast_to_dt(output)?.into_owned();
         Ok(tvec!(codes.into_tvalue()))
     }
-}
-
-impl TypedOp for Convert {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(self.output_type(inputs.get(2).map(|f| f.datum_type))?.fact(inputs[0].shape.clone())))
-    }
-    as_op!();
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 #[allow(clippy::wildcard_imports, reason = "tract's macros need its prelude")]
 use tract_core::internal::*;
 
+use super::operator::Compute;
 use crate::runtime::Observe;
 
 /// Who listens to the taps of a run.
@@ -50,17 +51,18 @@ pub(crate) fn watch<T>(listener: Listener, run: impl FnOnce() -> T) -> (T, Liste
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tap(pub usize);
 
-impl Op for Tap {
+impl Compute for Tap {
+    const FOLDS: bool = false;
+
     fn name(&self) -> StaticName {
         "Tap".into()
     }
-    op_as_typed_op!();
-}
 
-impl EvalOp for Tap {
-    not_out_of_plan!();
+    fn facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(u8::fact([0usize; 0])))
+    }
 
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn compute(&self, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let input = args_1!(inputs);
         // Taken out while it is called: an observer that runs another session must find no borrow.
         if let Some(mut listener) = LISTENER.take() {
@@ -70,11 +72,4 @@ impl EvalOp for Tap {
         }
         Ok(tvec!(tensor0(0u8).into_tvalue()))
     }
-}
-
-impl TypedOp for Tap {
-    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(u8::fact([0usize; 0])))
-    }
-    as_op!();
 }
