@@ -6,11 +6,130 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
+use crate::ops::Form;
 
-/// One table: the variant with its fields, and what people read.
+/// What of a node a reason is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operand {
+    /// An input that is computed.
+    Input,
+    /// The first output.
+    Output,
+    /// The weight.
+    Weight,
+    /// The bias.
+    Bias,
+    /// An operand of an element-wise operator that is constant.
+    ConstantOperand,
+    /// The scale of a quantizer.
+    Scale,
+    /// The zero point of a quantizer.
+    ZeroPoint,
+}
+
+impl std::fmt::Display for Operand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Input => "input",
+            Self::Output => "output",
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+            Self::ConstantOperand => "constant operand",
+            Self::Scale => "scale",
+            Self::ZeroPoint => "zero point",
+        })
+    }
+}
+
+/// Operators that read quantized weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Kernel {
+    /// Products with weights of 2, 4 or 8 bits.
+    MatMulNBits,
+    /// Lookups in a table of 2, 4 or 8 bits.
+    GatherBlockQuantized,
+    /// Products of integers.
+    MatMulInteger,
+    /// Convolutions of integers.
+    ConvInteger,
+    /// An LSTM that quantizes its input itself.
+    DynamicQuantizeLSTM,
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A signal-to-noise ratio in dB. Documents show those that are not finite, which JSON cannot, as `null`.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Decibels(pub f64);
+
+impl std::fmt::Display for Decibels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} dB", self.0)
+    }
+}
+
+impl Serialize for Decibels {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.is_finite().then_some(self.0).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Decibels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Option::deserialize(deserializer)?.unwrap_or(f64::NEG_INFINITY)))
+    }
+}
+
+/// In what two readers of one constant differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Difference {
+    /// A key of the plan.
+    pub key: String,
+    /// What each site has there: the site, and the value as text.
+    pub values: Vec<(String, String)>,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let values: Vec<String> = self.values.iter().map(|(site, value)| format!("{value} for {site}")).collect();
+        write!(f, "{} {}", self.key, values.join(", "))
+    }
+}
+
+/// ` over [-1.0000, 2.0000]`, where a range is known.
+fn over(range: Option<&(f32, f32)>) -> String {
+    range.map_or_else(String::new, |(low, high)| format!(" over [{low:.4}, {high:.4}]"))
+}
+
+/// `: because …`, where there is more to say.
+fn more(because: Option<&Reason>) -> String {
+    because.map_or_else(String::new, |why| format!(": {why}"))
+}
+
+/// `16, 32 or 64`.
+fn either(numbers: &[usize]) -> String {
+    let words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}
+
+fn joined(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// One table: the variant with its fields, and what people read; expressions behind the text fill its `{}`.
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident $({ $($field:ident: $type:ty),* $(,)? })? => $text:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident $({ $($field:ident: $type:ty),* $(,)? })? => $text:literal $(, $part:expr)*;)*) => {
         /// Why something is as it is.
         #[allow(missing_docs, reason = "the sentence of each variant says what its fields are")]
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,9 +139,10 @@ macro_rules! reasons {
         }
 
         impl std::fmt::Display for Reason {
+            #[allow(unused_variables, reason = "not every field is in the sentence")]
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 match self {
-                    $(Self::$name $({ $($field),* })? => write!(f, $text),)*
+                    $(Self::$name $({ $($field),* })? => write!(f, $text $(, $part)*),)*
                 }
             }
         }
@@ -30,14 +150,179 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A rule of the configuration switches one site off.
-    OffBy { what: String, rule: String } => "its {what} is switched off by {rule}",
-    /// An operand would have to be known before the model runs.
-    NotConstant { what: String } => "its {what} is not constant",
-    /// An operand has an element type that cannot be used here.
-    WrongType { what: String, found: DataType, wanted: String } => "its {what} is {found}, not {wanted}",
+    // Plans: what the configuration says.
+
+    /// Rules switch off every site of a node.
+    Excluded { rule: String } => "switched off by {rule}";
+    /// A rule switches one site off.
+    OffBy { what: Operand, rule: String } => "its {what} is switched off by {rule}";
+    /// A tensor is switched off by its name.
+    TensorOff { tensor: String } => "\"{tensor}\" is switched off by [tensor.\"{tensor}\"]";
+    /// A key asks for an axis that a weight does not have.
+    NoAxis { axis: i64, dims: Vec<usize> } => "a weight of shape {dims:?} has no axis {axis}";
+    /// Nothing asks for a site.
+    NotAsked => "nothing asks for it";
+
+    // Plans: what the node is.
+
     /// It is quantized in the input model.
-    QuantizedAlready => "is quantized already; its quantizers are kept",
+    QuantizedAlready => "is quantized already; its quantizers are kept";
+    /// An operand would have to be known before the model runs.
+    NotConstant { what: Operand } => "its {what} is not constant";
+    /// An operand has an element type that cannot be used here.
+    WrongType { what: Operand, found: DataType, wanted: String } => "its {what} is {found}, not {wanted}";
+    /// A tensor has an element type that cannot be used here.
+    WrongTensorType { tensor: String, found: DataType, wanted: String } => "\"{tensor}\" is {found}, not {wanted}";
+    /// Where nothing else has a type, it has to be declared.
+    UnknownType { tensor: String } => "the type of \"{tensor}\" is not known";
+    /// An operand has no elements.
+    Empty { what: Operand } => "its {what} is empty";
+    /// An operand has a shape that cannot be used here.
+    WrongShape { what: Operand, dims: Vec<usize> } => "a {what} of shape {dims:?} is not supported";
+    /// A bias that would have to be one value for each channel.
+    BiasPerChannel { dims: Vec<usize> } => "its bias is not one value for each column";
+    /// An attribute has a value that no kernel has.
+    Attribute { name: String, wanted: i64 } => "its {name} is not {wanted}";
+    /// A table is cut along an axis that it does not have.
+    AxisOutside { axis: i64 } => "its axis {axis} is outside the table";
+    /// A product of two constants.
+    BothConstant => "both operands are constant";
+    /// A product of two activations.
+    BothActivations => "both operands are activations; quantizing them costs accuracy and saves no bytes";
+    /// Nothing comes out of it.
+    NoOutput => "it has no output";
+    /// Operators of a domain that is not in the table.
+    UnknownDomain { domain: String } => "operators of domain {domain} are not known";
+    /// An operator that is not in the table.
+    UnknownOperator => "the operator is never quantized";
+    /// The graph inside an If, Loop or Scan.
+    Body { nodes: usize } => "{nodes} nodes inside a body, which is left as it is";
+
+    // Plans: what the target has.
+
+    /// It has no integer kernel for an operator.
+    NoKernel { target: String } => "{target} has no integer kernel for it";
+    /// It has none for an operand in a format, or with scales for groups.
+    NoKernelFor { target: String, what: Operand, format: Format, granularity: Granularity }
+        => "{target} has no integer kernel for {format} {what}s{}",
+        if matches!(granularity, Granularity::PerGroup { .. }) { " in groups" } else { "" };
+    /// It has no kernel that finds the range of its input itself.
+    NoKernelAtRunTime { target: String, op: String } => "{target} has no {op} like this whose input is quantized at run time";
+    /// Beside integers it reads no weights in this format.
+    NotBesideIntegers { target: String, format: Format } => "{target} does not load {format} weights beside integers";
+    /// Its kernel has one scale for each index of another axis.
+    FixedAxis { target: String, axis: usize } => "{target} takes one scale for each index of axis {axis} and ignores the axis that is given";
+    /// Its kernel has one scale.
+    OneScale { target: String } => "{target} takes one scale for this operand";
+    /// It computes something wrong.
+    WrongColumns { target: String, format: Format, multiple: usize }
+        => "{target} computes a dequantized {format} weight wrongly unless its columns are a multiple of {multiple}";
+    /// It has no such form.
+    NoForm { target: String, form: Form } => "{target} has no {form}";
+    /// It does without a quantized result.
+    OutputNotNeeded { target: String, op: String } => "{target} does not need the result of this {op} quantized";
+    /// It takes a float bias.
+    FloatBias { target: String } => "{target} takes a float bias here";
+    /// Its kernel needs a quantized output, which cannot be had.
+    NeedsOutput { op: String, because: Box<Reason> } => "{because}, and the integer {op} needs a quantized output";
+    /// An operator that runs in integers between quantized neighbours, which are missing.
+    NotBetween => "not between quantized operators";
+    /// An operator that vanishes into a quantizer, which is missing.
+    NotFollowed => "not followed by a quantizer";
+    /// Only products have inputs whose range is found at run time.
+    ProductsAtRunTime => "only inputs of products are quantized at run time";
+
+    // Plans: how constants are stored.
+
+    /// The form that was asked for gave way to another one.
+    FormGivesWay { form: Form, because: Box<Reason> } => "form {form} gives way: {because}";
+    /// Operators in this form read floats.
+    FormReadsFloats { form: Form } => "stored as {form}, it reads floats";
+    /// The form is not one for this operator.
+    NotItsForm { form: Form, op: String } => "{form} is not a form for {op}";
+    /// The form has no scales of this type.
+    FormScales { form: Form, scales: DataType } => "{form} has no {scales} scales";
+    /// The form is for inputs that are quantized at run time.
+    NotAtRunTime => "its input is not quantized at run time";
+    /// The form is for operators that read floats.
+    RunsOnIntegers { op: String } => "the {op} runs on integers";
+    /// A kernel has its weight on the right.
+    NotOnTheRight { kernel: Kernel } => "{kernel} takes a weight on the right";
+    /// A kernel does not take constants of this shape.
+    KernelShape { kernel: Kernel, dims: Vec<usize> } => "{kernel} does not take a constant of shape {dims:?}";
+    /// A kernel has other formats.
+    KernelFormat { kernel: Kernel, format: Format, has: String } => "{kernel} has {has}, not {format}";
+    /// A kernel has float scales.
+    KernelScaleType { kernel: Kernel, scales: DataType } => "{kernel} has float scales, not {scales}";
+    /// A kernel has scales for other parts of its weight.
+    KernelScales { kernel: Kernel, has: String } => "{kernel} has {has}";
+    /// A kernel has groups of other sizes.
+    KernelGroups { kernel: Kernel, size: usize, has: Vec<usize> } => "{kernel} has groups of {}, not of {size}", either(has);
+    /// A kernel has one zero point.
+    OneZeroPoint { kernel: Kernel } => "{kernel} has one zero point for a weight";
+    /// A table in bytes has rows of whole bytes.
+    WholeBytes { kernel: Kernel, format: Format } => "{kernel} has {format} only in rows of whole bytes, taken along axis 0";
+    /// Sums that may overflow.
+    LongSum { products: usize } => "sums of {products} products may not fit into int32";
+    /// Groups cut the axis that is summed over, which an operand does not have.
+    NoGroups => "groups along the sum make no sense for this operand";
+    /// Blocks of an activation cut the axis that is summed over.
+    BlocksAcross => "blocks of an activation run along its last axis, which only products with a constant sum over";
+    /// Blocks of an activation are whole.
+    RaggedBlocks { length: usize, size: usize } => "the {length} values it sums over are not whole blocks of {size}";
+    /// Block formats have no fixed scales.
+    BlocksAtRunTime { dtype: String } => "scales of {dtype} are found at run time, which is done for inputs only";
+    /// A layer that computes in float on a fake quantized input.
+    PerToken => "its input has a scale for each token, and is computed in float";
+    /// Scales for each token of what is no linear layer.
+    NoTokens => "its input has no tokens";
+    /// An operator that quantizes its input.
+    QuantizesItself => "it quantizes its input itself";
+
+    // Plans: what samples say.
+
+    /// Without samples, ranges of activations are not known.
+    WithoutSamples => "without samples only weights are quantized";
+    /// Without samples, an operator without a weight has nothing to quantize.
+    NoWeightWithoutSamples => "it has no constant weight, and without samples activations stay float";
+    /// A tensor that running samples did not show; the cause is the runtime's.
+    Unobserved { tensor: String, cause: String } => "{cause}";
+    /// The guard found a tensor badly served by its scales.
+    Guarded { tensor: String, db: Decibels, format: Format, range: Option<(f32, f32)>, limit: f64 }
+        => "\"{tensor}\" keeps only {db} in {format}{}, below {limit} dB", over(range.as_ref());
+    /// A layer costs too much at the outputs.
+    Costly { db: Decibels } => "quantized alone it leaves {db} at the outputs";
+    /// A layer is left out to measure the others.
+    LeftOut => "left out to measure others";
+
+    // Plans: why something is quantized, and what stays float beside it.
+
+    /// A node that runs in integers reads it.
+    InputOf { op: String, node: String } => "input of the {op} \"{node}\"";
+    /// The same, where a rule asks for it.
+    InputAsAsked { op: String, node: String } => "input of the {op} \"{node}\", as asked for";
+    /// A node that runs in integers makes it.
+    OutputOf { op: String, node: String } => "output of the {op} \"{node}\"";
+    /// The same, where a rule asks for it.
+    OutputAsAsked { op: String, node: String } => "output of the {op} \"{node}\", as asked for";
+    /// A node that moves quantized values makes it.
+    CarriedBy { op: String, node: String } => "output of the {op} \"{node}\", which keeps its input's scale";
+    /// A residual sum that is fused into a convolution reads it.
+    ShortcutInto { node: String } => "shortcut into the residual sum \"{node}\"";
+    /// The weight of a node that runs in integers.
+    IntegerWeight { op: String } => "weight of an integer {op}";
+    /// The weight of a node that computes in float, and why it does.
+    FloatWeight { op: String, because: Option<Box<Reason>> } => "weight of a float {op}{}", more(because.as_deref());
+    /// A constant operand of a node that runs in integers.
+    IntegerOperand { op: String } => "constant operand of an integer {op}";
+    /// A bias in the accumulator of an integer kernel.
+    AccumulatorScale => "stored at the scale of the products that it is added to";
+    /// Constants of a quantized node that stay float.
+    BesideKernel => "kept float beside the integer kernel";
+    /// Readers of one constant want it in different formats.
+    Differs { differences: Vec<Difference> } => "{}", joined(differences);
+
+    // Passes.
 }
 
 impl Serialize for Reason {
@@ -76,8 +361,26 @@ mod tests {
                 r#"{"code":"quantized-already","text":"is quantized already; its quantizers are kept"}"#,
             ),
             (
-                Reason::OffBy { what: "input".into(), rule: "exclude \"a\"".into() },
+                Reason::OffBy { what: Operand::Input, rule: "exclude \"a\"".into() },
                 r#"{"code":"off-by","what":"input","rule":"exclude \"a\"","text":"its input is switched off by exclude \"a\""}"#,
+            ),
+            (
+                Reason::FloatWeight { op: "Gemm".into(), because: Some(Box::new(Reason::WithoutSamples)) },
+                r#"{"code":"float-weight","op":"Gemm","because":{"code":"without-samples","text":"without samples only weights are quantized"},"text":"weight of a float Gemm: without samples only weights are quantized"}"#,
+            ),
+            (
+                Reason::Costly { db: Decibels(f64::NEG_INFINITY) },
+                r#"{"code":"costly","db":null,"text":"quantized alone it leaves -inf dB at the outputs"}"#,
+            ),
+            (
+                Reason::Guarded {
+                    tensor: "x".into(),
+                    db: Decibels(7.25),
+                    format: Format::Uint8,
+                    range: Some((-1.0, 2.0)),
+                    limit: 16.0,
+                },
+                r#"{"code":"guarded","tensor":"x","db":7.25,"format":"uint8","range":[-1.0,2.0],"limit":16.0,"text":"\"x\" keeps only 7.2 dB in uint8 over [-1.0000, 2.0000], below 16 dB"}"#,
             ),
         ];
         for (reason, document) in reasons {
