@@ -9,7 +9,7 @@ use super::lower_gather::table_codes;
 use super::lower_matmulnbits::{add_behind, base_name};
 use super::support::granularity::granularity;
 use super::support::nodes::nodes;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::{GatherBlockQuantized, Quantizer};
 use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
@@ -38,7 +38,7 @@ impl Pass for Dequantize {
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -47,13 +47,13 @@ impl Pass for Dequantize {
 }
 
 /// A DequantizeLinear of a constant.
-fn constant(model: &mut Model, node: NodeId) -> Result<String, String> {
+fn constant(model: &mut Model, node: NodeId) -> Result<Change, String> {
     let output = model.node(node).output(0).ok_or("it has no output")?;
     let tensor = numbers(model, node)?;
-    let text = format!("{} stored as numbers", tensor.dtype());
+    let dtype = tensor.dtype();
     model.make_constant(output, tensor);
     model.remove(&[node]);
-    Ok(text)
+    Ok(Change::Dequantized { dtype })
 }
 
 /// The numbers of a DequantizeLinear of a constant.
@@ -85,7 +85,7 @@ fn float(dtype: DataType, dims: &[usize], values: &[f32]) -> Result<Tensor, Stri
 }
 
 /// A DequantizeLinear behind a quantizer of an activation.
-fn activation(model: &mut Model, node: NodeId) -> Result<String, String> {
+fn activation(model: &mut Model, node: NodeId) -> Result<Change, String> {
     let at = model.node(node);
     let (codes, output) = (at.input(0).ok_or("it has no input")?, at.output(0).ok_or("it has no output")?);
     let quantize = model.producer(codes).ok_or("codes come into the model")?;
@@ -100,7 +100,7 @@ fn activation(model: &mut Model, node: NodeId) -> Result<String, String> {
     }
     bypass(model, output, source)?;
     model.remove(&[node]);
-    Ok("pair removed".to_owned())
+    Ok(Change::PairRemoved)
 }
 
 /// Lets the readers of `output` read `source`, which takes its name where that is one of the model's outputs.
@@ -117,7 +117,7 @@ fn bypass(model: &mut Model, output: ValueId, source: ValueId) -> Result<(), Str
     Ok(())
 }
 
-fn product(model: &mut Model, node: NodeId) -> Result<String, String> {
+fn product(model: &mut Model, node: NodeId) -> Result<Change, String> {
     let weight = Quantized::from_nbits(model, node)?.transposed()?;
     let (name, bias) = (base_name(model, model.node(node).input(1)), model.node(node).input(5));
     let value = add(model, node, &name, &weight)?;
@@ -130,10 +130,10 @@ fn product(model: &mut Model, node: NodeId) -> Result<String, String> {
     if let Some(bias) = bias {
         add_behind(model, node, bias);
     }
-    Ok("MatMul of numbers".to_owned())
+    Ok(Change::OnDequantized { op: "MatMul".to_owned() })
 }
 
-fn gather(model: &mut Model, node: NodeId) -> Result<String, String> {
+fn gather(model: &mut Model, node: NodeId) -> Result<Change, String> {
     let codes = table_codes(model, node).ok_or("its codes are not constant")?;
     let table = Quantized::from_gather(model, node, &codes)?;
     let at = model.node(node);
@@ -151,7 +151,7 @@ fn gather(model: &mut Model, node: NodeId) -> Result<String, String> {
     if axis != 0 {
         model.set_attr(node, Attr::int("axis", axis));
     }
-    Ok("Gather of numbers".to_owned())
+    Ok(Change::OnDequantized { op: "Gather".to_owned() })
 }
 
 fn add(model: &mut Model, node: NodeId, name: &str, constant: &Quantized) -> Result<ValueId, String> {

@@ -6,7 +6,7 @@
 
 use super::support::arithmetic::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
@@ -39,7 +39,7 @@ impl Pass for FoldClips {
                     Some(tensor) => {
                         model.make_constant(value, tensor);
                         dropped.push(node);
-                        outcome.changed(name, format!("stored as {codes}, within the bounds of its Clip"));
+                        outcome.changed(name, Change::Clipped { dtype: codes });
                     }
                     None => outcome.skipped(name, "the Clip of constant codes cannot be computed"),
                 }
@@ -51,7 +51,7 @@ impl Pass for FoldClips {
                     Ok((from, to)) => {
                         model.replace_uses(to, from, |_| true);
                         dropped.push(node);
-                        outcome.changed(name, "dropped: its bounds are those of the codes");
+                        outcome.changed(name, Change::Bypassed { op: "Clip".to_owned() });
                     }
                     Err(why) => outcome.skipped(name, why),
                 }

@@ -17,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use super::lift_constants::lift;
 use super::support::exact::{Exact, broadcast};
 use super::support::graphs::{allow_plain_initializers, is_graph_output};
-use super::{Context, Evaluate, Outcome, Pass};
+use super::{Change, Context, Evaluate, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 
@@ -117,7 +117,7 @@ impl Fold<'_> {
             }
         }
         self.model.inline_body(node, body);
-        self.outcome.changed(name, "became the branch that its constant condition takes");
+        self.outcome.changed(name, Change::BecameBranch);
         self.model.remove(&[node]);
         nodes
     }
@@ -132,7 +132,7 @@ impl Fold<'_> {
             let lifted = lift(self.model, id)?;
             if let Ok(value) = lifted {
                 let name = self.model.value(value).name().to_owned();
-                self.outcome.changed(name, "became an initializer");
+                self.outcome.changed(name, Change::BecameInitializer);
                 self.done.push(id);
             }
             return Ok(lifted.is_ok());
@@ -143,7 +143,7 @@ impl Fold<'_> {
             && !is_graph_output(self.model, to)
         {
             self.model.replace_uses(to, from, |_| true);
-            self.outcome.changed(self.model.node_name(id), "bypassed: Identity only copies a constant");
+            self.outcome.changed(self.model.node_name(id), Change::Bypassed { op: "Identity".to_owned() });
             self.done.push(id);
             return Ok(true);
         }
@@ -175,8 +175,8 @@ impl Fold<'_> {
     }
 
     fn replace(&mut self, id: NodeId, tensors: &[Tensor], of: &str) {
-        let note = format!("{} of {of} became a constant", self.model.node(id).op_type());
-        self.outcome.changed(self.model.node_name(id), note);
+        let op = self.model.node(id).op_type().to_owned();
+        self.outcome.changed(self.model.node_name(id), Change::BecameConstant { op, of: of.to_owned() });
         let outputs: Vec<_> = self.model.node(id).outputs().iter().copied().zip(tensors).collect();
         for (output, tensor) in outputs {
             if let Some(output) = output {

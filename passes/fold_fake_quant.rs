@@ -24,7 +24,7 @@ use super::support::arithmetic::{Constants, evaluate, same};
 use super::support::exact::sources;
 use super::support::granularity::along;
 use super::support::graphs::graphs_outside_functions;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Clip;
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
@@ -51,7 +51,7 @@ impl Pass for FoldFakeQuant {
             let mut raised = model.clone();
             match raise(&mut raised, 21) {
                 Ok(_) => {
-                    outcome.changed("model", format!("operator set {} raised to 21", model.opset().unwrap_or(0)));
+                    outcome.changed("model", Change::Opset { from: model.opset().unwrap_or(0), to: 21 });
                     *model = raised;
                     outcome.skips.clear();
                     found = find(model, &mut outcome);
@@ -326,17 +326,15 @@ impl Folded {
         if ir > model.ir_version() {
             model.set_ir_version(ir);
         }
-        let added = if offsets.is_empty() { "" } else { ", a float added to each" };
-        outcome.changed(name, format!("stored as {}{added}", describe(format, &granularity)));
-    }
-}
-
-/// `int4, groups of 32 on axis 1`.
-fn describe(format: Format, granularity: &Granularity) -> String {
-    match granularity {
-        Granularity::PerTensor => format!("{format}, one scale"),
-        Granularity::PerChannel { axis } => format!("{format}, a scale for each index of axis {axis}"),
-        Granularity::PerGroup { axis, size } => format!("{format}, groups of {size} on axis {axis}"),
+        let scales = granularity;
+        outcome.changed(
+            name,
+            if offsets.is_empty() {
+                Change::StoredAs { dtype, scales }
+            } else {
+                Change::StoredWithOffsets { dtype, scales }
+            },
+        );
     }
 }
 

@@ -5,11 +5,11 @@
 //! than the schema, a scale that is not constant) is left as it is.
 
 use super::support::granularity::{granularity, scales};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{self, Format, QParams, Round, pack};
+use crate::numerics::{self, Format, Granularity, QParams, Round, pack};
 use crate::onnx::DataType;
 
 /// See the module.
@@ -32,12 +32,12 @@ impl Pass for FoldWeights {
         for node in quantizers {
             let name = model.node_name(node).to_owned();
             match folded(model, node).map_err(|e| e.at_node(&name, "QuantizeLinear"))? {
-                Ok(tensor) => {
+                Ok((tensor, scales)) => {
                     let Some(output) = model.node(node).output(0) else { continue };
                     let dtype = tensor.dtype();
                     model.make_constant(output, tensor);
                     model.remove(&[node]);
-                    outcome.changed(model.value(output).name(), format!("stored as {dtype}"));
+                    outcome.changed(model.value(output).name(), Change::StoredAs { dtype, scales });
                 }
                 Err(why) => outcome.skipped(name, why),
             }
@@ -47,7 +47,7 @@ impl Pass for FoldWeights {
 }
 
 /// The codes of a quantizer over a constant, or why there are none.
-fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
+fn folded(model: &Model, node: NodeId) -> Result<Result<(Tensor, Granularity), String>> {
     let Some(input) = model.constant_input(node, 0) else { return Ok(Err("its input is not constant".into())) };
     let Some((scales, scale_dims)) = scales(model, node) else { return Ok(Err("its scale is not constant".into())) };
     let zero = match model.node(node).input(2) {
@@ -75,7 +75,7 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
         read.release();
     }
     let raw = numerics::quantize(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
-    Ok(Ok(Tensor::new(dtype, &dims, raw)))
+    Ok(Ok((Tensor::new(dtype, &dims, raw), granularity)))
 }
 
 /// The integer codes of a tensor in a quantized format.

@@ -9,7 +9,7 @@
 
 use super::support::channels::{self, Channels, Product, absorb, rounded, store};
 use super::support::graphs::{allow_plain_initializers, graphs_outside_functions};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, User};
 
@@ -41,7 +41,7 @@ impl Pass for FuseBatchnorm {
                 let op = model.node(node).op_type().to_owned();
                 let into = model.node_name(fusion.product.node).to_owned();
                 fuse(model, node, fusion);
-                outcome.changed(name, format!("{op} fused into {into}"));
+                outcome.changed(name, Change::FusedInto { op, node: into });
             }
         }
         if !outcome.changes.is_empty() {

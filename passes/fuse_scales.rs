@@ -9,7 +9,7 @@
 use super::support::channels::{self, Channels, Product, absorb, rounded, store};
 use super::support::graphs::{allow_plain_initializers, graphs_outside_functions};
 use super::support::qoperator::is_quantized;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User};
@@ -46,7 +46,7 @@ impl Pass for FuseScales {
                     }
                 };
                 if let Some((node, why)) = &behind.stopped {
-                    outcome.skipped(model.node_name(*node), why);
+                    outcome.skipped(model.node_name(*node), why.clone());
                 }
                 let Some(&(first, _)) = behind.nodes.first() else { continue };
                 let name = model.node_name(node).to_owned();
@@ -237,19 +237,15 @@ impl Behind {
     }
 
     /// Changes the product; says what became of it.
-    fn fuse(&self, model: &mut Model, fusion: Fusion) -> String {
+    fn fuse(&self, model: &mut Model, fusion: Fusion) -> Change {
         let Fusion { bias, scales } = fusion;
         let names: Vec<String> = self.nodes.iter().map(|&(n, _)| model.node(n).op_type().to_owned()).collect();
         let codes = model.node(self.dequantize).input(0);
         let weight = codes.map_or_else(String::new, |codes| model.value(codes).name().to_owned());
-        let said = match &scales {
-            None => "codes and scales of its weight stay".to_owned(),
-            Some(Scales { factors: (least, most), .. }) if least.to_bits() == most.to_bits() => {
-                format!("codes of its weight stay, its scales are multiplied by {least:.6}")
-            }
-            Some(Scales { factors: (least, most), .. }) => {
-                format!("codes of its weight stay, its scales are multiplied by {least:.6} to {most:.6}")
-            }
+        let ops = names.join(" and ");
+        let change = match &scales {
+            None => Change::BiasFused { ops },
+            &Some(Scales { factors: (least, most), .. }) => Change::ScalesFused { ops, least, most },
         };
         if let Some(Scales { scale, spread, .. }) = scales {
             let dequantize = self.own_dequantizer(model);
@@ -265,7 +261,7 @@ impl Behind {
             self.product.set_bias(model, bias, &weight);
         }
         absorb(model, &self.nodes);
-        format!("{} fused into it: {said}", names.join(" and "))
+        change
     }
 
     /// The node that dequantizes the weight for this product alone.

@@ -5,7 +5,7 @@
 //! not every runtime returns an initializer. Sparse constants stay nodes.
 
 use super::support::graphs::{allow_plain_initializers, graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, Node, NodeId, Tensor, ValueId};
 use crate::onnx::{DATA_LOCATION_EXTERNAL, DataType, TensorProto};
@@ -29,7 +29,7 @@ impl Pass for LiftConstants {
                 let name = model.node_name(node).to_owned();
                 match lift(model, node)? {
                     Ok(value) => {
-                        outcome.changed(model.value(value).name(), "became an initializer");
+                        outcome.changed(model.value(value).name(), Change::BecameInitializer);
                         lifted.push(node);
                     }
                     Err(why) => outcome.skipped(name, why),

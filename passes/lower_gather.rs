@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
 use super::lower_matmulnbits::base_name;
 use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::{Gather, MatMulNBits, Quantizer};
@@ -112,7 +112,7 @@ impl Lower {
         if model.domain_version(MICROSOFT).is_none() {
             model.set_domain_version(MICROSOFT, 1);
         }
-        self.outcome.changed(model.node_name(node), "GatherBlockQuantized");
+        self.outcome.changed(model.node_name(node), Change::WrittenAs { op: "GatherBlockQuantized".to_owned() });
         Ok(())
     }
 
@@ -151,7 +151,7 @@ impl Lower {
                 NewNode::new("Reshape", format!("{name}_Reshape"), &[codes, shape], &[&format!("{name}_blocks")]);
             let reshape = model.insert(Place::Before(node), reshape);
             let codes = model.node(reshape).output(0).ok_or("a Reshape has an output")?;
-            self.outcome.changed(&name, format!("stored once, with the weight of \"{product}\""));
+            self.outcome.changed(&name, Change::Tied { node: product });
             Stored { codes, scales, zero_points, attributes }
         } else {
             let mut add =

@@ -7,7 +7,7 @@
 use super::forms::{LstmWeight, MICROSOFT, Quantized, find_dequantized};
 use super::lower_matmulnbits::base_name;
 use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::Lstm;
@@ -89,6 +89,6 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
     if model.domain_version(MICROSOFT).is_none() {
         model.set_domain_version(MICROSOFT, 1);
     }
-    outcome.changed(label, LOWERED);
+    outcome.changed(label, Change::WrittenAs { op: LOWERED.to_owned() });
     Ok(())
 }

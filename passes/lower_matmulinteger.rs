@@ -13,7 +13,7 @@
 use super::forms::{Quantized, ZeroPoints, find_dequantized};
 use super::lower_matmulnbits::{add_behind, base_name};
 use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::Gemm;
@@ -131,7 +131,7 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
         Some(bias) => add_behind(model, mul, bias),
         None => plain_sum(model, scaled),
     }
-    outcome.changed(label, op);
+    outcome.changed(label, Change::WrittenAs { op: op.to_owned() });
     Ok(())
 }
 

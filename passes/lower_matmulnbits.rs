@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::forms::{Blocks, MICROSOFT, Quantized, Shifted, ZeroPoints, find_shifted};
 use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::{Gemm, Quantizer};
@@ -140,9 +140,10 @@ impl Lower {
         if model.domain_version(MICROSOFT).is_none() {
             model.set_domain_version(MICROSOFT, 1);
         }
-        let counted = if shifted { "; what its groups add is counted in codes, to the nearest float" } else { "" };
-        let text = format!("MatMulNBits of {bits} bits in blocks of {block}{counted}");
-        self.outcome.changed(name, text);
+        self.outcome.changed(
+            name,
+            if shifted { Change::OffsetsAsZeroPoints { bits, block } } else { Change::WrittenAsNbits { bits, block } },
+        );
         Ok(())
     }
 

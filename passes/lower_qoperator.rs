@@ -8,7 +8,7 @@
 use super::forms::MICROSOFT;
 use super::support::nodes::nodes;
 use super::support::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};
@@ -33,7 +33,7 @@ impl Pass for LowerQoperator {
             }
             let name = model.node_name(node).to_owned();
             match lower(model, graph, node) {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -57,7 +57,7 @@ fn reads_codes(model: &Model, node: NodeId) -> bool {
 }
 
 /// Puts one operator on codes; says as what, or why not.
-fn lower(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn lower(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     if model.node(node).graph().and_then(|g| model.opset_in(g)).unwrap_or(0) < 10 {
         return Err("its operator set has no operators on codes".to_owned());
     }
@@ -222,9 +222,9 @@ impl Bias {
 }
 
 /// Operator's name, and what happened to its bias.
-fn said(op: &str, bias: Option<&Bias>) -> String {
-    let made = matches!(bias, Some(Bias::Made(..)));
-    if made { format!("{op}, its bias quantized to int32") } else { op.to_owned() }
+fn said(op: &str, bias: Option<&Bias>) -> Change {
+    let (op, made) = (op.to_owned(), matches!(bias, Some(Bias::Made(..))));
+    if made { Change::WithInt32Bias { op } } else { Change::WrittenAs { op } }
 }
 
 /// The bias at an input, with one number for each index of `axis` of the right operand.
@@ -284,13 +284,13 @@ fn bias_code(number: f32, scale: f32) -> Option<i32> {
     (-2_147_483_648.0..2_147_483_648.0).contains(&code).then_some(code as i32)
 }
 
-fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     let x = activation(model, node, 0)?;
     let w = weight(model, node, 1, 0)?;
     let b = bias(model, (node, 2), &x, &w, 0)?;
     let taken = quantized(model, node)?;
     kernel(&x, &w, Some(&taken.result))?;
-    let text = said("QLinearConv", b.as_ref());
+    let change = said("QLinearConv", b.as_ref());
     let mut inputs = Vec::with_capacity(9);
     inputs.extend(triple(model, graph, &x));
     inputs.extend(triple(model, graph, &w));
@@ -298,10 +298,10 @@ fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Strin
     inputs.extend(b.map(|b| Some(b.put(model, graph))));
     rewire(model, node, "", "QLinearConv", &inputs);
     finish(model, node, &taken);
-    Ok(text)
+    Ok(change)
 }
 
-fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     let at = model.node(node);
     let attributes = Gemm::of(at).unwrap_or_default();
     if attributes.trans_a {
@@ -335,8 +335,8 @@ fn qgemm(
     b: &Coded,
     c: Option<Bias>,
     taken: Option<&Taken>,
-) -> String {
-    let text = said(if taken.is_some() { "QGemm" } else { "QGemm with a result in floats" }, c.as_ref());
+) -> Change {
+    let change = said("QGemm", c.as_ref());
     let mut inputs = Vec::with_capacity(9);
     inputs.extend(triple(model, graph, a));
     inputs.extend(triple(model, graph, b));
@@ -350,10 +350,10 @@ fn qgemm(
     if let Some(taken) = taken {
         finish(model, node, taken);
     }
-    text
+    change
 }
 
-fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     let a = activation(model, node, 0)?;
     let b = operand(model, node, 1)?;
     let dims = model.constant(b.codes).map(Tensor::dims);
@@ -380,7 +380,7 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
                 return Ok(qgemm(model, graph, node, &a, &b, c, Some(&taken)));
             }
             kernel(&a, &b, None)?;
-            let text = qgemm(model, graph, node, &a, &b, c, None);
+            let change = qgemm(model, graph, node, &a, &b, c, None);
             let fresh = format!("{}_gone", model.value(output).name());
             let ty = model.value(sum).ty().cloned();
             model.replace_uses(sum, output, |_| true);
@@ -389,14 +389,14 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
                 model.set_type(output, ty);
             }
             model.remove(&[add]);
-            return Ok(text);
+            return Ok(change);
         }
     }
     if !is_quantized(model, node) {
         kernel(&a, &b, None)?;
         let ([x, x_scale, x_zero], [y, y_scale, y_zero]) = (triple(model, graph, &a), triple(model, graph, &b));
         rewire(model, node, MICROSOFT, "MatMulIntegerToFloat", &[x, y, x_scale, y_scale, x_zero, y_zero]);
-        return Ok("MatMulIntegerToFloat".to_owned());
+        return Ok(Change::WrittenAs { op: "MatMulIntegerToFloat".to_owned() });
     }
     let taken = quantized(model, node)?;
     kernel(&a, &b, Some(&taken.result))?;
@@ -406,7 +406,7 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
     inputs.extend(two(model, graph, &taken.result));
     rewire(model, node, "", "QLinearMatMul", &inputs);
     finish(model, node, &taken);
-    Ok("QLinearMatMul".to_owned())
+    Ok(Change::WrittenAs { op: "QLinearMatMul".to_owned() })
 }
 
 /// Refuses types that are not all the same, or not of 8 bits.
@@ -420,7 +420,7 @@ fn alike<'a>(mut all: impl Iterator<Item = &'a Coded>, result: &Coded) -> Result
     }
 }
 
-fn several(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn several(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     let op = format!("QLinear{}", model.node(node).op_type());
     let chosen = op == "QLinearWhere";
     let first = usize::from(chosen);
@@ -434,10 +434,10 @@ fn several(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
     inputs.extend(two(model, graph, &taken.result));
     rewire(model, node, MICROSOFT, &op, &inputs);
     finish(model, node, &taken);
-    Ok(op)
+    Ok(Change::WrittenAs { op })
 }
 
-fn single(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn single(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     let at = model.node(node);
     let op = format!("QLinear{}", at.op_type());
     let opset = model.opset_in(graph).unwrap_or(0);
@@ -458,10 +458,10 @@ fn single(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Str
         model.set_attr(node, Attr::int("opset", opset));
     }
     finish(model, node, &taken);
-    Ok(op)
+    Ok(Change::WrittenAs { op })
 }
 
-fn concat(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn concat(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
     let count = model.node(node).inputs().len();
     let operands = (0..count).map(|i| activation(model, node, i)).collect::<Result<Vec<_>, _>>()?;
     let taken = quantized(model, node)?;
@@ -472,11 +472,11 @@ fn concat(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Str
     }
     rewire(model, node, MICROSOFT, "QLinearConcat", &inputs);
     finish(model, node, &taken);
-    Ok("QLinearConcat".to_owned())
+    Ok(Change::WrittenAs { op: "QLinearConcat".to_owned() })
 }
 
 /// Lets what moves codes read codes.
-fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<String, String> {
+fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<Change, String> {
     let operands = (0..moved(model, node)).map(|i| activation(model, node, i)).collect::<Result<Vec<_>, _>>()?;
     let outputs: Vec<ValueId> = model.node(node).outputs().iter().flatten().copied().collect();
     let outputs: Vec<ValueId> = outputs.into_iter().filter(|&v| !model.value(v).users().is_empty()).collect();
@@ -504,5 +504,5 @@ fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<String, St
         replace(model, output, &result);
         model.remove(&[quantize]);
     }
-    Ok(format!("{} of codes", model.node(node).op_type()))
+    Ok(Change::OnQuantized { op: model.node(node).op_type().to_owned() })
 }

@@ -11,7 +11,7 @@
 
 use super::support::arithmetic::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 use crate::numerics::{Format, Round, pack, quantize_value};
@@ -395,7 +395,7 @@ impl Pair {
         if returned {
             model.take_name(result, back, &format!("{old}_operators"));
         }
-        outcome.changed(old, format!("written as a pair of {format}, to the bit"));
+        outcome.changed(old, Change::Pair { format });
     }
 }
 

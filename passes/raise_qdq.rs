@@ -11,7 +11,7 @@ use super::lower_gather::table_codes;
 use super::lower_matmulnbits::{add_behind, base_name};
 use super::raise_opset::raise;
 use super::support::nodes::nodes;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::GatherBlockQuantized;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, User, ValueId};
@@ -44,7 +44,7 @@ impl Pass for RaiseQdq {
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -53,8 +53,9 @@ impl Pass for RaiseQdq {
         }
         let (opset, ir) = since;
         if model.opset().is_some_and(|has| has < opset) {
+            let from = model.opset().unwrap_or(0);
             let raised = raise(model, opset)?;
-            outcome.changed("model", format!("operator set raised to {opset}"));
+            outcome.changed("model", Change::Opset { from, to: opset });
             outcome.skips.extend(raised.skips);
         }
         if model.ir_version() < ir {
@@ -94,7 +95,7 @@ fn store(model: &mut Model, graph: GraphId, name: &str, pair: &Pair, since: &mut
     Made { inputs: [codes, scale, zero], pair: pair.clone() }
 }
 
-fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<String, String> {
+fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<Change, String> {
     let at = model.node(node);
     let graph = at.graph().ok_or("it is in no graph")?;
     let sizes = ["N", "K", "bits", "block_size"].map(|name| at.int(name)).to_vec();
@@ -119,10 +120,10 @@ fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64,
     if let Some(bias) = bias {
         add_behind(model, node, bias);
     }
-    Ok(format!("MatMul of dequantized {}", made.pair.codes.dtype()))
+    Ok(Change::OnDequantized { op: "MatMul".to_owned() })
 }
 
-fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<String, String> {
+fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<Change, String> {
     let at = model.node(node);
     let graph = at.graph().ok_or("it is in no graph")?;
     let attributes = GatherBlockQuantized::of(at).ok_or("it is no GatherBlockQuantized")?;
@@ -151,15 +152,14 @@ fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, 
     if axis != 0 {
         model.set_attr(node, Attr::int("axis", axis));
     }
-    Ok(format!("Gather of dequantized {}", made.pair.codes.dtype()))
+    Ok(Change::OnDequantized { op: "Gather".to_owned() })
 }
 
-fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<String, String> {
+fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<Change, String> {
     let graph = model.node(node).graph().ok_or("it is in no graph")?;
     let read = [(1, 8), (2, 10)].map(|(codes, scales)| Quantized::from_lstm(model, node, codes, scales)?.to_qdq());
     let [input, recurrent] = read;
     let pairs = [input?, recurrent?];
-    let text = format!("LSTM of dequantized {}", pairs[0].codes.dtype());
     for (index, pair) in pairs.iter().enumerate() {
         let name = base_name(model, model.node(node).input(1 + index));
         let made = store(model, graph, &name, pair, since);
@@ -168,7 +168,7 @@ fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<Strin
     }
     model.truncate_inputs(node, 8);
     model.set_op(node, "", "LSTM");
-    Ok(text)
+    Ok(Change::OnDequantized { op: "LSTM".to_owned() })
 }
 
 /// Undoes [`lower_matmulinteger`](super::lower_matmulinteger), for the same operators whoever wrote them.
@@ -178,7 +178,7 @@ fn integer(
     cache: &mut Cache,
     activations: &mut BTreeMap<NodeId, ValueId>,
     since: &mut (i64, i64),
-) -> Result<String, String> {
+) -> Result<Change, String> {
     let at = model.node(node);
     let graph = at.graph().ok_or("it is in no graph")?;
     let conv = at.is("ConvInteger");
@@ -257,7 +257,7 @@ fn integer(
     {
         model.set_op(add, "", "Sum");
     }
-    Ok(format!("{op} of dequantized {}", stored.pair.codes.dtype()))
+    Ok(Change::OnDequantized { op: op.to_owned() })
 }
 
 /// The constant of a `MatMulInteger` or `ConvInteger` with the numbers that its sums are multiplied by.
@@ -325,6 +325,6 @@ fn divide(model: &mut Model, node: NodeId, outcome: &mut Outcome) {
         divided += 1;
     }
     if divided > 0 {
-        outcome.changed(name, format!("one for each of its {} readers", divided + 1));
+        outcome.changed(name, Change::Divided { readers: divided + 1 });
     }
 }

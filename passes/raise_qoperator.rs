@@ -12,7 +12,7 @@ use super::lower_matmulnbits::add_behind;
 use super::raise_opset::raise;
 use super::support::nodes::nodes;
 use super::support::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
@@ -31,8 +31,9 @@ impl Pass for RaiseQoperator {
         let mut outcome = Outcome::default();
         let mut work = Raise::default();
         if model.opset().is_some_and(|has| has < 13) && nodes(model).into_iter().any(|n| has_channels(model, n)) {
+            let from = model.opset().unwrap_or(0);
             let raised = raise(model, 13)?;
-            outcome.changed("model", "operator set raised to 13");
+            outcome.changed("model", Change::Opset { from, to: 13 });
             outcome.skips.extend(raised.skips);
         }
         for node in nodes(model) {
@@ -51,7 +52,7 @@ impl Pass for RaiseQoperator {
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -129,7 +130,7 @@ impl Raise {
         found.first().is_some_and(|first| first.is_some() && found.iter().all(|other| other == first))
     }
 
-    fn moving(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn moving(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
         let count = moved(model, node);
         let inputs: Vec<ValueId> = (0..count).filter_map(|i| model.node(node).input(i)).collect();
         let params = inputs.first().and_then(|v| self.known.get(v)).copied().ok_or("its codes are not known")?;
@@ -141,10 +142,10 @@ impl Raise {
         for output in outputs {
             self.quantize(model, node, output, params, false);
         }
-        Ok(format!("{} of dequantized codes", model.node(node).op_type()))
+        Ok(Change::OnDequantized { op: model.node(node).op_type().to_owned() })
     }
 
-    fn node(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn node(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
         let at = model.node(node);
         let layout = LAYOUTS.iter().find(|l| l.op == at.op_type()).ok_or("it is no operator on codes")?;
         if at.int("channels_last").unwrap_or(0) != 0 {
@@ -194,10 +195,10 @@ impl Raise {
             };
             self.quantize(model, node, output, params, below);
         }
-        Ok(format!("{} of dequantized codes", layout.float))
+        Ok(Change::OnDequantized { op: layout.float.to_owned() })
     }
 
-    fn concat(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn concat(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
         let count = model.node(node).inputs().len();
         if count < 5 || !(count - 2).is_multiple_of(3) {
             return Err("its operands are not complete".to_owned());
@@ -217,11 +218,11 @@ impl Raise {
         rewire(model, node, "", "Concat", &inputs);
         let output = model.node(node).output(0).ok_or("it has no output")?;
         self.quantize(model, node, output, params, below);
-        Ok("Concat of dequantized codes".to_owned())
+        Ok(Change::OnDequantized { op: "Concat".to_owned() })
     }
 
     /// `MatMulIntegerToFloat`, whose operands come before their scales and zero points.
-    fn float_product(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn float_product(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, String> {
         let at = model.node(node);
         let given = |index: usize| at.input(index).ok_or_else(|| format!("it has no input {index}"));
         let a = (given(0)?, given(2)?, at.input(4));
@@ -238,7 +239,7 @@ impl Raise {
         if let Some(bias) = bias {
             add_behind(model, node, bias);
         }
-        Ok("MatMul of dequantized codes".to_owned())
+        Ok(Change::OnDequantized { op: "MatMul".to_owned() })
     }
 
     /// The numbers of codes, in front of a node.

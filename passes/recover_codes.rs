@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::raise_opset::raise;
 use super::support::granularity::along;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
@@ -55,8 +55,8 @@ impl Pass for RecoverCodes {
                 }
                 return Ok(outcome);
             }
-            let was = model.opset().unwrap_or(0);
-            outcome.changed("model", format!("operator set {was} raised to {}", need.unwrap_or(0)));
+            let from = model.opset().unwrap_or(0);
+            outcome.changed("model", Change::Opset { from, to: need.unwrap_or(0) });
             let users: Vec<_> = candidates_of(&raised, &found);
             *model = raised;
             for ((value, _, codes), users) in found.into_iter().zip(users) {
@@ -180,12 +180,7 @@ impl Grid {
         if let Some((_, ir)) = dtype.quantizers_since() {
             model.set_ir_version(model.ir_version().max(ir));
         }
-        let what = match granularity {
-            Granularity::PerGroup { axis, size } => format!("groups of {size} on axis {axis}"),
-            Granularity::PerChannel { axis } => format!("a scale for each index of axis {axis}"),
-            Granularity::PerTensor => "one scale".to_owned(),
-        };
-        outcome.changed(name, format!("its floats lie on a grid: stored as {format}, {what}"));
+        outcome.changed(name, Change::Recovered { dtype, scales: granularity });
     }
 }
 

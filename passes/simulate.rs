@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use super::support::float_ops::Ops;
 use super::support::granularity::{granularity, scale_values};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};
@@ -55,11 +55,13 @@ impl Pass for Simulate {
                 _ => continue,
             };
             match done {
-                Ok(said) => {
-                    if matches!(op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear") || said == CONSTANT {
+                Ok(change) => {
+                    if matches!(op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear")
+                        || matches!(change, Change::Dequantized { .. })
+                    {
                         spent.push(node);
                     }
-                    outcome.changed(name, said);
+                    outcome.changed(name, change);
                 }
                 Err(why) => outcome.skipped(name, why),
             }
@@ -69,8 +71,6 @@ impl Pass for Simulate {
         Ok(outcome)
     }
 }
-
-const CONSTANT: &str = "stored as float";
 
 /// A tensor of codes as floats, their zero point taken off.
 #[derive(Clone, Copy)]
@@ -83,7 +83,7 @@ struct Codes {
 }
 
 /// A float constant in place of a dequantized one.
-fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
+fn constant(model: &mut Model, node: NodeId) -> Result<Change, String> {
     let at = model.node(node);
     let output = at.output(0).ok_or("it has no output")?;
     let codes = model.constant_input(node, 0).ok_or("its codes are not constant")?;
@@ -107,7 +107,7 @@ fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
     let tensor = Tensor::from_f64(dtype, &dims, values.into_iter().map(f64::from))
         .ok_or_else(|| format!("its result is {dtype}"))?;
     model.make_constant(output, tensor);
-    Ok(CONSTANT)
+    Ok(Change::Dequantized { dtype })
 }
 
 /// Scales as f32, and the type that a result has by default.
@@ -167,7 +167,7 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, St
 }
 
 /// Float steps in place of codes.
-fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<Change, String> {
     let at = model.node(node);
     let (Some(x), Some(source), Some(output)) = (at.input(0), at.input(1), at.output(0)) else {
         return Err("an input is missing".to_owned());
@@ -211,11 +211,11 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     let clamped = ops.op("Clip", &[quotient, low, high]);
     let steps = if format.is_integer() { ops.op("Round", &[clamped]) } else { ops.nearest(clamped, format) };
     lowered.insert(output, Codes { steps, scale, source });
-    Ok("written as float operators")
+    Ok(Change::WrittenAs { op: "float operators".to_owned() })
 }
 
 /// `DynamicQuantizeLinear` as ONNX specifies it.
-fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<Change, String> {
     let at = model.node(node);
     let (Some(x), Some(output), Some(source), Some(zero)) = (at.input(0), at.output(0), at.output(1), at.output(2))
     else {
@@ -246,11 +246,11 @@ fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Code
     let codes = ops.op("Clip", &[codes, nothing, high]);
     let steps = ops.op("Sub", &[codes, middle]);
     lowered.insert(output, Codes { steps, scale, source });
-    Ok("written as float operators")
+    Ok(Change::WrittenAs { op: "float operators".to_owned() })
 }
 
 /// Multiplies steps by the scale, in place of a DequantizeLinear.
-fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes>) -> Result<Change, String> {
     let at = model.node(node);
     let (Some(x), Some(source)) = (at.input(0), at.input(1)) else { return Err("an input is missing".to_owned()) };
     let codes = *lowered.get(&x).ok_or("its codes are not those of a quantizer here")?;
@@ -262,7 +262,7 @@ fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes
     for attr in ["axis", "block_size", "output_dtype"] {
         model.remove_attr(node, attr);
     }
-    Ok("written as a float operator")
+    Ok(Change::WrittenAs { op: "Mul".to_owned() })
 }
 
 /// Codes must be read by nothing but DequantizeLinear with the same zero point.

@@ -7,7 +7,7 @@
 
 use super::raise_opset::raise;
 use super::support::graphs::graphs_outside_functions;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, tensor_type};
 use crate::onnx::DataType;
@@ -38,13 +38,12 @@ impl Pass for StandardQuantizers {
         let need = found.iter().filter_map(|(.., dtype)| dtype.quantizers_since()).max();
         if let Some((opset, ir)) = need {
             if model.opset().is_some_and(|v| v < opset) {
-                outcome.changed("model", format!("operator set {} raised to {opset}", model.opset().unwrap_or(0)));
+                outcome.changed("model", Change::Opset { from: model.opset().unwrap_or(0), to: opset });
                 raise(model, opset)?;
             }
             model.set_ir_version(model.ir_version().max(ir));
         }
         for (node, op, dtype) in found {
-            let was = model.node(node).op_type().to_owned();
             model.set_op(node, "", op);
             model.remove_attr(node, "trt_high_precision_dtype");
             if let Some(codes) = model.node(node).output(0).filter(|_| op == "QuantizeLinear") {
@@ -61,7 +60,7 @@ impl Pass for StandardQuantizers {
                 let zero = model.add_initializer(graph, &name, zero);
                 model.set_input(node, 2, Some(zero));
             }
-            outcome.changed(model.node_name(node), format!("trt::{was} written as {op} of {dtype}"));
+            outcome.changed(model.node_name(node), Change::WrittenAs { op: op.to_owned() });
         }
         Ok(outcome)
     }

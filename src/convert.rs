@@ -27,7 +27,8 @@ use crate::passes::settle_quantizers::SettleQuantizers;
 use crate::passes::simulate::Simulate;
 use crate::passes::standard_quantizers::StandardQuantizers;
 use crate::passes::support::switch_quantizers::{Switch, switch};
-use crate::passes::{Context, Evaluate, Note, Outcome, Pass, pipeline};
+use crate::passes::{Change, Context, Evaluate, Note, Outcome, Pass, pipeline};
+use crate::reason::Reason;
 use crate::targets::{Target, check};
 
 /// What every conversion begins with: constants where passes look for them, and quantizers of constants folded.
@@ -110,13 +111,13 @@ pub struct Converted {
     /// The original without the quantizers that were taken out, where some were: what the result is to be compared with.
     pub reference: Option<Model>,
     /// Constants that were a float tensor and its quantizer and are codes now.
-    pub folded: Vec<Note>,
+    pub folded: Vec<Note<Change>>,
     /// Quantizers that are float operators now.
-    pub simulated: Vec<Note>,
+    pub simulated: Vec<Note<Change>>,
     /// Nodes that changed their form.
-    pub changed: Vec<Note>,
+    pub changed: Vec<Note<Change>>,
     /// What was left as it is, and why.
-    pub kept: Vec<Note>,
+    pub kept: Vec<Note<Reason>>,
     /// What the target would compute wrongly, and did not in the input.
     pub warnings: Vec<String>,
 }
@@ -143,7 +144,7 @@ pub fn convert(original: &Model, request: &Request<'_>) -> Result<Converted> {
             simulated.extend(outcome.changes.iter().cloned());
         }
         if [FoldWeights.name(), FoldFakeQuant.name(), RecoverCodes.name()].contains(&name) {
-            let made = |note: &&Note| note.text.contains("stored as");
+            let made = |note: &&Note<Change>| note.what.stores();
             folded.extend(outcome.changes.iter().filter(made).cloned());
             changed.extend(outcome.changes.iter().filter(|n| !made(n)).cloned());
         } else if [StandardQuantizers.name(), NameQuantizers.name(), FoldClips.name(), fuse.name(), SWITCH]

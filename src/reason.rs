@@ -128,17 +128,20 @@ fn joined(differences: &[Difference]) -> String {
 }
 
 /// One table: the variant with its fields, and what people read; expressions behind the text fill its `{}`.
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident $({ $($field:ident: $type:ty),* $(,)? })? => $text:literal $(, $part:expr)*;)*) => {
-        /// Why something is as it is.
+macro_rules! sentences {
+    (
+        $(#[$about:meta])* $table:ident:
+        $($(#[$doc:meta])* $name:ident $({ $($field:ident: $type:ty),* $(,)? })? => $text:literal $(, $part:expr)*;)*
+    ) => {
+        $(#[$about])*
         #[allow(missing_docs, reason = "the sentence of each variant says what its fields are")]
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
         #[serde(tag = "code", rename_all = "kebab-case", remote = "Self")]
-        pub enum Reason {
+        pub enum $table {
             $($(#[$doc])* $name $({ $($field: $type),* })?,)*
         }
 
-        impl std::fmt::Display for Reason {
+        impl std::fmt::Display for $table {
             #[allow(unused_variables, reason = "not every field is in the sentence")]
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 match self {
@@ -146,10 +149,38 @@ macro_rules! reasons {
                 }
             }
         }
+
+        impl ::serde::Serialize for $table {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                struct Data<'a>(&'a $table);
+                impl ::serde::Serialize for Data<'_> {
+                    fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                        $table::serialize(self.0, serializer)
+                    }
+                }
+                #[derive(::serde::Serialize)]
+                struct Document<'a> {
+                    #[serde(flatten)]
+                    data: Data<'a>,
+                    text: String,
+                }
+                Document { data: Data(self), text: self.to_string() }.serialize(serializer)
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $table {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $table::deserialize(deserializer)
+            }
+        }
     };
 }
+pub(crate) use sentences;
 
-reasons! {
+sentences! {
+    /// Why something is as it is.
+    Reason:
+
     // Plans: what the configuration says.
 
     /// Rules switch off every site of a node.
@@ -323,29 +354,20 @@ reasons! {
     Differs { differences: Vec<Difference> } => "{}", joined(differences);
 
     // Passes.
+
+    /// A sentence.
+    Said { clause: String } => "{clause}";
 }
 
-impl Serialize for Reason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        struct Data<'a>(&'a Reason);
-        impl Serialize for Data<'_> {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                Reason::serialize(self.0, serializer)
-            }
-        }
-        #[derive(Serialize)]
-        struct Document<'a> {
-            #[serde(flatten)]
-            data: Data<'a>,
-            text: String,
-        }
-        Document { data: Data(self), text: self.to_string() }.serialize(serializer)
+impl From<String> for Reason {
+    fn from(clause: String) -> Self {
+        Self::Said { clause }
     }
 }
 
-impl<'de> Deserialize<'de> for Reason {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Reason::deserialize(deserializer)
+impl From<&str> for Reason {
+    fn from(clause: &str) -> Self {
+        clause.to_owned().into()
     }
 }
 

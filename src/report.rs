@@ -8,7 +8,9 @@ use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
 use crate::ops::Form;
+use crate::passes::Note;
 use crate::plan::{BESIDE_KERNEL, Mode, Plan, Skip, Split};
+use crate::reason::Reason;
 use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
 
@@ -112,7 +114,7 @@ pub struct PassRow {
     /// Number of changes.
     pub changes: usize,
     /// What it left alone, and why.
-    pub skips: Vec<(String, String)>,
+    pub skips: Vec<Note<Reason>>,
 }
 
 /// Quality of one output.

@@ -206,7 +206,7 @@ fn passes(
         report.passes.push(PassRow {
             pass: name.to_owned(),
             changes: outcome.changes.len(),
-            skips: outcome.skips.iter().map(|s| (s.at.clone(), s.text.clone())).collect(),
+            skips: outcome.skips.clone(),
         });
         if request.progress.interrupted() {
             return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));

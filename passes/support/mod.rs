@@ -1,6 +1,7 @@
 //! What passes share.
 
 pub(crate) mod arithmetic;
+pub mod change;
 pub(crate) mod channels;
 pub mod exact;
 pub(crate) mod float_ops;

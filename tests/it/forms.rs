@@ -530,10 +530,11 @@ m (uint8[{shape}] x) => (uint8[{shape}] y) <
         let codes = done.model.value_named("c_quantized").and_then(|v| done.model.constant(v));
         let found = codes.filter(|c| c.dtype() == amax::onnx::DataType::Int32).and_then(Tensor::to_i64);
         assert_eq!(found, code.map(|code| vec![code]), "{kind} {bias} {sx} {sw}");
-        let texts: Vec<&str> = done.changed.iter().chain(&done.kept).map(|n| n.text.as_str()).collect();
+        let changes = done.changed.iter().map(|n| n.what.to_string());
+        let texts: Vec<String> = changes.chain(done.kept.iter().map(|n| n.what.to_string())).collect();
         let op = if kind == "Conv" { "QLinearConv" } else { "QGemm" };
         let said = match code {
-            Some(_) => format!("{op}, its bias quantized to int32"),
+            Some(_) => format!("written as {op}, with its bias quantized to int32"),
             None => "its bias \"c\" is no int32 in the scale of the sum".to_owned(),
         };
         assert_eq!(texts, [said], "{kind} {bias} {sx} {sw}");

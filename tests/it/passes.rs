@@ -1,7 +1,7 @@
 //! Passes, as text in and text out: `tests/passes/*.onnxtxt`.
 //!
 //! The first line of a fixture names the passes. Its snapshot holds what each pass said, `+` for a change and `-` for a
-//! refusal, and the model after the last one. `tests/passes/equivalence.py` runs both in onnxruntime.
+//! refusal, each with its code, and the model after the last one. `tests/passes/equivalence.py` runs both in onnxruntime.
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
@@ -28,13 +28,18 @@ fn run(model: &mut Model, passes: &[&dyn Pass], evaluate: &dyn Evaluate) -> Vec<
     said
 }
 
+/// What documents call a change or a reason.
+fn code(what: &impl serde::Serialize) -> String {
+    serde_json::to_value(what).unwrap()["code"].as_str().unwrap().to_owned()
+}
+
 /// What the passes said, and the model they left.
 fn report(said: &[(String, Outcome)], model: &Model) -> String {
     let mut text = String::new();
     for (name, Outcome { changes, skips }) in said {
         text.extend([name.as_str(), "\n"]);
-        text.extend(changes.iter().map(|n| format!("  + {}: {}\n", n.at, n.text)));
-        text.extend(skips.iter().map(|n| format!("  - {}: {}\n", n.at, n.text)));
+        text.extend(changes.iter().map(|n| format!("  + {n} [{}]\n", code(&n.what))));
+        text.extend(skips.iter().map(|n| format!("  - {n} [{}]\n", code(&n.what))));
     }
     text + "\n" + &print_with(model, &PrintOptions::portable())
 }
@@ -175,7 +180,8 @@ g (float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] e> {
 }"#;
         let mut model = parse(text).unwrap();
         let outcome = run(&mut model, &parse_pipeline("fold-constants").unwrap(), &Answer(answer)).remove(0).1;
-        let notes: Vec<_> = outcome.changes.iter().chain(&outcome.skips).map(|n| n.text.as_str()).collect();
+        let changes = outcome.changes.iter().map(|n| n.what.to_string());
+        let notes: Vec<String> = changes.chain(outcome.skips.iter().map(|n| n.what.to_string())).collect();
         assert_eq!(notes, [said]);
         assert_eq!(outcome.changes.len(), 2 - model.graph(model.main()).nodes().len());
     };

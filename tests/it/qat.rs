@@ -214,7 +214,7 @@ fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<
     let named = |v: &str| found.producer_named(v);
     let conv = named("last").filter(|&n| found.node(n).is("Conv"));
     let Some(conv) = conv else {
-        return Err(done.kept.iter().map(|n| n.text.as_str()).collect::<Vec<_>>().join("; "));
+        return Err(done.kept.iter().map(|n| n.what.to_string()).collect::<Vec<_>>().join("; "));
     };
     assert_eq!((done.kept.len(), done.changed.len()), (0, 1), "{behind}: {:?} {:?}", done.kept, done.changed);
     assert_eq!(found.graph(found.main()).nodes().len(), 6, "{behind}: nothing is left of it");
