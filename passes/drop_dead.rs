@@ -10,6 +10,7 @@ use super::support::graphs::is_graph_output;
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, NodeId, Tensor, User, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the [module](self).
 pub struct DropDead;
@@ -75,7 +76,7 @@ fn bypass_copies(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
 }
 
 /// Whether a node returns its first input as it is, and nothing else that is used.
-fn copies(model: &Model, id: NodeId) -> Result<bool, &'static str> {
+fn copies(model: &Model, id: NodeId) -> Result<bool, Reason> {
     let node = model.node(id);
     if node.is("Identity") {
         return Ok(true);
@@ -84,18 +85,18 @@ fn copies(model: &Model, id: NodeId) -> Result<bool, &'static str> {
         return Ok(false);
     }
     if node.output(1).is_some_and(|mask| !model.value(mask).users().is_empty()) {
-        return Err("the mask of this Dropout is used");
+        return Err(Reason::UsedElsewhere { what: Operand::Mask });
     }
     let opset = node.graph().and_then(|graph| model.opset_in(graph)).unwrap_or(1);
     if opset < 7 && node.int("is_test").unwrap_or(0) == 0 {
-        return Err("this Dropout is a training one: before opset 7, without is_test");
+        return Err(Reason::Training);
     }
     match node.input(2) {
         None => Ok(true),
         Some(training) => match model.constant(training).and_then(Tensor::to_i64).as_deref() {
             Some([0]) => Ok(true),
-            Some(_) => Err("this Dropout is in training mode"),
-            None => Err("whether this Dropout is in training mode is decided at run time"),
+            Some(_) => Err(Reason::Training),
+            None => Err(Reason::NotConstant { what: Operand::TrainingMode }),
         },
     }
 }

@@ -11,6 +11,7 @@ use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{self, Format, Granularity, QParams, Round, pack};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -47,20 +48,28 @@ impl Pass for FoldWeights {
 }
 
 /// The codes of a quantizer over a constant, or why there are none.
-fn folded(model: &Model, node: NodeId) -> Result<Result<(Tensor, Granularity), String>> {
-    let Some(input) = model.constant_input(node, 0) else { return Ok(Err("its input is not constant".into())) };
-    let Some((scales, scale_dims)) = scales(model, node) else { return Ok(Err("its scale is not constant".into())) };
+fn folded(model: &Model, node: NodeId) -> Result<Result<(Tensor, Granularity), Reason>> {
+    let Some(input) = model.constant_input(node, 0) else {
+        return Ok(Err(Reason::NotConstant { what: Operand::Input }));
+    };
+    let Some((scales, scale_dims)) = scales(model, node) else {
+        return Ok(Err(Reason::NotConstant { what: Operand::Scale }));
+    };
     let zero = match model.node(node).input(2) {
         Some(_) => match model.constant_input(node, 2) {
             Some(zero) => Some(zero),
-            None => return Ok(Err("its zero point is not constant".into())),
+            None => return Ok(Err(Reason::NotConstant { what: Operand::ZeroPoint })),
         },
         None => None,
     };
     let declared = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
     let dtype = zero.map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
-    let Some(format) = dtype.format() else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
-    let Some(values) = input.to_f32() else { return Ok(Err(format!("it quantizes {}", input.dtype()))) };
+    let Some(format) = dtype.format() else {
+        return Ok(Err(Reason::NotQuantizedType { what: Operand::Output, found: dtype }));
+    };
+    let Some(values) = input.to_f32() else {
+        return Ok(Err(Reason::wrong_type(Operand::Input, input.dtype(), "a float")));
+    };
     let dims = input.dims();
     let granularity = match granularity(model, node, &dims, &scale_dims) {
         Ok(found) => found,

@@ -18,6 +18,7 @@ use crate::ir::view::Gemm;
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
+use crate::reason::Reason;
 
 /// Sizes of groups that are tried, largest first; then whole channels.
 const GROUPS: [usize; 5] = [256, 128, 64, 32, 16];
@@ -51,7 +52,14 @@ impl Pass for RecoverCodes {
             let mut raised = model.clone();
             if let Err(why) = raise(&mut raised, need.unwrap_or(0)) {
                 for (value, ..) in &found {
-                    outcome.skipped(model.value(*value).name(), format!("lies on a grid, but {}", why.message()));
+                    outcome.skipped(
+                        model.value(*value).name(),
+                        Reason::CannotRaise {
+                            what: "storing its grid".into(),
+                            opset: need.unwrap_or(0),
+                            error: why.message().into(),
+                        },
+                    );
                 }
                 return Ok(outcome);
             }

@@ -9,6 +9,7 @@ use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Pass for SettleQuantizers {
                             settled.push(producer);
                             outcome.changed(name, Change::ComputedFromConstants);
                         }
-                        None => outcome.skipped(name, "constants derive it, but it cannot be computed exactly"),
+                        None => outcome.skipped(name, Reason::NotComputable { what: Operand::Output }),
                     }
                 }
             }

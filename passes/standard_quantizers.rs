@@ -11,6 +11,7 @@ use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, tensor_type};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl Pass for StandardQuantizers {
 }
 
 /// The standard operator that a node of `TensorRT` means, and the type of its codes.
-fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), String> {
+fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), Reason> {
     let slot = model.node(node);
     let op = slot.op_type();
     let (standard, dtype) = match op {
@@ -80,19 +81,19 @@ fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), Stri
             match codes {
                 Some(dtype @ (DataType::Int4 | DataType::Int8 | DataType::Uint4)) => ("DequantizeLinear", dtype),
                 Some(dtype) => {
-                    return Err(format!(
-                        "it dequantizes {dtype}, which its exporter has yet to replace by codes: finish the export with \
-                         ModelOpt's own tools first"
-                    ));
+                    return Err(Reason::Unexported { found: dtype });
                 }
-                None => return Err("the type of its codes is not known".to_owned()),
+                None => {
+                    let tensor = slot.input(0).map_or("", |v| model.value(v).name()).to_owned();
+                    return Err(Reason::UnknownType { tensor });
+                }
             }
         }
-        _ => return Err(format!("trt::{op} has no standard operator")),
+        _ => return Err(Reason::Unsupported { what: format!("trt::{op}") }),
     };
-    let scale = slot.input(1).ok_or("it has no scale")?;
+    let scale = slot.input(1).ok_or(Reason::Missing { what: Operand::Scale })?;
     if model.constant(scale).is_none() {
-        return Err("its scale is not constant".to_owned());
+        return Err(Reason::NotConstant { what: Operand::Scale });
     }
     Ok((standard, dtype))
 }

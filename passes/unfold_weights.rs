@@ -18,6 +18,7 @@ use crate::ir::{Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
 use crate::plan::Weight;
+use crate::reason::Reason;
 
 /// See the module.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl Pass for UnfoldWeights {
             let float = model.value_named(&bias.tensor).filter(|&v| model.constant(v).is_some());
             match float.map(|float| unfold_bias(model, node, bias.at.input, dequantize, float)) {
                 Some(true) => outcome.changed(&bias.site, Change::FloatAgain),
-                _ => outcome.skipped(&bias.site, "stays int32: float32 division would give other codes"),
+                _ => outcome.skipped(&bias.site, Reason::FloatWouldDiffer),
             }
         }
         Ok(outcome)
@@ -163,7 +164,7 @@ fn spell_out(model: &mut Model, weight: &Weight, dequantize: NodeId) -> Result<(
     }
     let grids: Vec<Grid> = groups.iter().map(|values| grid(arithmetic, values, &spec)).collect();
     let output = model.node(dequantize).output(0).ok_or_else(missing)?;
-    let [cut, rows] = shapes(&dims, granularity).map_err(|why| Error::new(Kind::Config, why))?;
+    let [cut, rows] = shapes(&dims, granularity).map_err(|why| Error::new(Kind::Config, why.to_string()))?;
     let mut source = float;
     if weight.transpose {
         source = model.add_initializer(model.main(), &format!("{}_transposed", weight.tensor), laid);

@@ -21,6 +21,7 @@ use super::{Change, Context, Outcome, Pass};
 use crate::error::{Error, Result};
 use crate::ir::{GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, ValueId, canonical_domain};
 use crate::onnx::{AttributeProto, MAX_OPSET, OperatorSetIdProto, attribute_type};
+use crate::reason::Reason;
 
 pub use crate::ir::file::MIN_OPSET;
 
@@ -153,7 +154,7 @@ fn finish(model: &mut Model, scopes: &[Scope], to: i64, outcome: &mut Outcome) {
         model.rest.opset_import.iter_mut().filter(default_domain).for_each(|i| i.version = Some(to));
         outcome.changed("model", Change::Opset { from: scope.from, to });
         if !model.rest.training_info.is_empty() {
-            outcome.skipped("model", "its training graphs are left at the old operator set");
+            outcome.skipped("model", Reason::TrainingGraphs);
         }
     }
     for index in 0..model.functions.len() {
@@ -209,7 +210,7 @@ impl Raising<'_> {
                 let node = self.model.node(id);
                 let known = !node.domain().is_empty() || steps::OPERATORS.binary_search(&node.op_type()).is_ok();
                 if !known && reported.insert(node.op_type().to_owned()) {
-                    let why = format!("{} is not an ONNX operator; left as it is", node.op_type());
+                    let why = Reason::NotOnnx { op: node.op_type().to_owned() };
                     self.outcome.skipped(self.model.node_name(id).to_owned(), why);
                 }
             }

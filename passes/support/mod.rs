@@ -11,4 +11,5 @@ pub(crate) mod insert_blocks;
 pub(crate) mod nodes;
 pub mod operands;
 pub(crate) mod qoperator;
+pub(crate) mod raise;
 pub mod switch_quantizers;

@@ -11,6 +11,7 @@ use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::ops::{self, Role};
 use crate::passes::{Change, Outcome};
+use crate::reason::{Operand, Reason};
 
 /// Switches the sites that match on or off.
 #[derive(Clone, Debug)]
@@ -68,7 +69,7 @@ pub fn switch(model: &mut Model, switches: &[Switch]) -> Result<Outcome> {
         } else {
             let Some(result) = model.node(pair).output(0) else { continue };
             let Some(tensor) = constants.value(model, result) else {
-                outcome.skipped(name.clone(), "its codes cannot be dequantized here");
+                outcome.skipped(name.clone(), Reason::NotComputable { what: Operand::Output });
                 continue;
             };
             let name = format!("{}_float", model.value(result).name());

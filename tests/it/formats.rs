@@ -461,8 +461,11 @@ mod runs {
         };
         let done = amax::convert::convert(&saved, &request).unwrap_or_else(|e| panic!("{e}"));
         // Scales per block are computed by operators, and are no quantizers to name.
-        let left: Vec<_> =
-            done.kept.iter().filter(|note| !note.what.to_string().starts_with("left as operators")).collect();
+        let left: Vec<_> = done
+            .kept
+            .iter()
+            .filter(|note| !matches!(note.what, amax::reason::Reason::LeftAsOperators { .. }))
+            .collect();
         assert!(left.is_empty(), "every quantizer has become float operators: {left:?}");
         done.model
     }

@@ -8,6 +8,7 @@ use amax::onnx::DataType;
 use amax::ops::Form;
 use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
 use amax::passes::support::exact::Exact;
+use amax::reason::Reason;
 use amax::targets::Target;
 use proptest::prelude::*;
 use std::ops::ControlFlow;
@@ -171,12 +172,13 @@ fn zero_points_between_codes_are_for_matmulnbits_alone() {
     };
     let blocks = constant.to_nbits().unwrap();
     assert_eq!(blocks.zero_points.unwrap().to_f32(), Some(vec![7.5, 0.25]));
-    assert!(constant.to_qdq().unwrap_err().contains("zero points are no codes"));
-    assert!(constant.to_gather(0).unwrap_err().contains("zero points are no codes"));
+    let fractional = |op: &str| Reason::FractionalZeroPoints { op: op.to_owned() };
+    assert_eq!(constant.to_qdq().unwrap_err(), fractional("DequantizeLinear"));
+    assert_eq!(constant.to_gather(0).unwrap_err(), fractional("GatherBlockQuantized"));
     let values = constant.values().unwrap();
     assert_eq!((values[0], values[15], values[17]), (-3.75, 3.75, 0.1875));
     constant.format = Format::Uint8;
-    assert!(constant.to_nbits().unwrap_err().contains("8-bit codes with zero points between codes"));
+    assert_eq!(constant.to_nbits().unwrap_err(), fractional("MatMulNBits of 8 bits"));
 }
 
 #[test]
@@ -535,7 +537,7 @@ m (uint8[{shape}] x) => (uint8[{shape}] y) <
         let op = if kind == "Conv" { "QLinearConv" } else { "QGemm" };
         let said = match code {
             Some(_) => format!("written as {op}, with its bias quantized to int32"),
-            None => "its bias \"c\" is no int32 in the scale of the sum".to_owned(),
+            None => "its bias \"c\" at the scale of the products overflows int32".to_owned(),
         };
         assert_eq!(texts, [said], "{kind} {bias} {sx} {sw}");
     };
