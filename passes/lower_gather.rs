@@ -12,7 +12,7 @@ use super::support::nodes::{carry_out, nodes};
 use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
-use crate::ir::view::{Gather, MatMulNBits, Quantizer};
+use crate::ir::view::{Gather, MatMulNBits, Quantizer, axis_in};
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::reason::{Operand, Reason};
 

@@ -53,7 +53,6 @@ pub(crate) fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[
     if scale.len() <= 1 && count == 1 && block == 0 && (dims.len() != 1 || dims[0] == 1 || scale.is_empty()) {
         return Ok(Granularity::PerTensor);
     }
-    let rank = dims.len() as i64;
     let Some(axis) = axis_in(axis, dims.len()) else {
         if count == 1 {
             return Ok(Granularity::PerTensor);
