@@ -572,9 +572,6 @@ sentences! {
     TwoPairs => "it has two Q/DQ pairs; the first one was used";
     /// Groups that may have been transposed.
     GroupsOfGemm => "it is quantized in groups and read by a Gemm, so it may have been transposed";
-
-    /// A sentence.
-    Said { clause: String } => "{clause}";
 }
 
 impl Reason {
@@ -586,12 +583,6 @@ impl Reason {
     /// Says it of a fusion into a node.
     pub(crate) fn in_fusion(self, node: &str) -> Self {
         Self::NotFusedInto { node: node.to_owned(), because: Box::new(self) }
-    }
-}
-
-impl From<String> for Reason {
-    fn from(clause: String) -> Self {
-        Self::Said { clause }
     }
 }
 
