@@ -102,6 +102,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("float-would-differ", "a bias of more than 2^24 steps"),
     ("function-parameter", "constants of functions are not lifted"),
     ("not-a", "callers know the operator"),
+    ("missing-input", "the verifier refuses such a model"),
+    ("not-positive", "the verifier refuses such a model"),
+    ("axis-out-of-range", "the verifier refuses such a model"),
+    ("invalid", "the verifier refuses such a model"),
+    ("scale-shape", "the verifier refuses such a model"),
     ("not-quantized-type", "a quantizer of a type that ONNX does not allow"),
 ];
 
