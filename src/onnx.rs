@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Newest IR version this schema covers (onnx 1.23).
 pub const MAX_IR_VERSION: i64 = 14;
-/// Newest default-domain operator set that onnx 1.23 defines.
+/// Newest default-domain opset that onnx 1.23 defines.
 pub const MAX_OPSET: i64 = 28;
 
 /// Element type of a tensor (`TensorProto.DataType`).
@@ -152,7 +152,7 @@ impl DataType {
         })
     }
 
-    /// The operator set from which on the default domain's quantizers take codes of this type, and its IR version; `None`
+    /// The opset from which on the default domain's quantizers take codes of this type, and its IR version; `None`
     /// where they always did, or do not.
     #[must_use]
     pub fn quantizers_since(self) -> Option<(i64, i64)> {
@@ -230,7 +230,7 @@ pub struct ModelProto {
     pub configuration: Vec<DeviceConfigurationProto>,
 }
 
-/// One operator set a model or function relies on.
+/// One opset a model or function relies on.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OperatorSetIdProto {
     #[prost(string, optional, tag = "1")]

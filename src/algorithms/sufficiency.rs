@@ -1,4 +1,4 @@
-//! Whether calibration saw enough: what each range rests on, and what it would be without any one sample.
+//! Whether calibration saw enough: which samples each range depends on, and what it would be without any one sample.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::statistics::{Range, SiteStatistics, Statistics};
 
 /// Below this many samples nothing can be said.
 pub const FEW: usize = 8;
-/// A range that gets narrower by more than this share without one sample rests on that sample.
+/// A range that gets narrower by more than this share without one sample depends on that sample.
 pub const STEADY: f64 = 0.1;
 
-/// What calibration rests on.
+/// How well samples support the ranges.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sufficiency {
-    /// Whether the samples were enough: eight or more, and no range rests on one of them.
+    /// Whether the samples were enough: eight or more, and no range depends on one of them.
     pub enough: bool,
     /// The same in a sentence.
     pub verdict: String,
@@ -25,7 +25,7 @@ pub struct Sufficiency {
     pub samples: u64,
     /// Samples in the set.
     pub samples_total: u64,
-    /// Sites whose range rests on one sample, the worst first.
+    /// Sites whose range depends on one sample, the worst first.
     pub unsteady: Vec<String>,
     /// Sites where every value is zero.
     pub dead: Vec<String>,
@@ -37,7 +37,7 @@ pub struct Sufficiency {
     pub unobserved: BTreeMap<String, String>,
 }
 
-/// What one range rests on.
+/// How well samples support one range.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Site {
     /// The smallest value, and the first sample that has it; none before any finite value.

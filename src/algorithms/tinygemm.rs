@@ -1,4 +1,4 @@
-//! torchao's int4 weight-only quantization, made for kernels that count zero points in floats: groups need not contain zero.
+//! torchao's int4 weight-only quantization, made for kernels that count zero points in float: groups need not contain zero.
 //!
 //! A group from `min` to `max` has the scale `(max − min) / 15` and, as its zero point, the float value of the middle code;
 //! scale and value are rounded to the precision of the kernel, codes made from what was rounded. Only the quotient is

@@ -47,13 +47,15 @@ fn numbers(spec: &Spec) -> Option<Wrong> {
     }
     let wrong = |field, message: String, hint| Some((field, message, hint));
     match *spec {
-        Spec { group_size: Some(0), .. } => wrong(Field::GroupSize, "a group has elements".into(), "give 32 or 128"),
+        Spec { group_size: Some(0), .. } => {
+            wrong(Field::GroupSize, "a group has at least one element".into(), "give 32 or 128")
+        }
         Spec { postprocess: Some(p), .. } => {
             p.check().err().and_then(|(message, hint)| wrong(Field::Postprocess, message, hint))
         }
         Spec { accuracy_level: Some(level), .. } if level > 4 => {
             let hint = "4 is fastest, 1 computes in float32";
-            wrong(Field::AccuracyLevel, format!("{level} is no level from 0 to 4"), hint)
+            wrong(Field::AccuracyLevel, format!("{level} is not a level from 0 to 4"), hint)
         }
         _ => None,
     }
@@ -69,7 +71,7 @@ fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
         for (field, said) in [(Field::Form, spec.form.is_some()), (Field::AccuracyLevel, spec.accuracy_level.is_some())]
         {
             if said {
-                let message = "only weights are stored in one form or another";
+                let message = "only weights have a storage format";
                 return Some((field, message.into(), "set it for weight"));
             }
         }
@@ -99,7 +101,7 @@ fn roles(spec: &Spec, kind: SiteKind) -> Option<Wrong> {
 /// Keys that contradict each other.
 fn pairs(spec: &Spec) -> Option<Wrong> {
     if spec.signed_scale == Some(true) {
-        let message = "a scale of either sign belongs to a zero point in the middle, and uses the lowest code";
+        let message = "signed scales require a symmetric format and use its lowest integer";
         if spec.symmetric == Some(false) {
             return Some((Field::SignedScale, message.into(), "symmetric = true, or leave it out"));
         }
@@ -110,7 +112,7 @@ fn pairs(spec: &Spec) -> Option<Wrong> {
     if let (Some(_), Some(arithmetic)) = (spec.round, spec.arithmetic)
         && arithmetic != Arithmetic::Onnx
     {
-        return Some((Field::Round, "the arithmetic that is chosen rounds as it does".into(), "leave it out"));
+        return Some((Field::Round, "the chosen arithmetic has its own rounding".into(), "leave it out"));
     }
     if let Some(share) = spec.granularity {
         if spec.group_size.is_some() && share != Share::PerGroup {
@@ -123,24 +125,24 @@ fn pairs(spec: &Spec) -> Option<Wrong> {
         }
         if share == Share::PerToken && spec.dynamic == Some(false) {
             let hint = "dynamic = true, or granularity = \"per-tensor\"";
-            return Some((Field::Dynamic, "scales per token are found each time the model runs".into(), hint));
+            return Some((Field::Dynamic, "scales per token are computed each time the model runs".into(), hint));
         }
     }
     if let (Some(form), Some(_)) = (spec.form, spec.accuracy_level)
         && form != Form::Matmulnbits
     {
         let hint = "leave it out, or form = \"matmulnbits\"";
-        return Some((Field::AccuracyLevel, format!("{form} has no levels of accuracy"), hint));
+        return Some((Field::AccuracyLevel, format!("{form} has no accuracy levels"), hint));
     }
     if let Some(observer) = spec.observer {
         if spec.percentile.is_some() && observer != ObserverKind::Percentile {
-            return Some((Field::Percentile, "another observer is chosen".into(), "observer = \"percentile\""));
+            return Some((Field::Percentile, "it is for another observer".into(), "observer = \"percentile\""));
         }
         if spec.mse_p.is_some() && observer != ObserverKind::Mse {
-            return Some((Field::MseP, "another observer is chosen".into(), "observer = \"mse\""));
+            return Some((Field::MseP, "it is for another observer".into(), "observer = \"mse\""));
         }
         if spec.dynamic == Some(true) && observer != ObserverKind::Minmax {
-            let message = "what is quantized at run time has the range of its own minimum and maximum";
+            let message = "dynamic ranges are always minimum to maximum";
             return Some((Field::Observer, message.into(), "leave it out, or dynamic = false"));
         }
     }
@@ -151,11 +153,11 @@ fn pairs(spec: &Spec) -> Option<Wrong> {
 fn formats(spec: &Spec) -> Option<Wrong> {
     if spec.scale_dtype.is_some_and(ScaleDtype::is_block) {
         if let Some(share) = spec.granularity.filter(|&share| share != Share::PerGroup) {
-            let message = format!("{} scales are not of 8 bits", share.name());
-            return Some((Field::ScaleDtype, message, "8-bit scales belong to granularity = \"per-group\""));
+            let message = format!("{} scales do not have 8 bits", share.name());
+            return Some((Field::ScaleDtype, message, "8-bit scales require granularity = \"per-group\""));
         }
         if spec.symmetric == Some(false) {
-            let message = "beside 8-bit scales there are no zero points";
+            let message = "8-bit scales do not allow zero points";
             return Some((Field::Symmetric, message.into(), "leave it out, or set it to true"));
         }
     }
@@ -168,7 +170,7 @@ fn formats(spec: &Spec) -> Option<Wrong> {
     if !integer {
         for (field, on) in [(Field::NarrowRange, spec.narrow_range), (Field::ReduceRange, spec.reduce_range)] {
             if on == Some(true) {
-                return Some((field, format!("{dtype} has no codes to leave unused"), "it is for integers"));
+                return Some((field, format!("{dtype} has no integers to leave unused"), "it is for integers"));
             }
         }
         if spec.round.is_some_and(|round| round != Round::HalfEven) {
@@ -177,20 +179,20 @@ fn formats(spec: &Spec) -> Option<Wrong> {
         if spec.signed_scale == Some(true) {
             return Some((
                 Field::SignedScale,
-                format!("{dtype} has as many codes below zero as above"),
+                format!("{dtype} has as many values below zero as above"),
                 "leave it out",
             ));
         }
         if spec.arithmetic.is_some_and(|a| a != Arithmetic::Onnx) {
-            return Some((Field::Arithmetic, format!("{dtype} is computed as ONNX has it"), "it is for integers"));
+            return Some((Field::Arithmetic, format!("{dtype} is computed as ONNX defines it"), "it is for integers"));
         }
     } else if dtype == Dtype::Element(Format::Int32) && spec.symmetric == Some(false) {
         return Some((Field::Symmetric, "an int32 bias has no zero point".into(), "leave it out"));
     }
     let block = block?;
-    let fixed = "leave it out: the format says it";
+    let fixed = "leave it out: it follows from the format";
     if spec.granularity.is_some_and(|share| share != Share::PerGroup) {
-        return Some((Field::Granularity, format!("{dtype} has one scale for each block"), fixed));
+        return Some((Field::Granularity, format!("{dtype} has one scale per block"), fixed));
     }
     if spec.group_size.is_some_and(|given| given != block.size()) {
         return Some((Field::GroupSize, format!("{dtype} has blocks of {}", block.size()), fixed));

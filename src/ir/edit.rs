@@ -58,7 +58,7 @@ pub enum Place {
 }
 
 impl Model {
-    /// A model whose main graph, named `name`, is empty; it imports the default operator set at `opset`.
+    /// A model whose main graph, named `name`, is empty; it imports the default opset at `opset`.
     #[must_use]
     pub fn new(name: &str, ir_version: i64, opset: i64) -> Self {
         let mut model = Self {
@@ -567,7 +567,7 @@ impl Model {
         }
     }
 
-    /// Drops imports of operator sets whose domain `keep` refuses.
+    /// Drops imports of opsets whose domain `keep` refuses.
     pub fn retain_domains(&mut self, keep: impl Fn(&str) -> bool) {
         self.rest.opset_import.retain(|o| keep(super::canonical_domain(o.domain.as_deref().unwrap_or(""))));
     }

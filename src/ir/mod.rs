@@ -230,13 +230,13 @@ impl Model {
         self.rest.ir_version = Some(version);
     }
 
-    /// Version of the default operator set (`ai.onnx`), if the model imports it.
+    /// Version of the default opset (`ai.onnx`), if the model imports it.
     #[must_use]
     pub fn opset(&self) -> Option<i64> {
         self.domain_version("")
     }
 
-    /// Version of a domain's operator set; `""` and `"ai.onnx"` are one domain.
+    /// Version of a domain's opset; `""` and `"ai.onnx"` are one domain.
     #[must_use]
     pub fn domain_version(&self, domain: &str) -> Option<i64> {
         let domain = canonical_domain(domain);
@@ -247,7 +247,7 @@ impl Model {
             .and_then(|o| o.version)
     }
 
-    /// Version of the default operator set that holds inside `graph`: a function imports its own.
+    /// Version of the default opset that holds inside `graph`: a function imports its own.
     #[must_use]
     pub fn opset_in(&self, graph: GraphId) -> Option<i64> {
         let mut at = graph;

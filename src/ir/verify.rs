@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 /// Checks the model.
 ///
 /// # Errors
-/// All violations, one a line.
+/// All violations, one per line.
 pub fn verify(model: &Model) -> Result<()> {
     let found = violations(model);
     let Some(first) = found.first() else { return Ok(()) };

@@ -148,7 +148,7 @@ impl Gather {
     }
 }
 
-/// `Clip`, whose bounds are attributes before operator set 11.
+/// `Clip`, whose bounds are attributes before opset 11.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clip {
     /// The lower bound, where it is an attribute.

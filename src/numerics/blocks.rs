@@ -107,7 +107,7 @@ pub struct Bands {
 pub struct Band<'a> {
     /// Row by row.
     pub values: &'a [f32],
-    /// Elements in a row: one a group.
+    /// Elements in a row: one per group.
     pub columns: usize,
 }
 
@@ -397,7 +397,7 @@ pub fn params(spec: &RangeSpec, low: &[f32], high: &[f32], scales: &mut [f32], z
 /// any order, whole.
 ///
 /// # Errors
-/// As [`ranges`], and if a scale that was chosen is no number that can divide.
+/// As [`ranges`], and if a scale that was chosen cannot be divided by.
 pub fn quantize_by<V: Values + ?Sized, T: Send>(
     values: &V,
     bands: &Bands,
@@ -420,7 +420,7 @@ pub fn quantize_by<V: Values + ?Sized, T: Send>(
     })
 }
 
-/// What was chosen for a group whose zero point may lie between codes.
+/// What was chosen for a group whose zero point may be fractional.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Between<T> {
     /// Size of a step; positive.
@@ -640,7 +640,7 @@ fn part(
     }
 }
 
-/// Widens bounds, one each a column, by rows.
+/// Widens bounds, one per column, by rows.
 fn widen(low: &mut [f32], high: &mut [f32], x: &[f32], columns: usize) {
     if let ([low], [high]) = (&mut *low, &mut *high) {
         (*low, *high) = wide::extremes(x);

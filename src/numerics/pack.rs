@@ -75,7 +75,7 @@ pub fn unpack(raw: &[u8], format: &Format, count: usize) -> Vec<i32> {
     codes
 }
 
-/// The first `count` codes of `bits` (2, 4 or 8) bits, one a byte, their high bits zero; fewer if `raw` is too short.
+/// The first `count` codes of `bits` (2, 4 or 8) bits, one per byte, their high bits zero; fewer if `raw` is too short.
 pub fn unpack_bytes(raw: &[u8], bits: usize, count: usize) -> Vec<u8> {
     let mut out: Vec<u8> = match bits {
         2 => raw.iter().flat_map(|b| [b & 3, b >> 2 & 3, b >> 4 & 3, b >> 6]).collect(),

@@ -21,7 +21,9 @@ pub(super) fn refuse_idle(
     let name = algorithm.method.name();
     let message =
         format!("\"{name}\" is for integer weights of products whose activations stay float, and there are none");
-    Err(config.error("algorithm", message).with_hint("preset = \"w4\" has such; algorithm = \"max\" does without"))
+    Err(config
+        .error("algorithm", message)
+        .with_hint("preset = \"w4\" has such weights; algorithm = \"max\" needs none"))
 }
 
 /// Refuses algorithms that do not exist yet.
@@ -32,7 +34,7 @@ pub(super) fn refuse_missing(config: &Config, rules: &Rules) -> Result<()> {
         }
         let preset = config.preset.as_deref().unwrap_or_default();
         Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
-            .with_hint("with `--set algorithm.method=max` its formats are used alone, without the algorithm")
+            .with_hint("--set algorithm.method=max uses its formats without the algorithm")
     };
     if let Some(algorithm) = rules.algorithm() {
         algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;

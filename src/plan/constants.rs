@@ -159,7 +159,7 @@ impl Planner<'_> {
             }
             let error = self
                 .reader(&site, SiteKind::Weight, ask)
-                .error(Field::SignedScale, "integer kernels take positive scales");
+                .error(Field::SignedScale, "integer kernels require positive scales");
             return Err(error.with_hint("leave it out, or input.enable = false for a float product"));
         }
         // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
@@ -168,14 +168,15 @@ impl Planner<'_> {
         quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned().map(Box::new);
         if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
             let site = self.site(node, SiteKind::Weight);
-            let message = format!("\"{}\" chooses scales, and has no ranges to change", algorithm.method.name());
+            let message =
+                format!("\"{}\" chooses scales itself, so there are no ranges to change", algorithm.method.name());
             let error = self.reader(&site, SiteKind::Weight, ask).error(Field::Postprocess, message);
-            return Err(error.with_hint("leave weights out of it, as in \"*.{input,output}\""));
+            return Err(error.with_hint("exclude weights from it, as in \"*.{input,output}\""));
         }
         Ok(())
     }
 
-    /// Whether zero points lie between codes: where the form has such, what asks for them gets them.
+    /// Whether zero points are fractional: where the form has such, what asks for them gets them.
     fn zero_points(&self, node: NodeId, form: Form, quantizer: &mut Scheme) -> Result<()> {
         if quantizer.given.is_some() && quantizer.arithmetic.is_between() {
             quantizer.arithmetic = Arithmetic::Onnx;
@@ -189,8 +190,9 @@ impl Planner<'_> {
             return Err(error.with_hint("leave one of the two out"));
         }
         if tinygemm && form != Form::Matmulnbits {
-            let error = wrong(&format!("its zero points lie between codes, which the form {form} does not have"));
-            let hint = "add form = \"matmulnbits\" (--form matmulnbits), or arithmetic = \"onnx\" for zero points that are codes";
+            let error = wrong(&format!("its zero points are fractional, which the form {form} cannot store"));
+            let hint =
+                "add form = \"matmulnbits\" (--form matmulnbits), or arithmetic = \"onnx\" for integer zero points";
             return Err(error.with_hint(hint));
         }
         let narrow = matches!(quantizer.dtype, Format::Uint2 | Format::Uint4) && !quantizer.symmetric;

@@ -71,11 +71,11 @@ impl Plan {
         if *simulate != target.simulate {
             let with = |on: bool| if on { "with" } else { "without" };
             return Err(wrong(format!(
-                "the plan was made {} --simulate, this is {} it",
+                "the plan was made {} --simulate, this run is {} it",
                 with(*simulate),
                 with(!simulate)
             ))
-            .with_hint("do both the same way"));
+            .with_hint("use --simulate for both or neither"));
         }
         if *opset < model.opset().unwrap_or(0) || *opset > target.opset_max {
             return Err(wrong(format!(
@@ -161,7 +161,7 @@ impl Check<'_> {
         if let Some(dims) = dims {
             quantizer.granularity.check(dims).map_err(|e| wrong(e.message().to_owned()))?;
         } else if quantizer.granularity != Granularity::PerTensor && !quantizer.scale_dtype.is_block() {
-            return Err(wrong("activations have one scale a tensor"));
+            return Err(wrong("activations have one scale per tensor"));
         }
         let scales = quantizer.scale_dtype;
         if scales.is_block() && !self.target.block_scales.contains(&scales) {
@@ -185,7 +185,7 @@ impl Check<'_> {
             && (activation.mode != Mode::Dynamic
                 || !matches!(activation.quantizer.granularity, Granularity::PerGroup { axis: 1, .. }))
         {
-            return Err(wrong("scales of 8 bits are found at run time, for a matrix with a block a row"));
+            return Err(wrong("8-bit scales of activations require a dynamic range and groups along axis 1"));
         }
         if let Readers::Listed(slots) = &activation.readers {
             slots.iter().try_for_each(|slot| self.reads(slot, tensor))?;
@@ -210,7 +210,9 @@ impl Check<'_> {
         if let Some(first) = &activation.converts {
             let first_pair = other("converts", first)?;
             if first_pair.tensor.as_deref().unwrap_or(first) != tensor || first_pair.converts.is_some() {
-                return Err(wrong(format!("it cannot convert \"{first}\", which is no first pair of the same tensor")));
+                return Err(wrong(format!(
+                    "it cannot convert \"{first}\", which is not a first pair of the same tensor"
+                )));
             }
         }
         Ok(())

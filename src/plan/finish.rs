@@ -90,7 +90,7 @@ impl Planner<'_> {
         Ok(plan)
     }
 
-    /// The operator set that the plan needs.
+    /// The opset that the plan needs.
     fn needed(&self, opset: i64, activations: &BTreeMap<String, Activation>, weights: &[Weight]) -> Result<i64> {
         if activations.is_empty() && weights.is_empty() {
             return Ok(self.model.opset().unwrap_or(0));
@@ -321,11 +321,14 @@ impl Planner<'_> {
             let op = self.model.node(node).op_type();
             let key = format!("{kind}.dtype");
             let has = dtype.map_or_else(String::new, |d| d.to_string());
-            let message = format!("{}, {key}: a {op} moves codes; it has the format of its input, {has}", rule.label);
+            let message = format!(
+                "{}, {key}: a {op} only moves quantized values; its format is that of its input, {has}",
+                rule.label
+            );
             return Err(rule
                 .origin
                 .at(Error::new(Kind::Config, message).at_node(self.model.node_name(node), op), &key)
-                .with_hint("set the format where the tensor is made"));
+                .with_hint("set the format where the tensor is computed"));
         }
         Ok(())
     }
@@ -371,14 +374,14 @@ impl Planner<'_> {
     /// A rule that nothing follows from, with the reason of one node that it is about.
     fn idle(&self, rule: &Rule, kind: SiteKind, spec: &Spec, reason: Option<(NodeId, &Reason)>) -> Error {
         let key = kind.name();
-        let message = format!("{} says how {key}s are quantized, but none that it is about is", rule.label);
+        let message = format!("{} sets how {key}s are quantized, but no matching {key} is quantized", rule.label);
         let error = rule.origin.at(Error::new(Kind::Config, message), key);
         let Some((node, why)) = reason else {
             return error.with_hint(format!("add {key}.enable = true to quantize it there, or remove it"));
         };
         let way = match spec.enable {
             Some(true) => "it cannot be done".to_owned(),
-            _ => format!("{key}.enable = true asks for it all the same, where that can be done"),
+            _ => format!("{key}.enable = true asks for it anyway, where that is possible"),
         };
         error.at_node(self.model.node_name(node), self.model.node(node).op_type()).with_hint(format!("{why}; {way}"))
     }
@@ -395,12 +398,14 @@ impl Planner<'_> {
         if !matched.all(is_table) {
             return Ok(());
         }
-        let message =
-            format!("{} says how inputs are quantized, but it is about embeddings, which have none", rule.label);
+        let message = format!(
+            "{} sets how inputs are quantized, but it matches only embedding lookups, whose inputs are indices",
+            rule.label
+        );
         let error = rule.origin.at(Error::new(Kind::Config, message), SiteKind::Input.name());
         Err(error
             .at_node(self.model.node_name(first), self.model.node(first).op_type())
-            .with_hint("indices stay integers; say it of weight, which is the table"))
+            .with_hint("indices stay integers; the table is the weight"))
     }
 
     /// So is what is said of a tensor that stays float.
@@ -411,8 +416,10 @@ impl Planner<'_> {
         for (name, by_hand) in self.config.tensor.iter().filter(|(_, t)| says(t)) {
             let used = by_hand.enable != Some(false) && quantized.contains(name);
             if !used {
-                let error =
-                    self.config.error(&format!("tensor.{name}"), "it says how a tensor is quantized that stays float");
+                let error = self.config.error(
+                    &format!("tensor.{name}"),
+                    "it sets how a tensor is quantized, but the tensor stays in float",
+                );
                 return Err(error.at_value(name).with_hint(format!(
                     "remove [tensor.\"{name}\"]; `amax explain MODEL '{name}'` says why it stays float"
                 )));

@@ -92,7 +92,7 @@ pub fn gather_fits(
     Err(Reason::WholeBytes { kernel, format })
 }
 
-/// Whether the codes of a weight are stored as bytes, whatever its format: no operator set need know that format.
+/// Whether the codes of a weight are stored as bytes, whatever its format: no opset need know that format.
 #[must_use]
 pub fn is_bytes(model: &Model, weight: &Weight) -> bool {
     match weight.form {

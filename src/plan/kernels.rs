@@ -205,7 +205,7 @@ fn bytes(kernel: Kernel, scheme: &Scheme) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Whether a tensor of this shape is one value a channel, or one for all.
+/// Whether a tensor of this shape is one value per channel, or one for all.
 pub(super) fn one_each(dims: &[usize], channels: usize) -> bool {
     let count: usize = dims.iter().product();
     count == 1 || (count == channels && dims.last() == Some(&channels))

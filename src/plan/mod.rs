@@ -54,7 +54,7 @@ pub struct Plan {
     pub schema: u32,
     /// Name of the target.
     pub target: String,
-    /// Version of the default operator set that the result needs.
+    /// Version of the default opset that the result needs.
     pub opset: i64,
     /// Whether quantizers become float operators in the end, which any runtime has.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -214,7 +214,7 @@ pub struct Bias {
     pub site: String,
     /// Which input of which node reads it.
     pub at: Slot,
-    /// The initializer: one value a channel, or one for all.
+    /// The initializer: one value per channel, or one for all.
     pub tensor: String,
     /// Output channels.
     pub channels: usize,

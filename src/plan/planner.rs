@@ -127,7 +127,7 @@ pub(super) struct Planner<'a> {
     pub(super) rules: Rules,
     /// What is asked for at each node, in the order of [`SiteKind::ALL`].
     pub(super) sites: BTreeMap<NodeId, [Resolved; 4]>,
-    /// Tensors with numbers given by hand.
+    /// Tensors with ranges and scales fixed by the user.
     pub(super) given: BTreeMap<ValueId, &'a ByHand>,
     /// Nodes that run in integers, anchors and joins.
     pub(super) quantized: BTreeMap<NodeId, Kindness>,

@@ -15,7 +15,7 @@ use crate::targets::Target;
 
 /// Where a format can be had that a target has no kernels for.
 const ELSEWHERE: &str =
-    "--simulate writes the same numbers as float operators, and --target generic the format as ONNX has it";
+    "--simulate writes float operators with the same results, and --target generic the format as ONNX defines it";
 
 /// Why a site has no quantizer.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ impl Reader<'_> {
         if let Some(block) = block {
             if spec.scale_dtype.is_some_and(|s| s != block.scale()) && self.asked(Field::ScaleDtype, Field::Dtype) {
                 let message = format!("{dtype} has {} scales", block.scale().name());
-                return self.wrong(Field::ScaleDtype, message, "leave it out: the format says it");
+                return self.wrong(Field::ScaleDtype, message, "leave it out: it follows from the format");
             }
             quantizer.scale_dtype = block.scale();
         }
@@ -131,7 +131,7 @@ impl Reader<'_> {
             Some(rounding) if powers => quantizer.mx_rounding = rounding,
             Some(_) if [Field::Dtype, Field::ScaleDtype].into_iter().all(|f| self.asked(Field::MxRounding, f)) => {
                 let hint = "it is for scale_dtype = \"float8e8m0\" and the mx formats";
-                return self.wrong(Field::MxRounding, "these scales are not powers of two of blocks", hint);
+                return self.wrong(Field::MxRounding, "only power-of-two scales of blocks are rounded like this", hint);
             }
             _ => {}
         }
@@ -145,24 +145,24 @@ impl Reader<'_> {
         }
         let asked = |field| self.asked(field, Field::Dtype) && self.asked(field, Field::ScaleDtype);
         if spec.symmetric == Some(false) && asked(Field::Symmetric) {
-            let message = format!("beside {name} scales there are no zero points");
+            let message = format!("{name} scales do not allow zero points");
             return self.wrong(Field::Symmetric, message, "leave it out, or set it to true");
         }
         if !quantizer.dtype.is_signed() {
-            let message = format!("{} has no sign, and beside {name} scales there are no zero points", quantizer.dtype);
-            return self.wrong(Field::ScaleDtype, message, "int2, int4, int8 and floats have one");
+            let message = format!("{} has no sign, and {name} scales do not allow zero points", quantizer.dtype);
+            return self.wrong(Field::ScaleDtype, message, "use int2, int4, int8 or a float format");
         }
         if !quantizer.symmetric {
             quantizer.symmetric = true;
             quantizer.narrow_range = spec.narrow_range.unwrap_or(quantizer.dtype.is_integer());
         }
         if quantizer.scale_type == ScaleType::PowerOfTwo && !powers && asked(Field::ScaleType) {
-            return self.wrong(Field::ScaleType, format!("{name} scales are no powers of two"), "leave it out");
+            return self.wrong(Field::ScaleType, format!("{name} scales are not powers of two"), "leave it out");
         }
         // What the scales are says all.
         quantizer.scale_type = ScaleType::Float;
         if powers && spec.eps.is_some_and(|eps| eps > 0.0) && asked(Field::Eps) {
-            return self.wrong(Field::Eps, "power-of-two scales go down to 2^-127", "leave it out");
+            return self.wrong(Field::Eps, "power-of-two scales reach down to 2^-127 only", "leave it out");
         }
         Ok(())
     }
@@ -188,8 +188,14 @@ impl Reader<'_> {
         };
         let reduce = spec.reduce_range.unwrap_or(false);
         let room = !float && format.bits() > 2;
-        quantizer.reduce_range =
-            self.only_if(room, Field::ReduceRange, reduce, Field::Dtype, "there is no bit to spare", "leave it out")?;
+        quantizer.reduce_range = self.only_if(
+            room,
+            Field::ReduceRange,
+            reduce,
+            Field::Dtype,
+            "the format has no bit to spare",
+            "leave it out",
+        )?;
         quantizer.observer = spec.observer.unwrap_or(ObserverKind::Minmax);
         quantizer.percentile =
             self.number_of(Field::Percentile, spec.percentile, ObserverKind::Percentile, Observer::PERCENT)?;
@@ -251,12 +257,12 @@ impl Reader<'_> {
             return if dynamic {
                 self.wrong(Field::Granularity, "only inputs have tokens", "set it for input")
             } else {
-                self.wrong(Field::Granularity, "scales per token are found at run time", "add dynamic = true")
+                self.wrong(Field::Granularity, "scales per token are computed at run time", "add dynamic = true")
             };
         }
         if matches!(share, Share::PerChannel | Share::PerGroup) {
-            let hint = "per-tensor is what integer kernels take";
-            return self.wrong(Field::Granularity, "activations have one scale a tensor", hint);
+            let hint = "integer kernels require per-tensor";
+            return self.wrong(Field::Granularity, "activations have one scale per tensor", hint);
         }
         for field in [Field::ChAxis, Field::GroupSize] {
             if spec.written(field).is_some() && self.asked(field, Field::Granularity) {
@@ -271,11 +277,11 @@ impl Reader<'_> {
             return self.wrong(Field::Dtype, message, &hint);
         }
         if quantizer.scale_dtype.is_block() {
-            let message = "8-bit scales of activations belong to block formats";
-            return self.wrong(Field::ScaleDtype, message, "dtype = \"mxfp8\" and the like have them");
+            let message = "activations have 8-bit scales only in block formats";
+            return self.wrong(Field::ScaleDtype, message, "use dtype = \"mxfp8\" or similar");
         }
         if quantizer.round != Round::HalfEven {
-            let hint = "another rounding exists for constants only";
+            let hint = "other rounding modes are for constants only";
             return self.wrong(Field::Round, "QuantizeLinear rounds half to even", hint);
         }
         let plain = spec.arithmetic.is_none_or(|a| a == Arithmetic::Onnx);
@@ -328,12 +334,12 @@ impl Reader<'_> {
             return self.unfit(Field::Dtype, Reason::BlocksAtRunTime { dtype }, "output.enable = false");
         }
         if spec.dynamic == Some(false) && self.asked(Field::Dynamic, Field::Dtype) {
-            let message = format!("scales of {dtype} are found each time the model runs");
+            let message = format!("scales of {dtype} are computed each time the model runs");
             return self.wrong(Field::Dynamic, message, "leave it out");
         }
-        let fixed = "leave it out: the format says it";
+        let fixed = "leave it out: it follows from the format";
         if spec.granularity.is_some_and(|s| s != Share::PerGroup) && self.asked(Field::Granularity, Field::Dtype) {
-            return self.wrong(Field::Granularity, format!("{dtype} has one scale for each block"), fixed);
+            return self.wrong(Field::Granularity, format!("{dtype} has one scale per block"), fixed);
         }
         if spec.ch_axis.is_some() && self.asked(Field::ChAxis, Field::Dtype) {
             return self.wrong(Field::ChAxis, "blocks of an activation run along its last axis", "leave it out");
@@ -349,7 +355,7 @@ impl Reader<'_> {
         ];
         for (field, differs) in differs {
             if differs && self.asked(field, Field::Dtype) {
-                let message = "a scale found at run time is that of the largest magnitude";
+                let message = "dynamic scales are always those of the largest magnitude";
                 return self.wrong(field, message, "leave it out");
             }
         }
@@ -374,7 +380,7 @@ impl Reader<'_> {
     fn block_size(&self, block: Block) -> Outcome<()> {
         if self.spec().group_size.is_some_and(|s| s != block.size()) && self.asked(Field::GroupSize, Field::Dtype) {
             let message = format!("the format has blocks of {}", block.size());
-            return self.wrong(Field::GroupSize, message, "leave it out: the format says it");
+            return self.wrong(Field::GroupSize, message, "leave it out: it follows from the format");
         }
         Ok(())
     }
@@ -395,7 +401,7 @@ impl Reader<'_> {
         ];
         for (field, differs) in differs {
             if differs && self.asked(field, Field::Dynamic) {
-                let message = "a range found at run time is quantized to uint8, asymmetric, from minimum to maximum";
+                let message = "dynamic ranges are always uint8, asymmetric, from minimum to maximum";
                 return self.wrong(field, message, "leave it out, or dynamic = false");
             }
         }
@@ -421,7 +427,7 @@ impl Reader<'_> {
     /// Only one form has levels of accuracy.
     pub(super) fn accuracy_level(&self, meant: bool) -> Outcome<()> {
         if self.spec().accuracy_level.is_some() && !meant && self.asked(Field::AccuracyLevel, Field::Form) {
-            let message = "only form = \"matmulnbits\" has levels of accuracy";
+            let message = "only form = \"matmulnbits\" has accuracy levels";
             return self.wrong(Field::AccuracyLevel, message, "add form = \"matmulnbits\"");
         }
         Ok(())
@@ -433,15 +439,15 @@ impl Reader<'_> {
         let format = quantizer.dtype;
         let bytes = format.is_integer() && format.bits() <= 8 && !quantizer.scale_dtype.is_block();
         let signed = spec.signed_scale.unwrap_or(false);
-        let message = format!("{format} has scales of one sign");
+        let message = format!("{format} has positive scales only");
         let signed = self.only_if(bytes, Field::SignedScale, signed, Field::Dtype, &message, "leave it out")?;
-        let message = "a scale of either sign belongs to a zero point in the middle";
+        let message = "signed scales require a symmetric format";
         let hint = "symmetric = true, or leave it out";
         let signed = self.only_if(quantizer.symmetric, Field::SignedScale, signed, Field::Symmetric, message, hint)?;
         let signed = signed && {
             let by_preset = self.rule(Field::SignedScale).is_none_or(|rule| rule.preset);
             if !self.target.signed_scales && !by_preset {
-                let message = format!("{} takes positive scales", self.target.name);
+                let message = format!("{} requires positive scales", self.target.name);
                 return self.wrong(Field::SignedScale, message, "leave it out");
             }
             self.target.signed_scales
@@ -449,7 +455,7 @@ impl Reader<'_> {
         if signed {
             let narrow = spec.narrow_range == Some(true);
             if narrow && self.asked(Field::NarrowRange, Field::SignedScale) {
-                let message = "the lowest code is what scales of either sign are for";
+                let message = "signed scales exist to use the lowest integer";
                 return self.wrong(Field::NarrowRange, message, "leave it out, or signed_scale = false");
             }
             quantizer.narrow_range = false;
@@ -457,7 +463,7 @@ impl Reader<'_> {
         quantizer.signed_scale = signed;
         let arithmetic = spec.arithmetic.unwrap_or_default();
         let other = arithmetic != Arithmetic::Onnx;
-        let message = format!("{format} is computed as ONNX has it");
+        let message = format!("{format} is computed as ONNX defines it");
         if !self.only_if(bytes, Field::Arithmetic, other, Field::Dtype, &message, "it is for integers of 8 bits")? {
             return Ok(());
         }
@@ -466,7 +472,7 @@ impl Reader<'_> {
         }
         if quantizer.round != Round::HalfEven {
             if self.asked(Field::Round, Field::Arithmetic) {
-                let message = "the arithmetic that is chosen rounds as it does";
+                let message = "the chosen arithmetic has its own rounding";
                 return self.wrong(Field::Round, message, "leave it out, or arithmetic = \"onnx\"");
             }
             quantizer.round = Round::HalfEven;
@@ -475,9 +481,9 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// torchao's arithmetic with zero points between codes leaves nothing else to choose.
+    /// torchao's arithmetic with fractional zero points leaves nothing else to choose.
     fn tinygemm(&self, quantizer: &Scheme) -> Outcome<()> {
-        let message = "zero points between codes belong to asymmetric uint2 and uint4";
+        let message = "fractional zero points require asymmetric uint2 or uint4";
         let wrong = |message: &str| {
             self.wrong(
                 Field::Arithmetic,
@@ -494,7 +500,7 @@ impl Reader<'_> {
             || quantizer.narrow_range
             || quantizer.reduce_range;
         if other {
-            return wrong("scales are those of minimum and maximum over all codes, in this arithmetic");
+            return wrong("this arithmetic always takes its scales from minimum and maximum");
         }
         Ok(())
     }
@@ -505,8 +511,8 @@ impl Reader<'_> {
         let block = spec.dtype.and_then(Dtype::block);
         if let Some(block) = block {
             if spec.granularity.is_some_and(|s| s != Share::PerGroup) && self.asked(Field::Granularity, Field::Dtype) {
-                let message = "block formats have one scale for each block";
-                return self.wrong(Field::Granularity, message, "leave it out: the format says it");
+                let message = "block formats have one scale per block";
+                return self.wrong(Field::Granularity, message, "leave it out: it follows from the format");
             }
             self.block_size(block)?;
         }
@@ -516,7 +522,7 @@ impl Reader<'_> {
             && (self.asked(Field::ScaleDtype, Field::Granularity) || block.is_none())
         {
             let hint = "add granularity = \"per-group\" and a group_size";
-            return self.wrong(Field::ScaleDtype, "8-bit scales belong to groups", hint);
+            return self.wrong(Field::ScaleDtype, "8-bit scales require granularity = \"per-group\"", hint);
         }
         if spec.ch_axis.is_some() && share == Share::PerTensor && self.asked(Field::ChAxis, Field::Granularity) {
             return self.wrong(
@@ -564,7 +570,7 @@ impl Reader<'_> {
                 };
                 let (size, extent) = (size as usize, dims[axis]);
                 if size == 0 {
-                    return self.wrong(Field::GroupSize, "a group holds at least one value", "32 is usual for 4 bits");
+                    return self.wrong(Field::GroupSize, "a group has at least one element", "32 is usual for 4 bits");
                 }
                 // Rules about all layers or an operator let the last group be shorter, as ONNX does: one of many shapes
                 // is no reason to refuse the model.
@@ -589,7 +595,7 @@ impl Reader<'_> {
         let others = Field::ALL.iter().filter(|f| !matches!(f, Field::Enable | Field::Dtype));
         for &field in others {
             if spec.written(field).is_some() {
-                let message = "a bias has the scale of the products that it is added to";
+                let message = "the scale of a bias is that of the products that it is added to";
                 return self.wrong(field, message, "only enable can be set for a bias");
             }
         }

@@ -20,7 +20,7 @@ use crate::onnx::DataType;
 pub struct Scheme {
     /// Element format.
     pub dtype: Format,
-    /// Whether the zero point is fixed at the middle code.
+    /// Whether the zero point is fixed in the middle of the format's range.
     pub symmetric: bool,
     /// How many values share a scale.
     #[serde(default = "per_tensor", skip_serializing_if = "is_per_tensor")]
@@ -65,18 +65,18 @@ pub struct Scheme {
     /// Whose arithmetic makes scales and codes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub arithmetic: Arithmetic,
-    /// Whether zero points may lie between codes.
+    /// Whether zero points may be fractional.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub float_zero_point: bool,
     /// What improves scale and zero point of a weight beyond its range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<Box<Algorithm>>,
-    /// Numbers given by hand.
+    /// Ranges and scales fixed by the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
 }
 
-/// Numbers given by hand.
+/// Ranges and scales fixed by the user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Given {
@@ -142,13 +142,13 @@ impl Scheme {
         }
     }
 
-    /// The operator set and the IR version from which on Quantize and Dequantize have this, and the name of what needs them.
+    /// The opset and the IR version from which on Quantize and Dequantize have this, and the name of what needs them.
     #[must_use]
     pub fn since(&self) -> (i64, i64, &'static str) {
         let (opset, ir) = DataType::from(self.dtype).quantizers_since().unwrap_or_default();
         let opset = opset.max(13);
         let groups =
-            matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "a scale for each group"));
+            matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10, "one scale per group"));
         let scale = self.scale_dtype.stored().and_then(DataType::quantizers_since);
         let scale = scale.map(|(opset, ir)| (opset, ir, self.scale_dtype.name()));
         [groups, scale]
@@ -231,7 +231,7 @@ impl Scheme {
                 return fail(format!("{name} scales belong to groups"));
             }
             if !(*symmetric && dtype.is_signed()) {
-                return fail(format!("beside {name} scales there are no zero points"));
+                return fail(format!("{name} scales do not allow zero points"));
             }
         }
         if *reduce_range && dtype.bits() == 2 {
@@ -241,14 +241,14 @@ impl Scheme {
             return fail(format!("{dtype} has no other rounding than half to even"));
         }
         if (*signed_scale || *arithmetic != Arithmetic::Onnx) && !dtype.is_byte() {
-            return fail(format!("{dtype} has scales and codes as ONNX has them"));
+            return fail(format!("{dtype} is computed as ONNX defines it"));
         }
         if *signed_scale && (!symmetric || *narrow_range) {
-            return fail("scales of either sign belong to symmetric codes of which none is left unused".to_owned());
+            return fail("signed scales require a symmetric format that uses its lowest integer".to_owned());
         }
         let unsigned = dtype.is_byte() && dtype.bits() < 8 && !dtype.is_signed() && !symmetric;
         if *float_zero_point && (!unsigned || given.is_some()) {
-            return fail(format!("{dtype}: zero points between codes belong to asymmetric uint2 and uint4"));
+            return fail(format!("{dtype}: fractional zero points require asymmetric uint2 or uint4"));
         }
         check_least_scale(*eps).or_else(fail)?;
         if let Some(Err((message, hint))) = postprocess.map(|p| p.check()) {
@@ -314,11 +314,11 @@ pub fn check_range(low: f32, high: f32) -> Result<()> {
     if low.is_finite() && high.is_finite() && low <= high {
         return Ok(());
     }
-    Err(Error::new(Kind::Config, format!("the range {low} to {high} is given, which holds nothing")))
+    Err(Error::new(Kind::Config, format!("the range {low} to {high} is given, which is empty")))
 }
 
 impl QParams {
-    /// Scales and zero points that were given by hand, for a tensor with `entries` of each.
+    /// Scales and zero points that the user fixed, for a tensor with `entries` of each.
     ///
     /// # Errors
     /// Neither one of each nor as many as there are.
@@ -326,7 +326,7 @@ impl QParams {
         if scales.len() != zero_points.len() || (scales.len() != 1 && scales.len() != entries) {
             let (scales, zeros) = (scales.len(), zero_points.len());
             let need = if entries == 1 { "1".to_owned() } else { format!("1 or {entries}") };
-            let message = format!("{scales} scales and {zeros} zero points are given where {need} of each are needed");
+            let message = format!("{scales} scales and {zeros} zero points are given, but {need} of each are needed");
             return Err(Error::new(Kind::Config, message));
         }
         let repeat = entries / scales.len().max(1);

@@ -182,7 +182,7 @@ pub fn warnings(report: &Report, verbose: bool) -> Vec<String> {
         out.truncate(limit);
         out.push(format!("{more} more; -v or --report shows them"));
     }
-    // Fake quantizers leave weights in floats, as asked.
+    // Fake quantizers leave weights in float, as asked.
     let floats = report.passes.iter().any(|p| p.pass == "unfold-weights" || (p.pass == "simulate" && p.changes > 0));
     if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() && !floats {
         out.push("the result is larger than the input: few of its bytes are quantized weights".to_owned());

@@ -51,11 +51,13 @@ fn join<'a>(groups: &mut BTreeMap<&'a str, Group<'a>>, name: &'a str, activation
         Error::new(Kind::Config, format!("it shares its scale with \"{other}\", but {what}")).at_value(name)
     };
     if group.quantizer.whatever_the_range() != quantizer.whatever_the_range() {
-        return Err(fail(group.name, "not how it is quantized"));
+        return Err(fail(group.name, "is not quantized alike"));
     }
     match (&quantizer.given, group.given) {
-        (Some(ours), Some((other, theirs))) if ours != theirs => Err(fail(other, "other numbers are given for it")
-            .with_hint("give both tensors the same numbers, or only one of them")),
+        (Some(ours), Some((other, theirs))) if ours != theirs => {
+            Err(fail(other, "has another range or scale in the configuration")
+                .with_hint("set the same for both tensors, or only for one of them"))
+        }
         (Some(ours), None) => {
             group.given = Some((name, ours));
             Ok(())

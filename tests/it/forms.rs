@@ -296,7 +296,7 @@ fn the_planner_takes_the_form_that_fits() {
     );
     ort(
         "[default.weight]\naccuracy_level = 1",
-        "error: [default], weight.accuracy_level: only form = \"matmulnbits\" has levels of accuracy",
+        "error: [default], weight.accuracy_level: only form = \"matmulnbits\" has accuracy levels",
     );
     ort("[default.weight]\nform = \"matmulnbit\"", "error: …");
     // Integer operators read what is quantized at run time, whatever is added behind them.
@@ -365,7 +365,7 @@ fn gates_are_stored_where_asked_for() {
     check(
         "ort-cpu",
         "[op_type.LSTM.weight]\nform = \"dynamic-quantize-lstm\"\ndtype = \"int4\"",
-        &["[op_type.LSTM] says how weights are quantized, but none that it is about is"],
+        &["[op_type.LSTM] sets how weights are quantized, but no matching weight is quantized"],
     );
     check(
         "ort-cpu",

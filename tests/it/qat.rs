@@ -705,7 +705,7 @@ fn what_torchao_refuses_is_refused() {
         "symmetric scales per token are not implemented",
     );
     check(&[fits, "op_type.MatMul.input.dtype=uint8"], Line::Prepare, "scales per token are for int8");
-    check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are found at run time");
+    check(&[fits, "op_type.MatMul.input.dynamic=false"], Line::Prepare, "scales per token are computed at run time");
     check(&[fits, "op_type.MatMul.weight.granularity=per-token"], Line::Prepare, "no tokens");
     check(
         &["op_type.MatMul.weight.granularity=per-channel", fits],

@@ -500,7 +500,7 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
     activation(json!({"given": {"range": [2, 1]}}), "2 to 1");
     activation(
         json!({"given": {"scales": {"scales": [1, 2], "zero_points": [0, 0]}}}),
-        "2 scales and 2 zero points are given where 1",
+        "2 scales and 2 zero points are given, but 1",
     );
     activation(json!({"given": {"scales": {"scales": [0], "zero_points": [0]}}}), "the scale 0");
     activation(json!({"given": {"scales": {"scales": [1], "zero_points": [256]}}}), "zero point 256");
@@ -518,7 +518,7 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
         json!({"a": pair("a", "uint8", json!("all"), first), "z": second})
     };
     pairs(shared(given(json!([0, 1])), given(json!([0, 2]))), "other numbers are given");
-    pairs(shared(json!({}), json!({"scale_of": "a", "quantizer": {"symmetric": true}})), "not how it is quantized");
+    pairs(shared(json!({}), json!({"scale_of": "a", "quantizer": {"symmetric": true}})), "is not quantized alike");
     pairs(json!({"a": pair("a", "uint8", json!("all"), json!({"converts": "b"}))}), "converts the pair \"b\"");
     pairs(json!({"a": pair("a", "uint8", json!("all"), json!({"converts": "a"}))}), "in a circle");
     let twice = json!({"a": pair("a", "uint8", json!("all"), json!({})), "b": pair("b", "uint8", json!("all"), json!({"tensor": "a"}))});
@@ -556,7 +556,7 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
     weight(json!({"dtype": "int16"}), json!({"pair_safe": {"along": 0}}), "only those of int8");
     weight(json!({}), json!({"transpose": true}), "not the right operand of a Gemm with transB");
     let three = |count: usize| json!({"given": {"scales": {"scales": vec![1; count], "zero_points": vec![0; count]}}});
-    weight(three(3), json!({}), "3 scales and 3 zero points are given where 1 or 2");
+    weight(three(3), json!({}), "3 scales and 3 zero points are given, but 1 or 2");
     let uneven = json!({"given": {"scales": {"scales": [1, 1], "zero_points": [0]}}});
     weight(uneven, json!({}), "2 scales and 1 zero points");
     let group = json!({"granularity": {"per-group": {"axis": 0, "size": 2}}});

@@ -380,7 +380,7 @@ impl Out {
                 }
                 given => match u32::try_from(given) {
                     Ok(given) if given > 0 => spec.group_size = Some(given),
-                    _ => return Err(size.wrong("a group has elements")),
+                    _ => return Err(size.wrong("a group has at least one element")),
                 },
             }
         }

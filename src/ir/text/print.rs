@@ -14,7 +14,7 @@ use crate::onnx::{
     ValueInfoProto, attribute_type, tensor_shape_proto, type_proto,
 };
 
-/// Lists of inputs and outputs that do not fit into this many columns are printed one a line.
+/// Lists of inputs and outputs that do not fit into this many columns are printed one per line.
 const WIDTH: usize = 100;
 
 pub(super) fn model(model: &ModelProto, options: &PrintOptions) -> String {

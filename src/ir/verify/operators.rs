@@ -1,7 +1,7 @@
 //! What the schemas of operators demand of a node: how many inputs and outputs it has, of which types, and whether the
 //! scales of a quantizer fit its data.
 //!
-//! Only what holds in every operator set that amax reads, and only where types and shapes are known.
+//! Only what holds in every opset that amax reads, and only where types and shapes are known.
 
 use super::super::view::{GatherBlockQuantized, MICROSOFT, MatMulNBits, Quantizer, axis_in};
 use super::super::{Model, NodeId, ValueId};

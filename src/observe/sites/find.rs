@@ -430,7 +430,7 @@ impl Finder<'_> {
                 }
             }
         }
-        self.copies.get(&root).copied().ok_or_else(|| "nothing quantized stands before it".to_owned())
+        self.copies.get(&root).copied().ok_or_else(|| "no quantized node computes it".to_owned())
     }
 
     /// Where a copied node reads what `value` is in the quantized model.
@@ -472,7 +472,7 @@ impl Finder<'_> {
         let node = self.test.node(id);
         if node.bodies().next().is_some() || seen.len() > MAX_BETWEEN {
             return Err(format!(
-                "too much lies between \"{}\" and the float model's tensors",
+                "too many operators lie between \"{}\" and the tensors of the float model",
                 self.test.value(root).name()
             ));
         }

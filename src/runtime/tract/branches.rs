@@ -210,7 +210,7 @@ pub(super) fn stack(program: &mut Program, step: &Step, parts: &[String], to: &s
     steps
 }
 
-/// `Squeeze` or `Unsqueeze` of one axis, in the form of the step's operator set.
+/// `Squeeze` or `Unsqueeze` of one axis, in the form of the step's opset.
 pub(super) fn unsqueeze(program: &mut Program, step: &Step, op: &str, from: &str, to: &str, axis: i64) -> Step {
     let call: NodeProto = if step.opset < 13 {
         node(op, &[from], &[to], vec![Attr::ints("axes", &[axis])])

@@ -31,7 +31,7 @@ impl Functions {
     /// Appends `node`, or in place of a call the nodes of the function, to `steps`.
     ///
     /// # Errors
-    /// Functions that call themselves, or are called inside a body under another operator set.
+    /// Functions that call themselves, or are called inside a body under another opset.
     pub fn expand(&self, node: NodeProto, opset: i64, program: &mut Program, steps: &mut Vec<Step>) -> Result<()> {
         let name = match node.name() {
             "" => node.output.iter().find(|o| !o.is_empty()).cloned().unwrap_or_default(),

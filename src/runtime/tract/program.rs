@@ -24,7 +24,7 @@ pub(super) struct Output {
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub node: NodeProto,
-    /// Version of the default operator set that `node` was written for.
+    /// Version of the default opset that `node` was written for.
     pub opset: i64,
     /// What the user calls the node this step came from, and its operator there.
     pub origin: (String, String),

@@ -79,7 +79,7 @@ impl<'a> Emit<'a> {
             (true, "QLinearSigmoid") => self.unary("Sigmoid", &[])?,
             (true, "QLinearLeakyRelu") => self.unary("LeakyRelu", &["alpha"])?,
             (true, "QLinearSoftmax") => {
-                // What `axis` means changed with operator set 13; the node says which one it follows.
+                // What `axis` means changed with opset 13; the node says which one it follows.
                 let opset = step.int("opset").unwrap_or(step.opset);
                 Emit { program: self.program, step: &Step { opset, ..step.clone() }, out: self.out }
                     .unary("Softmax", &["axis"])?;

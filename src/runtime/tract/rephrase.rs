@@ -320,7 +320,7 @@ impl Emit<'_> {
         Ok(true)
     }
 
-    /// What operator sets before 11 mean by enlarging, in today's words.
+    /// What opsets before 11 mean by enlarging, in today's words.
     fn resize(&mut self, index: usize) -> Result<()> {
         let x = self.need(0)?;
         let scales = match self.step.attr("scales") {

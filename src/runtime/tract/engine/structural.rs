@@ -22,7 +22,7 @@ pub(super) const OPERATORS: [&str; 10] = [
     "TensorScatter",
 ];
 
-/// Builds one of [`OPERATORS`], as operator set `opset` has it.
+/// Builds one of [`OPERATORS`], as opset `opset` has it.
 pub(super) fn build(node: &NodeProto, opset: i64) -> Built {
     let int = |name: &str, default: i64| -> TractResult<i64> { Ok(node.get_attr_opt(name)?.unwrap_or(default)) };
     let size = |name: &str, default: usize| -> TractResult<usize> { Ok(usize::try_from(int(name, default as i64)?)?) };
@@ -54,7 +54,7 @@ pub(super) fn build(node: &NodeProto, opset: i64) -> Built {
         }
         "ReverseSequence" => call(node, ReverseSequence { batch: size("batch_axis", 1)?, time: size("time_axis", 0)? }),
         "RoiAlign" => {
-            // Operator set 16 changed the default.
+            // Opset 16 changed the default.
             let mode = text("coordinate_transformation_mode", "half_pixel")?;
             let op = RoiAlign {
                 half_pixel: match mode.as_str() {
@@ -248,7 +248,7 @@ impl Native for CumProd {
 
 // --- Numbers
 
-/// Normalizes along one axis, or along all from one on where operator sets before 13 join them.
+/// Normalizes along one axis, or along all from one on where opsets before 13 join them.
 #[derive(Debug)]
 struct LogSoftmax {
     axis: i64,
