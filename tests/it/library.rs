@@ -152,7 +152,7 @@ fn arrays_of_every_kind_fit_or_say_why_not() {
     refused(0, "f", Array3::<f32>::zeros((3, 2, 2)).into(), "the input takes [2], but the samples give [3, 2, 2]");
     refused(0, "g", array![[1.0f32, 2.0]].into(), "the model has no input \"g\"");
     refused(0, "ids", array![[1i64, 2]].into(), "two arrays are for one input");
-    refused(1, "ids", array![[1i64, 2], [3, 4]].into(), "\"f\" holds 3 samples, and \"ids\" holds 2");
+    refused(1, "ids", array![[1i64, 2], [3, 4]].into(), "\"f\" holds 3 samples, but \"ids\" holds 2");
     let none = |len: usize| Array::<f32, _>::zeros((len, 2));
     let empty = amax::ir::text::parse(&EVERY.replace(", int64[n] ids, bool b, uint8[2] u", "")).unwrap();
     let error = SampleSet::from_arrays(&empty, [("f", none(0).into())]).unwrap_err();

@@ -240,7 +240,7 @@ fn matrices(case: &Case, blocks: &Blocks<'_>, change: impl Fn(&Block<'_>) -> Opt
 fn matrices_depend_on_neither_threads_nor_shards_nor_segments() {
     for (name, case) in cases() {
         let nothing = |_: &Block<'_>| None;
-        let first = |block: &Block<'_>| if block.number < 3 { doubled(&block.model) } else { None };
+        let first = |block: &Block<'_>| if block.number < 6 { doubled(&block.model) } else { None };
         let whole = {
             let blocks = Blocks { model: &case.model, cut: Cut::Weights(u64::MAX), run: run(&case, 1) };
             matrices(&case, &blocks, nothing)
