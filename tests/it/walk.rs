@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use amax::config::Config;
@@ -175,32 +176,50 @@ fn doubled(model: &Model) -> Option<Model> {
     Some(made)
 }
 
+/// Doubles the first matrix of one of the blocks that have some.
+struct Nth {
+    nth: usize,
+    passed: AtomicUsize,
+}
+
+impl Nth {
+    fn new(nth: usize) -> Self {
+        Self { nth, passed: AtomicUsize::new(0) }
+    }
+
+    fn change(&self, block: &Block<'_>) -> Option<Model> {
+        let made = doubled(&block.model)?;
+        (self.passed.fetch_add(1, Ordering::Relaxed) == self.nth).then_some(made)
+    }
+}
+
 #[test]
 fn a_block_sees_what_the_blocks_before_it_became() {
     for (name, case) in cases() {
         for at in [0, 1, 3] {
             let blocks = Blocks { model: &case.model, cut: Cut::Weights(0), run: run(&case, 2) };
             let apart = Mutex::new(Vec::new());
+            let (only, changes) = (Nth::new(at), Mutex::new(None));
             let change = |block: &Block<'_>| {
-                let made = if block.number == at { doubled(&block.model) } else { None };
                 block
                     .observe(None, &ports(block), &|seen| {
                         apart.lock().unwrap().push((block.number, seen.changed.is_some()));
                         Ok(())
                     })
                     .unwrap();
-                made
+                let made = only.change(block)?;
+                assert!(changes.lock().unwrap().replace(block.number).is_none());
+                Some(made)
             };
             let (float, changed, model) = walk(&blocks, change).unwrap();
-            let what = format!("{name}, block {at}");
+            let what = format!("{name}, matrix {at}");
             agree(&float, &case.model, &case, &what);
             agree(&changed, &model, &case, &what);
-            let same = text(&model) == text(&case.model);
-            assert_eq!(same, float == changed, "{what}");
+            assert!(text(&model) != text(&case.model) && float != changed, "{what}");
             // Up to the change there is one stream, from the next block on there are two.
-            let apart = apart.into_inner().unwrap();
-            assert!(apart.iter().all(|(number, two)| !two || *number > at), "{what}");
-            assert!(same || apart.iter().any(|(_, two)| *two), "{what}");
+            let (apart, changes) = (apart.into_inner().unwrap(), changes.into_inner().unwrap().unwrap());
+            assert!(apart.iter().all(|(number, two)| !two || *number > changes), "{what}");
+            assert!(apart.iter().any(|(number, two)| *two && *number > changes), "{what}");
         }
         // Where it is cut is up to the caller, too.
         let cuts = [3, 1, 7, 1, 10_000];
@@ -240,7 +259,6 @@ fn matrices(case: &Case, blocks: &Blocks<'_>, change: impl Fn(&Block<'_>) -> Opt
 fn matrices_depend_on_neither_threads_nor_shards_nor_segments() {
     for (name, case) in cases() {
         let nothing = |_: &Block<'_>| None;
-        let first = |block: &Block<'_>| if block.number < 6 { doubled(&block.model) } else { None };
         let whole = {
             let blocks = Blocks { model: &case.model, cut: Cut::Weights(u64::MAX), run: run(&case, 1) };
             matrices(&case, &blocks, nothing)
@@ -268,8 +286,8 @@ fn matrices_depend_on_neither_threads_nor_shards_nor_segments() {
         for (what, cut, paired) in [("float", Cut::Weights(u64::MAX), false), ("changed", Cut::Weights(0), true)] {
             let of = |indices: &[usize], threads: usize| {
                 let run = Run { indices, threads, ..Run::new(&case.samples, &[]) };
-                let blocks = Blocks { model: &case.model, cut, run };
-                matrices(&case, &blocks, |block: &Block<'_>| if paired { first(block) } else { None })
+                let (blocks, first) = (Blocks { model: &case.model, cut, run }, Nth::new(0));
+                matrices(&case, &blocks, |block: &Block<'_>| if paired { first.change(block) } else { None })
             };
             let whole = of(&case.indices, 2);
             assert_eq!(whole.values().any(|(_, found)| found.is_paired()), paired, "{name}, {what}");
