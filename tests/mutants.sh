@@ -14,12 +14,12 @@ cd "$(dirname "$0")/.."
 
 # What decides, solves, refuses and converts. Numerics, files and runtimes have oracles of their own.
 FILES=(
-    'src/rewrite*' 'src/rewrite/**'
+    'src/rewrite*' 'src/rewrite/**' 'src/decide*' 'src/decide/**'
     'src/convert*' 'src/convert/**'
     'src/plan/**'
     'src/solve/**'
     'src/targets/**'
-    'passes/fold_fake_quant*'
+    '**/fold_fake_quant.rs'
 )
 # Regular expressions on what cargo-mutants calls a mutant.
 EQUIVALENT=(
@@ -44,6 +44,8 @@ for pattern in "${EQUIVALENT[@]}"; do files+=(--exclude-re "$pattern"); done
 # A copy of the sources with a copy of the compiled dependencies: tract would take longer than hundreds of mutants. Few tests
 # compute much, and compiling is what takes time.
 export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=false
+# Frames that are not optimized are larger than threads of tests have room for where texts nest deep.
+export RUST_MIN_STACK=8388608
 # Expected texts are compared, never rewritten.
 unset AMAX_BLESS
 out=${CARGO_TARGET_DIR:-target}/mutants

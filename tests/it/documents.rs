@@ -105,7 +105,7 @@ fn plans_ask_for_what_they_need() {
     }
     succeed(at, "-q plan digits.onnx -o plan.json");
     fail(at, "rewrite digits.onnx out.onnx --plan plan.json --calib none", 4, "\"average_out\"");
-    fail(at, "rewrite digits.onnx out.onnx --plan plan.json --target tensorrt", 2, "tensorrt");
+    fail(at, "rewrite digits.onnx out.onnx --plan plan.json --target tensorrt", 2, "made for target ort-cpu");
     succeed(at, "-q calibrate digits.onnx --planned --exclude classifier -o stats");
     fail(at, "rewrite digits.onnx out.onnx --stats stats", 4, "the statistics do not cover this tensor");
     // What a plan says is done, and what the guard thinks of it is said.
