@@ -304,7 +304,7 @@ fn refusals_name_the_ways_out() {
             "[default.weight]\ndtype = \"nvfp4\"\nmx_rounding = \"floor\"".to_owned(),
             "no power-of-two scales",
         ),
-        ("generic", "[default.weight]\nmx_rounding = \"floor\"".to_owned(), "not powers of two"),
+        ("generic", "[default.weight]\nmx_rounding = \"floor\"".to_owned(), "only power-of-two scales of blocks"),
         ("generic", "[default.weight]\ndtype = \"mxfp4\"\ngroup_size = 16".to_owned(), "blocks of 32"),
         ("generic", "[default.weight]\ndtype = \"mxint8\"\nsymmetric = false".to_owned(), "no zero point"),
         ("generic", "[default.weight]\ndtype = \"mxfp4\"\neps = 0.1".to_owned(), "2^-127"),

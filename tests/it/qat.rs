@@ -739,7 +739,7 @@ fn embeddings_have_weights_and_no_inputs() {
     assert_eq!(count(&with(&settings).unwrap(), "QuantizeLinear"), 2);
     settings.extend(["granularity=per-token", "dynamic=true"].map(|key| format!("op_type.Gather.input.{key}")));
     let error = with(&settings).unwrap_err();
-    assert!(error.to_string().contains("it is about embeddings, which have none"), "{error}");
+    assert!(error.to_string().contains("it matches only embedding lookups, whose inputs are indices"), "{error}");
 }
 
 /// The fake quantizers of torchao's int4 weight-only: what an export of it folds to, and what `prepare` writes for the

@@ -517,7 +517,7 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
         let second = pair("z", "uint8", json!("all"), second);
         json!({"a": pair("a", "uint8", json!("all"), first), "z": second})
     };
-    pairs(shared(given(json!([0, 1])), given(json!([0, 2]))), "other numbers are given");
+    pairs(shared(given(json!([0, 1])), given(json!([0, 2]))), "has another range or scale in the configuration");
     pairs(shared(json!({}), json!({"scale_of": "a", "quantizer": {"symmetric": true}})), "is not quantized alike");
     pairs(json!({"a": pair("a", "uint8", json!("all"), json!({"converts": "b"}))}), "converts the pair \"b\"");
     pairs(json!({"a": pair("a", "uint8", json!("all"), json!({"converts": "a"}))}), "in a circle");
