@@ -561,7 +561,7 @@ sentences! {
     NotOneValue => "it does not hold exactly one value";
     /// A Constant of a function's parameter.
     FunctionParameter => "its value is a parameter of a function";
-    /// TensorRT's placeholder for quantized values.
+    /// A placeholder of `TensorRT` for quantized values.
     Unexported { found: DataType } =>
         "it dequantizes {found}, which its exporter has yet to quantize: finish the export with ModelOpt's own tools first";
     /// A node of another model has become another operator.

@@ -201,12 +201,11 @@ impl<'a> Joined<'a> {
             if let Some(fresh) = renamed.get(name) {
                 name.clone_from(fresh);
             }
-            match self.initializers.get(name) {
-                Some(&at) => graph.initializer[at] = tensor,
-                None => {
-                    self.initializers.insert(name.clone(), graph.initializer.len());
-                    graph.initializer.push(tensor);
-                }
+            if let Some(&at) = self.initializers.get(name) {
+                graph.initializer[at] = tensor;
+            } else {
+                self.initializers.insert(name.clone(), graph.initializer.len());
+                graph.initializer.push(tensor);
             }
         }
         for mut info in made.value_info {

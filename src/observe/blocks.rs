@@ -67,7 +67,7 @@ impl Blocks<'_> {
         let temporary = std::env::temp_dir();
         let folder = memory.folder.unwrap_or(&temporary);
         let float = Arc::new(Stream::new(samples, share.carried / 2, folder));
-        let changed = Stream::over(float.clone(), share.carried / 2, folder);
+        let changed = Stream::over(&float, share.carried / 2, folder);
         let mut parts: Vec<(Range<usize>, Model)> = Vec::new();
         for (number, segment) in segments.iter().enumerate() {
             let model = segment.model(self.model, &float.types())?;
@@ -180,7 +180,8 @@ impl Block<'_> {
         let moved = self.moved.swap(true, Ordering::Relaxed);
         self.each("observe", threads, &|index| {
             let collect = Collect::new(tensors.len());
-            let outputs = self.pass(&float, self.streams.float, index, collect.clone())?;
+            let observe: Arc<dyn Observe> = collect.clone();
+            let outputs = self.pass(&float, self.streams.float, index, &observe)?;
             if !moved {
                 self.streams.float.keep(self.segment, index, outputs)?;
             }
@@ -188,7 +189,8 @@ impl Block<'_> {
             let seen_changed = match &changed {
                 Some(session) => {
                     let collect = Collect::new(tensors.len());
-                    self.pass(session, self.streams.changed, index, collect.clone())?;
+                    let observe: Arc<dyn Observe> = collect.clone();
+                    self.pass(session, self.streams.changed, index, &observe)?;
                     Some(collect.take())
                 }
                 None => None,
@@ -250,8 +252,9 @@ impl Block<'_> {
     fn advance(&self, model: &Model, stream: &Stream<'_>) -> Result<()> {
         let session = self.session(model, &[])?;
         let threads = self.threads(&[Some(&session)])?;
+        let nothing: Arc<dyn Observe> = Arc::new(Blind);
         self.each("run", threads, &|index| {
-            let outputs = self.pass(&session, stream, index, Arc::new(Blind))?;
+            let outputs = self.pass(&session, stream, index, &nothing)?;
             stream.keep(self.segment, index, outputs)
         })
     }
@@ -266,10 +269,10 @@ impl Block<'_> {
         session: &Session,
         stream: &Stream<'_>,
         index: usize,
-        observe: Arc<dyn Observe>,
+        observe: &Arc<dyn Observe>,
     ) -> Result<Vec<(String, Tensor)>> {
         let sample = stream.feed(self.segment, index)?;
-        session.run(&sample, &observe)
+        session.run(&sample, observe)
     }
 
     /// How many samples may run at once in sessions that are open together.

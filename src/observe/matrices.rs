@@ -63,12 +63,12 @@ pub fn matrix_sites(model: &Model) -> Vec<MatrixSite> {
     for &node in model.graph(model.main()).nodes() {
         let Some((value, rows, columns)) = product(model, node) else { continue };
         let (tensor, name) = (model.value(value).name(), model.node(node).name());
-        match found.iter_mut().find(|site| site.tensor == tensor && site.rows == rows && site.columns == columns) {
-            Some(site) => site.nodes.push(name.to_owned()),
-            None => {
-                let (tensor, nodes) = (tensor.to_owned(), vec![name.to_owned()]);
-                found.push(MatrixSite { tensor, rows, columns, nodes });
-            }
+        let same = |site: &&mut MatrixSite| site.tensor == tensor && site.rows == rows && site.columns == columns;
+        if let Some(site) = found.iter_mut().find(same) {
+            site.nodes.push(name.to_owned());
+        } else {
+            let (tensor, nodes) = (tensor.to_owned(), vec![name.to_owned()]);
+            found.push(MatrixSite { tensor, rows, columns, nodes });
         }
     }
     found

@@ -29,7 +29,7 @@ impl<'a> Stream<'a> {
     }
 
     /// A stream that has what differs from another one.
-    pub fn over(under: Arc<Self>, limit: u64, folder: &Path) -> Self {
+    pub fn over(under: &Arc<Self>, limit: u64, folder: &Path) -> Self {
         Self { under: Some(under.clone()), ..Self::new(under.samples, limit, folder) }
     }
 

@@ -10,6 +10,8 @@
 //! A state takes 17 bytes an element of one triangle of each matrix, and as much for each element of `X̂ᵀX`, whatever the
 //! number of rows.
 
+#![allow(clippy::needless_pass_by_value, reason = "views of arrays are passed as slices are")]
+
 use ndarray::{Array1, Array2, ArrayView2};
 
 use super::Range;

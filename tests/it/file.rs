@@ -28,7 +28,9 @@ fn data(name: &str) -> PathBuf {
 /// The name of the data file of a model.
 fn data_of(folder: &Path, model: &str) -> String {
     let names = names_in(folder);
-    let mut data = names.iter().filter(|n| n.starts_with(&format!("{model}.")) && n.ends_with(".data"));
+    let is_data =
+        |n: &&String| n.starts_with(&format!("{model}.")) && Path::new(n).extension().is_some_and(|e| e == "data");
+    let mut data = names.iter().filter(is_data);
     let found = data.next().unwrap_or_else(|| panic!("{model} has no data file: {names:?}")).clone();
     assert_eq!(data.next(), None, "{names:?}");
     found

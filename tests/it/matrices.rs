@@ -1,5 +1,6 @@
 //! Matrix statistics against their definitions, and the rows of products against the products.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
+#![allow(clippy::many_single_char_names, clippy::needless_pass_by_value, reason = "matrices have names of one letter")]
 
 use amax::error::Kind;
 use amax::observe::matrices::matrix_sites;
@@ -32,7 +33,9 @@ fn shuffled(seed: usize, len: usize) -> Vec<usize> {
 fn sums_depend_on_neither_order_nor_grouping() {
     let check = |values: &[f64]| {
         let mut whole = Sums::new(1);
-        values.iter().for_each(|v| whole.merge(&Sums::of(&[*v])));
+        for v in &values {
+            whole.merge(&Sums::of(&[*v]));
+        }
         for seed in 0..20 {
             let order = shuffled(seed, values.len());
             let mut groups = vec![Sums::new(1); 1 + seed % 4];

@@ -29,7 +29,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn cases() -> [(&'static str, Case); 2] {
     let mut cases = [("digits", Case::digits()), ("transformer", Case::transformer(3))];
     // Each block is compiled for each length: a few of them are enough.
-    cases.iter_mut().for_each(|(_, case)| case.indices.truncate(5));
+    for (_, case) in &mut cases {
+        case.indices.truncate(5);
+    }
     cases
 }
 
