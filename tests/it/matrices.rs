@@ -33,7 +33,7 @@ fn shuffled(seed: usize, len: usize) -> Vec<usize> {
 fn sums_depend_on_neither_order_nor_grouping() {
     let check = |values: &[f64]| {
         let mut whole = Sums::new(1);
-        for v in &values {
+        for v in values {
             whole.merge(&Sums::of(&[*v]));
         }
         for seed in 0..20 {
