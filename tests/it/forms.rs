@@ -283,7 +283,10 @@ fn the_planner_takes_the_form_that_fits() {
         &format!("[op_type.MatMul]\n{small}, form = \"matmulnbits\" }}"),
         "error: [op_type.MatMul], weight.form: MatMulNBits has groups of…",
     );
-    ort("[op_type.Conv.weight]\nform = \"matmulnbits\"", "error: [op_type.Conv], weight.form: matmulnbits is not a form for Conv");
+    ort(
+        "[op_type.Conv.weight]\nform = \"matmulnbits\"",
+        "error: [op_type.Conv], weight.form: matmulnbits is not a form for Conv",
+    );
     check(
         "generic",
         "[op_type.MatMul.weight]\nform = \"matmulnbits\"",
