@@ -7,9 +7,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::support::graphs::is_graph_output;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, NodeId, Tensor, User, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the [module](self).
 pub struct DropDead;
@@ -68,14 +69,14 @@ fn bypass_copies(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
             model.set_type(from, ty);
         }
         model.replace_uses(to, from, |_| true);
-        outcome.changed(name, format!("bypassed: {} only copies its input", model.node(node).op_type()));
+        outcome.changed(name, Change::Bypassed { op: model.node(node).op_type().to_owned() });
         bypassed.push(node);
     }
     model.remove(&bypassed);
 }
 
 /// Whether a node returns its first input as it is, and nothing else that is used.
-fn copies(model: &Model, id: NodeId) -> Result<bool, &'static str> {
+fn copies(model: &Model, id: NodeId) -> Result<bool, Reason> {
     let node = model.node(id);
     if node.is("Identity") {
         return Ok(true);
@@ -84,18 +85,18 @@ fn copies(model: &Model, id: NodeId) -> Result<bool, &'static str> {
         return Ok(false);
     }
     if node.output(1).is_some_and(|mask| !model.value(mask).users().is_empty()) {
-        return Err("the mask of this Dropout is used");
+        return Err(Reason::UsedElsewhere { what: Operand::Mask });
     }
     let opset = node.graph().and_then(|graph| model.opset_in(graph)).unwrap_or(1);
     if opset < 7 && node.int("is_test").unwrap_or(0) == 0 {
-        return Err("this Dropout is a training one: before opset 7, without is_test");
+        return Err(Reason::Training);
     }
     match node.input(2) {
         None => Ok(true),
         Some(training) => match model.constant(training).and_then(Tensor::to_i64).as_deref() {
             Some([0]) => Ok(true),
-            Some(_) => Err("this Dropout is in training mode"),
-            None => Err("whether this Dropout is in training mode is decided at run time"),
+            Some(_) => Err(Reason::Training),
+            None => Err(Reason::NotConstant { what: Operand::TrainingMode }),
         },
     }
 }
@@ -128,7 +129,7 @@ fn drop_nodes(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
     }
     let doomed: Vec<NodeId> = nodes.into_iter().filter(|n| dead.contains(n)).collect();
     for &id in &doomed {
-        outcome.changed(model.node_name(id), format!("removed: nothing uses this {}", model.node(id).op_type()));
+        outcome.changed(model.node_name(id), Change::Unused { what: model.node(id).op_type().to_owned() });
     }
     model.remove(&doomed);
 }
@@ -170,7 +171,7 @@ fn drop_functions(model: &mut Model, outcome: &mut Outcome) {
     let mut dropped = HashSet::new();
     for (function, _) in model.functions().iter().zip(&called).filter(|(_, called)| !**called) {
         let (domain, name, _) = function.key();
-        outcome.changed(format!("{domain}::{name}"), "removed: nothing calls this function");
+        outcome.changed(format!("{domain}::{name}"), Change::Unused { what: "function".to_owned() });
         dropped.insert(function.graph);
     }
     model.retain_functions(|function| !dropped.contains(&function.graph));
@@ -184,7 +185,7 @@ fn drop_annotations(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
     let names = defined(model, graph);
     let tensors = model.graph(graph).annotations().iter().map(|a| a.tensor_name.clone().unwrap_or_default());
     for gone in tensors.filter(|name| !names.contains(name)) {
-        outcome.changed(gone, "removed the quantization annotation of a tensor that is gone");
+        outcome.changed(gone, Change::StaleAnnotation);
     }
     model.retain_annotations(graph, |name| names.contains(name));
 }
@@ -207,10 +208,7 @@ fn drop_initializers(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
     };
     for &id in model.graph(graph).initializers() {
         if !keep(model, id) {
-            outcome.changes.push(super::Note {
-                at: model.value(id).name().to_owned(),
-                text: "removed: nothing uses this initializer".to_owned(),
-            });
+            outcome.changed(model.value(id).name(), Change::Unused { what: "initializer".to_owned() });
         }
     }
     model.retain_initializers(graph, keep);
@@ -234,7 +232,7 @@ fn drop_infos(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
     }
     let count = stale.iter().filter(|s| **s).count();
     if count > 0 {
-        outcome.changed(model.graph(graph).name(), format!("removed {count} stale declarations of types"));
+        outcome.changed(model.graph(graph).name(), Change::StaleTypes { count });
         let mut stale = stale.into_iter();
         model.retain_infos(graph, move |_, _| !stale.next().unwrap_or(false));
     }
@@ -252,7 +250,7 @@ fn drop_imports(model: &mut Model, outcome: &mut Outcome) {
     for import in &model.header().opset_import {
         let domain = import.domain.as_deref().unwrap_or("");
         if !keep(crate::ir::canonical_domain(domain)) {
-            outcome.changed(domain, "removed: no operator of this domain is used");
+            outcome.changed(domain, Change::Unused { what: "domain".to_owned() });
         }
     }
     model.retain_domains(keep);

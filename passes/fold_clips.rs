@@ -6,10 +6,11 @@
 
 use super::support::arithmetic::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -39,9 +40,9 @@ impl Pass for FoldClips {
                     Some(tensor) => {
                         model.make_constant(value, tensor);
                         dropped.push(node);
-                        outcome.changed(name, format!("stored as {codes}, within the bounds of its Clip"));
+                        outcome.changed(name, Change::Clipped { dtype: codes });
                     }
-                    None => outcome.skipped(name, "the Clip of constant codes cannot be computed"),
+                    None => outcome.skipped(name, Reason::NotComputable { what: Operand::Output }),
                 }
             }
             for node in model.graph(graph).nodes().to_vec() {
@@ -51,7 +52,7 @@ impl Pass for FoldClips {
                     Ok((from, to)) => {
                         model.replace_uses(to, from, |_| true);
                         dropped.push(node);
-                        outcome.changed(name, "dropped: its bounds are those of the codes");
+                        outcome.changed(name, Change::Bypassed { op: "Clip".to_owned() });
                     }
                     Err(why) => outcome.skipped(name, why),
                 }
@@ -64,7 +65,7 @@ impl Pass for FoldClips {
 
 /// What a Clip of codes reads and gives, if it does nothing; or why it stays. `None` where the node is something else.
 #[allow(clippy::type_complexity, reason = "two values, or a reason")]
-fn clip(model: &Model, node: NodeId) -> Option<Result<(crate::ir::ValueId, crate::ir::ValueId), String>> {
+fn clip(model: &Model, node: NodeId) -> Option<Result<(crate::ir::ValueId, crate::ir::ValueId), Reason>> {
     let slot = model.node(node);
     let (from, to) = (slot.input(0)?, slot.output(0)?);
     let producer = model.producer(from)?;
@@ -85,7 +86,7 @@ fn clip(model: &Model, node: NodeId) -> Option<Result<(crate::ir::ValueId, crate
     };
     Some(match (bound(1, least), bound(2, most)) {
         (Some(low), Some(high)) if low <= i64::from(least) && high >= i64::from(most) => Ok((from, to)),
-        (Some(low), Some(high)) => Err(format!("the Clip of {dtype} codes to {low}..{high} is kept")),
-        _ => Err("its bounds are not constant".to_owned()),
+        (Some(low), Some(high)) => Err(Reason::NarrowRange { dtype, low, high }),
+        _ => Err(Reason::NotConstant { what: Operand::Bounds }),
     })
 }

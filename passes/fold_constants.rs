@@ -17,9 +17,10 @@ use std::collections::{HashMap, VecDeque};
 use super::lift_constants::lift;
 use super::support::exact::{Exact, broadcast};
 use super::support::graphs::{allow_plain_initializers, is_graph_output};
-use super::{Context, Evaluate, Outcome, Pass};
+use super::{Change, Context, Evaluate, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// Bytes a result may take even if the constants it is made from take less.
 const ALWAYS: usize = 4 << 20;
@@ -117,7 +118,7 @@ impl Fold<'_> {
             }
         }
         self.model.inline_body(node, body);
-        self.outcome.changed(name, "became the branch that its constant condition takes");
+        self.outcome.changed(name, Change::BecameBranch);
         self.model.remove(&[node]);
         nodes
     }
@@ -132,7 +133,7 @@ impl Fold<'_> {
             let lifted = lift(self.model, id)?;
             if let Ok(value) = lifted {
                 let name = self.model.value(value).name().to_owned();
-                self.outcome.changed(name, "became an initializer");
+                self.outcome.changed(name, Change::BecameInitializer);
                 self.done.push(id);
             }
             return Ok(lifted.is_ok());
@@ -143,7 +144,7 @@ impl Fold<'_> {
             && !is_graph_output(self.model, to)
         {
             self.model.replace_uses(to, from, |_| true);
-            self.outcome.changed(self.model.node_name(id), "bypassed: Identity only copies a constant");
+            self.outcome.changed(self.model.node_name(id), Change::Bypassed { op: "Identity".to_owned() });
             self.done.push(id);
             return Ok(true);
         }
@@ -175,8 +176,8 @@ impl Fold<'_> {
     }
 
     fn replace(&mut self, id: NodeId, tensors: &[Tensor], of: &str) {
-        let note = format!("{} of {of} became a constant", self.model.node(id).op_type());
-        self.outcome.changed(self.model.node_name(id), note);
+        let op = self.model.node(id).op_type().to_owned();
+        self.outcome.changed(self.model.node_name(id), Change::BecameConstant { op, of: of.to_owned() });
         let outputs: Vec<_> = self.model.node(id).outputs().iter().copied().zip(tensors).collect();
         for (output, tensor) in outputs {
             if let Some(output) = output {
@@ -187,7 +188,7 @@ impl Fold<'_> {
     }
 
     /// The outputs of a node of constants; `None` if it is none, or one that is not evaluated.
-    fn evaluated(&self, id: NodeId) -> Result<Option<Vec<Tensor>>, &'static str> {
+    fn evaluated(&self, id: NodeId) -> Result<Option<Vec<Tensor>>, Reason> {
         let node = self.model.node(id);
         let mut inputs = Vec::with_capacity(node.inputs().len());
         for input in node.inputs() {
@@ -202,32 +203,33 @@ impl Fold<'_> {
             return Ok(None);
         }
         if node.outputs().iter().flatten().any(|&v| is_graph_output(self.model, v)) {
-            return Err("its result is constant, but an output of its graph");
+            return Err(Reason::IsGraphOutput { what: Operand::Output });
         }
         let budget = inputs.iter().flatten().map(Tensor::byte_len).sum::<usize>().max(ALWAYS);
         let Some(elements) = elements(node, &inputs) else {
-            return Err("its inputs are constant, but the size of its result is not known beforehand");
+            return Err(Reason::UnknownShape { what: Operand::Output });
         };
         if elements > budget {
-            return Err("its result would take more than its inputs and more than 4 MiB");
+            return Err(Reason::TooLarge { what: Operand::Output, limit: budget });
         }
         let model = &*self.model;
         let tensors = Exact
             .evaluate(model, id, &inputs)
             .or_else(|| self.context.evaluate.evaluate(model, id, &inputs))
-            .ok_or("its inputs are constant, but it could not be evaluated")?;
+            .ok_or(Reason::NotComputable { what: Operand::Output })?;
         inputs.iter().flatten().for_each(Tensor::release);
         if tensors.len() < node.outputs().len() {
-            return Err("its inputs are constant, but not all of its outputs could be evaluated");
+            return Err(Reason::NotComputable { what: Operand::Output });
         }
         if tensors.iter().map(Tensor::byte_len).sum::<usize>() > budget {
-            return Err("its result would take more than its inputs and more than 4 MiB");
+            return Err(Reason::TooLarge { what: Operand::Output, limit: budget });
         }
-        let declared = |(&output, tensor): (&Option<ValueId>, &Tensor)| {
-            output.and_then(|v| model.dtype(v)).is_none_or(|dtype| dtype == tensor.dtype())
-        };
-        if !node.outputs().iter().zip(&tensors).all(declared) {
-            return Err("its result is not of the declared type");
+        for (output, tensor) in node.outputs().iter().zip(&tensors) {
+            let declared = output.and_then(|v| model.dtype(v)).unwrap_or(tensor.dtype());
+            if declared != tensor.dtype() {
+                let wanted = declared.to_string();
+                return Err(Reason::WrongType { what: Operand::Output, found: tensor.dtype(), wanted });
+            }
         }
         Ok(Some(tensors))
     }

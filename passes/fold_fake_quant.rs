@@ -24,12 +24,13 @@ use super::support::arithmetic::{Constants, evaluate, same};
 use super::support::exact::sources;
 use super::support::granularity::along;
 use super::support::graphs::graphs_outside_functions;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Clip;
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// Operators that only move elements.
 const MOVES: [&str; 7] = ["Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice"];
@@ -51,7 +52,7 @@ impl Pass for FoldFakeQuant {
             let mut raised = model.clone();
             match raise(&mut raised, 21) {
                 Ok(_) => {
-                    outcome.changed("model", format!("operator set {} raised to 21", model.opset().unwrap_or(0)));
+                    outcome.changed("model", Change::Opset { from: model.opset().unwrap_or(0), to: 21 });
                     *model = raised;
                     outcome.skips.clear();
                     found = find(model, &mut outcome);
@@ -59,7 +60,11 @@ impl Pass for FoldFakeQuant {
                 Err(why) => {
                     for Found { value, folded, .. } in &mut found {
                         if !folded.widen() {
-                            let why = format!("its groups need operator set 21, and {}", why.message());
+                            let why = Reason::CannotRaise {
+                                what: "its granularity".into(),
+                                opset: 21,
+                                error: why.message().into(),
+                            };
                             outcome.skipped(model.value(*value).name(), why);
                         }
                     }
@@ -192,11 +197,11 @@ struct Product {
 
 impl Folded {
     /// Reads the expression that gives `value`; `Err` says why it is no quantizer that can be folded.
-    fn of(model: &Model, constants: &mut Constants, value: ValueId) -> Result<Self, String> {
+    fn of(model: &Model, constants: &mut Constants, value: ValueId) -> Result<Self, Reason> {
         let (scaled, moves) = behind_moves(model, value);
-        let result = constants.value(model, value).ok_or("it cannot be computed exactly")?;
+        let result = constants.value(model, value).ok_or(Reason::NotComputable { what: Operand::Output })?;
         if result.dtype() != DataType::Float {
-            return Err(format!("it is of type {}", result.dtype()));
+            return Err(Reason::wrong_type(Operand::Output, result.dtype(), "float"));
         }
         let product = Product::of(model, constants, scaled)?;
         let operands: Vec<Vec<Option<Tensor>>> = moves
@@ -214,16 +219,16 @@ impl Folded {
                 evaluate(model, node, &inputs)
             })
         };
-        let unmoved = "elements are moved in a way that cannot be followed";
+        let unmoved = || Reason::Moved;
         let entries: Vec<i64> = product.entry.iter().map(|&e| e as i64).collect();
-        let codes = moved(&product.codes).ok_or(unmoved)?;
-        let entries = moved(&entries).and_then(|t| t.to_i64()).ok_or(unmoved)?;
+        let codes = moved(&product.codes).ok_or_else(unmoved)?;
+        let entries = moved(&entries).and_then(|t| t.to_i64()).ok_or_else(unmoved)?;
         let dims = codes.dims();
-        let codes = codes.to_i64().ok_or(unmoved)?;
-        let granularity = granularity(&dims, &entries, product.scales.len())
-            .ok_or("its scales lie neither along one axis nor in groups of one")?;
+        let codes = codes.to_i64().ok_or_else(unmoved)?;
+        let granularity = granularity(&dims, &entries, product.scales.len()).ok_or(Reason::NoGranularity)?;
         let format = product.format(&codes, &dims)?;
-        let codes: Vec<i32> = codes.iter().map(|&c| i32::try_from(c).map_err(|_| unmoved)).collect::<Result<_, _>>()?;
+        let codes: Vec<i32> =
+            codes.iter().map(|&c| i32::try_from(c).map_err(|_| unmoved())).collect::<Result<_, _>>()?;
         let picked = first_of_each(&dims, &granularity, &entries);
         let qparams = QParams {
             scales: picked.iter().map(|&e| product.scales[e]).collect(),
@@ -248,10 +253,10 @@ impl Folded {
     }
 
     /// Whether dequantizing the codes gives exactly what the expression does.
-    fn prove(&self, result: &Tensor) -> Result<(), String> {
+    fn prove(&self, result: &Tensor) -> Result<(), Reason> {
         let raw = pack::pack(&self.codes, self.format.bits());
         let mut back = numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &self.qparams)
-            .map_err(|e| e.message().to_owned())?;
+            .map_err(|e| Reason::Invalid { error: e.message().into() })?;
         if !self.offsets.is_empty() {
             for (value, entry) in back.iter_mut().zip(entries(&self.dims, &self.granularity)) {
                 *value += self.offsets[entry];
@@ -259,11 +264,11 @@ impl Folded {
         }
         let values = result.to_f32().unwrap_or_default();
         if values.len() != back.len() {
-            return Err("its codes have another shape".to_owned());
+            return Err(Reason::WrongShape { what: Operand::QuantizedData, dims: self.dims.clone() });
         }
         match values.iter().zip(&back).position(|(&a, &b)| !same(a, b)) {
             None => Ok(()),
-            Some(at) => Err(format!("codes would give {} instead of {} for element {at}", back[at], values[at])),
+            Some(at) => Err(Reason::NotExact { element: at, found: back[at], wanted: values[at] }),
         }
     }
 
@@ -284,7 +289,7 @@ impl Folded {
         let Self { name, dims, codes, format, granularity, qparams, scale: source, offsets } = self;
         let dtype = DataType::from(format);
         if users.iter().any(|u| matches!(u, User::Output { .. })) {
-            outcome.skipped(model.value(value).name(), "it is an output of the graph");
+            outcome.skipped(model.value(value).name(), Reason::IsGraphOutput { what: Operand::Output });
             return;
         }
         let scale_dims = granularity.scale_dims(&dims);
@@ -326,17 +331,15 @@ impl Folded {
         if ir > model.ir_version() {
             model.set_ir_version(ir);
         }
-        let added = if offsets.is_empty() { "" } else { ", a float added to each" };
-        outcome.changed(name, format!("stored as {}{added}", describe(format, &granularity)));
-    }
-}
-
-/// `int4, groups of 32 on axis 1`.
-fn describe(format: Format, granularity: &Granularity) -> String {
-    match granularity {
-        Granularity::PerTensor => format!("{format}, one scale"),
-        Granularity::PerChannel { axis } => format!("{format}, a scale for each index of axis {axis}"),
-        Granularity::PerGroup { axis, size } => format!("{format}, groups of {size} on axis {axis}"),
+        let scales = granularity;
+        outcome.changed(
+            name,
+            if offsets.is_empty() {
+                Change::StoredAs { dtype, scales }
+            } else {
+                Change::StoredWithOffsets { dtype, scales }
+            },
+        );
     }
 }
 
@@ -351,13 +354,13 @@ fn source_name(model: &Model, constants: &Constants, value: ValueId) -> String {
 
 impl Product {
     /// Reads the product at the end of a quantizer.
-    fn of(model: &Model, constants: &mut Constants, value: ValueId) -> Result<Self, String> {
-        let node = model.producer(value).ok_or("it is no product")?;
+    fn of(model: &Model, constants: &mut Constants, value: ValueId) -> Result<Self, Reason> {
+        let node = model.producer(value).ok_or(Reason::NotAProduct)?;
         let slot = model.node(node);
         let input = |index: usize| slot.input(index);
-        let unknown = "it cannot be computed exactly";
+        let unknown = || Reason::NotComputable { what: Operand::Output };
         let mut get = |v: Option<ValueId>| v.and_then(|v| constants.value(model, v));
-        let result = get(Some(value)).ok_or(unknown)?;
+        let result = get(Some(value)).ok_or_else(unknown)?;
         let dims = result.dims();
         if slot.is("Add") {
             return Self::of_sum(model, constants, node);
@@ -365,26 +368,29 @@ impl Product {
         if slot.is("DequantizeLinear") {
             return Self::of_dequantizer(model, node, &mut get);
         }
-        let (first, second) = (get(input(0)).ok_or(unknown)?, get(input(1)).ok_or(unknown)?);
-        let float = |t: &Tensor| t.dtype() == DataType::Float;
-        if !float(&first) || !float(&second) {
-            return Err("it computes in another type than float32".to_owned());
+        let (first, second) = (get(input(0)).ok_or_else(unknown)?, get(input(1)).ok_or_else(unknown)?);
+        if let Some(other) = [&first, &second].into_iter().find(|t| t.dtype() != DataType::Float) {
+            return Err(Reason::wrong_type(Operand::Operand, other.dtype(), "float"));
         }
         let divides = slot.is("Div");
         // The scales are the smaller tensor; the other way round only where both are as large.
         let swap = !divides && first.len() < second.len();
         let (at, numbers, scales) = if swap { (1, second, first) } else { (0, first, second) };
-        let mut scales_read = scales.to_f32().ok_or(unknown)?;
-        let numbers_value = input(at).ok_or(unknown)?;
+        let mut scales_read = scales.to_f32().ok_or_else(unknown)?;
+        let numbers_value = input(at).ok_or_else(unknown)?;
         let entry = sources(&scales.dims(), &dims);
         let spread = sources(&numbers.dims(), &dims);
-        let values = numbers.to_f32().ok_or(unknown)?;
+        let values = numbers.to_f32().ok_or_else(unknown)?;
         let numbers: Vec<f32> = spread.iter().map(|&i| values[i]).collect();
         if divides {
             scales_read = inverted(&numbers, &scales_read, &entry)?;
         }
         if let Some(bad) = scales_read.iter().find(|s| !(s.is_normal() && **s > 0.0)) {
-            return Err(format!("its scale {bad} is not a positive normal number"));
+            return Err(Reason::OutOfRange {
+                what: "scale".into(),
+                value: *bad,
+                wanted: "a positive normal number".into(),
+            });
         }
         let mut zero_points = vec![0; scales_read.len()];
         let mut offset = false;
@@ -399,7 +405,11 @@ impl Product {
         let mut codes = Vec::with_capacity(numbers.len());
         for (&number, &entry) in numbers.iter().zip(&entry) {
             if number.fract() != 0.0 || number.abs() > 2_147_483_520.0 {
-                return Err(format!("it scales {number}, which is not a whole number"));
+                return Err(Reason::OutOfRange {
+                    what: "value before scaling".into(),
+                    value: number,
+                    wanted: "a whole number".into(),
+                });
             }
             codes.push(number as i64 + i64::from(zero_points[entry]));
         }
@@ -418,21 +428,22 @@ impl Product {
     }
 
     /// A product to which a float is added, the same one wherever the scale is the same.
-    fn of_sum(model: &Model, constants: &mut Constants, node: NodeId) -> Result<Self, String> {
+    fn of_sum(model: &Model, constants: &mut Constants, node: NodeId) -> Result<Self, Reason> {
         let slot = model.node(node);
         let ends = |value: ValueId| {
             let node = model.producer(value).map(|n| model.node(n));
             node.is_some_and(|n| n.is("Mul") || n.is("Div") || n.is("DequantizeLinear"))
         };
-        let (Some(a), Some(b)) = (slot.input(0), slot.input(1)) else { return Err("it is no product".to_owned()) };
-        let mut refused = "it is no product".to_owned();
+        let (Some(a), Some(b)) = (slot.input(0), slot.input(1)) else { return Err(Reason::NotAProduct) };
+        let mut refused = Reason::NotAProduct;
         for (scaled, offset) in [(a, b), (b, a)] {
             if !ends(scaled) {
                 continue;
             }
             match Self::of(model, constants, scaled) {
                 Ok(product) => {
-                    let offset = constants.value(model, offset).ok_or("it cannot be computed exactly")?;
+                    let offset =
+                        constants.value(model, offset).ok_or(Reason::NotComputable { what: Operand::Output })?;
                     return product.shifted(&offset);
                 }
                 Err(why) => refused = why,
@@ -442,15 +453,15 @@ impl Product {
     }
 
     /// The same with a float added to what the codes stand for.
-    fn shifted(self, offset: &Tensor) -> Result<Self, String> {
+    fn shifted(self, offset: &Tensor) -> Result<Self, Reason> {
         let dims = offset.dims();
         let fits = super::support::exact::broadcast(&dims, &self.dims).is_some_and(|sum| sum == self.dims);
         let values = offset.to_f32().filter(|_| fits && offset.dtype() == DataType::Float);
-        let values = values.ok_or("what is added behind it has another shape or type")?;
+        let values = values.ok_or(Reason::WrongOffsets)?;
         let mut found: Vec<Option<f32>> = vec![None; self.scales.len()];
         for (&entry, from) in self.entry.iter().zip(sources(&dims, &self.dims)) {
             if !same(*found[entry].get_or_insert(values[from]), values[from]) {
-                return Err("what is added behind it changes within a group".to_owned());
+                return Err(Reason::WrongOffsets);
             }
         }
         let offsets: Vec<f32> = found.into_iter().map(Option::unwrap_or_default).collect();
@@ -462,23 +473,26 @@ impl Product {
         model: &Model,
         node: NodeId,
         get: &mut impl FnMut(Option<ValueId>) -> Option<Tensor>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Reason> {
         let slot = model.node(node);
-        let unknown = "it cannot be computed exactly";
-        let codes = get(slot.input(0)).ok_or(unknown)?;
-        let scale = get(slot.input(1)).ok_or(unknown)?;
+        let unknown = || Reason::NotComputable { what: Operand::Output };
+        let codes = get(slot.input(0)).ok_or_else(unknown)?;
+        let scale = get(slot.input(1)).ok_or_else(unknown)?;
         let source = slot.input(1).filter(|&v| model.constant(v).is_some());
         let zero = slot.input(2).and_then(|v| get(Some(v)));
         let dims = codes.dims();
-        let format = codes.dtype().format().ok_or("its codes have no quantized format")?;
+        let format = codes
+            .dtype()
+            .format()
+            .ok_or_else(|| Reason::NotQuantizedType { what: Operand::QuantizedData, found: codes.dtype() })?;
         if scale.dtype() != DataType::Float {
-            return Err("it computes in another type than float32".to_owned());
+            return Err(Reason::wrong_type(Operand::Scale, scale.dtype(), "float"));
         }
         let granularity = super::support::granularity::granularity(model, node, &dims, &scale.dims())?;
-        let scales = scale.to_f32().ok_or(unknown)?;
+        let scales = scale.to_f32().ok_or_else(unknown)?;
         let zero_points = zero.map_or_else(|| vec![0; scales.len()], |z| pack::unpack(&z.raw(), &format, z.len()));
         if zero_points.len() != scales.len() {
-            return Err("it has another number of zero points than of scales".to_owned());
+            return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() });
         }
         let entry = entries(&dims, &granularity);
         let codes = pack::unpack(&codes.raw(), &format, codes.len()).into_iter().map(i64::from).collect();
@@ -487,7 +501,7 @@ impl Product {
     }
 
     /// The narrowest format that holds what can occur.
-    fn format(&self, codes: &[i64], dims: &[usize]) -> Result<Format, String> {
+    fn format(&self, codes: &[i64], dims: &[usize]) -> Result<Format, Reason> {
         let zeros = self.zero_points.iter().map(|&z| i64::from(z));
         let (low, high) = codes.iter().copied().chain(zeros).fold((0, 0), |(l, h), c| (l.min(c), h.max(c)));
         if let Some(stored) = self.stored.and_then(DataType::format) {
@@ -510,13 +524,13 @@ impl Product {
         match fitting.filter(|_| !sums) {
             Some(format) => Ok(format),
             None if zero && low >= i64::from(i32::MIN) && high <= i64::from(i32::MAX) => Ok(Format::Int32),
-            None => Err(format!("its codes run from {low} to {high}, which no format holds")),
+            None => Err(Reason::NoFormat { low, high }),
         }
     }
 }
 
 /// Scales that multiply to what division by `divisors` gives for every number.
-fn inverted(numbers: &[f32], divisors: &[f32], entry: &[usize]) -> Result<Vec<f32>, String> {
+fn inverted(numbers: &[f32], divisors: &[f32], entry: &[usize]) -> Result<Vec<f32>, Reason> {
     let fits = |scale: f32, e: usize| {
         let divisor = divisors[e];
         numbers.iter().zip(entry).filter(|&(_, &at)| at == e).all(|(n, _)| same(n / divisor, n * scale))
@@ -527,7 +541,7 @@ fn inverted(numbers: &[f32], divisors: &[f32], entry: &[usize]) -> Result<Vec<f3
         around.into_iter().find(|&s| s.is_normal() && fits(s, e))
     };
     let found: Option<Vec<f32>> = divisors.iter().enumerate().map(one).collect();
-    found.ok_or_else(|| "it divides by an inverse scale, and no scale multiplies to the same numbers".to_owned())
+    found.ok_or(Reason::NoScale)
 }
 
 /// The zero point at each scale, if it is a whole number and there is one for each scale.
@@ -637,4 +651,34 @@ fn first_of_each(dims: &[usize], granularity: &Granularity, given: &[i64]) -> Ve
         found[own] = entry as usize;
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever is read of an expression, a fold that would not give back every element is refused.
+    #[test]
+    fn a_fold_gives_back_every_element() {
+        let check = |codes: [i32; 3], offsets: &[f32], result: [f32; 3], wanted: Result<(), Reason>| {
+            let folded = Folded {
+                name: "w".to_owned(),
+                dims: vec![3],
+                codes: codes.to_vec(),
+                format: Format::Int8,
+                granularity: Granularity::PerTensor,
+                qparams: QParams { scales: vec![0.5], zero_points: vec![1] },
+                scale: None,
+                offsets: offsets.to_vec(),
+            };
+            assert_eq!(folded.prove(&Tensor::from_f32(&[3], &result)), wanted, "{codes:?} {offsets:?}");
+        };
+        let other = |element, found, wanted| Err(Reason::NotExact { element, found, wanted });
+        check([1, 2, -3], &[], [0.0, 0.5, -2.0], Ok(()));
+        check([1, 2, -3], &[], [-0.0, 0.5, -2.0], Ok(()));
+        check([1, 2, -2], &[], [0.0, 0.5, -2.0], other(2, -1.5, -2.0));
+        check([1, 2, -3], &[], [0.0, 0.5f32.next_up(), -2.0], other(1, 0.5, 0.5f32.next_up()));
+        check([1, 2, -3], &[0.25], [0.25, 0.75, -1.75], Ok(()));
+        check([1, 2, -3], &[0.25], [0.0, 0.75, -1.75], other(0, 0.25, 0.0));
+    }
 }

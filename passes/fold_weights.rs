@@ -5,12 +5,13 @@
 //! than the schema, a scale that is not constant) is left as it is.
 
 use super::support::granularity::{granularity, scales};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{self, Format, QParams, Round, pack};
+use crate::numerics::{self, Format, Granularity, QParams, Round, pack};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -32,12 +33,12 @@ impl Pass for FoldWeights {
         for node in quantizers {
             let name = model.node_name(node).to_owned();
             match folded(model, node).map_err(|e| e.at_node(&name, "QuantizeLinear"))? {
-                Ok(tensor) => {
+                Ok((tensor, scales)) => {
                     let Some(output) = model.node(node).output(0) else { continue };
                     let dtype = tensor.dtype();
                     model.make_constant(output, tensor);
                     model.remove(&[node]);
-                    outcome.changed(model.value(output).name(), format!("stored as {dtype}"));
+                    outcome.changed(model.value(output).name(), Change::StoredAs { dtype, scales });
                 }
                 Err(why) => outcome.skipped(name, why),
             }
@@ -47,20 +48,28 @@ impl Pass for FoldWeights {
 }
 
 /// The codes of a quantizer over a constant, or why there are none.
-fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
-    let Some(input) = model.constant_input(node, 0) else { return Ok(Err("its input is not constant".into())) };
-    let Some((scales, scale_dims)) = scales(model, node) else { return Ok(Err("its scale is not constant".into())) };
+fn folded(model: &Model, node: NodeId) -> Result<Result<(Tensor, Granularity), Reason>> {
+    let Some(input) = model.constant_input(node, 0) else {
+        return Ok(Err(Reason::NotConstant { what: Operand::Input }));
+    };
+    let Some((scales, scale_dims)) = scales(model, node) else {
+        return Ok(Err(Reason::NotConstant { what: Operand::Scale }));
+    };
     let zero = match model.node(node).input(2) {
         Some(_) => match model.constant_input(node, 2) {
             Some(zero) => Some(zero),
-            None => return Ok(Err("its zero point is not constant".into())),
+            None => return Ok(Err(Reason::NotConstant { what: Operand::ZeroPoint })),
         },
         None => None,
     };
     let declared = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
     let dtype = zero.map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
-    let Some(format) = dtype.format() else { return Ok(Err(format!("{dtype} is not a quantized format"))) };
-    let Some(values) = input.to_f32() else { return Ok(Err(format!("it quantizes {}", input.dtype()))) };
+    let Some(format) = dtype.format() else {
+        return Ok(Err(Reason::NotQuantizedType { what: Operand::Output, found: dtype }));
+    };
+    let Some(values) = input.to_f32() else {
+        return Ok(Err(Reason::wrong_type(Operand::Input, input.dtype(), "a float")));
+    };
     let dims = input.dims();
     let granularity = match granularity(model, node, &dims, &scale_dims) {
         Ok(found) => found,
@@ -75,7 +84,7 @@ fn folded(model: &Model, node: NodeId) -> Result<Result<Tensor, String>> {
         read.release();
     }
     let raw = numerics::quantize(&values, &dims, &granularity, &qparams, format, Round::HalfEven)?;
-    Ok(Ok(Tensor::new(dtype, &dims, raw)))
+    Ok(Ok((Tensor::new(dtype, &dims, raw), granularity)))
 }
 
 /// The integer codes of a tensor in a quantized format.

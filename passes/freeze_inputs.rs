@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::nearest::nearest;
@@ -29,10 +29,9 @@ impl Pass for FreezeInputs {
         }
         let main = model.main();
         for value in model.freeze_inputs(main) {
-            outcome
-                .changed(model.value(value).name(), "no longer an input: IR versions below 4 list every initializer");
+            outcome.changed(model.value(value).name(), Change::Frozen);
         }
-        outcome.changed("model", format!("IR version {} raised to 4", model.ir_version()));
+        outcome.changed("model", Change::IrVersion { from: model.ir_version(), to: 4 });
         model.set_ir_version(4);
         Ok(outcome)
     }

@@ -9,9 +9,10 @@
 
 use super::support::channels::{self, Channels, Product, absorb, rounded, store};
 use super::support::graphs::{allow_plain_initializers, graphs_outside_functions};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, User};
+use crate::reason::{Operand, Reason};
 
 /// See the [module](self).
 pub struct FuseBatchnorm;
@@ -41,7 +42,7 @@ impl Pass for FuseBatchnorm {
                 let op = model.node(node).op_type().to_owned();
                 let into = model.node_name(fusion.product.node).to_owned();
                 fuse(model, node, fusion);
-                outcome.changed(name, format!("{op} fused into {into}"));
+                outcome.changed(name, Change::FusedInto { op, node: into });
             }
         }
         if !outcome.changes.is_empty() {
@@ -62,13 +63,13 @@ struct Fusion {
 }
 
 /// The fusion of a `BatchNormalization`, or why there is none.
-fn batch_normalization(model: &Model, id: NodeId) -> Result<Fusion, String> {
+fn batch_normalization(model: &Model, id: NodeId) -> Result<Fusion, Reason> {
     channels::infers(model, id)?;
     let product = producer(model, id, 0).map_err(|why| {
         let result = model.node(id).output(0).map_or(&[][..], |v| model.value(v).users());
         let feeds_conv = |user: &User| matches!(*user, User::Node { node, .. } if model.node(node).is("Conv"));
         if !result.is_empty() && result.iter().all(feeds_conv) {
-            format!("{why}; moving it into the Conv after it would change what that pads with")
+            Reason::NotAcrossPadding { because: Box::new(why) }
         } else {
             why
         }
@@ -85,44 +86,49 @@ fn arithmetic(model: &Model, id: NodeId) -> Option<Fusion> {
     Fusion::new(model, product, input, &channels).ok()
 }
 
+/// What a node with channels and a bias is.
+const WANTED: &str = "a Conv, ConvTranspose or Gemm";
+
 /// The node that computes input `input` of node `id`, if weight and bias can be changed for it.
-fn producer(model: &Model, id: NodeId, input: usize) -> Result<Product, String> {
-    let data = model.node(id).input(input).ok_or("it has no input")?;
-    model.node(id).output(0).ok_or("it has no output")?;
+fn producer(model: &Model, id: NodeId, input: usize) -> Result<Product, Reason> {
+    let data = model.node(id).input(input).ok_or(Reason::Missing { what: Operand::Input })?;
+    model.node(id).output(0).ok_or(Reason::NoOutput)?;
     let Some(node) = model.producer(data) else {
-        return Err("its input is not computed by a Conv, ConvTranspose or Gemm".into());
+        return Err(Reason::NotComputedBy { what: Operand::Input, wanted: WANTED.into() });
     };
     let slot = model.node(node);
     let name = model.node_name(node);
     if !channels::has_channels(model, node) {
-        return Err(match slot.op_type() {
-            "MatMul" => format!("its input comes from {name}, a MatMul, which has no bias to take its shift"),
-            other => format!("its input comes from {name} ({other}), not from a Conv, ConvTranspose or Gemm"),
-        });
+        let by = format!("{name} ({})", slot.op_type());
+        return Err(Reason::ComputedBy { what: Operand::Input, by, wanted: WANTED.into() });
     }
     if slot.graph() != model.node(id).graph() {
-        return Err(format!("its input comes from {name}, which is in another graph"));
+        return Err(Reason::OtherGraph { what: Operand::Input });
     }
     if model.value(data).users().len() != 1 {
-        return Err(format!("the output of {name} is used elsewhere, too"));
+        return Err(Reason::UsedElsewhere { what: Operand::Output }.in_fusion(name));
     }
-    let weight = slot.input(1).ok_or_else(|| format!("{name} has no weight"))?;
-    let Some(tensor) = model.constant(weight) else { return Err(format!("the weight of {name} is not constant")) };
+    let weight = slot.input(1).ok_or(Reason::Missing { what: Operand::Weight })?;
+    let Some(tensor) = model.constant(weight) else {
+        return Err(Reason::NotConstant { what: Operand::Weight }.in_fusion(name));
+    };
     if !tensor.dtype().is_float() {
-        return Err(format!("the weight of {name} is of type {}", tensor.dtype()));
+        return Err(Reason::wrong_type(Operand::Weight, tensor.dtype(), "a float").in_fusion(name));
     }
-    Product::of(model, node, &tensor.dims())
+    Product::of(model, node, &tensor.dims()).map_err(|why| why.in_fusion(name))
 }
 
 impl Fusion {
-    fn new(model: &Model, product: Product, input: usize, channels: &Channels) -> Result<Self, String> {
+    fn new(model: &Model, product: Product, input: usize, channels: &Channels) -> Result<Self, Reason> {
         let Channels { factors, shifts } = channels;
         let layout = product.layout;
-        let weight = model.constant_input(product.node, 1).ok_or("its weight is not constant")?;
+        let weight = model.constant_input(product.node, 1).ok_or(Reason::NotConstant { what: Operand::Weight })?;
         let terms = product.shifts(model).into_iter().zip(factors).zip(shifts);
         let bias: Vec<f64> = terms.map(|((c, a), b)| c * a + b).collect();
         let dtype = weight.dtype();
-        let range = || format!("the fused weight of {} would not be finite in {dtype}", model.node_name(product.node));
+        let range = || {
+            Reason::Overflows { what: "fused weight or bias".into(), dtype }.in_fusion(model.node_name(product.node))
+        };
         let weight = if factors.iter().all(|a| a.to_bits() == 1f64.to_bits()) {
             None
         } else {

@@ -9,11 +9,12 @@
 use super::support::channels::{self, Channels, Product, absorb, rounded, store};
 use super::support::graphs::{allow_plain_initializers, graphs_outside_functions};
 use super::support::qoperator::is_quantized;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User};
 use crate::numerics::pack;
+use crate::reason::{Operand, Reason};
 
 /// What a factor may be off from 1 by the roundings of a few operations in float32, each of which is half of 2⁻²³.
 const ROUNDING: f64 = 8.0 / (1u64 << 23) as f64;
@@ -37,13 +38,13 @@ impl Pass for FuseScales {
                     Ok(product) => Behind::of(model, product, dequantize),
                     Err(why) => {
                         if let Some(next) = next(model, node).filter(|&(n, _)| model.node(n).is("BatchNormalization")) {
-                            outcome.skipped(model.node_name(next.0), why);
+                            outcome.skipped(model.node_name(next.0), why.in_fusion(model.node_name(node)));
                         }
                         continue;
                     }
                 };
                 if let Some((node, why)) = &behind.stopped {
-                    outcome.skipped(model.node_name(*node), why);
+                    outcome.skipped(model.node_name(*node), why.clone());
                 }
                 let Some(&(first, _)) = behind.nodes.first() else { continue };
                 let name = model.node_name(node).to_owned();
@@ -91,7 +92,7 @@ struct Behind {
     /// What they do together.
     channels: Channels,
     /// The node behind them, where it is a `BatchNormalization` that cannot be taken, and why.
-    stopped: Option<(NodeId, String)>,
+    stopped: Option<(NodeId, Reason)>,
 }
 
 /// What changes.
@@ -156,52 +157,58 @@ impl Behind {
     }
 
     /// The new bias and scales, or why there are none.
-    fn fusion(&self, model: &Model, keep_scales: bool) -> Result<Fusion, String> {
+    fn fusion(&self, model: &Model, keep_scales: bool) -> Result<Fusion, Reason> {
         let Channels { factors, shifts } = &self.channels;
         let near = |a: f64| if (a - 1.0).abs() <= ROUNDING { 1.0 } else { a };
         let factors: Vec<f64> = factors.iter().copied().map(near).collect();
         let terms = self.product.shifts(model).into_iter().zip(&factors).zip(shifts);
         let bias = terms.map(|((c, a), b)| c * a + b);
-        let dtype = model.constant_input(self.dequantize, 1).ok_or("the scale is not constant")?.dtype();
-        let bias = rounded(dtype, &[factors.len()], bias).ok_or("the bias would not be finite")?;
+        let dtype =
+            model.constant_input(self.dequantize, 1).ok_or(Reason::NotConstant { what: Operand::Scale })?.dtype();
+        let bias = rounded(dtype, &[factors.len()], bias)
+            .ok_or_else(|| Reason::Overflows { what: "new bias".into(), dtype })?;
         let plain = model.node(self.product.node).input(2).is_none() && shifts.iter().all(|b| b.abs() == 0.0);
         let bias = (!plain).then_some(bias);
         if factors.iter().all(|&a| (a - 1.0).abs() == 0.0) {
             return Ok(Fusion { bias, scales: None });
         }
         if keep_scales {
-            return Err("it scales channels, and the scales of the weight are to stay".to_owned());
+            return Err(Reason::KeepsScales);
         }
         if let Some(bad) = factors.iter().find(|&&a| a <= 0.0 || !a.is_finite()) {
-            return Err(format!("it multiplies a channel by {}, and scales are above zero", *bad as f32));
+            return Err(Reason::OutOfRange {
+                what: "factor".into(),
+                value: *bad as f32,
+                wanted: "a positive number".into(),
+            });
         }
         if !self.is_between_quantizers(model) {
-            return Err("it scales channels, and the product is not between quantizers".to_owned());
+            return Err(Reason::NotBetweenQuantizers);
         }
         Ok(Fusion { bias, scales: Some(self.scales(model, &factors)?) })
     }
 
     /// The scales of the weight, multiplied by factors above zero.
-    fn scales(&self, model: &Model, factors: &[f64]) -> Result<Scales, String> {
+    fn scales(&self, model: &Model, factors: &[f64]) -> Result<Scales, Reason> {
         let (at, layout) = (model.node(self.dequantize), self.product.layout);
-        let quantizer = Quantizer::of(at).ok_or("the weight is not dequantized")?;
+        let quantizer = Quantizer::of(at).ok_or(Reason::NotDequantizedConstant { what: Operand::Weight })?;
         if quantizer.block_size != 0 {
-            return Err("the weight has scales in blocks".to_owned());
+            return Err(self.wrong_scales(model));
         }
         let (first, others) = factors.split_at(layout.columns);
         if others.chunks(layout.columns).any(|group| group != first) {
-            return Err("the weight has the same scales in each group".to_owned());
+            return Err(Reason::SharedScales);
         }
-        let scale = model.constant_input(self.dequantize, 1).ok_or("the scale is not constant")?;
+        let scale = model.constant_input(self.dequantize, 1).ok_or(Reason::NotConstant { what: Operand::Scale })?;
         let rank = model.constant_input(self.dequantize, 0).map_or(0, |codes| codes.dims().len());
-        let numbers = scale.to_f64().ok_or("the scale is no number")?;
+        let numbers = scale.to_f64().ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "a float"))?;
         let axis = axis_in(quantizer.axis, rank).unwrap_or(rank);
         let alike = first.iter().all(|a| a.to_bits() == first[0].to_bits());
         let (dims, numbers, spread) = match numbers.as_slice() {
             [one] if alike => (scale.dims(), vec![one * first[0]], None),
             [one] => {
                 if at.graph().and_then(|g| model.opset_in(g)).unwrap_or(0) < 13 {
-                    return Err("a scale for each channel needs operator set 13".to_owned());
+                    return Err(Reason::NeedsOpset { what: "one scale per channel".into(), opset: 13 });
                 }
                 let zero = at.input(2).map(|_| self.spread_zero(model)).transpose()?;
                 let numbers = first.iter().map(|a| one * a).collect();
@@ -210,23 +217,31 @@ impl Behind {
             many if axis == layout.axis && many.len() == layout.columns => {
                 (scale.dims(), many.iter().zip(first).map(|(s, a)| s * a).collect(), None)
             }
-            _ => return Err("the scales of the weight run along another axis".to_owned()),
+            _ => return Err(self.wrong_scales(model)),
         };
         let fits = |tensor: &Tensor| tensor.to_f64().is_some_and(|values| values.iter().all(|&v| v != 0.0));
-        let scale = rounded(scale.dtype(), &dims, numbers.into_iter()).filter(fits);
-        let scale = scale.ok_or("a scale of the weight would leave the range of its type")?;
+        let scale_type = scale.dtype();
+        let scale = rounded(scale_type, &dims, numbers.into_iter()).filter(fits);
+        let scale =
+            scale.ok_or_else(|| Reason::Overflows { what: "scale times a factor".into(), dtype: scale_type })?;
         let least = factors.iter().copied().fold(f64::INFINITY, f64::min);
         let most = factors.iter().copied().fold(0.0, f64::max);
         Ok(Scales { scale, spread, factors: (least, most) })
     }
 
+    fn wrong_scales(&self, model: &Model) -> Reason {
+        let codes = model.node(self.dequantize).input(0);
+        let tensor = codes.map_or("", |v| model.value(v).name()).to_owned();
+        Reason::WrongScales { tensor, wanted: "one scale, or one per channel".into() }
+    }
+
     /// The zero point for each channel.
-    fn spread_zero(&self, model: &Model) -> Result<Tensor, String> {
+    fn spread_zero(&self, model: &Model) -> Result<Tensor, Reason> {
         let zero = model.constant_input(self.dequantize, 2);
         let number = zero.and_then(|z| Some((z.dtype(), z.to_i64()?)));
         let bits = number.as_ref().and_then(|(dtype, _)| dtype.bits());
         let (Some((dtype, numbers)), Some(bits)) = (number, bits) else {
-            return Err("the zero point of the weight is no constant integer".to_owned());
+            return Err(Reason::NotConstant { what: Operand::ZeroPoint });
         };
         let count = self.product.layout.columns;
         let codes = vec![numbers.first().map_or(0, |&n| n as i32); count];
@@ -234,19 +249,15 @@ impl Behind {
     }
 
     /// Changes the product; says what became of it.
-    fn fuse(&self, model: &mut Model, fusion: Fusion) -> String {
+    fn fuse(&self, model: &mut Model, fusion: Fusion) -> Change {
         let Fusion { bias, scales } = fusion;
         let names: Vec<String> = self.nodes.iter().map(|&(n, _)| model.node(n).op_type().to_owned()).collect();
         let codes = model.node(self.dequantize).input(0);
         let weight = codes.map_or_else(String::new, |codes| model.value(codes).name().to_owned());
-        let said = match &scales {
-            None => "codes and scales of its weight stay".to_owned(),
-            Some(Scales { factors: (least, most), .. }) if least.to_bits() == most.to_bits() => {
-                format!("codes of its weight stay, its scales are multiplied by {least:.6}")
-            }
-            Some(Scales { factors: (least, most), .. }) => {
-                format!("codes of its weight stay, its scales are multiplied by {least:.6} to {most:.6}")
-            }
+        let ops = names.join(" and ");
+        let change = match &scales {
+            None => Change::BiasFused { ops },
+            &Some(Scales { factors: (least, most), .. }) => Change::ScalesFused { ops, least, most },
         };
         if let Some(Scales { scale, spread, .. }) = scales {
             let dequantize = self.own_dequantizer(model);
@@ -262,7 +273,7 @@ impl Behind {
             self.product.set_bias(model, bias, &weight);
         }
         absorb(model, &self.nodes);
-        format!("{} fused into it: {said}", names.join(" and "))
+        change
     }
 
     /// The node that dequantizes the weight for this product alone.

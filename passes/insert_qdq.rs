@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::support::granularity::along;
 use super::support::insert_blocks;
 use super::support::nodes::{named, planned};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
@@ -97,7 +97,7 @@ impl<'a> Insert<'a> {
             ir = ir.max(need_ir);
         }
         if ir > model.ir_version() {
-            self.outcome.changed("model", format!("IR version {} raised to {ir}", model.ir_version()));
+            self.outcome.changed("model", Change::IrVersion { from: model.ir_version(), to: ir });
             model.set_ir_version(ir);
         }
         Ok(())
@@ -123,7 +123,7 @@ impl<'a> Insert<'a> {
                     Mode::Dynamic if activation.quantizer.scale_dtype.is_block() => {
                         let made = insert_blocks::activation(model, name, &activation.quantizer, source)?;
                         self.quantizers.extend(made.readers);
-                        self.outcome.changed(name, "quantized in blocks at run time");
+                        self.outcome.changed(name, Change::AtRunTime);
                         made.back
                     }
                     Mode::Dynamic => self.dynamic(model, name, source),
@@ -245,7 +245,7 @@ impl<'a> Insert<'a> {
         let q = model.insert(place, quantize);
         self.quantizers.insert(q);
         let codes = model.node(q).output(0).expect("just made");
-        self.outcome.changed(name, format!("{} pair", activation.quantizer.dtype.name()));
+        self.outcome.changed(name, Change::Pair { format: activation.quantizer.dtype });
         Ok(Self::dequantize(model, Place::After(q), name, codes, scale, zero, &Granularity::PerTensor))
     }
 
@@ -279,7 +279,7 @@ impl<'a> Insert<'a> {
         let q = model.insert(Self::place(model, value), quantize);
         self.quantizers.insert(q);
         let [codes, scale, zero] = [0, 1, 2].map(|i| model.node(q).output(i).expect("just made"));
-        self.outcome.changed(name, "quantized at run time");
+        self.outcome.changed(name, Change::AtRunTime);
         Self::dequantize(model, Place::After(q), name, codes, scale, zero, &Granularity::PerTensor)
     }
 
@@ -325,7 +325,7 @@ impl<'a> Insert<'a> {
             if weight.transpose {
                 Self::untranspose(model, node, weight)?;
             }
-            self.outcome.changed(&weight.site, format!("{} weight", weight.quantizer.dtype.name()));
+            self.outcome.changed(&weight.site, Change::Weight { format: weight.quantizer.dtype });
         }
         Ok(())
     }
@@ -375,7 +375,7 @@ impl<'a> Insert<'a> {
         for name in &self.plan.sums {
             let node = planned(model, name)?;
             model.set_op(node, "", "Sum");
-            self.outcome.changed(name, "Add written as a Sum of two");
+            self.outcome.changed(name, Change::WrittenAs { op: "Sum".to_owned() });
         }
         Ok(())
     }
@@ -401,7 +401,7 @@ impl<'a> Insert<'a> {
             let id = model.insert(Place::Before(node), dequantize);
             let back = model.node(id).output(0);
             model.set_input(node, bias.at.input, back);
-            self.outcome.changed(&bias.site, "int32 bias");
+            self.outcome.changed(&bias.site, Change::Bias);
         }
         Ok(())
     }

@@ -5,10 +5,11 @@
 //! not every runtime returns an initializer. Sparse constants stay nodes.
 
 use super::support::graphs::{allow_plain_initializers, graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, Node, NodeId, Tensor, ValueId};
 use crate::onnx::{DATA_LOCATION_EXTERNAL, DataType, TensorProto};
+use crate::reason::{Operand, Reason};
 
 /// See the [module](self).
 pub struct LiftConstants;
@@ -29,7 +30,7 @@ impl Pass for LiftConstants {
                 let name = model.node_name(node).to_owned();
                 match lift(model, node)? {
                     Ok(value) => {
-                        outcome.changed(model.value(value).name(), "became an initializer");
+                        outcome.changed(model.value(value).name(), Change::BecameInitializer);
                         lifted.push(node);
                     }
                     Err(why) => outcome.skipped(name, why),
@@ -48,10 +49,10 @@ impl Pass for LiftConstants {
 ///
 /// # Errors
 /// The node holds a damaged tensor.
-pub(super) fn lift(model: &mut Model, node: NodeId) -> Result<Result<ValueId, &'static str>> {
-    let Some(value) = model.node(node).output(0) else { return Ok(Err("its output has no name")) };
+pub(super) fn lift(model: &mut Model, node: NodeId) -> Result<Result<ValueId, Reason>> {
+    let Some(value) = model.node(node).output(0) else { return Ok(Err(Reason::NoOutput)) };
     if is_graph_output(model, value) {
-        return Ok(Err("it is an output of its graph"));
+        return Ok(Err(Reason::IsGraphOutput { what: Operand::Output }));
     }
     let found = tensor(model.node(node)).map_err(|e| e.at_node(model.node_name(node), "Constant"))?;
     Ok(found.map(|tensor| {
@@ -61,11 +62,11 @@ pub(super) fn lift(model: &mut Model, node: NodeId) -> Result<Result<ValueId, &'
 }
 
 /// The tensor that a `Constant` node holds, in whichever attribute.
-fn tensor(node: &Node) -> Result<Result<Tensor, &'static str>> {
-    let [attr] = node.attrs() else { return Ok(Err("it does not hold exactly one value")) };
+fn tensor(node: &Node) -> Result<Result<Tensor, Reason>> {
+    let [attr] = node.attrs() else { return Ok(Err(Reason::NotOneValue)) };
     let proto = attr.proto();
     if proto.ref_attr_name.as_deref().is_some_and(|name| !name.is_empty()) {
-        return Ok(Err("its value is a parameter of a function"));
+        return Ok(Err(Reason::FunctionParameter));
     }
     let ints = |dims: Vec<i64>, values: &[i64]| typed(dims, DataType::Int64, |t| t.int64_data = values.to_vec());
     let floats = |dims: Vec<i64>, values: &[f32]| typed(dims, DataType::Float, |t| t.float_data = values.to_vec());
@@ -80,12 +81,12 @@ fn tensor(node: &Node) -> Result<Result<Tensor, &'static str>> {
             let strings = proto.strings.clone();
             Some(typed(vec![strings.len() as i64], DataType::String, |t| t.string_data = strings))
         }
-        "sparse_value" => return Ok(Err("it is sparse")),
+        "sparse_value" => return Ok(Err(Reason::Unsupported { what: "a sparse value".into() })),
         _ => None,
     };
-    let Some(tensor) = tensor else { return Ok(Err("it holds no value")) };
+    let Some(tensor) = tensor else { return Ok(Err(Reason::NotOneValue)) };
     if tensor.data_location == Some(DATA_LOCATION_EXTERNAL) {
-        return Ok(Err("its data is in another file, which only initializers may use"));
+        return Ok(Err(Reason::Unsupported { what: "a Constant with its data in another file".into() }));
     }
     Tensor::from_proto(tensor, None).map(Ok)
 }

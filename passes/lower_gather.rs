@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
 use super::lower_matmulnbits::base_name;
 use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
-use crate::ir::view::{Gather, MatMulNBits, Quantizer};
+use crate::ir::view::{Gather, MatMulNBits, Quantizer, axis_in};
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -85,17 +86,16 @@ struct Lower {
 }
 
 impl Lower {
-    fn node(&mut self, model: &mut Model, node: NodeId) -> Result<(), String> {
+    fn node(&mut self, model: &mut Model, node: NodeId) -> Result<(), Reason> {
         let at = model.node(node);
         let Some(graph) = at.graph().filter(|_| at.is("Gather")) else {
-            return Err(format!("a {} takes no rows of a table", at.op_type()));
+            return Err(Reason::NotItsForm { form: Form::GatherBlockQuantized, op: at.op_type().into() });
         };
-        let dequantize = table(model, node).ok_or("its table is no dequantized constant")?;
-        let indices = at.input(1).ok_or("it has no indices")?;
+        let dequantize = table(model, node).ok_or(Reason::NotDequantizedConstant { what: Operand::Weight })?;
+        let indices = at.input(1).ok_or(Reason::Missing { what: Operand::Indices })?;
         let rank = model.constant_input(dequantize, 0).map_or(0, |codes| codes.dims().len());
         let axis = Gather::of(at).map_or(0, |gather| gather.axis);
-        let axis = if axis < 0 { axis + rank as i64 } else { axis };
-        let axis = usize::try_from(axis).ok().filter(|&a| a < rank).ok_or("its axis is outside the table")?;
+        let axis = axis_in(axis, rank).ok_or(Reason::AxisOutside { axis })?;
         let stored = self.stored(model, graph, node, dequantize, axis)?;
         model.set_op(node, MICROSOFT, "GatherBlockQuantized");
         model.remove_attr(node, "axis");
@@ -112,7 +112,7 @@ impl Lower {
         if model.domain_version(MICROSOFT).is_none() {
             model.set_domain_version(MICROSOFT, 1);
         }
-        self.outcome.changed(model.node_name(node), "GatherBlockQuantized");
+        self.outcome.changed(model.node_name(node), Change::WrittenAs { op: "GatherBlockQuantized".to_owned() });
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl Lower {
         node: NodeId,
         dequantize: NodeId,
         axis: usize,
-    ) -> Result<Stored, String> {
+    ) -> Result<Stored, Reason> {
         let at = model.node(dequantize);
         let inputs = [0, 1, 2].map(|i| at.input(i));
         let key = (graph, inputs, Quantizer::of(at).map(|q| [q.axis, q.block_size]), axis);
@@ -150,8 +150,8 @@ impl Lower {
             let reshape =
                 NewNode::new("Reshape", format!("{name}_Reshape"), &[codes, shape], &[&format!("{name}_blocks")]);
             let reshape = model.insert(Place::Before(node), reshape);
-            let codes = model.node(reshape).output(0).ok_or("a Reshape has an output")?;
-            self.outcome.changed(&name, format!("stored once, with the weight of \"{product}\""));
+            let codes = model.node(reshape).output(0).ok_or(Reason::NoOutput)?;
+            self.outcome.changed(&name, Change::Tied { node: product });
             Stored { codes, scales, zero_points, attributes }
         } else {
             let mut add =

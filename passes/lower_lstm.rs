@@ -7,11 +7,12 @@
 use super::forms::{LstmWeight, MICROSOFT, Quantized, find_dequantized};
 use super::lower_matmulnbits::base_name;
 use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::Lstm;
 use crate::ir::{Model, NodeId, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -51,14 +52,14 @@ const LOWERED: &str = "DynamicQuantizeLSTM";
 /// Inputs of an LSTM; scales and zero points follow them.
 const INPUTS: usize = 8;
 
-fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), String> {
+fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), Reason> {
     let at = model.node(node);
-    let graph = at.graph().ok_or("it is in no graph")?;
+    let graph = at.graph().ok_or(Reason::Missing { what: Operand::Graph })?;
     if !at.is("LSTM") {
-        return Err(format!("a {} is no LSTM", at.op_type()));
+        return Err(Reason::NotItsForm { form: Form::DynamicQuantizeLstm, op: at.op_type().into() });
     }
     if Lstm::of(at).is_some_and(|lstm| lstm.batch_first) {
-        return Err("its batch comes first".to_owned());
+        return Err(Reason::BatchFirst);
     }
     let mut found: Vec<(Option<ValueId>, LstmWeight)> = Vec::new();
     for input in [1, 2] {
@@ -66,12 +67,12 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
             .input(input)
             .and_then(|v| find_dequantized(model, v))
             .filter(|(_, exchanged)| !exchanged)
-            .ok_or("one of its weights is no dequantized constant")?;
+            .ok_or(Reason::NotDequantizedConstant { what: Operand::Weight })?;
         let codes = model.node(dequantize).input(0);
         found.push((codes, Quantized::from_qdq(model, dequantize)?.to_lstm()?));
     }
     if found[0].1.codes.dtype() != found[1].1.codes.dtype() {
-        return Err("its two weights have codes of two types".to_owned());
+        return Err(Reason::Mismatch { what: "first weight type".into(), from: "that of the second".into() });
     }
     let label = model.node_name(node).to_owned();
     model.set_op(node, MICROSOFT, LOWERED);
@@ -89,6 +90,6 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
     if model.domain_version(MICROSOFT).is_none() {
         model.set_domain_version(MICROSOFT, 1);
     }
-    outcome.changed(label, LOWERED);
+    outcome.changed(label, Change::WrittenAs { op: LOWERED.to_owned() });
     Ok(())
 }

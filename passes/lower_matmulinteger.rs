@@ -12,14 +12,15 @@
 
 use super::forms::{Quantized, ZeroPoints, find_dequantized};
 use super::lower_matmulnbits::{add_behind, base_name};
-use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::support::nodes::{carry_out, nodes, plain_gemm};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
+use crate::reason::{Kernel, Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -74,21 +75,18 @@ struct Stored {
     zero_point: ValueId,
 }
 
-fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), String> {
-    let [codes, scale, zero_point] = at_run_time(model, node).ok_or("its input is not quantized at run time")?;
+fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), Reason> {
+    let [codes, scale, zero_point] = at_run_time(model, node).ok_or(Reason::NotAtRunTime)?;
     let at = model.node(node);
-    let graph = at.graph().ok_or("it is in no graph")?;
+    let graph = at.graph().ok_or(Reason::Missing { what: Operand::Graph })?;
     let (gemm, conv) = (at.is("Gemm"), at.is("Conv"));
     if !gemm && !conv && !at.is("MatMul") {
-        return Err(format!("a {} is no product", at.op_type()));
+        return Err(Reason::NotItsForm { form: Form::Matmulinteger, op: at.op_type().into() });
     }
-    let attributes = Gemm::of(at).unwrap_or_default();
-    if attributes.trans_a || !attributes.is_plain(gemm && at.input(2).is_some()) {
-        return Err("it has transA, alpha or beta".to_owned());
-    }
+    plain_gemm(model, node)?;
     let found = at.input(1).and_then(|v| find_dequantized(model, v));
-    let (dequantize, exchanged) = found.ok_or("its right operand is no dequantized constant")?;
-    let turned = exchanged != (attributes.trans_b);
+    let (dequantize, exchanged) = found.ok_or(Reason::NotDequantizedConstant { what: Operand::Weight })?;
+    let turned = exchanged != Gemm::of(at).unwrap_or_default().trans_b;
     let bias = match at.input(2) {
         Some(bias) if conv => Some(channels(model, graph, bias, at_rank(model, dequantize)?)?),
         bias => bias.filter(|_| gemm),
@@ -99,7 +97,7 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
         product(model, graph, dequantize, turned)?
     };
     let at = model.node(node);
-    let output = at.output(0).ok_or("it has no output")?;
+    let output = at.output(0).ok_or(Reason::NoOutput)?;
     let op = if conv { "ConvInteger" } else { "MatMulInteger" };
     let name = model.value(output).name().to_owned();
     let label = model.node_name(node).to_owned();
@@ -131,7 +129,7 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), S
         Some(bias) => add_behind(model, mul, bias),
         None => plain_sum(model, scaled),
     }
-    outcome.changed(label, op);
+    outcome.changed(label, Change::WrittenAs { op: op.to_owned() });
     Ok(())
 }
 
@@ -143,22 +141,27 @@ fn plain_sum(model: &mut Model, product: ValueId) {
     }
 }
 
-fn at_rank(model: &Model, dequantize: NodeId) -> Result<usize, String> {
-    Ok(model.constant_input(dequantize, 0).ok_or("its weight is not constant")?.dims().len())
+fn at_rank(model: &Model, dequantize: NodeId) -> Result<usize, Reason> {
+    Ok(model.constant_input(dequantize, 0).ok_or(Reason::NotConstant { what: Operand::Weight })?.dims().len())
 }
 
 /// The constants of a product, `[K, N]` or a batch of those.
-fn product(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) -> Result<Stored, String> {
+fn product(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) -> Result<Stored, Reason> {
     let constant = eight_bits(model, dequantize)?;
     let constant = if turned { constant.transposed()? } else { constant };
-    let last = constant.dims.len().checked_sub(1).filter(|&last| last > 0).ok_or("its weight is a vector")?;
+    let last = constant
+        .dims
+        .len()
+        .checked_sub(1)
+        .filter(|&last| last > 0)
+        .ok_or_else(|| Reason::WrongShape { what: Operand::Weight, dims: constant.dims.clone() })?;
     match constant.granularity {
         Granularity::PerTensor => {}
         Granularity::PerChannel { axis } if axis == last && last == 1 => {}
-        _ => return Err("MatMulInteger has one scale for a weight, or one for each column of a matrix".to_owned()),
+        _ => return Err(Reason::KernelScales { kernel: Kernel::MatMulInteger, granularity: constant.granularity }),
     }
     if constant.dims[last - 1] > LONGEST_SUM {
-        return Err(format!("sums of {} products may not fit into int32", constant.dims[last - 1]));
+        return Err(Reason::LongSum { products: constant.dims[last - 1] });
     }
     let inputs = [0, 1, 2].map(|i| model.node(dequantize).input(i));
     let codes = match inputs[0] {
@@ -170,7 +173,7 @@ fn product(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) 
             model.add_initializer(graph, &name, Tensor::new(dtype, &constant.dims, raw))
         }
     };
-    let scale = inputs[1].ok_or("it has no scale")?;
+    let scale = inputs[1].ok_or(Reason::Missing { what: Operand::Scale })?;
     let zero_point = match inputs[2] {
         Some(zero) => zero,
         None => zeros(model, graph, inputs[0], &constant, &constant.granularity.scale_dims(&constant.dims)),
@@ -179,26 +182,29 @@ fn product(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) 
 }
 
 /// The constants of a convolution, `[M, C/group, …]`.
-fn convolution(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) -> Result<Stored, String> {
+fn convolution(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) -> Result<Stored, Reason> {
     let constant = eight_bits(model, dequantize)?;
     let rank = constant.dims.len();
     if turned || !(3..=5).contains(&rank) {
-        return Err(format!("ConvInteger has no weight of shape {:?} like this", constant.dims));
+        return Err(Reason::KernelShape { kernel: Kernel::ConvInteger, dims: constant.dims });
     }
     if !matches!(constant.granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 0 }) {
-        return Err("ConvInteger has one scale for a weight, or one for each output channel".to_owned());
+        return Err(Reason::KernelScales { kernel: Kernel::ConvInteger, granularity: constant.granularity });
     }
-    if constant.dims[1..].iter().product::<usize>() > LONGEST_SUM {
-        return Err(format!("sums over {:?} may not fit into int32", &constant.dims[1..]));
+    let products = constant.dims[1..].iter().product();
+    if products > LONGEST_SUM {
+        return Err(Reason::LongSum { products });
     }
     let ZeroPoints::Integers(found) = &constant.zero_points else {
-        return Err("its zero points are no codes".to_owned());
+        return Err(Reason::FractionalZeroPoints { op: "ConvInteger".into() });
     };
     if found.windows(2).any(|two| two[0] != two[1]) {
-        return Err("ConvInteger has one zero point for a weight".to_owned());
+        return Err(Reason::OneZeroPoint { kernel: Kernel::ConvInteger });
     }
     let inputs = [0, 1].map(|i| model.node(dequantize).input(i));
-    let (Some(codes), Some(scale)) = (inputs[0], inputs[1]) else { return Err("it has no codes".to_owned()) };
+    let (Some(codes), Some(scale)) = (inputs[0], inputs[1]) else {
+        return Err(Reason::Missing { what: Operand::QuantizedData });
+    };
     let zero_point = zeros(model, graph, inputs[0], &constant, &[]);
     let scale = if constant.scales.len() == 1 && constant.granularity == Granularity::PerTensor {
         scale
@@ -208,13 +214,13 @@ fn convolution(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bo
     Ok(Stored { codes, scale, zero_point })
 }
 
-fn eight_bits(model: &Model, dequantize: NodeId) -> Result<Quantized, String> {
+fn eight_bits(model: &Model, dequantize: NodeId) -> Result<Quantized, Reason> {
     let constant = Quantized::from_qdq(model, dequantize)?;
     if constant.format.bits() != 8 {
-        return Err(format!("products of integers are of 8 bits, not of {}", constant.format));
+        return Err(Reason::wrong_type(Operand::Weight, constant.format.into(), "int8 or uint8"));
     }
     if constant.scale_dtype != DataType::Float {
-        return Err(format!("its scales are {}, and those of its input float", constant.scale_dtype));
+        return Err(Reason::wrong_type(Operand::Scale, constant.scale_dtype, "float"));
     }
     Ok(constant)
 }
@@ -232,11 +238,13 @@ fn zeros(model: &mut Model, graph: GraphId, codes: Option<ValueId>, constant: &Q
 }
 
 /// A constant list of one number a channel, in a shape that is stretched over a tensor of this rank.
-fn channels(model: &mut Model, graph: GraphId, list: ValueId, rank: usize) -> Result<ValueId, String> {
-    let tensor = model.constant(list).ok_or("its bias is not constant")?;
-    let [channels] = tensor.dims()[..] else { return Err("its bias is no list".to_owned()) };
+fn channels(model: &mut Model, graph: GraphId, list: ValueId, rank: usize) -> Result<ValueId, Reason> {
+    let tensor = model.constant(list).ok_or(Reason::NotConstant { what: Operand::Bias })?;
+    let [channels] = tensor.dims()[..] else {
+        return Err(Reason::WrongShape { what: Operand::Bias, dims: tensor.dims() });
+    };
     if tensor.dtype() != DataType::Float {
-        return Err(format!("its bias is {}", tensor.dtype()));
+        return Err(Reason::wrong_type(Operand::Bias, tensor.dtype(), "float"));
     }
     let mut dims = vec![1; rank - 1];
     dims[0] = channels;

@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 
 use super::forms::{Blocks, MICROSOFT, Quantized, Shifted, ZeroPoints, find_shifted};
-use super::support::nodes::{carry_out, nodes};
-use super::{Context, Outcome, Pass};
+use super::support::nodes::{carry_out, nodes, plain_gemm};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
 use crate::ir::view::{Gemm, Quantizer};
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -90,22 +91,19 @@ impl Lower {
         node: NodeId,
         accuracy_level: i64,
         zeros: Option<&[f32]>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Reason> {
         let at = model.node(node);
         let gemm = at.is("Gemm");
-        let Some(graph) = at.graph() else { return Err("it is in no graph".to_owned()) };
+        let Some(graph) = at.graph() else { return Err(Reason::Missing { what: Operand::Graph }) };
         if !gemm && !at.is("MatMul") {
-            return Err(format!("a {} is no product", at.op_type()));
+            return Err(Reason::NotItsForm { form: Form::Matmulnbits, op: at.op_type().into() });
         }
         let attributes = Gemm::of(at).unwrap_or_default();
-        if attributes.trans_a {
-            return Err("transA is set".to_owned());
-        }
-        if !attributes.is_plain(at.input(2).is_some()) {
-            return Err("alpha or beta is not 1".to_owned());
+        if gemm {
+            plain_gemm(model, node)?;
         }
         let found = at.input(1).and_then(|v| find_shifted(model, v));
-        let found = found.ok_or("its right operand is no dequantized constant")?;
+        let found = found.ok_or(Reason::NotDequantizedConstant { what: Operand::Weight })?;
         // Without either, the matrix is [K, N]; MatMulNBits has [N, K].
         let transpose = found.exchanged == attributes.trans_b;
         let shifted = found.offsets.is_some();
@@ -136,9 +134,10 @@ impl Lower {
         if model.domain_version(MICROSOFT).is_none() {
             model.set_domain_version(MICROSOFT, 1);
         }
-        let counted = if shifted { "; what its groups add is counted in codes, to the nearest float" } else { "" };
-        let text = format!("MatMulNBits of {bits} bits in blocks of {block}{counted}");
-        self.outcome.changed(name, text);
+        self.outcome.changed(
+            name,
+            if shifted { Change::OffsetsAsZeroPoints { bits, block } } else { Change::WrittenAsNbits { bits, block } },
+        );
         Ok(())
     }
 
@@ -148,7 +147,7 @@ impl Lower {
         graph: GraphId,
         (found, transpose): (&Shifted, bool),
         zeros: Option<&[f32]>,
-    ) -> Result<Stored, String> {
+    ) -> Result<Stored, Reason> {
         let at = model.node(found.dequantize);
         let inputs = [at.input(0), at.input(1), at.input(2), found.offsets];
         let key = (graph, inputs, Quantizer::of(at).map(|q| [q.axis, q.block_size]), transpose);
@@ -161,7 +160,7 @@ impl Lower {
         }
         if let Some(zeros) = zeros {
             if zeros.len() != constant.scales.len() {
-                return Err("it has another number of zero points than of scales".to_owned());
+                return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() });
             }
             constant.zero_points = ZeroPoints::Floats(zeros.to_vec());
         }

@@ -6,13 +6,14 @@
 //! fuses the pairs itself. What has no such operator, or not for its types, stays between its quantizers.
 
 use super::forms::MICROSOFT;
-use super::support::nodes::nodes;
+use super::support::nodes::{nodes, plain_gemm};
 use super::support::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, ValueId, tensor_type};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Pass for LowerQoperator {
             }
             let name = model.node_name(node).to_owned();
             match lower(model, graph, node) {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -57,9 +58,9 @@ fn reads_codes(model: &Model, node: NodeId) -> bool {
 }
 
 /// Puts one operator on codes; says as what, or why not.
-fn lower(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn lower(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     if model.node(node).graph().and_then(|g| model.opset_in(g)).unwrap_or(0) < 10 {
-        return Err("its operator set has no operators on codes".to_owned());
+        return Err(Reason::NeedsOpset { what: "an operator on quantized values".into(), opset: 10 });
     }
     let op = model.node(node).op_type().to_owned();
     match (model.node(node).domain(), op.as_str()) {
@@ -72,36 +73,36 @@ fn lower(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Stri
         ("", "MatMul") => product(model, graph, node),
         ("", "Add" | "Mul" | "Where") => several(model, graph, node),
         ("", "AveragePool" | "GlobalAveragePool" | "LeakyRelu" | "Sigmoid" | "Softmax") => single(model, graph, node),
-        _ => Err(format!("there is no {op} on codes")),
+        _ => Err(Reason::NoQuantizedOp { op }),
     }
 }
 
 /// What stands in front of an input.
-fn operand(model: &Model, node: NodeId, input: usize) -> Result<Coded, String> {
-    let value = model.node(node).input(input).ok_or_else(|| format!("it has no input {input}"))?;
+fn operand(model: &Model, node: NodeId, input: usize) -> Result<Coded, Reason> {
+    let value = model.node(node).input(input).ok_or(Reason::MissingInput { input })?;
     let dequantize = model.producer(value).filter(|&p| model.node(p).is("DequantizeLinear"));
-    let dequantize = dequantize.ok_or_else(|| format!("its operand \"{}\" is in floats", model.value(value).name()))?;
+    let dequantize = dequantize.ok_or_else(|| Reason::NotQuantized { tensor: model.value(value).name().into() })?;
     Coded::of(model, dequantize)
 }
 
 /// An operand with one scale.
-fn activation(model: &Model, node: NodeId, input: usize) -> Result<Coded, String> {
+fn activation(model: &Model, node: NodeId, input: usize) -> Result<Coded, Reason> {
     let coded = operand(model, node, input)?;
     if coded.axis.is_some() {
-        return Err(format!("\"{}\" has a scale for each channel", model.value(coded.codes).name()));
+        return Err(Reason::WrongScales { tensor: model.value(coded.codes).name().into(), wanted: "one scale".into() });
     }
     Ok(coded)
 }
 
 /// A constant with one scale, or one for each index of `axis`.
-fn weight(model: &Model, node: NodeId, input: usize, axis: usize) -> Result<Coded, String> {
+fn weight(model: &Model, node: NodeId, input: usize, axis: usize) -> Result<Coded, Reason> {
     let coded = operand(model, node, input)?;
     let name = model.value(coded.codes).name();
     if model.constant(coded.codes).is_none() {
-        return Err(format!("its weight \"{name}\" is not constant"));
+        return Err(Reason::TensorNotConstant { tensor: name.into() });
     }
     if coded.axis.is_some_and(|a| a != axis) {
-        return Err(format!("the scales of \"{name}\" do not run along axis {axis}"));
+        return Err(Reason::WrongScales { tensor: name.into(), wanted: format!("one scale per index of axis {axis}") });
     }
     Ok(coded)
 }
@@ -112,22 +113,22 @@ struct Taken {
     gone: Vec<NodeId>,
 }
 
-fn quantized(model: &Model, node: NodeId) -> Result<Taken, String> {
-    let value = model.node(node).output(0).ok_or("it has no output")?;
+fn quantized(model: &Model, node: NodeId) -> Result<Taken, Reason> {
+    let value = model.node(node).output(0).ok_or(Reason::NoOutput)?;
     quantized_value(model, node, value, Vec::new())
 }
 
-fn quantized_value(model: &Model, node: NodeId, value: ValueId, mut gone: Vec<NodeId>) -> Result<Taken, String> {
+fn quantized_value(model: &Model, node: NodeId, value: ValueId, mut gone: Vec<NodeId>) -> Result<Taken, Reason> {
     let mut reader = only_reader(model, node, value)?;
     let mut clip = None;
     if model.node(reader).is("Relu") || model.node(reader).is("Clip") {
         clip = Some(reader);
         gone.push(reader);
-        reader = only_reader(model, node, model.node(reader).output(0).ok_or("a clip has no output")?)?;
+        reader = only_reader(model, node, model.node(reader).output(0).ok_or(Reason::NoOutput)?)?;
     }
     let at = model.node(reader);
     if !at.is("QuantizeLinear") {
-        return Err(format!("{} reads its result in floats", at.op_type()));
+        return Err(Reason::ReadBy { what: Operand::Output, op: at.op_type().into(), wanted: "QuantizeLinear".into() });
     }
     let result = Coded::of(model, reader)?;
     if let Some(clip) = clip {
@@ -138,15 +139,15 @@ fn quantized_value(model: &Model, node: NodeId, value: ValueId, mut gone: Vec<No
 }
 
 /// Whether numbers beyond the bounds of a Relu or Clip get the outermost codes anyway.
-fn clips_alike(model: &Model, clip: NodeId, result: &Coded) -> Result<(), String> {
+fn clips_alike(model: &Model, clip: NodeId, result: &Coded) -> Result<(), Reason> {
     let at = model.node(clip);
     let op = at.op_type();
-    let bound = |name: &str, input: usize| -> Result<Option<f32>, String> {
+    let bound = |name: &str, input: usize| -> Result<Option<f32>, Reason> {
         match at.input(input) {
             None => Ok(at.float(name)),
             Some(value) => {
                 let number = model.constant(value).and_then(Tensor::to_f32).and_then(|v| v.first().copied());
-                number.map(Some).ok_or_else(|| "the bounds of the Clip behind it are not constant".to_owned())
+                number.map(Some).ok_or(Reason::NotConstant { what: Operand::Bounds })
             }
         }
     };
@@ -157,7 +158,7 @@ fn clips_alike(model: &Model, clip: NodeId, result: &Coded) -> Result<(), String
     let crossed = low.zip(high).is_some_and(|(low, high)| low > high);
     // Comparisons are false for numbers that are none.
     let fine = low.is_none_or(|low| code(low) <= least) && high.is_none_or(|high| code(high) >= most);
-    if fine && !crossed { Ok(()) } else { Err(format!("the {op} behind it clips what its quantizer does not")) }
+    if fine && !crossed { Ok(()) } else { Err(Reason::Clips { op: op.into() }) }
 }
 
 /// Lets the readers of the quantizer read the node, under the name that the codes had.
@@ -189,13 +190,13 @@ fn two(model: &mut Model, graph: GraphId, coded: &Coded) -> [Option<ValueId>; 2]
 }
 
 /// Refuses types of the left operand, the right one and the result that no kernel has.
-fn kernel(left: &Coded, right: &Coded, result: Option<&Coded>) -> Result<(), String> {
+fn kernel(left: &Coded, right: &Coded, result: Option<&Coded>) -> Result<(), Reason> {
     use DataType::{Int8, Uint8};
     let fine = matches!((left.dtype, right.dtype), (Uint8, Uint8 | Int8) | (Int8, Int8));
     match result {
-        _ if !fine => Err(format!("there is no kernel for {} times {}", left.dtype, right.dtype)),
+        _ if !fine => Err(Reason::NoKernelOfTypes { inputs: vec![left.dtype, right.dtype], output: None }),
         Some(result) if result.dtype != left.dtype => {
-            Err(format!("there is no kernel that makes {} of {}", result.dtype, left.dtype))
+            Err(Reason::NoKernelOfTypes { inputs: vec![left.dtype, right.dtype], output: Some(result.dtype) })
         }
         _ => Ok(()),
     }
@@ -222,9 +223,9 @@ impl Bias {
 }
 
 /// Operator's name, and what happened to its bias.
-fn said(op: &str, bias: Option<&Bias>) -> String {
-    let made = matches!(bias, Some(Bias::Made(..)));
-    if made { format!("{op}, its bias quantized to int32") } else { op.to_owned() }
+fn said(op: &str, bias: Option<&Bias>) -> Change {
+    let (op, made) = (op.to_owned(), matches!(bias, Some(Bias::Made(..))));
+    if made { Change::WithInt32Bias { op } } else { Change::WrittenAs { op } }
 }
 
 /// The bias at an input, with one number for each index of `axis` of the right operand.
@@ -234,32 +235,40 @@ fn bias(
     left: &Coded,
     right: &Coded,
     axis: usize,
-) -> Result<Option<Bias>, String> {
+) -> Result<Option<Bias>, Reason> {
     let Some(value) = model.node(node).input(input) else { return Ok(None) };
     let channels = model.constant(right.codes).and_then(|w| w.dims().get(axis).copied());
-    let shaped = |tensor: &Tensor, name: &str| match tensor.dims().as_slice() {
+    let shaped = |tensor: &Tensor| match tensor.dims().as_slice() {
         &[length] if channels == Some(length) => Ok(()),
-        dims => Err(format!("its bias \"{name}\" has shape {dims:?}")),
+        dims => Err(Reason::WrongShape { what: Operand::Bias, dims: dims.to_vec() }),
     };
     if right.scales.len() != 1 && Some(right.scales.len()) != channels {
-        return Err(format!("\"{}\" does not have a scale for each channel", model.value(right.codes).name()));
+        return Err(Reason::WrongScales {
+            tensor: model.value(right.codes).name().into(),
+            wanted: "one scale per channel".into(),
+        });
     }
     let sums = right.scales.iter().map(|scale| left.scales[0] * scale).cycle();
     if let Some(tensor) = model.constant(value).filter(|t| t.dtype() == DataType::Float) {
         let name = model.value(value).name();
-        shaped(tensor, name)?;
+        shaped(tensor)?;
         let numbers = tensor.to_f32().unwrap_or_default();
         let codes: Option<Vec<i32>> = numbers.iter().zip(sums).map(|(&b, sum)| bias_code(b, sum)).collect();
-        let codes = codes.ok_or_else(|| format!("its bias \"{name}\" is no int32 in the scale of the sum"))?;
+        let codes = codes.ok_or_else(|| Reason::Overflows {
+            what: format!("bias \"{name}\" at the scale of the products"),
+            dtype: DataType::Int32,
+        })?;
         return Ok(Some(Bias::Made(name.to_owned(), codes)));
     }
     let bias = operand(model, node, input)?;
-    let name = model.value(bias.codes).name();
-    let tensor = model.constant(bias.codes).ok_or_else(|| format!("its bias \"{name}\" is not constant"))?;
-    if bias.dtype != DataType::Int32 || bias.zeros.iter().any(|&z| z != 0) {
-        return Err(format!("its bias \"{name}\" is not int32 around zero"));
+    let tensor = model.constant(bias.codes).ok_or(Reason::NotConstant { what: Operand::Bias })?;
+    if bias.dtype != DataType::Int32 {
+        return Err(Reason::WrongType { what: Operand::Bias, found: bias.dtype, wanted: "int32".into() });
     }
-    shaped(tensor, name)?;
+    if bias.zeros.iter().any(|&z| z != 0) {
+        return Err(Reason::NonzeroZeroPoint { what: Operand::Bias });
+    }
+    shaped(tensor)?;
     let count = bias.scales.len();
     let same = (count == 1 || Some(count) == channels)
         && bias
@@ -272,7 +281,7 @@ fn bias(
     if same {
         Ok(Some(Bias::There(bias.codes)))
     } else {
-        Err(format!("the scale of its bias \"{name}\" is not that of the sum"))
+        Err(Reason::Mismatch { what: "bias scale".into(), from: "that of the products".into() })
     }
 }
 
@@ -284,13 +293,13 @@ fn bias_code(number: f32, scale: f32) -> Option<i32> {
     (-2_147_483_648.0..2_147_483_648.0).contains(&code).then_some(code as i32)
 }
 
-fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     let x = activation(model, node, 0)?;
     let w = weight(model, node, 1, 0)?;
     let b = bias(model, (node, 2), &x, &w, 0)?;
     let taken = quantized(model, node)?;
     kernel(&x, &w, Some(&taken.result))?;
-    let text = said("QLinearConv", b.as_ref());
+    let change = said("QLinearConv", b.as_ref());
     let mut inputs = Vec::with_capacity(9);
     inputs.extend(triple(model, graph, &x));
     inputs.extend(triple(model, graph, &w));
@@ -298,19 +307,13 @@ fn conv(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Strin
     inputs.extend(b.map(|b| Some(b.put(model, graph))));
     rewire(model, node, "", "QLinearConv", &inputs);
     finish(model, node, &taken);
-    Ok(text)
+    Ok(change)
 }
 
-fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn gemm(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     let at = model.node(node);
-    let attributes = Gemm::of(at).unwrap_or_default();
-    if attributes.trans_a {
-        return Err("transA is set".to_owned());
-    }
-    if !attributes.is_plain(at.input(2).is_some()) {
-        return Err("alpha or beta is not 1".to_owned());
-    }
-    let axis = attributes.columns();
+    plain_gemm(model, node)?;
+    let axis = Gemm::of(at).unwrap_or_default().columns();
     let a = activation(model, node, 0)?;
     let b = weight(model, node, 1, axis)?;
     let c = bias(model, (node, 2), &a, &b, axis)?;
@@ -335,8 +338,8 @@ fn qgemm(
     b: &Coded,
     c: Option<Bias>,
     taken: Option<&Taken>,
-) -> String {
-    let text = said(if taken.is_some() { "QGemm" } else { "QGemm with a result in floats" }, c.as_ref());
+) -> Change {
+    let change = said("QGemm", c.as_ref());
     let mut inputs = Vec::with_capacity(9);
     inputs.extend(triple(model, graph, a));
     inputs.extend(triple(model, graph, b));
@@ -350,18 +353,21 @@ fn qgemm(
     if let Some(taken) = taken {
         finish(model, node, taken);
     }
-    text
+    change
 }
 
-fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     let a = activation(model, node, 0)?;
     let b = operand(model, node, 1)?;
     let dims = model.constant(b.codes).map(Tensor::dims);
     // A batch of matrices has scales for columns that kernels do not take.
     if b.axis.is_some_and(|axis| dims.as_ref().is_none_or(|d| d.len() != 2 || axis != 1)) {
-        return Err(format!("the scales of \"{}\" do not run along columns of a matrix", model.value(b.codes).name()));
+        return Err(Reason::WrongScales {
+            tensor: model.value(b.codes).name().into(),
+            wanted: "one scale, or one per column of a matrix".into(),
+        });
     }
-    let output = model.node(node).output(0).ok_or("it has no output")?;
+    let output = model.node(node).output(0).ok_or(Reason::NoOutput)?;
     if let Ok(add) = only_reader(model, node, output)
         && model.node(add).is("Add")
         && let Some([_, columns]) = dims.as_deref()
@@ -373,14 +379,14 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
             is_quantized(model, add) && model.constant_input(add, other).is_some_and(|t| t.dims() == [*columns]);
         if floats || operand(model, add, other).is_ok_and(|bias| bias.dtype == DataType::Int32) {
             let c = bias(model, (add, other), &a, &b, 1)?;
-            let sum = model.node(add).output(0).ok_or("an Add has no output")?;
+            let sum = model.node(add).output(0).ok_or(Reason::NoOutput)?;
             if is_quantized(model, add) {
                 let taken = quantized_value(model, node, sum, vec![add])?;
                 kernel(&a, &b, Some(&taken.result))?;
                 return Ok(qgemm(model, graph, node, &a, &b, c, Some(&taken)));
             }
             kernel(&a, &b, None)?;
-            let text = qgemm(model, graph, node, &a, &b, c, None);
+            let change = qgemm(model, graph, node, &a, &b, c, None);
             let fresh = format!("{}_gone", model.value(output).name());
             let ty = model.value(sum).ty().cloned();
             model.replace_uses(sum, output, |_| true);
@@ -389,14 +395,14 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
                 model.set_type(output, ty);
             }
             model.remove(&[add]);
-            return Ok(text);
+            return Ok(change);
         }
     }
     if !is_quantized(model, node) {
         kernel(&a, &b, None)?;
         let ([x, x_scale, x_zero], [y, y_scale, y_zero]) = (triple(model, graph, &a), triple(model, graph, &b));
         rewire(model, node, MICROSOFT, "MatMulIntegerToFloat", &[x, y, x_scale, y_scale, x_zero, y_zero]);
-        return Ok("MatMulIntegerToFloat".to_owned());
+        return Ok(Change::WrittenAs { op: "MatMulIntegerToFloat".to_owned() });
     }
     let taken = quantized(model, node)?;
     kernel(&a, &b, Some(&taken.result))?;
@@ -406,21 +412,21 @@ fn product(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
     inputs.extend(two(model, graph, &taken.result));
     rewire(model, node, "", "QLinearMatMul", &inputs);
     finish(model, node, &taken);
-    Ok("QLinearMatMul".to_owned())
+    Ok(Change::WrittenAs { op: "QLinearMatMul".to_owned() })
 }
 
 /// Refuses types that are not all the same, or not of 8 bits.
-fn alike<'a>(mut all: impl Iterator<Item = &'a Coded>, result: &Coded) -> Result<(), String> {
+fn alike<'a>(mut all: impl Iterator<Item = &'a Coded>, result: &Coded) -> Result<(), Reason> {
     if !matches!(result.dtype, DataType::Int8 | DataType::Uint8) {
-        return Err(format!("there is no kernel for {}", result.dtype));
+        return Err(Reason::NoKernelOfTypes { inputs: vec![result.dtype], output: None });
     }
     match all.find(|coded| coded.dtype != result.dtype) {
         None => Ok(()),
-        Some(other) => Err(format!("there is no kernel that makes {} of {}", result.dtype, other.dtype)),
+        Some(other) => Err(Reason::NoKernelOfTypes { inputs: vec![other.dtype], output: Some(result.dtype) }),
     }
 }
 
-fn several(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn several(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     let op = format!("QLinear{}", model.node(node).op_type());
     let chosen = op == "QLinearWhere";
     let first = usize::from(chosen);
@@ -434,16 +440,16 @@ fn several(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, St
     inputs.extend(two(model, graph, &taken.result));
     rewire(model, node, MICROSOFT, &op, &inputs);
     finish(model, node, &taken);
-    Ok(op)
+    Ok(Change::WrittenAs { op })
 }
 
-fn single(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn single(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     let at = model.node(node);
     let op = format!("QLinear{}", at.op_type());
     let opset = model.opset_in(graph).unwrap_or(0);
     let axis = at.int("axis").unwrap_or(if opset < 13 { 1 } else { -1 });
     if at.ints("dilations").is_some_and(|d| d.iter().any(|&d| d != 1)) {
-        return Err("it is dilated".to_owned());
+        return Err(Reason::Attribute { name: "dilations".into(), wanted: 1 });
     }
     let x = activation(model, node, 0)?;
     let taken = quantized(model, node)?;
@@ -458,10 +464,10 @@ fn single(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Str
         model.set_attr(node, Attr::int("opset", opset));
     }
     finish(model, node, &taken);
-    Ok(op)
+    Ok(Change::WrittenAs { op })
 }
 
-fn concat(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+fn concat(model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
     let count = model.node(node).inputs().len();
     let operands = (0..count).map(|i| activation(model, node, i)).collect::<Result<Vec<_>, _>>()?;
     let taken = quantized(model, node)?;
@@ -472,11 +478,11 @@ fn concat(model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, Str
     }
     rewire(model, node, MICROSOFT, "QLinearConcat", &inputs);
     finish(model, node, &taken);
-    Ok("QLinearConcat".to_owned())
+    Ok(Change::WrittenAs { op: "QLinearConcat".to_owned() })
 }
 
 /// Lets what moves codes read codes.
-fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<String, String> {
+fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<Change, Reason> {
     let operands = (0..moved(model, node)).map(|i| activation(model, node, i)).collect::<Result<Vec<_>, _>>()?;
     let outputs: Vec<ValueId> = model.node(node).outputs().iter().flatten().copied().collect();
     let outputs: Vec<ValueId> = outputs.into_iter().filter(|&v| !model.value(v).users().is_empty()).collect();
@@ -485,17 +491,24 @@ fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<String, St
         let quantize = only_reader(model, node, output)?;
         let at = model.node(quantize);
         if !at.is("QuantizeLinear") {
-            return Err(format!("{} reads its result in floats", at.op_type()));
+            return Err(Reason::ReadBy {
+                what: Operand::Output,
+                op: at.op_type().into(),
+                wanted: "QuantizeLinear".into(),
+            });
         }
         let result = Coded::of(model, quantize)?;
         if operands.iter().any(|operand| !operand.same(&result)) {
-            return Err("its result has another scale or zero point".to_owned());
+            return Err(Reason::Mismatch {
+                what: "result scale or zero point".into(),
+                from: "that of its input".into(),
+            });
         }
         alike(operands.iter(), &result)?;
         taken.push((output, quantize, result));
     }
     if taken.is_empty() {
-        return Err("nothing reads its result".to_owned());
+        return Err(Reason::Unused { what: Operand::Output });
     }
     for (index, operand) in operands.iter().enumerate() {
         model.set_input(node, index, Some(operand.codes));
@@ -504,5 +517,5 @@ fn keep_moving(model: &mut Model, _: GraphId, node: NodeId) -> Result<String, St
         replace(model, output, &result);
         model.remove(&[quantize]);
     }
-    Ok(format!("{} of codes", model.node(node).op_type()))
+    Ok(Change::OnQuantized { op: model.node(node).op_type().to_owned() })
 }

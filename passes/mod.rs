@@ -34,10 +34,16 @@ pub mod support;
 pub mod switch_quantizers;
 pub mod unfold_weights;
 
+use std::fmt;
+
+use serde::Serialize;
+
 use self::recipes::Conversion;
+pub use self::support::change::Change;
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor};
 use crate::plan::Plan;
+use crate::reason::Reason;
 use crate::solve::Solution;
 
 /// One rewrite of a whole model.
@@ -82,31 +88,38 @@ impl<'a> Context<'a> {
 }
 
 /// What a pass did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// What it changed.
-    pub changes: Vec<Note>,
+    pub changes: Vec<Note<Change>>,
     /// What it left alone that a user might have expected it to change.
-    pub skips: Vec<Note>,
+    pub skips: Vec<Note<Reason>>,
 }
 
-/// One thing done or left alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+/// One thing done, or left alone.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Note<T> {
     /// Node or tensor.
     pub at: String,
-    /// What or why, as a clause in lower case.
-    pub text: String,
+    /// What was done to it, or why nothing was.
+    #[serde(flatten)]
+    pub what: T,
+}
+
+impl<T: fmt::Display> fmt::Display for Note<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
 }
 
 impl Outcome {
     /// Records a change.
-    pub fn changed(&mut self, at: impl Into<String>, text: impl Into<String>) {
-        self.changes.push(Note { at: at.into(), text: text.into() });
+    pub fn changed(&mut self, at: impl Into<String>, what: impl Into<Change>) {
+        self.changes.push(Note { at: at.into(), what: what.into() });
     }
 
     /// Records a refusal.
-    pub fn skipped(&mut self, at: impl Into<String>, why: impl Into<String>) {
-        self.skips.push(Note { at: at.into(), text: why.into() });
+    pub fn skipped(&mut self, at: impl Into<String>, why: impl Into<Reason>) {
+        self.skips.push(Note { at: at.into(), what: why.into() });
     }
 }

@@ -11,11 +11,12 @@
 
 use super::support::arithmetic::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 use crate::numerics::{Format, Round, pack, quantize_value};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// Nodes that are looked at for the statistics behind a scale.
 const BEHIND: usize = 64;
@@ -43,7 +44,7 @@ impl Pass for NameQuantizers {
                 let name = model.value(chain.result).name().to_owned();
                 match chain.named(model) {
                     Ok(pair) => pair.write(model, graph, &chain, &mut outcome),
-                    Err(why) => outcome.skipped(name, why),
+                    Err(why) => outcome.skipped(name, left(why)),
                 }
             }
         }
@@ -78,7 +79,7 @@ struct Chain {
     scale: Option<Tensor>,
     result: ValueId,
     /// A step that could not be read.
-    unclear: Option<String>,
+    unclear: Option<Reason>,
 }
 
 impl Chain {
@@ -132,13 +133,13 @@ impl Chain {
                 }
                 "Cast" | "CastLike" | "Identity" | "Reshape" => {
                     if slot.is("Reshape") && !matches!(scaling, Scaling::Dynamic) {
-                        unclear = Some("codes are reshaped in between".to_owned());
+                        unclear = Some(Reason::Moved);
                     }
                 }
                 "Add" | "Sub" | "Clip" | "Min" | "Max" => match step(model, constants, node) {
                     Some((value, step)) if value == at => steps.push(step),
                     _ if matches!(scaling, Scaling::Dynamic) => {}
-                    _ => unclear = Some(format!("{} is not by one constant number", slot.op_type())),
+                    _ => unclear = Some(Reason::NotByOneConstant { op: slot.op_type().into() }),
                 },
                 _ => return None,
             }
@@ -147,30 +148,34 @@ impl Chain {
     }
 
     /// The Quantize/Dequantize pair that is the same, or why there is none.
-    fn named(&self, model: &Model) -> Result<Pair, String> {
+    fn named(&self, model: &Model) -> Result<Pair, Reason> {
         if let Some(why) = &self.unclear {
-            return Err(format!("left as operators: {why}"));
+            return Err(why.clone());
         }
         let (first, divides) = match &self.scaling {
             Scaling::Divide(t) => (t, true),
             Scaling::Multiply(t) => (t, false),
             Scaling::Dynamic => return Err(dynamic(model, self.source, self.result)),
         };
-        let scale = self.scale.as_ref().ok_or("left as operators: the scale at its end is not constant")?;
+        let scale = self.scale.as_ref().ok_or(Reason::NotConstant { what: Operand::Scale })?;
         let (Some(factors), Some(scales)) = (first.to_f32(), scale.to_f32()) else {
-            return Err("left as operators: it computes in another type than float32".to_owned());
+            return Err(Reason::WrongType { what: Operand::Scale, found: scale.dtype(), wanted: "float".into() });
         };
         if first.dtype() != DataType::Float || scale.dtype() != DataType::Float || factors.len() != scales.len() {
-            return Err("left as operators: it scales back by other scales".to_owned());
+            return Err(Reason::Mismatch { what: "last scale".into(), from: "its first".into() });
         }
         let axis = axis(model, self.source, &scale.dims(), &first.dims())?;
         let (format, zero_point, clip) = self.codes(&factors, divides)?;
         for (&factor, &scale) in factors.iter().zip(&scales) {
             if !(scale.is_normal() && scale > 0.0 && factor.is_normal() && factor > 0.0) {
-                return Err("left as operators: its scale is not a positive normal number".to_owned());
+                return Err(Reason::OutOfRange {
+                    what: "scale".into(),
+                    value: scale,
+                    wanted: "a positive normal number".into(),
+                });
             }
             if divides && factor.to_bits() != scale.to_bits() {
-                return Err(format!("left as operators: it divides by {factor} and multiplies by {scale}"));
+                return Err(Reason::ScalesBackBy { divisor: factor, factor: scale });
             }
             self.prove(factor, divides, scale, format, zero_point)?;
         }
@@ -189,12 +194,12 @@ impl Chain {
 
     /// Format, zero point, and bounds of codes where not all of the format's are used.
     #[allow(clippy::type_complexity, reason = "three numbers that are taken apart at once")]
-    fn codes(&self, factors: &[f32], divides: bool) -> Result<(Format, i32, Option<(i32, i32)>), String> {
+    fn codes(&self, factors: &[f32], divides: bool) -> Result<(Format, i32, Option<(i32, i32)>), Reason> {
         let factor = factors.first().copied().unwrap_or(1.0);
         let (low, high) = (self.number(f32::MIN, factor, divides), self.number(f32::MAX, factor, divides));
         let whole = |v: f32| v.fract() == 0.0 && v.abs() <= 65536.0;
         if !whole(low) || !whole(high) || low >= high {
-            return Err("left as operators: its codes are not bounded".to_owned());
+            return Err(Reason::Unbounded);
         }
         let (low, high) = (low as i32, high as i32);
         let after = self.steps.iter().rev().take_while(|s| matches!(s, Step::Add(_)));
@@ -216,12 +221,12 @@ impl Chain {
         let format = [Format::Int8, Format::Uint8].into_iter().find(|f| fits(f, zero));
         match format {
             Some(format) => Ok((format, zero, Some((low + zero, high + zero)))),
-            None => Err(format!("left as operators: no format has its codes, {} to {}", low + zero, high + zero)),
+            None => Err(Reason::NoFormat { low: (low + zero).into(), high: (high + zero).into() }),
         }
     }
 
     /// Compares where the steps lie, for every code.
-    fn prove(&self, factor: f32, divides: bool, scale: f32, format: Format, zero_point: i32) -> Result<(), String> {
+    fn prove(&self, factor: f32, divides: bool, scale: f32, format: Format, zero_point: i32) -> Result<(), Reason> {
         let own = |x: f32| f64::from(self.number(x, factor, divides));
         let (low, high) = (own(f32::MIN) as i32, own(f32::MAX) as i32);
         let other = |x: f32| {
@@ -240,11 +245,7 @@ impl Chain {
         }
         match example {
             None => Ok(()),
-            Some((x, ours, theirs)) => Err(format!(
-                "left as operators: QuantizeLinear divides by the scale and has {differing} of {} steps elsewhere ({x:e} \
-                 becomes {ours} here, {theirs} there)",
-                high - low
-            )),
+            Some((at, here, there)) => Err(Reason::StepsDiffer { differing, of: high - low, at, here, there }),
         }
     }
 }
@@ -288,7 +289,7 @@ fn step(model: &Model, constants: &mut Constants, node: NodeId) -> Option<(Value
 }
 
 /// Why a quantizer with a scale that is found at run time stays.
-fn dynamic(model: &Model, source: ValueId, result: ValueId) -> String {
+fn dynamic(model: &Model, source: ValueId, result: ValueId) -> Reason {
     let mut seen = Vec::new();
     let mut queue = vec![result];
     while let Some(value) = queue.pop().filter(|_| seen.len() < BEHIND) {
@@ -298,30 +299,30 @@ fn dynamic(model: &Model, source: ValueId, result: ValueId) -> String {
         seen.push(value);
         let Some(node) = model.producer(value).map(|n| model.node(n)) else { continue };
         if (node.is("ReduceMin") || node.is("ReduceMax")) && node.input(0).is_some() {
-            return "left as operators: each token's scale is found at run time".to_owned();
+            return Reason::NotConstant { what: Operand::TokenScale };
         }
         queue.extend(node.inputs().iter().flatten());
     }
-    "left as operators: its scale is found at run time".to_owned()
+    Reason::NotConstant { what: Operand::Scale }
 }
 
 /// The axis, counted from the last, along which a tensor has a scale each; `None` for one scale.
-fn axis(model: &Model, source: ValueId, dims: &[usize], others: &[usize]) -> Result<Option<i64>, String> {
+fn axis(model: &Model, source: ValueId, dims: &[usize], others: &[usize]) -> Result<Option<i64>, Reason> {
     let count: usize = dims.iter().product();
     let rank = model.shape(source).map(|s| s.len());
     let deep = dims.len().max(others.len());
     if deep > 0 && !(deep == 1 && count == 1) && rank.is_none_or(|r| r < deep) {
-        return Err("left as operators: how many axes the tensor has is not known".to_owned());
+        return Err(Reason::UnknownShape { what: Operand::Input });
     }
     if count == 1 {
         return Ok(None);
     }
     if dims != others {
-        return Err("left as operators: it scales back along another axis".to_owned());
+        return Err(Reason::Mismatch { what: "last scale".into(), from: "its first".into() });
     }
     match dims.iter().position(|&d| d == count) {
         Some(at) => Ok(Some(at as i64 - dims.len() as i64)),
-        None => Err("left as operators: its scales do not lie along one axis".to_owned()),
+        None => Err(Reason::NoGranularity),
     }
 }
 
@@ -334,6 +335,11 @@ struct Pair {
     clip: Option<(i32, i32)>,
 }
 
+/// Says that a quantizer stays as its operators.
+fn left(because: Reason) -> Reason {
+    Reason::LeftAsOperators { because: Box::new(because) }
+}
+
 impl Pair {
     fn write(self, model: &mut Model, graph: GraphId, chain: &Chain, outcome: &mut Outcome) {
         let Self { scales, axis, format, zero_point, clip } = self;
@@ -341,14 +347,14 @@ impl Pair {
         let Chain { source, result, .. } = *chain;
         if let Some((opset, ir)) = dtype.quantizers_since() {
             if model.opset().is_none_or(|v| v < opset) {
-                let why = format!("left as operators: {format} needs operator set {opset}");
+                let why = left(Reason::NeedsOpset { what: format.to_string(), opset });
                 return outcome.skipped(model.value(result).name(), why);
             }
             model.set_ir_version(model.ir_version().max(ir));
         }
         let opset = model.opset().unwrap_or(0);
         if opset < 10 || (axis.is_some() && opset < 13) || (clip.is_some() && opset < 12) {
-            let why = "left as operators: the pair needs a newer operator set".to_owned();
+            let why = left(Reason::NeedsOpset { what: "one scale per channel".into(), opset: 13 });
             return outcome.skipped(model.value(result).name(), why);
         }
         let name = model.value(source).name().to_owned();
@@ -395,7 +401,7 @@ impl Pair {
         if returned {
             model.take_name(result, back, &format!("{old}_operators"));
         }
-        outcome.changed(old, format!("written as a pair of {format}, to the bit"));
+        outcome.changed(old, Change::Pair { format });
     }
 }
 

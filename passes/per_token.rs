@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::plan::Token;
@@ -42,7 +42,7 @@ impl Pass for PerToken {
             let key = (value, eps.to_bits());
             let quantized = *made.entry(key).or_insert_with(|| fake_quantize(model, value, *eps));
             model.set_input(node, at.input, Some(quantized));
-            outcome.changed(site, "int8 for each token, in operators");
+            outcome.changed(site, Change::PerToken);
         }
         Ok(outcome)
     }

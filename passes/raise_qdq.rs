@@ -8,15 +8,17 @@ use std::collections::BTreeMap;
 
 use super::forms::{MICROSOFT, Pair, Quantized, ZeroPoints, find_dequantized};
 use super::lower_gather::table_codes;
-use super::lower_matmulnbits::{add_behind, base_name};
-use super::raise_opset::raise;
+use super::lower_matmulnbits::base_name;
+use super::raise_opset;
 use super::support::nodes::nodes;
-use super::{Context, Outcome, Pass};
+use super::support::raise;
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::GatherBlockQuantized;
-use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, User, ValueId};
+use crate::ir::{GraphId, Model, NewNode, NodeId, Place, User, ValueId};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ impl Pass for RaiseQdq {
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -53,8 +55,9 @@ impl Pass for RaiseQdq {
         }
         let (opset, ir) = since;
         if model.opset().is_some_and(|has| has < opset) {
-            let raised = raise(model, opset)?;
-            outcome.changed("model", format!("operator set raised to {opset}"));
+            let from = model.opset().unwrap_or(0);
+            let raised = raise_opset::raise(model, opset)?;
+            outcome.changed("model", Change::Opset { from, to: opset });
             outcome.skips.extend(raised.skips);
         }
         if model.ir_version() < ir {
@@ -94,9 +97,9 @@ fn store(model: &mut Model, graph: GraphId, name: &str, pair: &Pair, since: &mut
     Made { inputs: [codes, scale, zero], pair: pair.clone() }
 }
 
-fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<String, String> {
+fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<Change, Reason> {
     let at = model.node(node);
-    let graph = at.graph().ok_or("it is in no graph")?;
+    let graph = at.graph().ok_or(Reason::Missing { what: Operand::Graph })?;
     let sizes = ["N", "K", "bits", "block_size"].map(|name| at.int(name)).to_vec();
     let key = (graph, [1, 2, 3].map(|i| at.input(i)), sizes);
     let name = base_name(model, at.input(1));
@@ -108,67 +111,47 @@ fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64,
         cache.insert(key, made.clone());
         made
     };
-    let bias = model.node(node).input(5);
-    let weight = dequantize(model, node, &name, &made).ok_or("a DequantizeLinear has an output")?;
-    model.truncate_inputs(node, 1);
-    model.set_input(node, 1, Some(weight));
-    model.set_op(node, "", "MatMul");
-    for name in ["K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"] {
-        model.remove_attr(node, name);
-    }
-    if let Some(bias) = bias {
-        add_behind(model, node, bias);
-    }
-    Ok(format!("MatMul of dequantized {}", made.pair.codes.dtype()))
+    let weight = dequantize(model, node, &name, &made).ok_or(Reason::NoOutput)?;
+    raise::matmul(model, node, weight);
+    Ok(Change::OnDequantized { op: "MatMul".to_owned() })
 }
 
-fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<String, String> {
+fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, i64)) -> Result<Change, Reason> {
     let at = model.node(node);
-    let graph = at.graph().ok_or("it is in no graph")?;
-    let attributes = GatherBlockQuantized::of(at).ok_or("it is no GatherBlockQuantized")?;
+    let graph = at.graph().ok_or(Reason::Missing { what: Operand::Graph })?;
+    let attributes = GatherBlockQuantized::of(at).ok_or_else(|| Reason::NotA { op: "GatherBlockQuantized".into() })?;
     let sizes = [attributes.quantize_axis, attributes.bits, attributes.block_size].map(Some).to_vec();
     let key = (graph, [0, 2, 3].map(|i| at.input(i)), sizes);
     let name = base_name(model, at.input(0));
-    let axis = attributes.gather_axis;
-    let indices = at.input(1).ok_or("it has no indices")?;
+    at.input(1).ok_or(Reason::Missing { what: Operand::Indices })?;
     let made = if let Some(found) = cache.get(&key) {
         found.clone()
     } else {
-        let codes = table_codes(model, node).ok_or("its codes are not constant")?;
+        let codes = table_codes(model, node).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
         let pair = Quantized::from_gather(model, node, &codes)?.to_qdq()?;
         let made = store(model, graph, &name, &pair, since);
         cache.insert(key, made.clone());
         made
     };
-    let table = dequantize(model, node, &name, &made).ok_or("a DequantizeLinear has an output")?;
-    model.truncate_inputs(node, 2);
-    model.set_input(node, 0, Some(table));
-    model.set_input(node, 1, Some(indices));
-    model.set_op(node, "", "Gather");
-    for name in ["gather_axis", "quantize_axis", "bits", "block_size"] {
-        model.remove_attr(node, name);
-    }
-    if axis != 0 {
-        model.set_attr(node, Attr::int("axis", axis));
-    }
-    Ok(format!("Gather of dequantized {}", made.pair.codes.dtype()))
+    let table = dequantize(model, node, &name, &made).ok_or(Reason::NoOutput)?;
+    raise::gather(model, node, table);
+    Ok(Change::OnDequantized { op: "Gather".to_owned() })
 }
 
-fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<String, String> {
-    let graph = model.node(node).graph().ok_or("it is in no graph")?;
+fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<Change, Reason> {
+    let graph = model.node(node).graph().ok_or(Reason::Missing { what: Operand::Graph })?;
     let read = [(1, 8), (2, 10)].map(|(codes, scales)| Quantized::from_lstm(model, node, codes, scales)?.to_qdq());
     let [input, recurrent] = read;
     let pairs = [input?, recurrent?];
-    let text = format!("LSTM of dequantized {}", pairs[0].codes.dtype());
     for (index, pair) in pairs.iter().enumerate() {
         let name = base_name(model, model.node(node).input(1 + index));
         let made = store(model, graph, &name, pair, since);
-        let weight = dequantize(model, node, &name, &made).ok_or("a DequantizeLinear has an output")?;
+        let weight = dequantize(model, node, &name, &made).ok_or(Reason::NoOutput)?;
         model.set_input(node, 1 + index, Some(weight));
     }
     model.truncate_inputs(node, 8);
     model.set_op(node, "", "LSTM");
-    Ok(text)
+    Ok(Change::OnDequantized { op: "LSTM".to_owned() })
 }
 
 /// Undoes [`lower_matmulinteger`](super::lower_matmulinteger), for the same operators whoever wrote them.
@@ -178,37 +161,39 @@ fn integer(
     cache: &mut Cache,
     activations: &mut BTreeMap<NodeId, ValueId>,
     since: &mut (i64, i64),
-) -> Result<String, String> {
+) -> Result<Change, Reason> {
     let at = model.node(node);
-    let graph = at.graph().ok_or("it is in no graph")?;
+    let graph = at.graph().ok_or(Reason::Missing { what: Operand::Graph })?;
     let conv = at.is("ConvInteger");
     let quantize = at.input(0).and_then(|v| model.producer(v));
     let quantize = quantize.filter(|&q| model.node(q).is("DynamicQuantizeLinear"));
-    let quantize = quantize.ok_or("its input is not quantized at run time")?;
+    let quantize = quantize.ok_or(Reason::NotAtRunTime)?;
     let made = [0, 1, 2].map(|i| model.node(quantize).output(i));
-    let [Some(codes), Some(scale), Some(zero_point)] = made else { return Err("its input has no scale".to_owned()) };
+    let [Some(codes), Some(scale), Some(zero_point)] = made else {
+        return Err(Reason::Missing { what: Operand::Scale });
+    };
     if at.input(0) != Some(codes) || at.input(2) != Some(zero_point) {
-        return Err("its zero point is not that of its input".to_owned());
+        return Err(Reason::Mismatch { what: "zero point".into(), from: "that of its input".into() });
     }
-    let sum = at.output(0).ok_or("it has no output")?;
+    let sum = at.output(0).ok_or(Reason::NoOutput)?;
     let only = |value: ValueId, op: &str| match model.value(value).users() {
         &[User::Node { node, input }] if model.node(node).is(op) && model.node(node).graph() == Some(graph) => {
             Some((node, input))
         }
         _ => None,
     };
-    let unscaled = "its sums are not multiplied by the two scales alone";
-    let (cast, _) = only(sum, "Cast").ok_or(unscaled)?;
-    let number = model.node(cast).output(0).ok_or(unscaled)?;
-    let (mul, side) = only(number, "Mul").ok_or(unscaled)?;
-    let both = model.node(mul).input(1 - side.min(1)).and_then(|v| model.producer(v)).ok_or(unscaled)?;
+    let unscaled = || Reason::NotScaledBack;
+    let (cast, _) = only(sum, "Cast").ok_or_else(unscaled)?;
+    let number = model.node(cast).output(0).ok_or_else(unscaled)?;
+    let (mul, side) = only(number, "Mul").ok_or_else(unscaled)?;
+    let both = model.node(mul).input(1 - side.min(1)).and_then(|v| model.producer(v)).ok_or_else(unscaled)?;
     let factors = [0, 1].map(|i| model.node(both).input(i));
     let weight_scale = match factors {
         [Some(a), Some(b)] if model.node(both).is("Mul") && a == scale => b,
         [Some(a), Some(b)] if model.node(both).is("Mul") && b == scale => a,
-        _ => return Err(unscaled.to_owned()),
+        _ => return Err(unscaled()),
     };
-    let product = model.node(mul).output(0).ok_or(unscaled)?;
+    let product = model.node(mul).output(0).ok_or_else(unscaled)?;
     let name = base_name(model, model.node(node).input(1));
     let at = model.node(node);
     let key = (graph, [at.input(1), Some(weight_scale), at.input(3)], vec![Some(i64::from(conv))]);
@@ -220,7 +205,7 @@ fn integer(
         cache.insert(key, stored.clone());
         stored
     };
-    let weight = dequantize(model, node, &name, &stored).ok_or("a DequantizeLinear has an output")?;
+    let weight = dequantize(model, node, &name, &stored).ok_or(Reason::NoOutput)?;
     let data = if let Some(&data) = activations.get(&quantize) {
         data
     } else {
@@ -232,7 +217,7 @@ fn integer(
             &[&format!("{read}_dequantized")],
         );
         let id = model.insert(Place::After(quantize), new);
-        let data = model.node(id).output(0).ok_or("a DequantizeLinear has an output")?;
+        let data = model.node(id).output(0).ok_or(Reason::NoOutput)?;
         activations.insert(quantize, data);
         data
     };
@@ -257,19 +242,21 @@ fn integer(
     {
         model.set_op(add, "", "Sum");
     }
-    Ok(format!("{op} of dequantized {}", stored.pair.codes.dtype()))
+    Ok(Change::OnDequantized { op: op.to_owned() })
 }
 
 /// The constant of a `MatMulInteger` or `ConvInteger` with the numbers that its sums are multiplied by.
-fn integer_weight(model: &Model, node: NodeId, scale: ValueId, conv: bool) -> Result<Pair, String> {
-    let codes = model.constant_input(node, 1).ok_or("its weight is not constant")?;
-    let scale = model.constant(scale).ok_or("the scale of its weight is not constant")?;
+fn integer_weight(model: &Model, node: NodeId, scale: ValueId, conv: bool) -> Result<Pair, Reason> {
+    let codes = model.constant_input(node, 1).ok_or(Reason::NotConstant { what: Operand::Weight })?;
+    let scale = model.constant(scale).ok_or(Reason::NotConstant { what: Operand::Scale })?;
     let format = codes.dtype().format().filter(|f| f.is_integer() && f.bits() == 8);
-    let format = format.ok_or_else(|| format!("a weight of type {} is not supported", codes.dtype()))?;
+    let format = format.ok_or_else(|| Reason::wrong_type(Operand::Weight, codes.dtype(), "int8 or uint8"))?;
     let dims = codes.dims();
     let axis = if conv { 0 } else { dims.len().saturating_sub(1) };
-    let channels = dims.get(axis).copied().ok_or("its weight is a scalar")?;
-    let scales = scale.to_f32().filter(|_| scale.dtype() == DataType::Float).ok_or("its scales are not float")?;
+    let channels =
+        dims.get(axis).copied().ok_or_else(|| Reason::WrongShape { what: Operand::Weight, dims: dims.clone() })?;
+    let scales = scale.to_f32().filter(|_| scale.dtype() == DataType::Float);
+    let scales = scales.ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "float"))?;
     // Where the channels are in the output; what is stretched over another axis is no scale of channels.
     let place = scale.dims().iter().rposition(|&d| d != 1);
     let from_end = place.map(|p| scale.dims().len() - 1 - p);
@@ -279,18 +266,18 @@ fn integer_weight(model: &Model, node: NodeId, scale: ValueId, conv: bool) -> Re
         n if n == channels && from_end == Some(expected) && (conv || dims.len() == 2) => {
             Granularity::PerChannel { axis }
         }
-        _ => return Err("its scales are not one a weight or one a channel".to_owned()),
+        _ => return Err(Reason::WrongCount { what: "scales".into(), per: "weight or channel".into() }),
     };
     let mut zeros = match (model.node(node).input(3), model.constant_input(node, 3)) {
         (None, _) => vec![0],
         (Some(_), Some(zero)) if zero.dtype() == codes.dtype() => pack::unpack(&zero.raw(), &format, zero.len()),
-        (Some(_), _) => return Err("the zero point of its weight is not constant".to_owned()),
+        (Some(_), _) => return Err(Reason::NotConstant { what: Operand::ZeroPoint }),
     };
     if zeros.len() == 1 {
         zeros = vec![zeros[0]; scales.len()];
     }
     if zeros.len() != scales.len() {
-        return Err("its zero points are not as many as its scales".to_owned());
+        return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() });
     }
     let codes = pack::unpack_bytes(&codes.raw(), 8, codes.len());
     let zero_points = ZeroPoints::Integers(zeros);
@@ -325,6 +312,6 @@ fn divide(model: &mut Model, node: NodeId, outcome: &mut Outcome) {
         divided += 1;
     }
     if divided > 0 {
-        outcome.changed(name, format!("one for each of its {} readers", divided + 1));
+        outcome.changed(name, Change::Divided { readers: divided + 1 });
     }
 }

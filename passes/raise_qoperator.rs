@@ -12,11 +12,12 @@ use super::lower_matmulnbits::add_behind;
 use super::raise_opset::raise;
 use super::support::nodes::nodes;
 use super::support::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -31,8 +32,9 @@ impl Pass for RaiseQoperator {
         let mut outcome = Outcome::default();
         let mut work = Raise::default();
         if model.opset().is_some_and(|has| has < 13) && nodes(model).into_iter().any(|n| has_channels(model, n)) {
+            let from = model.opset().unwrap_or(0);
             let raised = raise(model, 13)?;
-            outcome.changed("model", "operator set raised to 13");
+            outcome.changed("model", Change::Opset { from, to: 13 });
             outcome.skips.extend(raised.skips);
         }
         for node in nodes(model) {
@@ -51,7 +53,7 @@ impl Pass for RaiseQoperator {
                 _ => continue,
             };
             match done {
-                Ok(text) => outcome.changed(name, text),
+                Ok(change) => outcome.changed(name, change),
                 Err(why) => outcome.skipped(name, why),
             }
         }
@@ -129,10 +131,14 @@ impl Raise {
         found.first().is_some_and(|first| first.is_some() && found.iter().all(|other| other == first))
     }
 
-    fn moving(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn moving(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
         let count = moved(model, node);
         let inputs: Vec<ValueId> = (0..count).filter_map(|i| model.node(node).input(i)).collect();
-        let params = inputs.first().and_then(|v| self.known.get(v)).copied().ok_or("its codes are not known")?;
+        let params = inputs
+            .first()
+            .and_then(|v| self.known.get(v))
+            .copied()
+            .ok_or_else(|| Reason::NotComputedBy { what: Operand::QuantizedData, wanted: "a quantizer".into() })?;
         for (index, &value) in inputs.iter().enumerate() {
             let float = self.dequantize(model, graph, node, (value, params.scale, Some(params.zero)), None)?;
             model.set_input(node, index, Some(float));
@@ -141,14 +147,17 @@ impl Raise {
         for output in outputs {
             self.quantize(model, node, output, params, false);
         }
-        Ok(format!("{} of dequantized codes", model.node(node).op_type()))
+        Ok(Change::OnDequantized { op: model.node(node).op_type().to_owned() })
     }
 
-    fn node(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn node(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
         let at = model.node(node);
-        let layout = LAYOUTS.iter().find(|l| l.op == at.op_type()).ok_or("it is no operator on codes")?;
+        let layout = LAYOUTS
+            .iter()
+            .find(|l| l.op == at.op_type())
+            .ok_or_else(|| Reason::NotA { op: "operator on quantized values".into() })?;
         if at.int("channels_last").unwrap_or(0) != 0 {
-            return Err("its channels are last".to_owned());
+            return Err(Reason::Attribute { name: "channels_last".into(), wanted: 0 });
         }
         if layout.float == "Softmax" {
             let opset = model.opset_in(graph).unwrap_or(0);
@@ -156,7 +165,7 @@ impl Raise {
             let last = at.input(0).and_then(|v| rank(model, v)).is_some_and(|rank| axis + 1 == rank as i64);
             // Before 13 all axes from this one on are summed over.
             if (at.int("opset").unwrap_or(opset) < 13) != (opset < 13) && axis != -1 && !last {
-                return Err("it is a Softmax of another operator set".to_owned());
+                return Err(Reason::Mismatch { what: "axis".into(), from: "that of a Softmax of this opset".into() });
             }
             model.set_attr(node, Attr::int("axis", axis));
         }
@@ -185,7 +194,7 @@ impl Raise {
         for name in ["channels_last", "opset"] {
             model.remove_attr(node, name);
         }
-        let output = model.node(node).output(0).ok_or("it has no output")?;
+        let output = model.node(node).output(0).ok_or(Reason::NoOutput)?;
         if let Some(params) = params {
             let below = match layout.float {
                 "Conv" | "Gemm" | "MatMul" => true,
@@ -194,43 +203,43 @@ impl Raise {
             };
             self.quantize(model, node, output, params, below);
         }
-        Ok(format!("{} of dequantized codes", layout.float))
+        Ok(Change::OnDequantized { op: layout.float.to_owned() })
     }
 
-    fn concat(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn concat(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
         let count = model.node(node).inputs().len();
         if count < 5 || !(count - 2).is_multiple_of(3) {
-            return Err("its operands are not complete".to_owned());
+            return Err(Reason::Missing { what: Operand::Operand });
         }
         let operands = (2..count).step_by(3).map(|i| triple(model, node, i)).collect::<Result<Vec<_>, _>>()?;
         for &operand in &operands {
             if scale_count(model, operand.1)? != 1 {
-                return Err("it has scales of channels".to_owned());
+                return Err(Reason::WrongCount { what: "scales".into(), per: "operand".into() });
             }
         }
-        let params = result(model, graph, node, 0, operands[0])?.ok_or("its result has no scale")?;
+        let params = result(model, graph, node, 0, operands[0])?.ok_or(Reason::Missing { what: Operand::Scale })?;
         let below = operands.iter().any(|&(codes, _, zero)| !is_positive(model, codes, zero));
         let mut inputs = Vec::with_capacity(operands.len());
         for operand in operands {
             inputs.push(Some(self.dequantize(model, graph, node, operand, None)?));
         }
         rewire(model, node, "", "Concat", &inputs);
-        let output = model.node(node).output(0).ok_or("it has no output")?;
+        let output = model.node(node).output(0).ok_or(Reason::NoOutput)?;
         self.quantize(model, node, output, params, below);
-        Ok("Concat of dequantized codes".to_owned())
+        Ok(Change::OnDequantized { op: "Concat".to_owned() })
     }
 
     /// `MatMulIntegerToFloat`, whose operands come before their scales and zero points.
-    fn float_product(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<String, String> {
+    fn float_product(&mut self, model: &mut Model, graph: GraphId, node: NodeId) -> Result<Change, Reason> {
         let at = model.node(node);
-        let given = |index: usize| at.input(index).ok_or_else(|| format!("it has no input {index}"));
+        let given = |index: usize| at.input(index).ok_or(Reason::MissingInput { input: index });
         let a = (given(0)?, given(2)?, at.input(4));
         let b = (given(1)?, given(3)?, at.input(5));
         let bias = at.input(6);
         let rank = model.constant(b.0).map(|w| w.dims().len() as i64);
         let columns = scale_count(model, b.1)? != 1;
         if scale_count(model, a.1)? != 1 || (columns && rank != Some(2)) {
-            return Err("its scales are not one for each operand, or for each column of a matrix".to_owned());
+            return Err(Reason::WrongCount { what: "scales".into(), per: "operand or column of a matrix".into() });
         }
         let left = self.dequantize(model, graph, node, a, None)?;
         let right = self.dequantize(model, graph, node, b, columns.then_some(1))?;
@@ -238,7 +247,7 @@ impl Raise {
         if let Some(bias) = bias {
             add_behind(model, node, bias);
         }
-        Ok("MatMul of dequantized codes".to_owned())
+        Ok(Change::OnDequantized { op: "MatMul".to_owned() })
     }
 
     /// The numbers of codes, in front of a node.
@@ -249,7 +258,7 @@ impl Raise {
         node: NodeId,
         (codes, scale, zero): Triple,
         axis: Option<i64>,
-    ) -> Result<ValueId, String> {
+    ) -> Result<ValueId, Reason> {
         let zero = match zero {
             Some(zero) if axis.is_some() => Some(spread(model, graph, scale, zero)?),
             other => other,
@@ -268,7 +277,7 @@ impl Raise {
             new = new.with(Attr::int("axis", axis));
         }
         let made = model.insert(Place::Before(node), new);
-        let value = model.node(made).output(0).ok_or("a DequantizeLinear has an output")?;
+        let value = model.node(made).output(0).ok_or(Reason::NoOutput)?;
         if let Some(shape) = model.shape(codes) {
             model.set_type(value, tensor_type(DataType::Float, Some(&shape)));
         }
@@ -330,7 +339,7 @@ fn has_channels(model: &Model, node: NodeId) -> bool {
 }
 
 /// The axis of the scales of each operand, where there are several.
-fn axes(model: &Model, node: NodeId, layout: &Layout, operands: &[Triple]) -> Result<Vec<Option<i64>>, String> {
+fn axes(model: &Model, node: NodeId, layout: &Layout, operands: &[Triple]) -> Result<Vec<Option<i64>>, Reason> {
     let mut axes = vec![None; operands.len()];
     for (index, &(codes, scale, _)) in operands.iter().enumerate() {
         if scale_count(model, scale)? == 1 {
@@ -346,21 +355,33 @@ fn axes(model: &Model, node: NodeId, layout: &Layout, operands: &[Triple]) -> Re
             _ => None,
         };
         if axes[index].is_none() {
-            return Err(format!("the scales of \"{}\" are not one for each channel", model.value(codes).name()));
+            return Err(Reason::WrongScales {
+                tensor: model.value(codes).name().into(),
+                wanted: "one scale per channel".into(),
+            });
         }
     }
     Ok(axes)
 }
 
-fn triple(model: &Model, node: NodeId, input: usize) -> Result<Triple, String> {
+fn triple(model: &Model, node: NodeId, input: usize) -> Result<Triple, Reason> {
     let at = model.node(node);
-    let given = |index: usize| at.input(index).ok_or_else(|| format!("it has no input {index}"));
+    let given = |index: usize| at.input(index).ok_or(Reason::MissingInput { input: index });
     Ok((given(input)?, given(input + 1)?, at.input(input + 2)))
 }
 
-fn scale_count(model: &Model, scale: ValueId) -> Result<usize, String> {
+fn scale_count(model: &Model, scale: ValueId) -> Result<usize, Reason> {
     let count = model.constant(scale).filter(|s| s.dtype() == DataType::Float).map(Tensor::len);
-    count.ok_or_else(|| format!("its scale \"{}\" is not constant, or no float", model.value(scale).name()))
+    count.ok_or_else(|| scale_is_no_float(model, scale))
+}
+
+/// Why a value cannot be read as scales.
+fn scale_is_no_float(model: &Model, scale: ValueId) -> Reason {
+    let tensor = model.value(scale).name().into();
+    match model.constant(scale) {
+        Some(found) => Reason::WrongTensorType { tensor, found: found.dtype(), wanted: "float".into() },
+        None => Reason::TensorNotConstant { tensor },
+    }
 }
 
 /// The parameters of a result, whose scale is input `at`; none where it is in floats.
@@ -370,16 +391,18 @@ fn result(
     node: NodeId,
     at: usize,
     operand: Triple,
-) -> Result<Option<Params>, String> {
+) -> Result<Option<Params>, Reason> {
     let Some(scale) = model.node(node).input(at) else { return Ok(None) };
     if scale_count(model, scale)? != 1 {
-        return Err("its result has several scales".to_owned());
+        return Err(Reason::WrongCount { what: "scales".into(), per: "result".into() });
     }
     // Without a zero point the result has the type of the operand.
     let given = model.node(node).input(at + 1);
     let typed = given.or(operand.2);
     let dtype = typed.and_then(|z| model.constant(z).map(Tensor::dtype).or_else(|| model.dtype(z)));
-    let dtype = dtype.or_else(|| model.dtype(operand.0)).ok_or("the type of its codes is not known")?;
+    let dtype = dtype
+        .or_else(|| model.dtype(operand.0))
+        .ok_or_else(|| Reason::UnknownType { tensor: model.value(operand.0).name().into() })?;
     let zero = match given {
         Some(zero) => zero,
         None => zero_like(model, graph, scale, dtype),
@@ -388,31 +411,35 @@ fn result(
 }
 
 /// The scale of the sum, times `alpha`.
-fn bias_scale(model: &Model, node: NodeId, operands: &[Triple]) -> Result<Vec<f32>, String> {
+fn bias_scale(model: &Model, node: NodeId, operands: &[Triple]) -> Result<Vec<f32>, Reason> {
     let numbers = |value: ValueId| {
         let found = model.constant(value).and_then(Tensor::to_f32);
-        found.ok_or_else(|| format!("the scale \"{}\" is not constant", model.value(value).name()))
+        found.ok_or_else(|| scale_is_no_float(model, value))
     };
-    let [a, b] = operands else { return Err("it has no two operands".to_owned()) };
-    let left = numbers(a.1)?.first().copied().ok_or("it has no scale")?;
+    let [a, b] = operands else { return Err(Reason::Missing { what: Operand::Operand }) };
+    let left = numbers(a.1)?.first().copied().ok_or(Reason::Missing { what: Operand::Scale })?;
     let alpha = Gemm::of(model.node(node)).unwrap_or_default().alpha;
     Ok(numbers(b.1)?.into_iter().map(|right| alpha * (left * right)).collect())
 }
 
 /// A zero point for each scale, where one is for all.
-fn spread(model: &mut Model, graph: GraphId, scale: ValueId, zero: ValueId) -> Result<ValueId, String> {
+fn spread(model: &mut Model, graph: GraphId, scale: ValueId, zero: ValueId) -> Result<ValueId, Reason> {
     let count = scale_count(model, scale)?;
-    let tensor = model.constant(zero).ok_or("a zero point is not constant")?;
+    let tensor = model.constant(zero).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?;
     match tensor.len() {
         len if len == count && tensor.dims().len() == 1 => Ok(zero),
         1 => {
-            let byte = tensor.raw().first().copied().ok_or("a zero point is empty")?;
+            let byte = tensor.raw().first().copied().ok_or(Reason::Empty { what: Operand::ZeroPoint })?;
             let (dtype, name) = (tensor.dtype(), model.value(zero).name().to_owned());
             if dtype.bits() != Some(8) {
-                return Err(format!("its zero point is {dtype}"));
+                return Err(Reason::WrongType {
+                    what: Operand::ZeroPoint,
+                    found: dtype,
+                    wanted: "int8 or uint8".into(),
+                });
             }
             Ok(model.add_initializer(graph, &name, Tensor::new(dtype, &[count], vec![byte; count])))
         }
-        _ => Err("its zero points are not as many as its scales".to_owned()),
+        _ => Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() }),
     }
 }

@@ -12,12 +12,13 @@ use rayon::prelude::*;
 
 use super::raise_opset::raise;
 use super::support::granularity::along;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Gemm;
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
+use crate::reason::Reason;
 
 /// Sizes of groups that are tried, largest first; then whole channels.
 const GROUPS: [usize; 5] = [256, 128, 64, 32, 16];
@@ -51,12 +52,19 @@ impl Pass for RecoverCodes {
             let mut raised = model.clone();
             if let Err(why) = raise(&mut raised, need.unwrap_or(0)) {
                 for (value, ..) in &found {
-                    outcome.skipped(model.value(*value).name(), format!("lies on a grid, but {}", why.message()));
+                    outcome.skipped(
+                        model.value(*value).name(),
+                        Reason::CannotRaise {
+                            what: "storing its grid".into(),
+                            opset: need.unwrap_or(0),
+                            error: why.message().into(),
+                        },
+                    );
                 }
                 return Ok(outcome);
             }
-            let was = model.opset().unwrap_or(0);
-            outcome.changed("model", format!("operator set {was} raised to {}", need.unwrap_or(0)));
+            let from = model.opset().unwrap_or(0);
+            outcome.changed("model", Change::Opset { from, to: need.unwrap_or(0) });
             let users: Vec<_> = candidates_of(&raised, &found);
             *model = raised;
             for ((value, _, codes), users) in found.into_iter().zip(users) {
@@ -180,12 +188,7 @@ impl Grid {
         if let Some((_, ir)) = dtype.quantizers_since() {
             model.set_ir_version(model.ir_version().max(ir));
         }
-        let what = match granularity {
-            Granularity::PerGroup { axis, size } => format!("groups of {size} on axis {axis}"),
-            Granularity::PerChannel { axis } => format!("a scale for each index of axis {axis}"),
-            Granularity::PerTensor => "one scale".to_owned(),
-        };
-        outcome.changed(name, format!("its floats lie on a grid: stored as {format}, {what}"));
+        outcome.changed(name, Change::Recovered { dtype, scales: granularity });
     }
 }
 

@@ -6,9 +6,10 @@
 use super::support::arithmetic::Constants;
 use super::support::channels::has_channels;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, ValueId};
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -35,9 +36,9 @@ impl Pass for SettleQuantizers {
                         Some(tensor) => {
                             model.make_constant(value, tensor);
                             settled.push(producer);
-                            outcome.changed(name, "computed from constants");
+                            outcome.changed(name, Change::ComputedFromConstants);
                         }
-                        None => outcome.skipped(name, "constants derive it, but it cannot be computed exactly"),
+                        None => outcome.skipped(name, Reason::NotComputable { what: Operand::Output }),
                     }
                 }
             }

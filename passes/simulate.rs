@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 
 use super::support::float_ops::Ops;
 use super::support::granularity::{granularity, scale_values};
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -50,16 +51,18 @@ impl Pass for Simulate {
                 "QuantizeLinear" => quantize(model, node, &mut lowered),
                 "DynamicQuantizeLinear" => dynamic(model, node, &mut lowered),
                 _ if op.starts_with("QLinear") || op.ends_with("Integer") || op == "MatMulNBits" => {
-                    Err("it computes with codes".to_owned())
+                    Err(Reason::ComputesQuantized)
                 }
                 _ => continue,
             };
             match done {
-                Ok(said) => {
-                    if matches!(op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear") || said == CONSTANT {
+                Ok(change) => {
+                    if matches!(op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear")
+                        || matches!(change, Change::Dequantized { .. })
+                    {
                         spent.push(node);
                     }
-                    outcome.changed(name, said);
+                    outcome.changed(name, change);
                 }
                 Err(why) => outcome.skipped(name, why),
             }
@@ -69,8 +72,6 @@ impl Pass for Simulate {
         Ok(outcome)
     }
 }
-
-const CONSTANT: &str = "stored as float";
 
 /// A tensor of codes as floats, their zero point taken off.
 #[derive(Clone, Copy)]
@@ -83,31 +84,35 @@ struct Codes {
 }
 
 /// A float constant in place of a dequantized one.
-fn constant(model: &mut Model, node: NodeId) -> Result<&'static str, String> {
+fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
     let at = model.node(node);
-    let output = at.output(0).ok_or("it has no output")?;
-    let codes = model.constant_input(node, 0).ok_or("its codes are not constant")?;
-    let scale = model.constant_input(node, 1).ok_or("its scale is not constant")?;
-    let format = codes.dtype().format().ok_or_else(|| format!("{} is no quantized format", codes.dtype()))?;
-    let (scales, given) = typed_scales(scale).ok_or_else(|| format!("its scale is {}", scale.dtype()))?;
+    let output = at.output(0).ok_or(Reason::NoOutput)?;
+    let codes = model.constant_input(node, 0).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
+    let scale = model.constant_input(node, 1).ok_or(Reason::NotConstant { what: Operand::Scale })?;
+    let format = codes
+        .dtype()
+        .format()
+        .ok_or_else(|| Reason::NotQuantizedType { what: Operand::QuantizedData, found: codes.dtype() })?;
+    let (scales, given) =
+        typed_scales(scale).ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "a float"))?;
     let dims = codes.dims();
     let granularity = granularity(model, node, &dims, &scale.dims())?;
     let mut zero_points = vec![0; scales.len()];
     if at.input(2).is_some() {
-        let zero = model.constant_input(node, 2).ok_or("its zero point is not constant")?;
+        let zero = model.constant_input(node, 2).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?;
         if format.is_integer() {
             zero_points = pack::unpack(&zero.raw(), &format, zero.len());
         }
     }
     let qparams = QParams { scales, zero_points };
     let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)
-        .map_err(|e| e.message().to_owned())?;
+        .map_err(|e| Reason::Invalid { error: e.message().into() })?;
     let asked = Quantizer::of(at).and_then(|q| q.output_dtype);
     let dtype = asked.unwrap_or(given);
     let tensor = Tensor::from_f64(dtype, &dims, values.into_iter().map(f64::from))
-        .ok_or_else(|| format!("its result is {dtype}"))?;
+        .ok_or_else(|| Reason::wrong_type(Operand::Output, dtype, "a float"))?;
     model.make_constant(output, tensor);
-    Ok(CONSTANT)
+    Ok(Change::Dequantized { dtype })
 }
 
 /// Scales as f32, and the type that a result has by default.
@@ -117,9 +122,10 @@ fn typed_scales(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
 }
 
 /// A scale in the shape that divides its tensor by broadcasting, if there is one.
-fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, String> {
+fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, Reason> {
     let at = model.node(node);
-    let Quantizer { axis, block_size: block, .. } = Quantizer::of(at).ok_or("it is no quantizer")?;
+    let Quantizer { axis, block_size: block, .. } =
+        Quantizer::of(at).ok_or_else(|| Reason::NotA { op: "quantizer".into() })?;
     let shape = at.input(0).and_then(|x| model.shape(x));
     let positive = |rank: usize| if axis < 0 { axis + rank as i64 } else { axis } as usize;
     let Some(tensor) = model.constant(scale) else {
@@ -133,23 +139,24 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, St
         return if whole || block == 0 && dims.is_some_and(|d| d.is_empty()) {
             Ok(scale)
         } else {
-            Err("its scale is found at run time".to_owned())
+            Err(Reason::NotConstant { what: Operand::Scale })
         };
     };
     let name = model.value(scale).name().to_owned();
     let (dims, count) = (tensor.dims(), tensor.len());
-    let (values, dtype) = typed_scales(tensor).ok_or_else(|| format!("its scale is {}", tensor.dtype()))?;
+    let (values, dtype) =
+        typed_scales(tensor).ok_or_else(|| Reason::wrong_type(Operand::Scale, tensor.dtype(), "a float"))?;
     if dtype != DataType::Float {
-        return Err(format!("it quantizes {dtype}"));
+        return Err(Reason::wrong_type(Operand::Scale, dtype, "float"));
     }
     let graph = model.main();
     if block > 0 {
         let known: Option<Vec<usize>> = shape.and_then(|s| s.into_iter().collect());
-        let known = known.ok_or("its groups are cut out of a tensor whose shape is not known")?;
+        let known = known.ok_or(Reason::UnknownShape { what: Operand::Input })?;
         let group = Granularity::PerGroup { axis: positive(known.len()), size: block as usize };
         let all: usize = known.iter().product();
         let each: Result<Vec<f32>> = (0..all).map(|at| Ok(values[group.entry(&known, at)?])).collect();
-        let each = each.map_err(|e| e.message().to_owned())?;
+        let each = each.map_err(|e| Reason::Invalid { error: e.message().into() })?;
         return Ok(model.add_initializer(graph, &format!("{name}_each"), Tensor::from_f32(&known, &each)));
     }
     if count == 1 && tensor.dtype() == DataType::Float {
@@ -161,31 +168,31 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, St
     }
     let rank = shape.map(|s| s.len());
     let behind = if axis < 0 { Some(-axis - 1) } else { rank.map(|r| r as i64 - axis - 1) };
-    let behind = behind.filter(|&b| b >= 0).ok_or("the rank of its tensor is not known")?;
+    let behind = behind.filter(|&b| b >= 0).ok_or(Reason::UnknownShape { what: Operand::Input })?;
     let dims: Vec<usize> = std::iter::once(count).chain(vec![1; behind as usize]).collect();
     Ok(model.add_initializer(graph, &format!("{name}_each"), Tensor::from_f32(&dims, &values)))
 }
 
 /// Float steps in place of codes.
-fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<Change, Reason> {
     let at = model.node(node);
     let (Some(x), Some(source), Some(output)) = (at.input(0), at.input(1), at.output(0)) else {
-        return Err("an input is missing".to_owned());
+        return Err(Reason::Missing { what: Operand::Input });
     };
     let zero = at.input(2);
-    let quantizer = Quantizer::of(at).ok_or("it is no quantizer")?;
+    let quantizer = Quantizer::of(at).ok_or_else(|| Reason::NotA { op: "quantizer".into() })?;
     let declared = quantizer.output_dtype;
     let zero_tensor = zero.and_then(|z| model.constant(z)).cloned();
     if zero.is_some() && zero_tensor.is_none() {
-        return Err("its zero point is found at run time".to_owned());
+        return Err(Reason::NotConstant { what: Operand::ZeroPoint });
     }
     let dtype = zero_tensor.as_ref().map(Tensor::dtype).or(declared).unwrap_or(DataType::Uint8);
-    let format = dtype.format().ok_or_else(|| format!("{dtype} is no quantized format"))?;
+    let format = dtype.format().ok_or(Reason::NotQuantizedType { what: Operand::Output, found: dtype })?;
     if !quantizer.saturate && !format.is_integer() {
-        return Err("it does not saturate".to_owned());
+        return Err(Reason::NoSaturation);
     }
-    if model.dtype(x).is_some_and(|d| d != DataType::Float) {
-        return Err("it does not quantize float32".to_owned());
+    if let Some(found) = model.dtype(x).filter(|&d| d != DataType::Float) {
+        return Err(Reason::wrong_type(Operand::Input, found, "float"));
     }
     check_opset(model)?;
     readers(model, output, source, zero, format)?;
@@ -195,7 +202,7 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     };
     let first = zeros.first().copied().unwrap_or(0);
     if zeros.iter().any(|&z| z != first) {
-        return Err("its zero points differ from each other".to_owned());
+        return Err(Reason::ZeroPointsDiffer);
     }
     let scale = spread(model, node, source)?;
     let name = model.value(output).name().to_owned();
@@ -211,15 +218,15 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     let clamped = ops.op("Clip", &[quotient, low, high]);
     let steps = if format.is_integer() { ops.op("Round", &[clamped]) } else { ops.nearest(clamped, format) };
     lowered.insert(output, Codes { steps, scale, source });
-    Ok("written as float operators")
+    Ok(Change::WrittenAs { op: "float operators".to_owned() })
 }
 
 /// `DynamicQuantizeLinear` as ONNX specifies it.
-fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Codes>) -> Result<Change, Reason> {
     let at = model.node(node);
     let (Some(x), Some(output), Some(source), Some(zero)) = (at.input(0), at.output(0), at.output(1), at.output(2))
     else {
-        return Err("an output is missing".to_owned());
+        return Err(Reason::NoOutput);
     };
     check_opset(model)?;
     readers(model, output, source, Some(zero), Format::Uint8)?;
@@ -246,14 +253,19 @@ fn dynamic(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Code
     let codes = ops.op("Clip", &[codes, nothing, high]);
     let steps = ops.op("Sub", &[codes, middle]);
     lowered.insert(output, Codes { steps, scale, source });
-    Ok("written as float operators")
+    Ok(Change::WrittenAs { op: "float operators".to_owned() })
 }
 
 /// Multiplies steps by the scale, in place of a DequantizeLinear.
-fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes>) -> Result<&'static str, String> {
+fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes>) -> Result<Change, Reason> {
     let at = model.node(node);
-    let (Some(x), Some(source)) = (at.input(0), at.input(1)) else { return Err("an input is missing".to_owned()) };
-    let codes = *lowered.get(&x).ok_or("its codes are not those of a quantizer here")?;
+    let (Some(x), Some(source)) = (at.input(0), at.input(1)) else {
+        return Err(Reason::Missing { what: Operand::Input });
+    };
+    let codes = *lowered.get(&x).ok_or_else(|| Reason::NotComputedBy {
+        what: Operand::QuantizedData,
+        wanted: "a quantizer that was lowered".into(),
+    })?;
     let scale = if source == codes.source { codes.scale } else { spread(model, node, source)? };
     model.set_op(node, "", "Mul");
     model.truncate_inputs(node, 2);
@@ -262,25 +274,38 @@ fn dequantize(model: &mut Model, node: NodeId, lowered: &BTreeMap<ValueId, Codes
     for attr in ["axis", "block_size", "output_dtype"] {
         model.remove_attr(node, attr);
     }
-    Ok("written as a float operator")
+    Ok(Change::WrittenAs { op: "Mul".to_owned() })
 }
 
 /// Codes must be read by nothing but DequantizeLinear with the same zero point.
-fn readers(model: &Model, codes: ValueId, scale: ValueId, zero: Option<ValueId>, format: Format) -> Result<(), String> {
+fn readers(model: &Model, codes: ValueId, scale: ValueId, zero: Option<ValueId>, format: Format) -> Result<(), Reason> {
     for &user in model.value(codes).users() {
-        let User::Node { node, input } = user else { return Err("its codes are an output of the graph".to_owned()) };
+        let User::Node { node, input } = user else {
+            return Err(Reason::IsGraphOutput { what: Operand::QuantizedData });
+        };
         let at = model.node(node);
         if input != 0 || at.op_type() != "DequantizeLinear" {
-            return Err(format!("its codes are read by a {}", at.op_type()));
+            return Err(Reason::ReadBy {
+                what: Operand::QuantizedData,
+                op: at.op_type().into(),
+                wanted: "DequantizeLinear".into(),
+            });
         }
         if format.is_integer() && !same_zero(model, zero, at.input(2)) {
-            return Err("its codes are dequantized with another zero point".to_owned());
+            return Err(Reason::Mismatch {
+                what: "zero point".into(),
+                from: "that of the DequantizeLinear behind it".into(),
+            });
         }
-        if Quantizer::of(at).and_then(|q| q.output_dtype).is_some_and(|dtype| dtype != DataType::Float) {
-            return Err("its codes are not dequantized to float32".to_owned());
+        let declared = Quantizer::of(at).and_then(|q| q.output_dtype);
+        if let Some(found) = declared.filter(|&dtype| dtype != DataType::Float) {
+            return Err(Reason::wrong_type(Operand::Output, found, "float"));
         }
         if at.input(1).is_none_or(|s| s != scale && model.constant(s).is_none()) {
-            return Err("its codes are dequantized with another scale, which is found at run time".to_owned());
+            return Err(Reason::Mismatch {
+                what: "scale".into(),
+                from: "that of the DequantizeLinear behind it".into(),
+            });
         }
     }
     Ok(())
@@ -298,9 +323,9 @@ fn same_zero(model: &Model, a: Option<ValueId>, b: Option<ValueId>) -> bool {
     }
 }
 
-fn check_opset(model: &Model) -> Result<(), String> {
+fn check_opset(model: &Model) -> Result<(), Reason> {
     match model.opset() {
-        Some(opset) if opset < 13 => Err(format!("operator set {opset} is older than the 13 that this needs")),
+        Some(opset) if opset < 13 => Err(Reason::NeedsOpset { what: "this".into(), opset: 13 }),
         _ => Ok(()),
     }
 }

@@ -7,10 +7,11 @@
 
 use super::raise_opset::raise;
 use super::support::graphs::graphs_outside_functions;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::{Model, NodeId, Tensor, tensor_type};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// See the module.
 #[derive(Debug)]
@@ -38,13 +39,12 @@ impl Pass for StandardQuantizers {
         let need = found.iter().filter_map(|(.., dtype)| dtype.quantizers_since()).max();
         if let Some((opset, ir)) = need {
             if model.opset().is_some_and(|v| v < opset) {
-                outcome.changed("model", format!("operator set {} raised to {opset}", model.opset().unwrap_or(0)));
+                outcome.changed("model", Change::Opset { from: model.opset().unwrap_or(0), to: opset });
                 raise(model, opset)?;
             }
             model.set_ir_version(model.ir_version().max(ir));
         }
         for (node, op, dtype) in found {
-            let was = model.node(node).op_type().to_owned();
             model.set_op(node, "", op);
             model.remove_attr(node, "trt_high_precision_dtype");
             if let Some(codes) = model.node(node).output(0).filter(|_| op == "QuantizeLinear") {
@@ -61,14 +61,14 @@ impl Pass for StandardQuantizers {
                 let zero = model.add_initializer(graph, &name, zero);
                 model.set_input(node, 2, Some(zero));
             }
-            outcome.changed(model.node_name(node), format!("trt::{was} written as {op} of {dtype}"));
+            outcome.changed(model.node_name(node), Change::WrittenAs { op: op.to_owned() });
         }
         Ok(outcome)
     }
 }
 
 /// The standard operator that a node of `TensorRT` means, and the type of its codes.
-fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), String> {
+fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), Reason> {
     let slot = model.node(node);
     let op = slot.op_type();
     let (standard, dtype) = match op {
@@ -81,19 +81,19 @@ fn meaning(model: &Model, node: NodeId) -> Result<(&'static str, DataType), Stri
             match codes {
                 Some(dtype @ (DataType::Int4 | DataType::Int8 | DataType::Uint4)) => ("DequantizeLinear", dtype),
                 Some(dtype) => {
-                    return Err(format!(
-                        "it dequantizes {dtype}, which its exporter has yet to replace by codes: finish the export with \
-                         ModelOpt's own tools first"
-                    ));
+                    return Err(Reason::Unexported { found: dtype });
                 }
-                None => return Err("the type of its codes is not known".to_owned()),
+                None => {
+                    let tensor = slot.input(0).map_or("", |v| model.value(v).name()).to_owned();
+                    return Err(Reason::UnknownType { tensor });
+                }
             }
         }
-        _ => return Err(format!("trt::{op} has no standard operator")),
+        _ => return Err(Reason::Unsupported { what: format!("trt::{op}") }),
     };
-    let scale = slot.input(1).ok_or("it has no scale")?;
+    let scale = slot.input(1).ok_or(Reason::Missing { what: Operand::Scale })?;
     if model.constant(scale).is_none() {
-        return Err("its scale is not constant".to_owned());
+        return Err(Reason::NotConstant { what: Operand::Scale });
     }
     Ok((standard, dtype))
 }

@@ -5,12 +5,13 @@
 //! it, else the numbers that its codes stand for.
 
 use super::support::arithmetic::Constants;
-use super::{Context, Note, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::config::Pattern;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::ops::{self, Role};
+use crate::reason::{Operand, Reason};
 
 /// Switches the sites that match on or off.
 #[derive(Clone, Debug)]
@@ -76,21 +77,22 @@ fn switch(model: &mut Model, switches: &[Switch]) -> Result<Outcome> {
             Some((switch.on, name))
         });
         let Some((false, name)) = last else { continue };
-        let text = if let Some(float) = source(model, pair) {
+        let change = if let Some(float) = source(model, pair) {
             model.set_input(node, input, Some(float));
-            "its quantizer was taken out"
+            Change::PairRemoved
         } else {
             let Some(result) = model.node(pair).output(0) else { continue };
             let Some(tensor) = constants.value(model, result) else {
-                outcome.skips.push(Note { at: name.clone(), text: "its codes cannot be dequantized here".to_owned() });
+                outcome.skipped(name.clone(), Reason::NotComputable { what: Operand::Output });
                 continue;
             };
             let name = format!("{}_float", model.value(result).name());
+            let dtype = tensor.dtype();
             let float = model.add_initializer(model.main(), &name, tensor);
             model.set_input(node, input, Some(float));
-            "its codes were replaced by the floats that they stand for"
+            Change::Dequantized { dtype }
         };
-        outcome.changed(name.clone(), text);
+        outcome.changed(name.clone(), change);
     }
     Ok(outcome)
 }

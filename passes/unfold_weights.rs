@@ -11,13 +11,14 @@ use super::forms::shapes;
 use super::support::exact::transposed;
 use super::support::float_ops::Ops;
 use super::support::nodes::planned;
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::algorithms::tinygemm::{Grid, grid, middle};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
 use crate::plan::Weight;
+use crate::reason::Reason;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,28 +41,27 @@ impl Pass for UnfoldWeights {
             let Some(dequantize) = dequantizer(model, node, weight.at.input) else { continue };
             if weight.quantizer.float_zero_point {
                 spell_out(model, weight, dequantize).map_err(|e| e.at_value(&weight.tensor))?;
-                outcome.changed(&weight.site, "float again, quantized by operators");
+                outcome.changed(&weight.site, Change::FloatQuantizer);
                 continue;
             }
             let Some(codes) = model.node(dequantize).input(0).filter(|&v| model.constant(v).is_some()) else {
                 continue;
             };
             let qparams = solved.qparams();
-            let replaced =
+            let rounded =
                 unfold(model, weight, &qparams, (dequantize, codes)).map_err(|e| e.at_value(&weight.tensor))?;
-            let text = match replaced {
-                0 => "float again".to_owned(),
-                count => format!("float again; {count} elements are what their codes stand for"),
-            };
-            outcome.changed(&weight.site, text);
+            outcome.changed(
+                &weight.site,
+                if rounded == 0 { Change::FloatAgain } else { Change::FloatRounded { elements: rounded } },
+            );
         }
         for bias in &plan.biases {
             let node = planned(model, &bias.at.node)?;
             let Some(dequantize) = dequantizer(model, node, bias.at.input) else { continue };
             let float = model.value_named(&bias.tensor).filter(|&v| model.constant(v).is_some());
             match float.map(|float| unfold_bias(model, node, bias.at.input, dequantize, float)) {
-                Some(true) => outcome.changed(&bias.site, "float again"),
-                _ => outcome.skipped(&bias.site, "stays int32: float32 division would give other codes"),
+                Some(true) => outcome.changed(&bias.site, Change::FloatAgain),
+                _ => outcome.skipped(&bias.site, Reason::FloatWouldDiffer),
             }
         }
         Ok(outcome)
@@ -164,7 +164,7 @@ fn spell_out(model: &mut Model, weight: &Weight, dequantize: NodeId) -> Result<(
     }
     let grids: Vec<Grid> = groups.iter().map(|values| grid(arithmetic, values, &spec)).collect();
     let output = model.node(dequantize).output(0).ok_or_else(missing)?;
-    let [cut, rows] = shapes(&dims, granularity).map_err(|why| Error::new(Kind::Config, why))?;
+    let [cut, rows] = shapes(&dims, granularity).map_err(|why| Error::new(Kind::Config, why.to_string()))?;
     let mut source = float;
     if weight.transpose {
         source = model.add_initializer(model.main(), &format!("{}_transposed", weight.tensor), laid);

@@ -8,7 +8,8 @@ use crate::ops::Form;
 use crate::passes::pipeline::{self, After};
 use crate::passes::recipes::{CONVERT, Conversion, Notes, READ, Recipe, To};
 use crate::passes::switch_quantizers::Switch;
-use crate::passes::{Context, Evaluate, Note};
+use crate::passes::{Change, Context, Evaluate, Note};
+use crate::reason::Reason;
 use crate::runtime::TractEvaluate;
 use crate::targets::{self, Target, check};
 
@@ -121,13 +122,13 @@ pub struct Converted {
     /// The original without the quantizers that were taken out, where some were: what the result is to be compared with.
     pub reference: Option<Model>,
     /// Constants that were a float tensor and its quantizer and are codes now.
-    pub folded: Vec<Note>,
+    pub folded: Vec<Note<Change>>,
     /// Quantizers that are float operators now.
-    pub simulated: Vec<Note>,
+    pub simulated: Vec<Note<Change>>,
     /// Nodes that changed their form.
-    pub changed: Vec<Note>,
+    pub changed: Vec<Note<Change>>,
     /// What was left as it is, and why.
-    pub kept: Vec<Note>,
+    pub kept: Vec<Note<Reason>>,
     /// What the target would compute wrongly, and did not in the input.
     pub warnings: Vec<String>,
 }
@@ -161,7 +162,7 @@ impl Converted {
                 Notes::Simulated => self.simulated.extend(outcome.changes),
                 Notes::Folded => {
                     let (folded, changed): (Vec<_>, Vec<_>) =
-                        outcome.changes.into_iter().partition(|note| note.text.contains("stored as"));
+                        outcome.changes.into_iter().partition(|note| note.what.stores());
                     self.folded.extend(folded);
                     self.changed.extend(changed);
                 }

@@ -28,6 +28,26 @@ pub enum Operand {
     Scale,
     /// The zero point of a quantizer.
     ZeroPoint,
+    /// The scale of each token.
+    TokenScale,
+    /// What a DequantizeLinear, or an operator on quantized values, reads.
+    QuantizedData,
+    /// The indices of a lookup.
+    Indices,
+    /// What an operator on quantized values reads.
+    Operand,
+    /// The mean of a normalization.
+    Mean,
+    /// The variance of a normalization.
+    Variance,
+    /// Whether a node is in training mode.
+    TrainingMode,
+    /// The mask of a Dropout.
+    Mask,
+    /// The bounds of a Clip.
+    Bounds,
+    /// The graph of a node.
+    Graph,
 }
 
 impl std::fmt::Display for Operand {
@@ -40,6 +60,16 @@ impl std::fmt::Display for Operand {
             Self::ConstantOperand => "constant operand",
             Self::Scale => "scale",
             Self::ZeroPoint => "zero point",
+            Self::TokenScale => "per-token scale",
+            Self::QuantizedData => "quantized data",
+            Self::Indices => "input of indices",
+            Self::Operand => "operand",
+            Self::Mean => "mean",
+            Self::Variance => "variance",
+            Self::TrainingMode => "training mode",
+            Self::Mask => "mask",
+            Self::Bounds => "range of bounds",
+            Self::Graph => "graph",
         })
     }
 }
@@ -144,22 +174,31 @@ fn powers(least: usize, most: Option<usize>) -> String {
     }
 }
 
+/// `uint8 and int8 to uint8`.
+fn types(inputs: &[DataType], output: Option<DataType>) -> String {
+    let inputs: Vec<String> = inputs.iter().map(ToString::to_string).collect();
+    output.map_or_else(|| inputs.join(" and "), |output| format!("{} to {output}", inputs.join(" and ")))
+}
+
 fn joined(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// One table: the variant with its fields, and what people read; expressions behind the text fill its `{}`.
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident $({ $($field:ident: $type:ty),* $(,)? })? => $text:literal $(, $part:expr)*;)*) => {
-        /// Why something is as it is.
+macro_rules! sentences {
+    (
+        $(#[$about:meta])* $table:ident:
+        $($(#[$doc:meta])* $name:ident $({ $($field:ident: $type:ty),* $(,)? })? => $text:literal $(, $part:expr)*;)*
+    ) => {
+        $(#[$about])*
         #[allow(missing_docs, reason = "the sentence of each variant says what its fields are")]
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
         #[serde(tag = "code", rename_all = "kebab-case", remote = "Self")]
-        pub enum Reason {
+        pub enum $table {
             $($(#[$doc])* $name $({ $($field: $type),* })?,)*
         }
 
-        impl std::fmt::Display for Reason {
+        impl std::fmt::Display for $table {
             #[allow(unused_variables, reason = "not every field is in the sentence")]
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 match self {
@@ -167,10 +206,38 @@ macro_rules! reasons {
                 }
             }
         }
+
+        impl ::serde::Serialize for $table {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                struct Data<'a>(&'a $table);
+                impl ::serde::Serialize for Data<'_> {
+                    fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                        $table::serialize(self.0, serializer)
+                    }
+                }
+                #[derive(::serde::Serialize)]
+                struct Document<'a> {
+                    #[serde(flatten)]
+                    data: Data<'a>,
+                    text: String,
+                }
+                Document { data: Data(self), text: self.to_string() }.serialize(serializer)
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $table {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $table::deserialize(deserializer)
+            }
+        }
     };
 }
+pub(crate) use sentences;
 
-reasons! {
+sentences! {
+    /// Why something is as it is.
+    Reason:
+
     // Plans: what the configuration says.
 
     /// A rule about certain nodes or operators switches everything of it off.
@@ -354,29 +421,178 @@ reasons! {
     Differs { differences: Vec<Difference> } => "{}", joined(differences);
 
     // Passes.
+
+    /// Another operator than the one whose attributes are read.
+    NotA { op: String } => "it is not a {op}";
+    /// An input or output that an operator must have.
+    Missing { what: Operand } => "it has no {what}";
+    /// The same, by its number.
+    MissingInput { input: usize } => "it has no input {input}";
+    /// A tensor would have to be known before the model runs.
+    TensorNotConstant { tensor: String } => "\"{tensor}\" is not constant";
+    /// The shape of an operand has to be known.
+    UnknownShape { what: Operand } => "the shape of its {what} is not known";
+    /// Constants compute it, by operators that are not evaluated to the last bit.
+    NotComputable { what: Operand } => "its {what} cannot be computed exactly";
+    /// It would be larger than what it is computed from.
+    TooLarge { what: Operand, limit: usize } => "its {what} would be larger than the limit of {limit} bytes";
+    /// It has an element type that is none of the quantized formats.
+    NotQuantizedType { what: Operand, found: DataType } => "its {what} is {found}, which is not a quantized format";
+    /// Values of other bits than 2, 4 or 8.
+    Bits { bits: usize } => "quantized values of {bits} bits are not supported";
+    /// An attribute that must be a positive number.
+    NotPositive { name: String } => "its {name} is missing or not a positive number";
+    /// Something that a node can hold or do and that is not supported.
+    Unsupported { what: String } => "{what} is not supported";
+    /// An axis beyond the rank of a tensor.
+    AxisOutOfRange { axis: i64, rank: usize } => "axis {axis} is out of range for rank {rank}";
+    /// A number that cannot be used here.
+    OutOfRange { what: String, value: f32, wanted: String } => "its {what} is {value}, not {wanted}";
+    /// A number beyond what its type holds.
+    Overflows { what: String, dtype: DataType } => "its {what} overflows {dtype}";
+    /// Quantized values that no format holds.
+    NoFormat { low: i64, high: i64 } => "no format holds its quantized values, {low} to {high}";
+    /// What quantization parameters and data say does not fit together.
+    Invalid { error: String } => "{error}";
+    /// The graph returns it.
+    IsGraphOutput { what: Operand } => "its {what} is a graph output";
+    /// Several nodes read it.
+    UsedElsewhere { what: Operand } => "its {what} is used elsewhere as well";
+    /// Nothing reads it.
+    Unused { what: Operand } => "nothing reads its {what}";
+    /// Another operator than the one that is looked for reads it.
+    ReadBy { what: Operand, op: String, wanted: String } => "its {what} is read by {op}, not by {wanted}";
+    /// A node in another graph is on the other side of it.
+    OtherGraph { what: Operand } => "its {what} crosses into another graph";
+    /// Another operator than the one that is looked for computes it.
+    ComputedBy { what: Operand, by: String, wanted: String } => "its {what} is computed by {by}, not by {wanted}";
+    /// None of these operators computes it.
+    NotComputedBy { what: Operand, wanted: String } => "its {what} is not computed by {wanted}";
+    /// It is not the constant behind a DequantizeLinear.
+    NotDequantizedConstant { what: Operand } => "its {what} is not a dequantized constant";
+    /// A tensor that no DequantizeLinear makes.
+    NotQuantized { tensor: String } => "\"{tensor}\" is not quantized";
+    /// Two things that must be the same.
+    Mismatch { what: String, from: String } => "its {what} differs from {from}";
+    /// The operator set has to be newer.
+    NeedsOpset { what: String, opset: i64 } => "{what} needs opset {opset}";
+    /// The same, and the model cannot be raised to it.
+    CannotRaise { what: String, opset: i64, error: String } => "{what} needs opset {opset}, and {error}";
+    /// It normalizes by the statistics of each batch, or drops elements.
+    Training => "it is in training mode";
+
+    // Scales and zero points.
+    /// Scales for other parts of a tensor than a kernel takes.
+    WrongScales { tensor: String, wanted: String } => "\"{tensor}\" does not have {wanted}";
+    /// A scale with a shape that does not fit its tensor.
+    ScaleShape { dims: Vec<usize>, wanted: Vec<usize> } => "its scale has shape {dims:?}, not {wanted:?}";
+    /// Scales that neither channels nor groups explain.
+    NoGranularity => "its scales are neither one per index of an axis nor one per group";
+    /// Zero points, scales or offsets in another number.
+    WrongCount { what: String, per: String } => "its {what} are not one per {per}";
+    /// A parameter of each channel in another number.
+    NotPerChannel { what: Operand, channels: usize } => "its {what} is not one value for each of {channels} channels";
+    /// Zero points of packed values that are not packed alike.
+    NotPacked => "its zero points are not packed row by row";
+    /// Zero points that are no integers.
+    FractionalZeroPoints { op: String } => "its zero points are fractional, which {op} does not have";
+    /// Zero points that would have to be one.
+    ZeroPointsDiffer => "its zero points differ from each other";
+    /// A zero point where there must be none.
+    NonzeroZeroPoint { what: Operand } => "its {what} has a zero point other than 0";
+    /// Groups that do not divide an axis.
+    RaggedGroups { length: usize, size: usize } => "an axis of {length} is not a multiple of groups of {size}";
+
+    // Operators on quantized values.
+    /// It has no form of an operator.
+    NoQuantizedOp { op: String } => "there is no {op} of quantized values";
+    /// An operator that computes with quantized values itself.
+    ComputesQuantized => "it computes with quantized values";
+    /// No kernel has these element types.
+    NoKernelOfTypes { inputs: Vec<DataType>, output: Option<DataType> } => "there is no kernel for {}", types(inputs, *output);
+    /// A Relu or Clip in front of a quantizer changes results.
+    Clips { op: String } => "the {op} behind it clips more than its quantizer";
+    /// A Clip of quantized values that is not without effect.
+    NarrowRange { dtype: DataType, low: i64, high: i64 } => "it keeps {dtype} values within {low} to {high}";
+    /// Sums of integers that something else happens to as well.
+    NotScaledBack => "its sums are not multiplied by the two scales alone";
+    /// Elements do not saturate.
+    NoSaturation => "it does not saturate";
+
+    // Fusion.
+    /// A node cannot become part of another one.
+    NotFusedInto { node: String, because: Box<Reason> } => "cannot be fused into \"{node}\": {because}";
+    /// The same, where it could become part of the next one but for padding.
+    NotAcrossPadding { because: Box<Reason> } =>
+        "{because}; fusing it into the Conv behind it would change what that pads with";
+    /// The scales of a weight are to stay as they are.
+    KeepsScales => "it would change the scales of the weight, which are to stay";
+    /// The channels of the groups of a convolution share their scales.
+    SharedScales => "the groups of its weight share their scales";
+    /// A product that computes in floats.
+    NotBetweenQuantizers => "it scales channels, and the product is not between quantizers";
+
+    // Fake quantizers.
+    /// What operators spell out is not a QuantizeLinear and DequantizeLinear.
+    LeftAsOperators { because: Box<Reason> } => "left as operators: {because}";
+    /// The last operator does not multiply by a scale.
+    NotAProduct => "it is not a product with a scale";
+    /// Elements are moved in a way that cannot be followed.
+    Moved => "its elements are moved in a way that cannot be followed";
+    /// An element would be another one.
+    NotExact { element: usize, found: f32, wanted: f32 } =>
+        "quantized values would give {found} instead of {wanted} for element {element}";
+    /// What is added behind a quantizer is not one float for each scale.
+    WrongOffsets => "what is added behind it is not one float per scale";
+    /// No scale multiplies to what dividing by its inverse gives.
+    NoScale => "it divides by an inverse scale, and no scale multiplies to the same values";
+    /// An operator with another tensor or with several numbers.
+    NotByOneConstant { op: String } => "{op} is not by one constant number";
+    /// Nothing bounds the values that are rounded.
+    Unbounded => "its quantized values are not bounded";
+    /// It does not undo the division.
+    ScalesBackBy { divisor: f32, factor: f32 } => "it divides by {divisor} and multiplies by {factor}";
+    /// QuantizeLinear gives other values.
+    StepsDiffer { differing: i32, of: i32, at: f32, here: f64, there: f64 } =>
+        "QuantizeLinear divides by the scale and has {differing} of {of} steps elsewhere ({at:e} becomes {here} here, {there} there)";
+    /// As a float it would be quantized to other values.
+    FloatWouldDiffer => "stays int32: as float32 it would be quantized to other values";
+
+    // Conversions of operator sets and constants.
+    /// An operator that ONNX does not define.
+    NotOnnx { op: String } => "{op} is not an ONNX operator; left as it is";
+    /// Graphs for training.
+    TrainingGraphs => "its training graphs stay at the old opset";
+    /// A Resize that may round otherwise.
+    NearestRounding =>
+        "the scales are computed at run time: nearest neighbour rounds down, as for enlarging; onnxruntime rounded up where \
+         opset 10 shrinks";
+    /// A Constant with several attributes, or none.
+    NotOneValue => "it does not hold exactly one value";
+    /// A Constant of a function's parameter.
+    FunctionParameter => "its value is a parameter of a function";
+    /// TensorRT's placeholder for quantized values.
+    Unexported { found: DataType } =>
+        "it dequantizes {found}, which its exporter has yet to quantize: finish the export with ModelOpt's own tools first";
+    /// A node of another model has become another operator.
+    OtherOperator => "the node is another operator now";
+    /// An operand of another model has become another tensor.
+    NowIs { dtype: DataType, dims: Vec<usize> } => "it is {dtype} of shape {dims:?} now";
+    /// Two quantizers of one tensor.
+    TwoPairs => "it has two Q/DQ pairs; the first one was used";
+    /// Groups that may have been transposed.
+    GroupsOfGemm => "it is quantized in groups and read by a Gemm, so it may have been transposed";
 }
 
-impl Serialize for Reason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        struct Data<'a>(&'a Reason);
-        impl Serialize for Data<'_> {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                Reason::serialize(self.0, serializer)
-            }
-        }
-        #[derive(Serialize)]
-        struct Document<'a> {
-            #[serde(flatten)]
-            data: Data<'a>,
-            text: String,
-        }
-        Document { data: Data(self), text: self.to_string() }.serialize(serializer)
+impl Reason {
+    /// An operand has an element type that cannot be used here.
+    pub(crate) fn wrong_type(what: Operand, found: DataType, wanted: &str) -> Self {
+        Self::WrongType { what, found, wanted: wanted.to_owned() }
     }
-}
 
-impl<'de> Deserialize<'de> for Reason {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Reason::deserialize(deserializer)
+    /// Says it of a fusion into a node.
+    pub(crate) fn in_fusion(self, node: &str) -> Self {
+        Self::NotFusedInto { node: node.to_owned(), because: Box::new(self) }
     }
 }
 

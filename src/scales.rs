@@ -10,6 +10,7 @@ use crate::numerics::{Granularity, pack};
 use crate::observe::sites::SUFFIXES;
 use crate::onnx::DataType;
 use crate::passes::support::granularity::granularity;
+use crate::reason::{Operand, Reason};
 
 /// What was read off a model.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,7 +18,7 @@ pub struct Scales {
     /// Each quantized tensor, by its name in the float model, optional.
     pub config: Config,
     /// Quantizers that are left out, with the reason.
-    pub skipped: BTreeMap<String, String>,
+    pub skipped: BTreeMap<String, Reason>,
 }
 
 /// Reads the scales and zero points of every `QuantizeLinear` of a computed tensor, and of every `DequantizeLinear` of a
@@ -36,7 +37,7 @@ pub fn scales(model: &Model) -> Scales {
         match numbers(model, node, at).and_then(|tensor| as_it_was(model, at, tensor)) {
             Ok(tensor) => match found.config.tensor.get(&name) {
                 Some(first) if *first != tensor => {
-                    found.skipped.insert(name, "it has two Q/DQ pairs; the first one was used".to_owned());
+                    found.skipped.insert(name, Reason::TwoPairs);
                 }
                 _ => {
                     found.config.tensor.insert(name, tensor);
@@ -71,24 +72,24 @@ fn weight(model: &Model, node: &Node) -> Option<String> {
     Some(model.value(values).name().to_owned())
 }
 
-fn numbers(model: &Model, id: NodeId, node: &Node) -> Result<Tensor, String> {
+fn numbers(model: &Model, id: NodeId, node: &Node) -> Result<Tensor, Reason> {
     let constant = |index: usize| node.input(index).and_then(|v| model.constant(v));
-    let scale = constant(1).ok_or("its scale is not constant")?;
-    let scales = scale.to_f32().ok_or("its scale is not float")?;
-    let quantizer = Quantizer::of(node).ok_or("it is no quantizer")?;
+    let scale = constant(1).ok_or(Reason::NotConstant { what: Operand::Scale })?;
+    let scales = scale.to_f32().ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "a float"))?;
+    let quantizer = Quantizer::of(node).ok_or_else(|| Reason::NotA { op: "quantizer".into() })?;
     let declared = quantizer.output_dtype;
     let codes = constant(0).map(crate::ir::Tensor::dtype).filter(|_| node.is("DequantizeLinear"));
     let zero = constant(2);
     if node.input(2).is_some() && zero.is_none() {
-        return Err("its zero point is not constant".to_owned());
+        return Err(Reason::NotConstant { what: Operand::ZeroPoint });
     }
     let dtype = codes.or(zero.map(crate::ir::Tensor::dtype)).or(declared).unwrap_or(DataType::Uint8);
-    let format = dtype.format().ok_or_else(|| format!("{dtype} is not a quantized format"))?;
+    let format = dtype.format().ok_or(Reason::NotQuantizedType { what: Operand::QuantizedData, found: dtype })?;
     let zeros = match zero {
         Some(zero) if format.is_integer() => pack::unpack(&zero.raw(), &format, zero.len()),
         _ => vec![0; scales.len()],
     };
-    let (granularity, axis, size) = match model.shape(node.input(0).ok_or("it has no input")?) {
+    let (granularity, axis, size) = match model.shape(node.input(0).ok_or(Reason::Missing { what: Operand::Input })?) {
         _ if scales.len() == 1 => (None, None, None),
         None => (Some(Share::PerChannel), Some(quantizer.axis), None),
         Some(shape) => {
@@ -118,11 +119,11 @@ fn numbers(model: &Model, id: NodeId, node: &Node) -> Result<Tensor, String> {
 }
 
 /// Refuses groups that a Gemm reads: amax transposes those, and the file does not say whether it did.
-fn as_it_was(model: &Model, node: &Node, tensor: Tensor) -> Result<Tensor, String> {
+fn as_it_was(model: &Model, node: &Node, tensor: Tensor) -> Result<Tensor, Reason> {
     let readers = node.output(0).map_or(&[][..], |v| model.value(v).users());
     let gemm = readers.iter().any(|user| matches!(user, User::Node { node, .. } if model.node(*node).is("Gemm")));
     if gemm && tensor.granularity == Some(Share::PerGroup) {
-        return Err("it is quantized in groups and read by a Gemm, so it may have been transposed".to_owned());
+        return Err(Reason::GroupsOfGemm);
     }
     Ok(tensor)
 }

@@ -10,6 +10,7 @@ use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
 use crate::plan::form::{gather_blocks, gather_fits};
+use crate::reason::{Operand, Reason};
 
 /// The initializers and attributes of a `GatherBlockQuantized`.
 #[derive(Clone, Debug)]
@@ -33,49 +34,55 @@ impl Quantized {
     ///
     /// # Errors
     /// Inputs that are not constant or do not fit the attributes.
-    pub fn from_gather(model: &Model, node: NodeId, codes: &Tensor) -> Result<Self, String> {
+    pub fn from_gather(model: &Model, node: NodeId, codes: &Tensor) -> Result<Self, Reason> {
         let at = model.node(node);
-        let scale = model.constant_input(node, 2).ok_or("its scales are not constant")?;
+        let scale = model.constant_input(node, 2).ok_or(Reason::NotConstant { what: Operand::Scale })?;
         let zero = match at.input(3) {
-            Some(_) => Some(model.constant_input(node, 3).ok_or("its zero points are not constant")?),
+            Some(_) => Some(model.constant_input(node, 3).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?),
             None => None,
         };
         let bytes = codes.dtype() == DataType::Uint8;
-        let attributes = GatherBlockQuantized::of(at).ok_or("it is no GatherBlockQuantized")?;
+        let attributes =
+            GatherBlockQuantized::of(at).ok_or_else(|| Reason::NotA { op: "GatherBlockQuantized".into() })?;
         let bits = if bytes { attributes.bits as usize } else { 4 };
         let signed = if bytes { zero.is_none() } else { codes.dtype() == DataType::Int4 };
         let format = integer(bits, signed).filter(|&f| bytes || DataType::from(f) == codes.dtype());
-        let format = format.ok_or_else(|| format!("codes of type {} are not supported", codes.dtype()))?;
+        let format = format
+            .ok_or_else(|| Reason::wrong_type(Operand::QuantizedData, codes.dtype(), "an integer of 2, 4 or 8 bits"))?;
         let mut dims = codes.dims();
-        let last = dims.len().checked_sub(1).ok_or("its table is a scalar")?;
+        let last =
+            dims.len().checked_sub(1).ok_or_else(|| Reason::WrongShape { what: Operand::Weight, dims: Vec::new() })?;
         let stored = dims[last];
         if bytes {
             dims[last] = stored * 8 / bits;
         }
-        let axis = axis_in(attributes.quantize_axis, dims.len()).ok_or("its quantize_axis is outside the table")?;
+        let axis = axis_in(attributes.quantize_axis, dims.len())
+            .ok_or(Reason::AxisOutside { axis: attributes.quantize_axis })?;
         if bytes && axis != last {
-            return Err("its blocks do not run along the last axis".to_owned());
+            return Err(Reason::NoGranularity);
         }
         let size = usize::try_from(attributes.block_size)
             .ok()
             .filter(|&b| b > 0)
-            .ok_or("its block_size is no positive number")?;
+            .ok_or_else(|| Reason::NotPositive { name: "block_size".into() })?;
         let granularity = Granularity::PerGroup { axis, size };
         let scale_dims = granularity.scale_dims(&dims);
         let scales = scale.to_f32().filter(|_| scale.dims() == scale_dims && scale.dtype() != DataType::Double);
-        let scales = scales.ok_or("its scales are not one a block")?;
+        let scales = scales.ok_or_else(|| Reason::WrongCount { what: "scales".into(), per: "block".into() })?;
         let zeros = match zero {
             None => vec![0; scales.len()],
-            Some(zero) if zero.dtype() != codes.dtype() => return Err("its zero points are no codes".to_owned()),
+            Some(zero) if zero.dtype() != codes.dtype() => {
+                return Err(Reason::wrong_type(Operand::ZeroPoint, zero.dtype(), "that of the quantized data"));
+            }
             Some(zero) if bytes => {
                 let (columns, row) = (scale_dims[last], (scale_dims[last] * bits).div_ceil(8));
                 if zero.len() * columns.max(1) != scales.len() * row {
-                    return Err("its zero points are not packed row by row".to_owned());
+                    return Err(Reason::NotPacked);
                 }
                 unpack_rows(&zero.raw(), columns, bits, row).into_iter().map(i32::from).collect()
             }
             Some(zero) if zero.len() == scales.len() => pack::unpack(&zero.raw(), &format, zero.len()),
-            Some(_) => return Err("its zero points are not one a block".to_owned()),
+            Some(_) => return Err(Reason::WrongCount { what: "zero points".into(), per: "block".into() }),
         };
         let count = dims.iter().product();
         let mut all = pack::unpack_bytes(&codes.raw(), bits, count);
@@ -101,13 +108,12 @@ impl Quantized {
     ///
     /// # Errors
     /// What [`gather_fits`] refuses, and zero points between codes.
-    pub fn to_gather(&self, gather_axis: usize) -> Result<Packed, String> {
-        let bytes =
-            gather_fits(self.format, &self.dims, &self.granularity, gather_axis).map_err(|why| why.to_string())?;
+    pub fn to_gather(&self, gather_axis: usize) -> Result<Packed, Reason> {
+        let bytes = gather_fits(self.format, &self.dims, &self.granularity, gather_axis)?;
         let ZeroPoints::Integers(zeros) = &self.zero_points else {
-            return Err("its zero points are no codes, and GatherBlockQuantized has no others".to_owned());
+            return Err(Reason::FractionalZeroPoints { op: "GatherBlockQuantized".into() });
         };
-        let (axis, block) = gather_blocks(&self.dims, &self.granularity).map_err(|why| why.to_string())?;
+        let (axis, block) = gather_blocks(&self.dims, &self.granularity)?;
         let bits = self.format.bits();
         let scale_dims = Granularity::PerGroup { axis, size: block }.scale_dims(&self.dims);
         let entries: usize = scale_dims.iter().product();

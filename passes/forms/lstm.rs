@@ -2,8 +2,9 @@
 
 use super::{Quantized, ZeroPoints, transpose};
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{Granularity, pack};
+use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
+use crate::reason::{Kernel, Operand, Reason};
 
 /// The initializers of one weight of a `DynamicQuantizeLSTM`.
 #[derive(Clone, Debug)]
@@ -21,23 +22,27 @@ impl Quantized {
     ///
     /// # Errors
     /// Codes that are no bytes, scales that are neither one for all nor one for each row, zero points that differ.
-    pub fn to_lstm(&self) -> Result<LstmWeight, String> {
+    pub fn to_lstm(&self) -> Result<LstmWeight, Reason> {
         let &[directions, rows, columns] = self.dims.as_slice() else {
-            return Err(format!("a constant of shape {:?} is no weight of an LSTM", self.dims));
+            return Err(Reason::KernelShape { kernel: Kernel::DynamicQuantizeLSTM, dims: self.dims.clone() });
         };
-        if self.format.bits() != 8 || self.scale_dtype != DataType::Float {
-            return Err(format!("DynamicQuantizeLSTM has int8 or uint8 and float scales, not {}", self.format));
+        let kernel = Kernel::DynamicQuantizeLSTM;
+        if self.format.bits() != 8 {
+            return Err(Reason::KernelFormat { kernel, format: self.format, has: vec![Format::Int8, Format::Uint8] });
+        }
+        if self.scale_dtype != DataType::Float {
+            return Err(Reason::KernelScaleType { kernel, scales: self.scale_dtype });
         }
         let ZeroPoints::Integers(zeros) = &self.zero_points else {
-            return Err("its zero points are no codes".to_owned());
+            return Err(Reason::FractionalZeroPoints { op: kernel.to_string() });
         };
         if zeros.windows(2).any(|two| two[0] != two[1]) {
-            return Err("DynamicQuantizeLSTM has one zero point for a weight".to_owned());
+            return Err(Reason::OneZeroPoint { kernel });
         }
         let dims = match self.granularity {
             Granularity::PerTensor => vec![directions],
             Granularity::PerChannel { axis: 1 } => vec![directions, rows],
-            _ => return Err("DynamicQuantizeLSTM has one scale for a weight, or one for each row".to_owned()),
+            _ => return Err(Reason::KernelScales { kernel, granularity: self.granularity }),
         };
         let codes: Vec<u8> =
             self.codes.chunks((rows * columns).max(1)).flat_map(|one| transpose(one, &[rows, columns])).collect();
@@ -53,28 +58,32 @@ impl Quantized {
     ///
     /// # Errors
     /// What is not constant, and what one DequantizeLinear cannot say: directions that differ in their scales.
-    pub fn from_lstm(model: &Model, node: NodeId, codes: usize, scales: usize) -> Result<Self, String> {
-        let stored = model.constant_input(node, codes).ok_or("its codes are not constant")?;
-        let scale = model.constant_input(node, scales).ok_or("its scales are not constant")?;
-        let zero = model.constant_input(node, scales + 1).ok_or("its zero points are not constant")?;
+    pub fn from_lstm(model: &Model, node: NodeId, codes: usize, scales: usize) -> Result<Self, Reason> {
+        let stored = model.constant_input(node, codes).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
+        let scale = model.constant_input(node, scales).ok_or(Reason::NotConstant { what: Operand::Scale })?;
+        let zero = model.constant_input(node, scales + 1).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?;
         let format = stored.dtype().format().filter(|f| f.is_integer() && f.bits() == 8);
-        let format = format.ok_or_else(|| format!("codes of type {} are not supported", stored.dtype()))?;
-        let [directions, columns, rows] = stored.dims()[..] else { return Err("its weight has no 3 axes".to_owned()) };
+        let format =
+            format.ok_or_else(|| Reason::wrong_type(Operand::QuantizedData, stored.dtype(), "int8 or uint8"))?;
+        let [directions, columns, rows] = stored.dims()[..] else {
+            return Err(Reason::WrongShape { what: Operand::Weight, dims: stored.dims() });
+        };
         let granularity = match scale.dims()[..] {
             [d] if d == directions => Granularity::PerTensor,
             [d, r] if d == directions && r == rows => Granularity::PerChannel { axis: 1 },
-            _ => return Err("its scales do not fit its weight".to_owned()),
+            _ => return Err(Reason::WrongCount { what: "scales".into(), per: "direction or row".into() }),
         };
-        let found = scale.to_f32().filter(|_| scale.dtype() == DataType::Float).ok_or("its scales are not float")?;
+        let found = scale.to_f32().filter(|_| scale.dtype() == DataType::Float);
+        let found = found.ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "float"))?;
         if zero.dtype() != stored.dtype() || zero.len() != found.len() {
-            return Err("its zero points do not fit its scales".to_owned());
+            return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() });
         }
         let zeros = pack::unpack(&zero.raw(), &format, zero.len());
         let one = found.len() / directions.max(1);
         let alike = found.chunks(one.max(1)).all(|c| c == &found[..one])
             && zeros.chunks(one.max(1)).all(|c| c == &zeros[..one]);
         if !alike {
-            return Err("its directions have scales of their own".to_owned());
+            return Err(Reason::Mismatch { what: "scale of one direction".into(), from: "that of the other".into() });
         }
         let all = pack::unpack_bytes(&stored.raw(), 8, stored.len());
         Ok(Self {

@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::ir::Tensor;
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 pub use crate::ir::view::MICROSOFT;
 
@@ -76,9 +77,9 @@ impl Quantized {
     ///
     /// # Errors
     /// The constant is not a matrix.
-    pub fn transposed(&self) -> Result<Self, String> {
+    pub fn transposed(&self) -> Result<Self, Reason> {
         let &[rows, columns] = self.dims.as_slice() else {
-            return Err(format!("a constant of shape {:?} is no matrix", self.dims));
+            return Err(Reason::WrongShape { what: Operand::Weight, dims: self.dims.clone() });
         };
         let granularity = match self.granularity {
             Granularity::PerTensor => Granularity::PerTensor,
@@ -148,10 +149,12 @@ impl Quantized {
     ///
     /// # Errors
     /// Another number of offsets than of scales, or zero points between codes already.
-    pub fn zero_points_with(&self, offsets: &[f32]) -> Result<Vec<f32>, String> {
-        let zeros = self.unsigned_zeros().ok_or("its zero points lie between codes already")?;
+    pub fn zero_points_with(&self, offsets: &[f32]) -> Result<Vec<f32>, Reason> {
+        let zeros = self
+            .unsigned_zeros()
+            .ok_or_else(|| Reason::FractionalZeroPoints { op: "a quantizer with offsets".into() })?;
         if offsets.len() != self.scales.len() {
-            return Err("it has another number of offsets than of scales".to_owned());
+            return Err(Reason::WrongCount { what: "offsets".into(), per: "scale".into() });
         }
         let each = zeros.iter().zip(offsets).zip(&self.scales);
         Ok(each.map(|((&zero, &offset), &scale)| tinygemm::zero_point(f32::from(zero), offset, scale)).collect())

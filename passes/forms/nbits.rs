@@ -9,6 +9,7 @@ use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
 use crate::plan::form::nbits_fits;
+use crate::reason::{Operand, Reason};
 
 /// Elements in a block of a row that has one scale: what onnxruntime itself takes where it fuses such a weight.
 const ROW_BLOCK: usize = 32;
@@ -46,36 +47,34 @@ impl Quantized {
     ///
     /// # Errors
     /// Inputs that are not constant or do not fit the attributes, and a permutation of K (`g_idx`).
-    pub fn from_nbits(model: &Model, node: NodeId) -> Result<Self, String> {
+    pub fn from_nbits(model: &Model, node: NodeId) -> Result<Self, Reason> {
         let at = model.node(node);
-        let attributes = MatMulNBits::of(at).ok_or("it is no MatMulNBits")?;
-        let size = |name: &str, value: Option<usize>| {
-            value.ok_or_else(|| format!("its {name} is missing or no positive number"))
-        };
+        let attributes = MatMulNBits::of(at).ok_or_else(|| Reason::NotA { op: "MatMulNBits".into() })?;
+        let size = |name: &str, value: Option<usize>| value.ok_or_else(|| Reason::NotPositive { name: name.into() });
         let (n, k) = (size("N", attributes.n)?, size("K", attributes.k)?);
         let block = size("block_size", attributes.block_size)?;
         let bits = usize::try_from(attributes.bits).unwrap_or(0);
         if at.input(4).is_some() {
-            return Err("it permutes the rows of its weight (g_idx)".to_owned());
+            return Err(Reason::Unsupported { what: "a permutation of its rows (g_idx)".into() });
         }
-        let codes = model.constant_input(node, 1).ok_or("its codes are not constant")?;
-        let scale = model.constant_input(node, 2).ok_or("its scales are not constant")?;
+        let codes = model.constant_input(node, 1).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
+        let scale = model.constant_input(node, 2).ok_or(Reason::NotConstant { what: Operand::Scale })?;
         let signed = at.input(3).is_none();
-        let format = integer(bits, signed).ok_or_else(|| format!("codes of {bits} bits are not supported"))?;
+        let format = integer(bits, signed).ok_or(Reason::Bits { bits })?;
         let blocks = k.div_ceil(block);
         let blob = (block * bits).div_ceil(8);
         let raw = codes.raw();
         if codes.dtype() != DataType::Uint8
             || Some(raw.len()) != n.checked_mul(blocks).and_then(|b| b.checked_mul(blob))
         {
-            return Err(format!("its codes have shape {:?}, which is not that of {n} rows of {k}", codes.dims()));
+            return Err(Reason::WrongShape { what: Operand::QuantizedData, dims: codes.dims() });
         }
         let scales = scale.to_f32().filter(|s| s.len() == n * blocks && scale.dtype() != DataType::Double);
-        let scales = scales.ok_or("its scales are not one a block")?;
+        let scales = scales.ok_or_else(|| Reason::WrongCount { what: "scales".into(), per: "block".into() })?;
         let zero_points = if signed {
             ZeroPoints::Integers(vec![0; scales.len()])
         } else {
-            let zero = model.constant_input(node, 3).ok_or("its zero points are not constant")?;
+            let zero = model.constant_input(node, 3).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?;
             zero_points(zero, n, blocks, bits)?
         };
         let mut all = unpack_rows(&raw, block, bits, blob);
@@ -124,12 +123,14 @@ impl Quantized {
     /// # Errors
     /// What [`nbits_fits`] refuses, and 8-bit codes with zero points between codes, with which onnxruntime 1.31 fails when it
     /// runs.
-    pub fn to_nbits(&self) -> Result<Blocks, String> {
-        nbits_fits(self.format, &self.dims, &self.granularity, 1).map_err(|why| why.to_string())?;
+    pub fn to_nbits(&self) -> Result<Blocks, Reason> {
+        nbits_fits(self.format, &self.dims, &self.granularity, 1)?;
         if let Some(grouped) = self.in_groups(block_of(&self.granularity)) {
             return grouped.to_nbits();
         }
-        let &[n, k] = self.dims.as_slice() else { return Err("it is no matrix".to_owned()) };
+        let &[n, k] = self.dims.as_slice() else {
+            return Err(Reason::WrongShape { what: Operand::Weight, dims: self.dims.clone() });
+        };
         let bits = self.format.bits();
         let block = block_of(&self.granularity);
         let blocks = k.div_ceil(block);
@@ -146,10 +147,10 @@ impl Quantized {
                 Some(Tensor::new(DataType::Uint8, &[n, bytes], pack_rows(&zeros, blocks, bits, bytes)))
             }
             (ZeroPoints::Floats(_), _) if bits == 8 => {
-                return Err("onnxruntime does not run 8-bit codes with zero points between codes".to_owned());
+                return Err(Reason::FractionalZeroPoints { op: "MatMulNBits of 8 bits".into() });
             }
             (ZeroPoints::Floats(zeros), _) => Some(float_tensor(self.scale_dtype, &[n, blocks], zeros)),
-            (ZeroPoints::Integers(_), None) => return Err("its zero points are no codes".to_owned()),
+            (ZeroPoints::Integers(_), None) => return Err(Reason::FractionalZeroPoints { op: "MatMulNBits".into() }),
         };
         Ok(Blocks {
             n,
@@ -164,15 +165,15 @@ impl Quantized {
 }
 
 /// Zero points of a `MatMulNBits`: packed along each row, or one float a block.
-fn zero_points(zero: &Tensor, n: usize, blocks: usize, bits: usize) -> Result<ZeroPoints, String> {
+fn zero_points(zero: &Tensor, n: usize, blocks: usize, bits: usize) -> Result<ZeroPoints, Reason> {
     let bytes = (blocks * bits).div_ceil(8);
     if zero.dtype() == DataType::Uint8 {
         if zero.len() != n * bytes {
-            return Err("its zero points are not packed row by row".to_owned());
+            return Err(Reason::NotPacked);
         }
         let zeros = unpack_rows(&zero.raw(), blocks, bits, bytes);
         return Ok(ZeroPoints::Integers(zeros.into_iter().map(i32::from).collect()));
     }
     let zeros = zero.to_f32().filter(|z| z.len() == n * blocks);
-    zeros.map(ZeroPoints::Floats).ok_or_else(|| format!("its zero points are {}, or not one a block", zero.dtype()))
+    zeros.map(ZeroPoints::Floats).ok_or_else(|| Reason::WrongCount { what: "zero points".into(), per: "block".into() })
 }

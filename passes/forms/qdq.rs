@@ -7,6 +7,7 @@ use crate::numerics::{Granularity, pack};
 use crate::onnx::DataType;
 use crate::passes::support::granularity::along;
 use crate::passes::support::granularity::granularity;
+use crate::reason::{Operand, Reason};
 
 /// The initializers of a DequantizeLinear, and where its scales run.
 #[derive(Clone, Debug)]
@@ -65,27 +66,29 @@ impl Quantized {
     ///
     /// # Errors
     /// Codes of other formats than integers of 2, 4 or 8 bits, parameters that are not constant or do not fit.
-    pub fn from_qdq(model: &Model, node: NodeId) -> Result<Self, String> {
-        let codes = model.constant_input(node, 0).ok_or("its codes are not constant")?;
-        let scale = model.constant_input(node, 1).ok_or("its scale is not constant")?;
+    pub fn from_qdq(model: &Model, node: NodeId) -> Result<Self, Reason> {
+        let codes = model.constant_input(node, 0).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
+        let scale = model.constant_input(node, 1).ok_or(Reason::NotConstant { what: Operand::Scale })?;
         let dtype = codes.dtype();
         let format = dtype.format().filter(|f| f.is_integer() && f.bits() <= 8);
-        let format = format.ok_or_else(|| format!("{dtype} is no integer of 2, 4 or 8 bits"))?;
+        let format =
+            format.ok_or_else(|| Reason::wrong_type(Operand::QuantizedData, dtype, "an integer of 2, 4 or 8 bits"))?;
         let dims = codes.dims();
         let granularity = granularity(model, node, &dims, &scale.dims())?;
         let scales = scale.to_f32().filter(|_| scale.dtype() != DataType::Double);
-        let scales = scales.ok_or_else(|| format!("its scales are {}", scale.dtype()))?;
+        let scales =
+            scales.ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "float, float16 or bfloat16"))?;
         let output = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
         if output.is_some_and(|output| output != scale.dtype()) {
-            return Err("its result has another type than its scales".to_owned());
+            return Err(Reason::Mismatch { what: "result type".into(), from: "that of its scale".into() });
         }
         let zeros = match (model.node(node).input(2), model.constant_input(node, 2)) {
             (None, _) => vec![0; scales.len()],
             (Some(_), Some(zero)) if zero.dtype() == dtype && zero.len() == scales.len() => {
                 pack::unpack(&zero.raw(), &format, zero.len())
             }
-            (Some(_), Some(_)) => return Err("its zero points do not fit its codes and scales".to_owned()),
-            (Some(_), None) => return Err("its zero point is not constant".to_owned()),
+            (Some(_), Some(_)) => return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() }),
+            (Some(_), None) => return Err(Reason::NotConstant { what: Operand::ZeroPoint }),
         };
         Ok(Self {
             format,
@@ -102,9 +105,9 @@ impl Quantized {
     ///
     /// # Errors
     /// Zero points between codes, which it does not have.
-    pub fn to_qdq(&self) -> Result<Pair, String> {
+    pub fn to_qdq(&self) -> Result<Pair, Reason> {
         let ZeroPoints::Integers(zeros) = &self.zero_points else {
-            return Err("its zero points are no codes, and DequantizeLinear has no others".to_owned());
+            return Err(Reason::FractionalZeroPoints { op: "DequantizeLinear".into() });
         };
         let dtype = DataType::from(self.format);
         let bits = self.format.bits();

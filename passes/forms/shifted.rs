@@ -10,6 +10,7 @@ use super::qdq::{behind_exchanges, find_dequantized};
 use crate::ir::{GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::numerics::Granularity;
 use crate::passes::support::granularity::granularity;
+use crate::reason::Reason;
 
 /// What is added to a constant, as initializers.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +35,7 @@ pub struct Shifted {
 ///
 /// # Errors
 /// Groups that leave a rest.
-pub fn shapes(dims: &[usize], granularity: &Granularity) -> Result<[Vec<usize>; 2], String> {
+pub fn shapes(dims: &[usize], granularity: &Granularity) -> Result<[Vec<usize>; 2], Reason> {
     let mut cut = dims.to_vec();
     let mut offsets = vec![1; dims.len()];
     match *granularity {
@@ -42,7 +43,7 @@ pub fn shapes(dims: &[usize], granularity: &Granularity) -> Result<[Vec<usize>; 
         Granularity::PerChannel { axis } => offsets[axis] = dims[axis],
         Granularity::PerGroup { axis, size } => {
             if !dims[axis].is_multiple_of(size) {
-                return Err(format!("groups of {size} leave a rest of {}", dims[axis] % size));
+                return Err(Reason::RaggedGroups { length: dims[axis], size });
             }
             cut.splice(axis..=axis, [dims[axis] / size, size]);
             offsets.clone_from(&cut);
@@ -57,7 +58,7 @@ impl Shift {
     ///
     /// # Errors
     /// Groups that leave a rest.
-    pub fn check(dims: &[usize], granularity: &Granularity) -> Result<(), String> {
+    pub fn check(dims: &[usize], granularity: &Granularity) -> Result<(), Reason> {
         shapes(dims, granularity).map(drop)
     }
 
@@ -71,7 +72,7 @@ impl Shift {
         name: &str,
         (dims, granularity): (&[usize], &Granularity),
         offsets: &[f32],
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Reason> {
         let [cut, own] = shapes(dims, granularity)?;
         let offsets = model.add_initializer(graph, &format!("{name}_offset"), Tensor::from_f32(&own, offsets));
         let mut shape = |what: &str, dims: &[usize]| {

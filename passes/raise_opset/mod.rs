@@ -17,10 +17,11 @@ mod steps;
 
 use std::collections::BTreeSet;
 
-use super::{Context, Outcome, Pass};
+use super::{Change, Context, Outcome, Pass};
 use crate::error::{Error, Result};
 use crate::ir::{GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, ValueId, canonical_domain};
 use crate::onnx::{AttributeProto, MAX_OPSET, OperatorSetIdProto, attribute_type};
+use crate::reason::Reason;
 
 pub use crate::ir::file::MIN_OPSET;
 
@@ -122,9 +123,9 @@ fn finish(model: &mut Model, scopes: &[Scope], to: i64, outcome: &mut Outcome) {
         |import: &&mut OperatorSetIdProto| canonical_domain(import.domain.as_deref().unwrap_or("")).is_empty();
     if let Some(scope) = raised(Owner::Main, model) {
         model.rest.opset_import.iter_mut().filter(default_domain).for_each(|i| i.version = Some(to));
-        outcome.changed("model", format!("operator set {} raised to {to}", scope.from));
+        outcome.changed("model", Change::Opset { from: scope.from, to });
         if !model.rest.training_info.is_empty() {
-            outcome.skipped("model", "its training graphs are left at the old operator set");
+            outcome.skipped("model", Reason::TrainingGraphs);
         }
     }
     for index in 0..model.functions.len() {
@@ -132,12 +133,12 @@ fn finish(model: &mut Model, scopes: &[Scope], to: i64, outcome: &mut Outcome) {
             let imports = &mut model.functions[index].rest.opset_import;
             imports.iter_mut().filter(default_domain).for_each(|i| i.version = Some(to));
             let name = model.graph(scope.graph).name().to_owned();
-            outcome.changed(name, format!("operator set {} of the function raised to {to}", scope.from));
+            outcome.changed(name, Change::Opset { from: scope.from, to });
         }
     }
     let ir_version = ir_version_for(to);
     if model.ir_version() < ir_version {
-        outcome.changed("model", format!("IR version {} raised to {ir_version}", model.ir_version()));
+        outcome.changed("model", Change::IrVersion { from: model.ir_version(), to: ir_version });
         model.set_ir_version(ir_version);
     }
 }
@@ -164,8 +165,8 @@ impl Raising<'_> {
                 let name = self.model.node_name(node).to_owned();
                 let op = self.model.node(node).op_type().to_owned();
                 let graph = self.model.graph(scope.graph).name().to_owned();
-                if let Some(did) = (row.convert)(self, node).map_err(|e| e.at_node(&name, &op).in_graph(&graph))? {
-                    self.outcome.changed(name, format!("{op}: {did} (operator set {version})"));
+                if let Some(what) = (row.convert)(self, node).map_err(|e| e.at_node(&name, &op).in_graph(&graph))? {
+                    self.outcome.changed(name, Change::Raised { op, what, opset: version });
                 }
             }
         }
@@ -180,7 +181,7 @@ impl Raising<'_> {
                 let node = self.model.node(id);
                 let known = !node.domain().is_empty() || steps::OPERATORS.binary_search(&node.op_type()).is_ok();
                 if !known && reported.insert(node.op_type().to_owned()) {
-                    let why = format!("{} is not an ONNX operator; left as it is", node.op_type());
+                    let why = Reason::NotOnnx { op: node.op_type().to_owned() };
                     self.outcome.skipped(self.model.node_name(id).to_owned(), why);
                 }
             }

@@ -4,6 +4,7 @@ use super::{Raising, facts, scan};
 use crate::error::{Error, Result};
 use crate::ir::{Attr, NewNode, NodeId, Tensor, ValueId, tensor_type};
 use crate::onnx::{AttributeProto, DataType, attribute_type};
+use crate::reason::Reason;
 
 /// One changed definition.
 pub(super) struct Step {
@@ -315,11 +316,7 @@ fn resize_coordinates(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<
         scales = shrink_first(raising, node, &factors.unwrap_or_default())?;
     } else if nearest && factors.is_none() {
         let name = raising.model.node_name(node).to_owned();
-        raising.outcome.skipped(
-            name,
-            "the scales are computed at run time: nearest neighbour rounds down, as for enlarging; onnxruntime rounded \
-             up where operator set 10 shrinks",
-        );
+        raising.outcome.skipped(name, Reason::NearestRounding);
     }
     let rounding = if shrinks && !grows { "ceil" } else { "floor" };
     let roi = empty_roi(raising, node)?;
@@ -500,10 +497,7 @@ fn training_mode(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<Strin
             raising.model.truncate_outputs(node, 3);
             raising.model.set_attr(node, Attr::int("training_mode", 1));
             let name = raising.model.node_name(node).to_owned();
-            raising.outcome.skipped(
-                name,
-                "exported in training mode: it still normalizes by the statistics of each batch, not by stored ones",
-            );
+            raising.outcome.skipped(name, Reason::Training);
             done("set training_mode=1")
         }
         _ => Err(Error::model(format!("{} outputs mean neither training nor inference", outputs.len()))

@@ -4,6 +4,7 @@
 use crate::ir::view::{Conv, Gemm};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// Operators with channels and a bias.
 const PRODUCTS: [&str; 3] = ["Conv", "ConvTranspose", "Gemm"];
@@ -75,16 +76,16 @@ impl Layout {
 impl Product {
     /// A node with a weight of these dimensions, and a bias that is left out or one number for each channel; or why it is
     /// none.
-    pub fn of(model: &Model, node: NodeId, weight: &[usize]) -> Result<Self, String> {
-        let name = model.node_name(node);
-        let layout = Layout::of(model, node, weight).ok_or_else(|| format!("the weight of {name} has an odd shape"))?;
+    pub fn of(model: &Model, node: NodeId, weight: &[usize]) -> Result<Self, Reason> {
+        let layout = Layout::of(model, node, weight)
+            .ok_or_else(|| Reason::WrongShape { what: Operand::Weight, dims: weight.to_vec() })?;
         if let Some(bias) = model.node(node).input(2) {
-            let Some(tensor) = model.constant(bias) else { return Err(format!("the bias of {name} is not constant")) };
+            let tensor = model.constant(bias).ok_or(Reason::NotConstant { what: Operand::Bias })?;
             // A convolution's bias is a list; a Gemm's is broadcast like any operand.
             let gemm = model.node(node).is("Gemm");
             let fits = if gemm { per_channel(tensor, layout).is_some() } else { tensor.dims() == [layout.channels] };
             if !fits || !tensor.dtype().is_float() {
-                return Err(format!("the bias of {name} is not one number for each channel"));
+                return Err(Reason::NotPerChannel { what: Operand::Bias, channels: layout.channels });
             }
         }
         Ok(Self { node, layout })
@@ -151,7 +152,7 @@ impl Channels {
 }
 
 /// Whether a `BatchNormalization` has its inference form, or why not.
-pub(crate) fn infers(model: &Model, id: NodeId) -> Result<(), String> {
+pub(crate) fn infers(model: &Model, id: NodeId) -> Result<(), Reason> {
     let node = model.node(id);
     let opset = node.graph().and_then(|graph| model.opset_in(graph)).unwrap_or(1);
     let training = if opset >= 14 {
@@ -160,23 +161,22 @@ pub(crate) fn infers(model: &Model, id: NodeId) -> Result<(), String> {
         node.outputs().iter().skip(1).any(Option::is_some) || (opset < 7 && node.int("is_test").unwrap_or(0) == 0)
     };
     if training {
-        return Err("it is in training mode".into());
+        return Err(Reason::Training);
     }
     if node.int("spatial") == Some(0) {
-        return Err("it normalizes each position on its own".into());
+        return Err(Reason::Attribute { name: "spatial".into(), wanted: 1 });
     }
     Ok(())
 }
 
 /// What a `BatchNormalization` in its inference form does, or why that is not known.
-pub(crate) fn batch_normalization(model: &Model, id: NodeId, channels: usize) -> Result<Channels, String> {
+pub(crate) fn batch_normalization(model: &Model, id: NodeId, channels: usize) -> Result<Channels, Reason> {
     let mut parameters = [const { Vec::new() }; 4];
-    for (slot, (index, what)) in parameters.iter_mut().zip([(1, "scale"), (2, "bias"), (3, "mean"), (4, "variance")]) {
-        let tensor = model.constant_input(id, index).ok_or_else(|| format!("its {what} is not constant"))?;
-        *slot = tensor
-            .to_f64()
-            .filter(|v| v.len() == channels)
-            .ok_or_else(|| format!("its {what} is not one number for each of the {channels} channels"))?;
+    for (slot, (index, what)) in
+        parameters.iter_mut().zip([(1, Operand::Scale), (2, Operand::Bias), (3, Operand::Mean), (4, Operand::Variance)])
+    {
+        let tensor = model.constant_input(id, index).ok_or(Reason::NotConstant { what })?;
+        *slot = tensor.to_f64().filter(|v| v.len() == channels).ok_or(Reason::NotPerChannel { what, channels })?;
     }
     let [scale, shift, mean, variance] = parameters;
     let epsilon = f64::from(model.node(id).float("epsilon").unwrap_or(1e-5));

@@ -4,6 +4,7 @@ use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{Attr, Model, NewNode, NodeId, Tensor};
 use crate::numerics::{self, Granularity, QParams, decode_float8e8m0};
 use crate::onnx::DataType;
+use crate::reason::Reason;
 
 /// The scales of a Quantize or Dequantize node as f32, and their shape, where they are constant, or codes that another
 /// Dequantize node makes scales of, as `NVFP4` has them.
@@ -45,23 +46,23 @@ pub(crate) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
 ///
 /// # Errors
 /// A scale shape that does not fit.
-pub(crate) fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[usize]) -> Result<Granularity, String> {
+pub(crate) fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[usize]) -> Result<Granularity, Reason> {
     let count: usize = scale.iter().product();
-    let Quantizer { axis, block_size: block, .. } = Quantizer::of(model.node(node)).ok_or("it is no quantizer")?;
+    let Quantizer { axis, block_size: block, .. } =
+        Quantizer::of(model.node(node)).ok_or_else(|| Reason::NotA { op: "quantizer".into() })?;
     if scale.len() <= 1 && count == 1 && block == 0 && (dims.len() != 1 || dims[0] == 1 || scale.is_empty()) {
         return Ok(Granularity::PerTensor);
     }
-    let rank = dims.len() as i64;
     let Some(axis) = axis_in(axis, dims.len()) else {
         if count == 1 {
             return Ok(Granularity::PerTensor);
         }
-        return Err(format!("axis {axis} is outside a tensor of rank {rank}"));
+        return Err(Reason::AxisOutOfRange { axis, rank: dims.len() });
     };
     let found = if block > 0 {
         Granularity::PerGroup { axis, size: block as usize }
     } else if scale.len() == dims.len() && scale.len() > 1 {
-        return Err("its scale is blocked, but block_size is missing".into());
+        return Err(Reason::NotPositive { name: "block_size".into() });
     } else if count == 1 && dims[axis] != 1 {
         Granularity::PerTensor
     } else {
@@ -71,6 +72,6 @@ pub(crate) fn granularity(model: &Model, node: NodeId, dims: &[usize], scale: &[
     if matches!(found, Granularity::PerTensor) || wanted == scale {
         Ok(found)
     } else {
-        Err(format!("its scale has shape {scale:?} instead of {wanted:?}"))
+        Err(Reason::ScaleShape { dims: scale.to_vec(), wanted })
     }
 }

@@ -1,7 +1,7 @@
 //! Graphs, what they return, and what old ones do not allow.
 
 use crate::ir::{GraphId, Model, User, ValueId};
-use crate::passes::Outcome;
+use crate::passes::{Change, Outcome};
 
 /// Whether some graph returns `value`.
 pub(crate) fn is_graph_output(model: &Model, value: ValueId) -> bool {
@@ -24,9 +24,6 @@ pub(crate) fn allow_plain_initializers(model: &mut Model, outcome: &mut Outcome)
     let version = model.ir_version();
     if version < 4 {
         model.set_ir_version(4);
-        outcome.changed(
-            "model",
-            format!("raised the IR version from {version} to 4, for initializers that are no inputs"),
-        );
+        outcome.changed("model", Change::IrVersion { from: version, to: 4 });
     }
 }

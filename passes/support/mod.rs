@@ -1,6 +1,7 @@
 //! What passes share.
 
 pub(crate) mod arithmetic;
+pub mod change;
 pub(crate) mod channels;
 pub mod exact;
 pub(crate) mod float_ops;
@@ -10,3 +11,4 @@ pub(crate) mod insert_blocks;
 pub(crate) mod nodes;
 pub mod operands;
 pub(crate) mod qoperator;
+pub(crate) mod raise;

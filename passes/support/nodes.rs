@@ -2,8 +2,10 @@
 
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
+use crate::ir::view::Gemm;
 use crate::ir::{GraphId, Model, NodeId, Owner, ValueId};
 use crate::plan::Plan;
+use crate::reason::Reason;
 
 /// The nodes of a model in order, functions left out: these import operator sets of their own.
 pub(crate) fn nodes(model: &Model) -> Vec<NodeId> {
@@ -57,6 +59,21 @@ fn unknown(what: &str, name: &str) -> Error {
         .with_hint("the plan was made for another model; make it again")
 }
 
+/// Refuses a Gemm that does more than a product and a bias.
+pub(crate) fn plain_gemm(model: &Model, node: NodeId) -> std::result::Result<(), Reason> {
+    let at = model.node(node);
+    let Some(gemm) = Gemm::of(at) else { return Ok(()) };
+    let wanted = [
+        ("transA", 0, !gemm.trans_a),
+        ("alpha", 1, gemm.is_plain(false)),
+        ("beta", 1, gemm.is_plain(at.input(2).is_some())),
+    ];
+    match wanted.into_iter().find(|(.., fine)| !fine) {
+        Some((name, wanted, _)) => Err(Reason::Attribute { name: name.to_owned(), wanted }),
+        None => Ok(()),
+    }
+}
+
 /// Calls `lower` with the node of each weight that a plan gives a form, and the weight's index in the plan.
 ///
 /// # Errors
@@ -65,7 +82,7 @@ pub(crate) fn carry_out(
     model: &mut Model,
     plan: &Plan,
     form: Form,
-    mut lower: impl FnMut(&mut Model, NodeId, usize) -> Result<(), String>,
+    mut lower: impl FnMut(&mut Model, NodeId, usize) -> Result<(), Reason>,
 ) -> Result<()> {
     for (index, weight) in plan.weights.iter().enumerate().filter(|(_, w)| w.form == form) {
         let node = planned(model, &weight.at.node)?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::arithmetic::{Constants, same};
 use super::channels::Layout;
 use crate::ir::{Model, NodeId, Tensor};
+use crate::reason::{self, Reason};
 
 /// What two products of a float32 scale, once and twice rounded, may be apart: a few of half a unit in the last place.
 const ROUNDING: f64 = 4.0 / (1u64 << 23) as f64;
@@ -37,7 +38,7 @@ pub enum Comparison {
         most: f64,
     },
     /// That is not known, and why.
-    Unknown(String),
+    Unknown(Reason),
 }
 
 /// Compares every operand of the main graph that constants derive, between nodes with the same name of their first output,
@@ -86,9 +87,11 @@ pub fn compare(first: &Model, second: &Model) -> Vec<Operand> {
             let now = twin.filter(|t| there.holds(second, *t)).map(|t| there.value(second, t));
             let elements = original.as_ref().map_or(0, Tensor::len);
             let found_to_be = match (original, now) {
-                (None, _) => Comparison::Unknown("it cannot be computed exactly".to_owned()),
-                (_, None) => Comparison::Unknown("the node has another form".to_owned()),
-                (_, Some(None)) => Comparison::Unknown("it cannot be computed exactly any more".to_owned()),
+                (None, _) => Comparison::Unknown(Reason::NotComputable { what: reason::Operand::ConstantOperand }),
+                (_, None) => Comparison::Unknown(Reason::OtherOperator),
+                (_, Some(None)) => {
+                    Comparison::Unknown(Reason::NotComputable { what: reason::Operand::ConstantOperand })
+                }
                 (Some(original), Some(Some(now))) => {
                     let layout =
                         Layout::of(first, node, &original.dims()).filter(|_| there_still.is_none() && index == 1);
@@ -106,7 +109,7 @@ pub fn compare(first: &Model, second: &Model) -> Vec<Operand> {
 /// How `now` is related to `original`; each channel may have a factor where there is a layout.
 fn relation(original: &Tensor, now: &Tensor, channels: Option<Layout>) -> Comparison {
     if now.dims() != original.dims() || now.dtype() != original.dtype() {
-        return Comparison::Unknown(format!("it is a {} of shape {:?} now", now.dtype(), now.dims()));
+        return Comparison::Unknown(Reason::NowIs { dtype: now.dtype(), dims: now.dims() });
     }
     let (Some(a), Some(b)) = (original.to_f32(), now.to_f32()) else {
         let differing = if original.raw() == now.raw() { 0 } else { original.len() };

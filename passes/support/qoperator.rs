@@ -3,6 +3,7 @@
 use crate::ir::view::{Quantizer, axis_in};
 use crate::ir::{GraphId, Model, NodeId, Tensor, User, ValueId};
 use crate::onnx::DataType;
+use crate::reason::{Operand, Reason};
 
 /// Codes and what they stand for: a tensor in front of a DequantizeLinear, or behind a QuantizeLinear.
 #[derive(Clone, Debug)]
@@ -22,27 +23,34 @@ pub(crate) struct Coded {
 
 impl Coded {
     /// What a QuantizeLinear writes or a DequantizeLinear reads, or why that is no operand of an operator on codes.
-    pub fn of(model: &Model, node: NodeId) -> Result<Self, String> {
+    pub fn of(model: &Model, node: NodeId) -> Result<Self, Reason> {
         let at = model.node(node);
         let quantizes = at.is("QuantizeLinear");
-        let codes = if quantizes { at.output(0) } else { at.input(0) }.ok_or("a quantizer has no codes")?;
+        let codes = if quantizes { at.output(0) } else { at.input(0) }
+            .ok_or(Reason::Missing { what: Operand::QuantizedData })?;
         let label = model.value(codes).name();
-        let scale = at.input(1).ok_or("a quantizer has no scale")?;
-        let tensor = model.constant(scale).ok_or_else(|| format!("the scale of \"{label}\" is not constant"))?;
+        let scale = at.input(1).ok_or(Reason::Missing { what: Operand::Scale })?;
+        let tensor = model
+            .constant(scale)
+            .ok_or_else(|| Reason::TensorNotConstant { tensor: model.value(scale).name().into() })?;
         if tensor.dtype() != DataType::Float {
-            return Err(format!("the scale of \"{label}\" is {}", tensor.dtype()));
+            let (tensor, found) = (model.value(scale).name().into(), tensor.dtype());
+            return Err(Reason::WrongTensorType { tensor, found, wanted: "float".into() });
         }
         let scales = tensor.to_f32().unwrap_or_default();
         let zero = at.input(2);
         let zeros = match zero {
             None => vec![0; scales.len()],
-            Some(zero) => model
-                .constant(zero)
-                .and_then(Tensor::to_i64)
-                .filter(|zeros| zeros.len() == scales.len())
-                .ok_or_else(|| format!("the zero point of \"{label}\" is not constant, or not one a scale"))?,
+            Some(zero) => {
+                model.constant(zero).and_then(Tensor::to_i64).filter(|zeros| zeros.len() == scales.len()).ok_or_else(
+                    || match model.constant(zero) {
+                        Some(_) => Reason::WrongCount { what: "zero points".into(), per: "scale".into() },
+                        None => Reason::TensorNotConstant { tensor: model.value(zero).name().into() },
+                    },
+                )?
+            }
         };
-        let attributes = Quantizer::of(at).ok_or_else(|| format!("\"{label}\" is no quantizer"))?;
+        let attributes = Quantizer::of(at).ok_or_else(|| Reason::NotA { op: "quantizer".into() })?;
         let default = if quantizes && attributes.output_dtype.is_none() { Some(DataType::Uint8) } else { None };
         let dtype = zero.and_then(|z| model.constant(z)).map(Tensor::dtype);
         let dtype = dtype.or_else(|| model.constant(codes).map(Tensor::dtype)).or(default);
@@ -50,18 +58,19 @@ impl Coded {
             let before = model.producer(codes).filter(|&p| p != node && model.node(p).is("QuantizeLinear"));
             before.and_then(|p| Self::of(model, p).ok()).map(|coded| coded.dtype)
         });
-        let dtype = dtype.ok_or_else(|| format!("the type of \"{label}\" is not known"))?;
+        let dtype = dtype.ok_or_else(|| Reason::UnknownType { tensor: label.into() })?;
         if attributes.block_size != 0 {
-            return Err(format!("\"{label}\" has scales in blocks"));
+            return Err(Reason::WrongScales { tensor: label.into(), wanted: "one scale, or one per channel".into() });
         }
         let axis = match scales.len() {
-            0 => return Err(format!("\"{label}\" has no scale")),
+            0 => return Err(Reason::Missing { what: Operand::Scale }),
             1 => None,
             _ => {
                 let rank = model.constant(codes).map(|c| c.dims().len());
-                let rank = rank.ok_or_else(|| format!("\"{label}\" has a scale for each channel"))?;
-                let axis = axis_in(attributes.axis, rank);
-                Some(axis.ok_or_else(|| format!("the axis of \"{label}\" is outside of it"))?)
+                let rank =
+                    rank.ok_or_else(|| Reason::WrongScales { tensor: label.into(), wanted: "one scale".into() })?;
+                let axis = attributes.axis;
+                Some(axis_in(axis, rank).ok_or(Reason::AxisOutOfRange { axis, rank })?)
             }
         };
         Ok(Self { codes, scale, zero, dtype, scales, zeros, axis })
@@ -155,13 +164,13 @@ pub(crate) fn rewire(model: &mut Model, node: NodeId, domain: &str, op: &str, in
 }
 
 /// The one node that reads a value, in the same graph as `from`, or why there is none.
-pub(crate) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result<NodeId, String> {
+pub(crate) fn only_reader(model: &Model, from: NodeId, value: ValueId) -> Result<NodeId, Reason> {
     match *model.value(value).users() {
         [User::Node { node, .. }] if model.node(node).graph() == model.node(from).graph() => Ok(node),
-        [] => Err("nothing reads its result".to_owned()),
-        [User::Output { .. }] => Err("its result is an output in floats".to_owned()),
-        [_] => Err("a body reads its result".to_owned()),
-        _ => Err("its result has several readers in floats".to_owned()),
+        [] => Err(Reason::Unused { what: Operand::Output }),
+        [User::Output { .. }] => Err(Reason::IsGraphOutput { what: Operand::Output }),
+        [_] => Err(Reason::OtherGraph { what: Operand::Output }),
+        _ => Err(Reason::UsedElsewhere { what: Operand::Output }),
     }
 }
 

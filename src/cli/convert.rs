@@ -122,7 +122,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let listed = if console.verbose { usize::MAX } else { 10 };
     for note in done.folded.iter().take(listed.min(done.folded.len())) {
-        said += &format!("  {}: {}\n", note.at, note.text);
+        said += &format!("  {note}\n");
     }
     if done.folded.len() > listed {
         said += &format!("  and {} more (-v lists them)\n", done.folded.len() - listed);
@@ -135,14 +135,14 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         let what = if names.is_empty() { "changed ".to_owned() } else { format!("form     {}:", names.join(", ")) };
         said += &format!("{what} {}\n", count(done.changed.len(), "change"));
         for note in done.changed.iter().take(listed.min(done.changed.len())) {
-            said += &format!("  {}: {}\n", note.at, note.text);
+            said += &format!("  {note}\n");
         }
         if done.changed.len() > listed {
             said += &format!("  and {} more (-v lists them)\n", done.changed.len() - listed);
         }
     }
     for note in &done.kept {
-        said += &format!("kept     {}: {}\n", note.at, note.text);
+        said += &format!("kept     {note}\n");
     }
     if let Some(proof) = &proof {
         said += &format!("{proof}\n");

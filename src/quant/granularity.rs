@@ -24,6 +24,17 @@ pub enum Granularity {
     },
 }
 
+impl std::fmt::Display for Granularity {
+    /// As in `stored as int4, groups of 32 along axis 1`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PerTensor => f.write_str("one scale"),
+            Self::PerChannel { axis } => write!(f, "one scale per index of axis {axis}"),
+            Self::PerGroup { axis, size } => write!(f, "groups of {size} along axis {axis}"),
+        }
+    }
+}
+
 impl Granularity {
     /// The shape of the scale tensor for data of shape `dims`: `[]` per tensor, `[dims[axis]]` per channel, and per group
     /// `dims` with `axis` divided by the size, rounded up. As ONNX `QuantizeLinear-21`.

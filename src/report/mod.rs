@@ -15,7 +15,7 @@ use crate::ir::{Def, Model};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::ops::{self, Form};
-use crate::passes::Outcome;
+use crate::passes::{Note, Outcome};
 use crate::plan::{Mode, Plan, Skip, Split};
 use crate::reason::Reason;
 use crate::solve::{Fit, Solution};
@@ -134,15 +134,14 @@ pub struct PassRow {
     /// Number of changes.
     pub changes: usize,
     /// What it left alone, and why.
-    pub skips: Vec<(String, String)>,
+    pub skips: Vec<Note<Reason>>,
 }
 
 impl PassRow {
     /// Reads what a pass did.
     #[must_use]
     pub fn new(pass: &str, outcome: &Outcome) -> Self {
-        let skips = outcome.skips.iter().map(|s| (s.at.clone(), s.text.clone())).collect();
-        Self { pass: pass.to_owned(), changes: outcome.changes.len(), skips }
+        Self { pass: pass.to_owned(), changes: outcome.changes.len(), skips: outcome.skips.clone() }
     }
 }
 

@@ -148,8 +148,8 @@ fn arrays_of_every_kind_fit_or_say_why_not() {
         assert_eq!(error.kind(), Kind::Samples, "{error}");
         assert!(error.to_string().contains(message), "{error}");
     };
-    refused(0, "f", array![[1i64, 2]].into(), "the input takes float32, and the samples give int64");
-    refused(0, "f", Array3::<f32>::zeros((3, 2, 2)).into(), "the input takes [2], and the samples give [3, 2, 2]");
+    refused(0, "f", array![[1i64, 2]].into(), "the input takes float32, but the samples give int64");
+    refused(0, "f", Array3::<f32>::zeros((3, 2, 2)).into(), "the input takes [2], but the samples give [3, 2, 2]");
     refused(0, "g", array![[1.0f32, 2.0]].into(), "the model has no input \"g\"");
     refused(0, "ids", array![[1i64, 2]].into(), "two arrays are for one input");
     refused(1, "ids", array![[1i64, 2], [3, 4]].into(), "\"f\" holds 3 samples, and \"ids\" holds 2");

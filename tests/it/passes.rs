@@ -1,7 +1,7 @@
 //! Passes, as text in and text out: `tests/passes/*.onnxtxt`.
 //!
 //! The first line of a fixture names the passes. Its snapshot holds what each pass said, `+` for a change and `-` for a
-//! refusal, and the model after the last one. `tests/passes/equivalence.py` runs both in onnxruntime.
+//! refusal, each with its code, and the model after the last one. `tests/passes/equivalence.py` runs both in onnxruntime.
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
@@ -11,11 +11,14 @@ use crate::support::{folder, parsed, root};
 use amax::error::{Error, Kind, Result};
 use amax::ir::text::{PrintOptions, parse, print_with};
 use amax::ir::{Model, NodeId, Tensor, file};
-use amax::onnx::{DataType, ModelProto, StringStringEntryProto, TensorAnnotation};
+use amax::onnx::{DataType, ModelProto, StringStringEntryProto, TensorAnnotation, TrainingInfoProto};
 use amax::passes::pipeline::{self, parse_pipeline};
+use amax::passes::raise_opset::raise;
 use amax::passes::recipes::PREPARE;
 use amax::passes::support::exact::Exact;
+use amax::passes::support::operands::{Comparison, compare};
 use amax::passes::{Context, Evaluate, Outcome, Pass};
+use amax::reason::Reason;
 use prost::Message;
 
 /// Runs passes; what each of them said.
@@ -29,13 +32,26 @@ fn run(model: &mut Model, passes: &[&dyn Pass], evaluate: &dyn Evaluate) -> Vec<
     said
 }
 
+/// What documents call a change or a reason, and the reason inside it.
+fn code(what: &impl serde::Serialize) -> String {
+    let codes = |value: &serde_json::Value| value["code"].as_str().map(str::to_owned);
+    let value = serde_json::to_value(what).unwrap();
+    let mut found: Vec<String> = codes(&value).into_iter().collect();
+    let mut at = &value["because"];
+    while let Some(code) = codes(at) {
+        found.push(code);
+        at = &at["because"];
+    }
+    found.join(" ")
+}
+
 /// What the passes said, and the model they left.
 fn report(said: &[(String, Outcome)], model: &Model) -> String {
     let mut text = String::new();
     for (name, Outcome { changes, skips }) in said {
         text.extend([name.as_str(), "\n"]);
-        text.extend(changes.iter().map(|n| format!("  + {}: {}\n", n.at, n.text)));
-        text.extend(skips.iter().map(|n| format!("  - {}: {}\n", n.at, n.text)));
+        text.extend(changes.iter().map(|n| format!("  + {n} [{}]\n", code(&n.what))));
+        text.extend(skips.iter().map(|n| format!("  - {n} [{}]\n", code(&n.what))));
     }
     text + "\n" + &print_with(model, &PrintOptions::portable())
 }
@@ -70,6 +86,133 @@ fn fixtures_give_their_snapshots_and_a_second_run_changes_nothing() {
 
 fn name_of(entry: std::io::Result<std::fs::DirEntry>) -> String {
     entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// Reasons of passes that no fixture here makes, with where they are tested, or why nothing can make them.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("keeps-scales", "tests/it/qat.rs"),
+    ("not-exact", "passes/fold_fake_quant.rs"),
+    ("not-onnx", "tests/it/passes.rs"),
+    ("training-graphs", "tests/it/passes.rs"),
+    ("nearest-rounding", "tests/it/passes.rs"),
+    ("other-operator", "tests/it/passes.rs"),
+    ("now-is", "tests/it/passes.rs"),
+    ("two-pairs", "tests/it/passes.rs"),
+    ("groups-of-gemm", "tests/it/passes.rs"),
+    ("float-would-differ", "a bias of more than 2^24 steps"),
+    ("function-parameter", "constants of functions are not lifted"),
+    ("not-a", "callers know the operator"),
+    ("missing-input", "the verifier refuses such a model"),
+    ("not-positive", "the verifier refuses such a model"),
+    ("axis-out-of-range", "the verifier refuses such a model"),
+    ("invalid", "the verifier refuses such a model"),
+    ("scale-shape", "the verifier refuses such a model"),
+    ("not-quantized-type", "a quantizer of a type that ONNX does not allow"),
+];
+
+/// Every reason of passes is made by a fixture, or named by a test elsewhere.
+#[test]
+fn every_reason_has_a_case() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let source = read("src/reason.rs");
+    let (_, rows) = source.split_once("    // Passes.\n").expect("the table has a part for passes");
+    let (rows, _) = rows.split_once("\n}\n").unwrap();
+    let variant = |line: &str| {
+        let name = line.strip_prefix("    ")?.split([' ', '=']).next()?;
+        name.starts_with(|c: char| c.is_ascii_uppercase()).then(|| name.to_owned())
+    };
+    let variants: Vec<String> = rows.lines().filter_map(variant).collect();
+    assert!(variants.len() > 50, "{variants:?}");
+    let is_file = |place: &str| place.rsplit('.').next() == Some("rs");
+    let mut seen = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(root.join("tests/passes/snapshots")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let codes =
+            text.lines().filter_map(|l| l.strip_prefix("  - ")?.strip_suffix(']')?.rsplit_once(" [")).map(|s| s.1);
+        seen.extend(codes.flat_map(|c| c.split(' ')).map(str::to_owned));
+    }
+    for name in variants {
+        let kebab = |(at, c): (usize, char)| {
+            let dash = if at > 0 && c.is_ascii_uppercase() { "-" } else { "" };
+            format!("{dash}{}", c.to_ascii_lowercase())
+        };
+        let code: String = name.char_indices().map(kebab).collect();
+        match ELSEWHERE.iter().find(|(other, _)| *other == code) {
+            Some((_, place)) => assert!(
+                !seen.contains(&code) && (!is_file(place) || read(place).contains(&format!("Reason::{name}"))),
+                "{name}: a fixture makes it, or {place} does not name it"
+            ),
+            None => assert!(seen.contains(&code), "no fixture in tests/passes is refused for {code}"),
+        }
+    }
+}
+
+#[test]
+fn what_raising_an_operator_set_leaves_is_listed() {
+    let check = |opset: i64, body: &str, training: bool, wanted: &[Reason]| {
+        let text = format!(
+            "<ir_version: 5, opset_import: [\"\" : {opset}]> g (float[1, 1, 4, 4] x, float[4] s) => (float y) {{ {body} }}"
+        );
+        let mut model = parse(&text).unwrap();
+        if training {
+            let mut proto = ModelProto::decode(file::to_bytes(&model).unwrap().as_slice()).unwrap();
+            proto.training_info.push(TrainingInfoProto::default());
+            model = file::from_bytes(proto.encode_to_vec()).unwrap();
+        }
+        let outcome = raise(&mut model, 13).unwrap();
+        let found: Vec<Reason> = outcome.skips.into_iter().map(|note| note.what).collect();
+        assert_eq!(found, wanted, "{body}");
+    };
+    check(11, "y = Sparkle (x)", false, &[Reason::NotOnnx { op: "Sparkle".into() }]);
+    check(10, "y = Resize (x, s)", false, &[Reason::NearestRounding]);
+    check(11, "y = Abs (x)", true, &[Reason::TrainingGraphs]);
+    check(11, "y = Abs (x)", false, &[]);
+}
+
+#[test]
+fn operands_that_cannot_be_compared_have_a_reason() {
+    let model = |op: &str, weight: &str| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]> g (float[2, 2] x) => (float[2, 2] y) <{weight}, float s = {{0.5}}> {{
+                d = DequantizeLinear (w, s) y = {op} (x, d) }}"
+        );
+        parse(&text).unwrap()
+    };
+    let matrix = "int8[2, 2] w = {1, 2, 3, 4}";
+    let check = |op: &str, weight: &str, wanted: Comparison| {
+        let found = compare(&model("MatMul", matrix), &model(op, weight));
+        assert_eq!(found.into_iter().map(|operand| operand.found).collect::<Vec<_>>(), [wanted], "{op} {weight}");
+    };
+    check("MatMul", matrix, Comparison::Equal);
+    check("MatMul", "int8[2, 2] w = {1, 2, 3, 5}", Comparison::Differing(1));
+    check("Gemm", matrix, Comparison::Unknown(Reason::OtherOperator));
+    let list = Reason::NowIs { dtype: DataType::Float, dims: vec![2] };
+    check("MatMul", "int8[2] w = {1, 2}", Comparison::Unknown(list));
+}
+
+#[test]
+fn scales_that_are_not_taken_have_a_reason() {
+    let check = |body: &str, tensor: &str, wanted: Reason| {
+        let text = format!(
+            "<ir_version: 10, opset_import: [\"\" : 21]> g (float[2, 4] x) => (float[2, 2] y) <
+                float s = {{0.5}}, float t = {{0.25}}, uint8 z = {{128}}, int8[4, 2] w = {{1, 2, 3, 4, 5, 6, 7, 8}},
+                float[2, 2] groups = {{0.5, 0.25, 0.5, 0.25}}, int8[2, 2] zeros = {{0, 0, 0, 0}}> {{ {body} }}"
+        );
+        let found = amax::scales::scales(&parse(&text).unwrap());
+        assert_eq!(found.skipped.get(tensor), Some(&wanted), "{body}");
+    };
+    check(
+        "a = QuantizeLinear (x, s, z) b = QuantizeLinear (x, t, z) c = DequantizeLinear (a, s, z)
+         d = DequantizeLinear (b, t, z) e = Add (c, d) f = DequantizeLinear (w, s) y = MatMul (e, f)",
+        "x",
+        Reason::TwoPairs,
+    );
+    check(
+        "f = DequantizeLinear <axis = 0, block_size = 2> (w, groups, zeros) y = Gemm (x, f)",
+        "w",
+        Reason::GroupsOfGemm,
+    );
 }
 
 const PREPARED: &str = "freeze-inputs,lift-constants,fold-constants,fuse-batchnorm,drop-dead";
@@ -173,15 +316,16 @@ g (float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] e> {
 }"#;
         let mut model = parse(text).unwrap();
         let outcome = run(&mut model, &parse_pipeline("fold-constants").unwrap(), &Answer(answer)).remove(0).1;
-        let notes: Vec<_> = outcome.changes.iter().chain(&outcome.skips).map(|n| n.text.as_str()).collect();
+        let changes = outcome.changes.iter().map(|n| n.what.to_string());
+        let notes: Vec<String> = changes.chain(outcome.skips.iter().map(|n| n.what.to_string())).collect();
         assert_eq!(notes, [said]);
         assert_eq!(outcome.changes.len(), 2 - model.graph(model.main()).nodes().len());
     };
     check(vec![Tensor::from_f32(&[2], &[2.5, 7.5])], "Exp of constants became a constant");
-    check(vec![Tensor::from_i64(&[2], &[2, 7])], "its result is not of the declared type");
-    check(vec![], "its inputs are constant, but not all of its outputs could be evaluated");
+    check(vec![Tensor::from_i64(&[2], &[2, 7])], "its output is int64, not float");
+    check(vec![], "its output cannot be computed exactly");
     let large = Tensor::new(DataType::Float, &[2 << 20], vec![0; 8 << 20]);
-    check(vec![large], "its result would take more than its inputs and more than 4 MiB");
+    check(vec![large], "its output would be larger than the limit of 4194304 bytes");
 }
 
 #[test]

@@ -205,6 +205,20 @@ fn a_badly_served_activation_is_quantized_at_run_time_where_that_fuses() {
     check("ort-cpu", false, &format!("{float}  float MatMul (16 bytes): {left}\n{rest}"));
 }
 
+/// A quantizer clips at zero only where zero is its least value, so a Relu stays in front of a symmetric one.
+#[test]
+fn a_relu_vanishes_only_into_an_asymmetric_quantizer() {
+    let model = prepared(include_str!("../plan/conv_relu_conv.onnxtxt"));
+    let check = |config: &str, before_relu: bool| {
+        let config = Config::parse(config).unwrap();
+        let plan = plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge(true)).unwrap();
+        assert_eq!(plan.activations.contains_key("c"), before_relu, "{}", print(&plan));
+    };
+    check("", false);
+    check("[default.output]\nsymmetric = false", false);
+    check("[default.input]\nsymmetric = true\n[default.output]\nsymmetric = true", true);
+}
+
 #[test]
 fn exclusions_are_kept_and_must_match() {
     let model = prepared(TWO);

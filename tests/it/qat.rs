@@ -18,6 +18,7 @@ use amax::passes::recipes::To;
 use amax::passes::support::exact::Exact;
 use amax::passes::support::operands::Comparison;
 use amax::passes::switch_quantizers::Switch;
+use amax::reason::Reason;
 use amax::rewrite::Rewrite;
 use amax::samples::SampleSet;
 use amax::targets::Target;
@@ -205,7 +206,7 @@ fn fused(behind: &str, keep_scales: bool) -> std::result::Result<(Vec<f32>, Vec<
     let named = |v: &str| found.producer_named(v);
     let conv = named("last").filter(|&n| found.node(n).is("Conv"));
     let Some(conv) = conv else {
-        return Err(done.kept.iter().map(|n| n.text.as_str()).collect::<Vec<_>>().join("; "));
+        return Err(done.kept.iter().map(|n| n.what.to_string()).collect::<Vec<_>>().join("; "));
     };
     assert_eq!((done.kept.len(), done.changed.len()), (0, 1), "{behind}: {:?} {:?}", done.kept, done.changed);
     assert_eq!(found.graph(found.main()).nodes().len(), 6, "{behind}: nothing is left of it");
@@ -248,19 +249,15 @@ fn channels_behind_codes_are_fused_into_scales_and_bias() {
         assert_eq!(fused(behind, keep_scales), Err(why.to_owned()), "{behind}");
     };
     let bare = format!("{each} a = Conv (xd, wd)");
-    kept(
-        &format!("{bare} {}", norm("gamma", "a")),
-        true,
-        "it scales channels, and the scales of the weight are to stay",
-    );
-    kept(&format!("{bare} {}", norm("turned", "a")), false, "it multiplies a channel by -4, and scales are above zero");
-    kept(&format!("{bare} {}", norm("none", "a")), false, "it multiplies a channel by 0, and scales are above zero");
+    kept(&format!("{bare} {}", norm("gamma", "a")), true, &Reason::KeepsScales.to_string());
+    kept(&format!("{bare} {}", norm("turned", "a")), false, "its factor is -4, not a positive number");
+    kept(&format!("{bare} {}", norm("none", "a")), false, "its factor is 0, not a positive number");
     kept(
         &format!("{one} a = Conv (xd, wd, c) b = Mul (a, eight) {}", norm("huge", "b")),
         false,
-        "the bias would not be finite",
+        "its new bias overflows float",
     );
-    let range = "a scale of the weight would leave the range of its type";
+    let range = "its scale times a factor overflows float";
     kept(&format!("{one} a = Conv (xd, wd) last = Mul (a, tiny)"), false, range);
     let float = "it scales channels, and the product is not between quantizers";
     kept(&format!("{each} a = Conv (x, wd) {}", norm("gamma", "a")), false, float);
