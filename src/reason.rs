@@ -165,6 +165,15 @@ fn either(choices: &[impl ToString]) -> String {
     }
 }
 
+/// `16, 32 or 64`, or `16, 32, 64 and so on`: sizes that double.
+fn powers(least: usize, most: Option<usize>) -> String {
+    let sizes = std::iter::successors(Some(least), |size| size.checked_mul(2));
+    match most {
+        Some(most) => either(&sizes.take_while(|&size| size <= most).collect::<Vec<_>>()),
+        None => format!("{} and so on", sizes.take(3).map(|size| size.to_string()).collect::<Vec<_>>().join(", ")),
+    }
+}
+
 /// `uint8 and int8 to uint8`.
 fn types(inputs: &[DataType], output: Option<DataType>) -> String {
     let inputs: Vec<String> = inputs.iter().map(ToString::to_string).collect();
@@ -341,7 +350,8 @@ sentences! {
     /// A kernel has scales for other parts of its weight.
     KernelScales { kernel: Kernel, granularity: Granularity } => "{kernel} has {}", kernel.scales();
     /// A kernel has groups of other sizes.
-    KernelGroups { kernel: Kernel, size: usize, has: Vec<usize> } => "{kernel} has groups of {}, not of {size}", either(has);
+    KernelGroups { kernel: Kernel, size: usize, least: usize, most: Option<usize> }
+        => "{kernel} has groups of {}, not of {size}", powers(*least, *most);
     /// A kernel has one zero point.
     OneZeroPoint { kernel: Kernel } => "{kernel} has one zero point for a weight";
     /// A table in bytes has rows of whole bytes.

@@ -30,7 +30,7 @@ pub fn nbits_fits(format: Format, dims: &[usize], granularity: &Granularity, sum
             if size.is_power_of_two() && (16..=256).contains(&size) {
                 return Ok(());
             }
-            Err(Reason::KernelGroups { kernel, size, has: vec![16, 32, 64, 128, 256] })
+            Err(Reason::KernelGroups { kernel, size, least: 16, most: Some(256) })
         }
         Granularity::PerChannel { .. } | Granularity::PerGroup { .. } => {
             Err(Reason::KernelScales { kernel, granularity: *granularity })
@@ -62,9 +62,7 @@ pub fn gather_blocks(dims: &[usize], granularity: &Granularity) -> Result<(usize
         Granularity::PerChannel { axis: 0 } if last == 1 => Ok((last, row)),
         Granularity::PerChannel { .. } => Err(Reason::KernelScales { kernel, granularity: *granularity }),
         Granularity::PerGroup { axis, size } if size.is_power_of_two() && size >= 16 => Ok((axis, size)),
-        Granularity::PerGroup { size, .. } => {
-            Err(Reason::KernelGroups { kernel, size, has: vec![16, 32, 64, 128, 256] })
-        }
+        Granularity::PerGroup { size, .. } => Err(Reason::KernelGroups { kernel, size, least: 16, most: None }),
     }
 }
 
