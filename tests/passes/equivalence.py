@@ -29,7 +29,7 @@ TYPES = {
 LIMITS = {"raise_qdq_lstm": 1e-4, "lower_lstm": 1e-4}
 NARROW = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.INT2: 2, onnx.TensorProto.UINT2: 2}
 # An operator set that onnxruntime no longer takes, 4 GB, an int4 Reshape, a division by zero, float4, quantizers of
-# activations that are gone, and groups out of order.
+# activations that are gone, groups out of order, and what passes refuse because it is invalid.
 NOT_RUN = {
     "lift_old_ir",
     "fold_refuses_growth",
@@ -38,6 +38,11 @@ NOT_RUN = {
     "simulate_constants",
     "dequantize_all",
     "raise_qdq_foreign",
+    "dequantize_refuses",
+    "fuse_refuses_parameters",
+    "lift_refuses",
+    "raise_qoperator_refuses",
+    "standard_quantizers_refuses",
 }
 
 
