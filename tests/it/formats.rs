@@ -308,13 +308,21 @@ fn refusals_name_the_ways_out() {
         ("generic", "[default.weight]\ndtype = \"mxfp4\"\ngroup_size = 16".to_owned(), "blocks of 32"),
         ("generic", "[default.weight]\ndtype = \"mxint8\"\nsymmetric = false".to_owned(), "no zero point"),
         ("generic", "[default.weight]\ndtype = \"mxfp4\"\neps = 0.1".to_owned(), "2^-127"),
-        ("generic", "[default.weight]\ndtype = \"int4\"\nscale_dtype = \"float8e8m0\"".to_owned(), "belong to groups"),
+        (
+            "generic",
+            "[default.weight]\ndtype = \"int4\"\nscale_dtype = \"float8e8m0\"".to_owned(),
+            "require granularity",
+        ),
         ("generic", format!("[default.weight]\ndtype = \"uint4\"\nscale_dtype = \"float8e8m0\"\n{group}"), "no sign"),
         ("ort-cpu", format!("[default.weight]\ndtype = \"int4\"\nscale_dtype = \"float8e8m0\"\n{group}"), "--simulate"),
         ("generic", "[default.input]\ndtype = \"mxfp8\"\ndynamic = false".to_owned(), "each time the model runs"),
         ("generic", "[default.input]\ndtype = \"mxfp8\"\nobserver = \"mse\"".to_owned(), "largest magnitude"),
         ("generic", "[op_type.MatMul.output]\ndtype = \"mxfp8\"".to_owned(), "for inputs only"),
-        ("generic", "[default.input]\ndtype = \"int8\"\nscale_dtype = \"float8e8m0\"".to_owned(), "belong to"),
+        (
+            "generic",
+            "[default.input]\ndtype = \"int8\"\nscale_dtype = \"float8e8m0\"".to_owned(),
+            "only in block formats",
+        ),
     ];
     for (target, config, part) in cases {
         let error = refused(target, &config);
