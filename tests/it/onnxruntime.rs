@@ -98,7 +98,7 @@ mod there {
     fn sites_are_measured_in_tract_only() {
         let digits = root("models/digits.onnx").display().to_string();
         let words = format!("compare {digits} {digits} --sites --runtime ort");
-        crate::support::fail(folder().path(), &words, 2, "--sites measures sites in tract only");
+        crate::support::fail(folder().path(), &words, 2, "--sites requires the runtime tract");
     }
 
     fn statistics(model: &Model, sites: &[Site], samples: &SampleSet, runtime: Runtime, threads: usize) -> Statistics {
