@@ -18,7 +18,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model> {
     file::load(path.as_ref())
 }
 
-/// Writes a model, complete or not at all; weights go to `<path>.data` beside it where the model was loaded with such a
+/// Writes a model, complete or not at all; weights go to `<path>.<hash>.data` beside it where the model was loaded with such a
 /// file, or does not fit into one protobuf.
 ///
 /// # Errors
@@ -50,6 +50,8 @@ pub fn quantize(input: impl AsRef<Path>, output: impl AsRef<Path>) -> Result<Rep
     file::check_output(&model, output)?;
     model.spill_beside(output);
     let samples = samples::default_path(input).map(|path| SampleSet::open(&path, &model)).transpose()?;
+    let read = samples.iter().flat_map(SampleSet::files).map(|path| ("the samples", path));
+    file::check_outputs(read, &[("the model", output)])?;
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let rewrite =
         Rewrite::new(&model).samples(samples.as_ref()).memory(Memory { folder: Some(folder), ..Memory::default() });

@@ -6,19 +6,22 @@ use std::time::{Duration, Instant};
 
 use amax::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use amax::calibrate::Calibrate;
+use amax::config::Config;
 use amax::error::{Error, Kind, Result};
-use amax::ir::file;
+use amax::ir::{Model, file};
 use amax::nearest::nearest;
 use amax::numerics::RangeSpec;
 use amax::observe::Memory;
 use amax::observe::calibrate::Checkpoint;
 use amax::quant::Observer;
 use amax::runtime::Runtime;
+use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 use amax::targets::Target;
 
+use super::output::{save_statistics, scratch};
 use super::{
-    Console, SampleArgs, bytes, configure, count, folder, inspect::print, memory_size, runtime, set_inputs, table,
+    Console, SampleArgs, bytes, configure, count, inspect::print, memory_size, runtime, set_inputs, table,
     thread_count, threads,
 };
 
@@ -37,7 +40,7 @@ The merged file is what a single run writes, byte for byte."
 pub(crate) struct Args {
     /// Float model.
     model: PathBuf,
-    /// Where to write the statistics.
+    /// Where to write the statistics; - is stdout.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     /// Samples, as for rewrite; default: the file beside the model.
@@ -98,7 +101,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     args.runtime.load()?;
     let (config, target) = args.configure.load()?;
     let mut model = file::load(&args.model)?;
-    file::check_output(&model, &args.output)?;
+    let partial = partial(&args.output);
+    check_paths(args, &model, &config, &partial, None)?;
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.model, console)?;
     let samples = samples.ok_or_else(|| {
@@ -107,7 +111,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             args.model.with_extension("calib.npz").display()
         ))
     })?;
-    let partial = partial(&args.output);
+    check_paths(args, &model, &config, &partial, Some(&samples))?;
     let state = state(args, &partial, console)?;
     let already = state.as_ref().map_or(0, |state| state.ran.len());
     let kept = AtomicUsize::new(already);
@@ -115,6 +119,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         kept.store(state.ran.len(), Ordering::Relaxed);
         if state.ran.is_empty() { Ok(()) } else { state.save(&partial) }
     };
+    let scratch = scratch(&args.output);
     let mut calibration = Calibrate::new(&model, &samples)
         .hold_out(args.hold_out)
         .shard(args.shard)
@@ -122,7 +127,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .checkpoint(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save })
         .runtime(args.runtime)
         .threads(threads(args.threads))
-        .memory(Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() })
+        .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console);
     if args.planned {
         calibration = calibration.planned(&config, &target);
@@ -134,7 +139,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         Kind::Model | Kind::Runtime => e.in_file(&args.model),
         _ => e,
     })?;
-    statistics.save(&args.output)?;
+    save_statistics(&statistics, &args.output)?;
     // Whether it was there or not, nothing is left to continue.
     let _ = std::fs::remove_file(&partial);
     let seconds = begun.elapsed().as_secs_f64();
@@ -150,6 +155,16 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         console.say(&format!("warning: {warning}"));
     }
     args.judge.print(&statistics, &target, console.verbose)
+}
+
+/// Refuses to write over a file that is read, or one file twice.
+fn check_paths(args: &Args, model: &Model, config: &Config, partial: &Path, samples: Option<&SampleSet>) -> Result<()> {
+    let mut read = args.configure.files(config);
+    read.extend(file::inputs(model).map(|path| ("the model", path.clone())));
+    read.extend(samples.iter().flat_map(|set| set.files()).map(|path| ("the samples", path)));
+    let mut written = vec![("the statistics", args.output.as_path()), ("the progress", partial)];
+    written.extend(args.judge.report.then_some(("--report", Path::new(file::STDOUT))));
+    file::check_outputs(read, &written)
 }
 
 /// Where the state of an interrupted run is kept.

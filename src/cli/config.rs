@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use amax::Result;
 use amax::config::{import, schema};
-use amax::error::{Error, Kind};
+use amax::ir;
 
 use super::inspect::print;
-use super::{Console, count, staged};
+use super::output::stage;
+use super::{Console, count};
 
 /// Arguments of `amax config`.
 #[derive(clap::Args)]
@@ -49,11 +50,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             let imported = import::load(file)?;
             let text = imported.to_toml()?;
             let Some(path) = output else { return print(&text) };
-            if path.canonicalize().is_ok_and(|p| file.canonicalize().is_ok_and(|f| f == p)) {
-                let message = format!("cannot write {}: the configuration is read from it", path.display());
-                return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
-            }
-            staged(path, &text)?.keep(path)?;
+            ir::file::check_outputs([("the configuration", file.clone())], &[("the result", path)])?;
+            stage(path, text)?.keep()?;
             let notes = count(imported.notes.len(), "note");
             console.say(&format!("converted a {} to {}; {notes} at its head", imported.from, path.display()));
             Ok(())

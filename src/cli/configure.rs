@@ -126,8 +126,10 @@ impl Args {
         Ok((config, target))
     }
 
-    /// The configuration file, where one is named.
-    pub(crate) fn file(&self) -> Option<&PathBuf> {
-        self.given.config.as_ref()
+    /// The files that configuration and target are read from.
+    pub(crate) fn files(&self, config: &Config) -> Vec<(&'static str, PathBuf)> {
+        let profile = config.target.as_ref().map(|name| ("the target profile", PathBuf::from(name)));
+        let file = self.given.config.clone().map(|path| ("the configuration", path));
+        profile.into_iter().chain(file).collect()
     }
 }

@@ -1,12 +1,13 @@
 //! `amax convert`.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use amax::compare::Compare;
 use amax::config::Pattern;
 use amax::convert::{Convert, Converted};
 use amax::error::{Error, Kind, Result};
+use amax::ir::file::SaveOptions;
 use amax::ir::{Model, file, text};
 use amax::observe::prove::Proof;
 use amax::passes::Outcome;
@@ -18,6 +19,7 @@ use amax::samples::SampleSet;
 use amax::targets::{self, Target};
 
 use super::inspect::print;
+use super::output::save_model;
 use super::{Console, SampleArgs, bytes, count, runtime};
 
 /// Made-up samples that `--check` runs where there are none.
@@ -39,7 +41,7 @@ Examples:
 pub(crate) struct Args {
     /// Quantized model.
     input: PathBuf,
-    /// Where to write the result.
+    /// Where to write the result; - is stdout.
     output: PathBuf,
     /// Storage format: qdq, matmulnbits, gather-block-quantized, matmulinteger, dynamic-quantize-lstm, qoperator
     /// (operators on integers, such as QLinearConv), or float (not quantized). Integers and scales stay the same. All
@@ -83,7 +85,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let target = Target::load(&args.target)?;
     let model = file::load(&args.input)?;
-    file::check_output(&model, &args.output)?;
+    check_paths(args, &model, None)?;
+    let samples = if args.check { samples(args, &model, console)? } else { None };
+    check_paths(args, &model, samples.as_ref())?;
     let after = |model: &Model, pass: &str, _: &Outcome| {
         if args.print_after.iter().any(|p| p == "all" || p == pass) {
             print(&format!("// after {pass}\n{}\n", text::print(model)))?;
@@ -107,14 +111,15 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
     }
-    let proof = args.check.then(|| check(args, &model, &done, console)).transpose()?;
+    let proof = args.check.then(|| check(args, &model, &done, samples.as_ref(), console)).transpose()?;
     if let Some(proof) = &proof
         && let Err(error) = proof.verdict()
     {
         console.say(&proof.to_string());
         return Err(error.in_file(&args.input));
     }
-    file::save(&done.model, &args.output)?;
+    let interrupted = || amax::observe::Progress::interrupted(console);
+    save_model(&done.model, &args.output, &SaveOptions::default(), &interrupted)?;
     let sizes = (file::estimated_size(&model), file::estimated_size(&done.model));
     let mut said = format!("{} -> {}\n", args.input.display(), args.output.display());
     if !done.folded.is_empty() || args.form.is_empty() {
@@ -162,24 +167,43 @@ fn switches(args: &Args) -> Result<Vec<Switch>> {
     all.map(|(text, on)| Ok(Switch { pattern: Pattern::new(text)?, on })).collect()
 }
 
+/// Refuses to write over a file that is read.
+fn check_paths(args: &Args, model: &Model, samples: Option<&SampleSet>) -> Result<()> {
+    let mut read = vec![("the target profile", PathBuf::from(&args.target))];
+    read.extend(file::inputs(model).map(|path| ("the model", path.clone())));
+    read.extend(samples.iter().flat_map(|set| set.files()).map(|path| ("the samples", path)));
+    let printed = (!args.print_after.is_empty()).then_some(("--print-after", Path::new(file::STDOUT)));
+    let written: Vec<_> = [("the model", args.output.as_path())].into_iter().chain(printed).collect();
+    file::check_outputs(read, &written)
+}
+
+/// The samples for `--check`; random ones where there are none, unless the user wants none.
+fn samples(args: &Args, model: &Model, console: &Console) -> Result<Option<SampleSet>> {
+    match args.calib.as_deref() {
+        Some("none") => Ok(None),
+        Some("random") => SampleSet::random(model, RANDOM, 0).map(Some),
+        given => match args.sampling.samples(given, model, &args.input, console)? {
+            Some(found) => Ok(Some(found)),
+            None => SampleSet::random(model, RANDOM, 0).map(Some),
+        },
+    }
+}
+
 /// Compares the result with the model, on samples where it can be run.
-fn check(args: &Args, model: &Model, done: &Converted, console: &Console) -> Result<Proof> {
+fn check(
+    args: &Args,
+    model: &Model,
+    done: &Converted,
+    samples: Option<&SampleSet>,
+    console: &Console,
+) -> Result<Proof> {
     args.runtime.load()?;
     let original = done.reference.as_ref().unwrap_or(model);
     let prove = |samples: Option<&SampleSet>| {
         Compare::new(original, &done.model).samples(samples).runtime(args.runtime).progress(console).prove()
     };
-    let found = match args.calib.as_deref() {
-        Some("random") => None,
-        given => args.sampling.samples(given, model, &args.input, console)?,
-    };
-    let samples = match found {
-        Some(found) => found,
-        None if args.calib.as_deref() == Some("none") => return prove(None),
-        None => SampleSet::random(model, RANDOM, 0)?,
-    };
-    match prove(Some(&samples)) {
-        Err(error) if error.kind() == Kind::Runtime => {
+    match prove(samples) {
+        Err(error) if error.kind() == Kind::Runtime && samples.is_some() => {
             console.say(&format!("warning: only constants were compared, not outputs: {error}"));
             prove(None)
         }

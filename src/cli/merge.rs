@@ -1,12 +1,14 @@
 //! `amax merge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use amax::error::{Error, Kind, Result};
+use amax::ir::file;
 use amax::statistics::Statistics;
 use amax::targets::{self, Target};
 
 use super::calibrate::{Judge, warnings};
+use super::output::save_statistics;
 use super::{Console, count};
 
 /// Arguments of `amax merge`.
@@ -33,6 +35,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let target = Target::load(&args.target)?;
+    if let Some(path) = &args.output {
+        let parts = args.parts.iter().map(|path| ("a part", path.clone()));
+        let profile = ("the target profile", PathBuf::from(&args.target));
+        let printed = args.judge.report.then_some(("--report", Path::new(file::STDOUT)));
+        let written: Vec<_> = [("the statistics", path.as_path())].into_iter().chain(printed).collect();
+        file::check_outputs(parts.chain([profile]), &written)?;
+    }
     let Some((first, others)) = args.parts.split_first() else {
         return Err(Error::new(Kind::Usage, "there is nothing to merge"));
     };
@@ -41,7 +50,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         all.merge(&Statistics::load(path)?).map_err(|e| e.in_file(path))?;
     }
     if let Some(output) = &args.output {
-        all.save(output)?;
+        save_statistics(&all, output)?;
         console.say(&format!(
             "{} of {} -> {}",
             all.ran.len(),

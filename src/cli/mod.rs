@@ -8,6 +8,7 @@ pub(crate) mod convert;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod output;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use amax::Result;
 use amax::error::{Error, Kind};
-use amax::ir::{Model, Tensor, file};
+use amax::ir::{Model, Tensor};
 use amax::observe::{Estimate, Progress};
 use amax::passes::freeze_inputs::set_input;
 pub(crate) use amax::report::layout::{bytes, count, decibels, table, wrap};
@@ -277,11 +278,6 @@ impl SampleArgs {
         let options = samples::Options { preprocess: self.preprocess.clone(), dims };
         SampleSet::open_with(&given, model, &options).map(Some)
     }
-
-    /// Files that are read beside the samples.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.preprocess.iter()
-    }
 }
 
 /// Reads the value of `--dim`.
@@ -331,19 +327,6 @@ pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
         Some(number * factor).filter(|bytes| (1.0..1e18).contains(bytes))
     });
     parsed.map(|bytes| bytes as u64).ok_or_else(|| "a size is needed, as in 2GB, 1.5GiB or 800MB".to_owned())
-}
-
-/// The folder that a file is in.
-pub(crate) fn folder(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Text in a temporary file beside its place, to appear there whole or not at all.
-pub(crate) fn staged(path: &Path, text: &str) -> Result<file::Staged> {
-    let fail = |e| Error::io(Kind::Output, "write", path, e);
-    let staged = file::Staged::beside(path).map_err(|e| fail(file::without_path(e)))?;
-    staged.file().write_all(text.as_bytes()).map_err(fail)?;
-    Ok(staged)
 }
 
 /// What a run will take, in a line.

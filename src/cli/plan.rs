@@ -1,6 +1,6 @@
 //! `amax plan`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use amax::error::Result;
 use amax::ir::file;
@@ -9,7 +9,8 @@ use amax::ops::Form;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
 
 use super::inspect::print;
-use super::{Console, SampleArgs, bytes, configure, count, set_inputs, staged, table};
+use super::output::stage;
+use super::{Console, SampleArgs, bytes, configure, count, set_inputs, table};
 
 /// Arguments of `amax plan`.
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ pub(crate) struct Args {
     /// Turn an input of the model into a constant, as for rewrite; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// Write the plan as JSON, to edit and pass to rewrite --plan.
+    /// Write the plan as JSON, to edit and pass to rewrite --plan; - is stdout.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print the plan as JSON.
@@ -43,15 +44,19 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
     let mut model = file::load(&args.model)?;
-    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some("none"), &args.model, console)?;
     if let Some(path) = &args.output {
-        file::check_output(&model, path)?;
+        let mut read = args.configure.files(&config);
+        read.extend(file::inputs(&model).map(|path| ("the model", path.clone())));
+        let printed = args.json.then_some(("--json", Path::new(file::STDOUT)));
+        let written: Vec<_> = [("the plan", path.as_path())].into_iter().chain(printed).collect();
+        file::check_outputs(read, &written)?;
     }
+    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some("none"), &args.model, console)?;
     let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {
-        staged(path, &made.to_json()?)?.keep(path)?;
+        stage(path, made.to_json()?)?.keep()?;
         console.say(&format!("wrote {}", path.display()));
     }
     if args.json {

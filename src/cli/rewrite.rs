@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use amax::config::Config;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
@@ -15,10 +16,12 @@ use amax::reason::Reason;
 use amax::report::{Report, text as summary};
 use amax::rewrite::{Rewrite, Rewritten, split};
 use amax::runtime::Runtime;
+use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 
 use super::inspect::print;
-use super::{Console, SampleArgs, configure, folder, memory_size, runtime, set_inputs, thread_count, threads};
+use super::output::{Pending, save_model, scratch, stage};
+use super::{Console, SampleArgs, configure, memory_size, runtime, set_inputs, thread_count, threads};
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
@@ -51,7 +54,7 @@ Examples:
 pub(crate) struct Args {
     /// Float model.
     pub(super) input: PathBuf,
-    /// Where to write the quantized model.
+    /// Where to write the quantized model; - is stdout.
     pub(super) output: PathBuf,
     #[command(flatten)]
     configure: configure::Args,
@@ -125,14 +128,15 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     let target = if args.simulate { target.simulated() } else { target };
     let plan = args.plan.as_deref().map(Plan::load).transpose()?;
     let mut model = file::load(&args.input)?;
-    file::check_output(&model, &args.output)?;
-    check_paths(args, &model)?;
-    model.spill_beside(&args.output);
+    check_paths(args, &model, &config, None)?;
+    let scratch = scratch(&args.output);
+    model.spill_beside(&scratch.join("model"));
     if args.runtime != Runtime::default() {
         args.runtime.load()?;
     }
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.input, console)?;
+    check_paths(args, &model, &config, samples.as_ref())?;
     let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
     if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
         statistics.check_model(&content_hash(&model)).map_err(|e| e.in_file(path))?;
@@ -162,7 +166,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .statistics(statistics.as_ref())
         .runtime(args.runtime)
         .threads(threads(args.threads))
-        .memory(Memory { limit: args.max_memory, folder: Some(folder(&args.output)), ..Memory::default() })
+        .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console)
         .passes(passes.as_deref())
         .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
@@ -174,15 +178,15 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     // The report is complete before the model appears, so that either both are there or neither is.
     let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;
     let saved_plan = match (&args.save_plan, &done.plan) {
-        (Some(path), Some(plan)) => Some((super::staged(path, &plan.to_json()?)?, path)),
+        (Some(path), Some(plan)) => Some(stage(path, plan.to_json()?)?),
         _ => None,
     };
     let writing = Instant::now();
     let external = if args.external_data { External::Always } else { External::Auto };
     let options = SaveOptions { external, ..SaveOptions::default() };
-    file::save_unless(&done.model, &args.output, &options, &|| amax::observe::Progress::interrupted(console))?;
-    for (staged, path) in report.zip(args.report.as_ref()).into_iter().chain(saved_plan) {
-        staged.keep(path)?;
+    save_model(&done.model, &args.output, &options, &|| amax::observe::Progress::interrupted(console))?;
+    for pending in report.into_iter().chain(saved_plan) {
+        pending.keep()?;
     }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
     if done.stopped {
@@ -214,26 +218,17 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
 }
 
 /// Refuses to write over a file that is read, or one file twice, before any work is done.
-fn check_paths(args: &Args, model: &Model) -> Result<()> {
-    let mut written = vec![("model", args.output.as_path())];
-    for (what, option, path) in [("report", "--report", &args.report), ("plan", "--save-plan", &args.save_plan)] {
-        let Some(path) = path else { continue };
-        file::check_output(model, path)?;
-        if let Some((other, _)) = written.iter().find(|(_, other)| place(path) == place(other)) {
-            return Err(Error::new(Kind::Usage, format!("{} cannot be {other} and {what}", path.display()))
-                .with_hint(format!("give {option} another file")));
-        }
-        written.push((what, path));
-    }
-    let read = [args.configure.file().cloned(), args.plan.clone(), args.stats.clone(), calib(args)];
-    for read in read.into_iter().flatten().chain(args.sampling.files().cloned()) {
-        if let Some((what, path)) = written.iter().find(|(_, path)| place(path) == place(&read)) {
-            let message =
-                format!("cannot write the {what} to {}: samples or configuration are read from it", path.display());
-            return Err(Error::new(Kind::Output, message).with_hint("write to another file"));
-        }
-    }
-    Ok(())
+fn check_paths(args: &Args, model: &Model, config: &Config, samples: Option<&SampleSet>) -> Result<()> {
+    let mut read = args.configure.files(config);
+    read.extend(args.plan.iter().map(|path| ("the plan", path.clone())));
+    read.extend(args.stats.iter().map(|path| ("the statistics", path.clone())));
+    read.extend(file::inputs(model).map(|path| ("the model", path.clone())));
+    read.extend(samples.iter().flat_map(|set| set.files()).map(|path| ("the samples", path)));
+    let mut written = vec![("the model", args.output.as_path())];
+    written.extend(args.report.iter().map(|path| ("the report", path.as_path())));
+    written.extend(args.save_plan.iter().map(|path| ("the plan", path.as_path())));
+    written.extend((!args.print_after.is_empty()).then_some(("--print-after", Path::new(file::STDOUT))));
+    file::check_outputs(read, &written)
 }
 
 /// Names the file that an error is about, where the pipeline itself knows only tensors.
@@ -257,17 +252,9 @@ fn calib(args: &Args) -> Option<PathBuf> {
     }
 }
 
-/// A path without links and detours, whether or not its file is there.
-fn place(path: &Path) -> PathBuf {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    path.canonicalize()
-        .or_else(|_| folder.canonicalize().map(|f| f.join(path.file_name().unwrap_or_default())))
-        .unwrap_or_else(|_| path.to_owned())
-}
-
-/// A report in a temporary file beside its place.
-fn staged(path: &Path, report: &Report) -> Result<file::Staged> {
+/// A report that has yet to appear.
+fn staged<'a>(path: &'a Path, report: &Report) -> Result<Pending<'a>> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
-    super::staged(path, &(json + "\n"))
+    stage(path, json + "\n")
 }

@@ -8,7 +8,8 @@ use amax::ir::file;
 use amax::scales::scales;
 
 use super::inspect::print;
-use super::{Console, count, staged};
+use super::output::stage;
+use super::{Console, count};
 
 /// Arguments of `amax scales`.
 #[derive(clap::Args)]
@@ -22,6 +23,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let model = file::load(&args.model)?;
+    if let Some(path) = &args.output {
+        let read = file::inputs(&model).map(|path| ("the model", path.clone()));
+        file::check_outputs(read, &[("the scales", path)])?;
+    }
     let found = scales(&model);
     for (name, why) in &found.skipped {
         console.say(&format!("warning: \"{name}\": {why}"));
@@ -33,7 +38,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let text = serde_json::to_string_pretty(&found.config)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot write the scales as JSON: {e}")))?;
     let Some(path) = &args.output else { return print(&(text + "\n")) };
-    staged(path, &(text + "\n"))?.keep(path)?;
+    stage(path, text + "\n")?.keep()?;
     console.say(&format!("wrote the scales of {} to {}", count(found.config.tensor.len(), "tensor"), path.display()));
     Ok(())
 }

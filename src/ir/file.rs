@@ -17,6 +17,7 @@
 mod encode;
 mod external;
 mod mapped;
+mod outputs;
 mod save;
 mod staged;
 mod strays;
@@ -31,6 +32,7 @@ use prost::Message;
 
 pub use mapped::release;
 pub(super) use mapped::{is_mapped, share};
+pub use outputs::{STDOUT, check_outputs};
 pub use staged::Staged;
 
 use super::{Model, verify};
@@ -116,6 +118,21 @@ pub fn estimated_size(model: &Model) -> u64 {
 /// As [`save_with`].
 pub fn check_output(model: &Model, path: &Path) -> Result<()> {
     save::check_output(model, path)
+}
+
+/// Writes a model in one piece, weights included, where no file can be: to a pipe.
+///
+/// # Errors
+/// [`Kind::Output`]: a model above [`MAX_PROTOBUF`], and errors of `out`. The error of [`verify`] for an invalid model.
+pub fn write(model: &Model, out: &mut impl std::io::Write) -> Result<()> {
+    verify::verify(model)?;
+    let encoding = encode::inline(model);
+    if encoding.len > MAX_PROTOBUF {
+        return Err(encode::too_large(encoding.len, MAX_PROTOBUF)
+            .with_hint("write to a file: weights then go to another file beside it"));
+    }
+    let fail = |e| Error::new(Kind::Output, format!("cannot write the model: {e}"));
+    encoding.write(out).and_then(|()| out.flush()).map_err(fail)
 }
 
 /// What a temporary file could not be made for, without its path, which is not one that the user asked for.
@@ -212,6 +229,9 @@ fn map(path: &Path, metadata: &Metadata) -> Result<Bytes> {
 
 fn missing(path: &Path) -> Error {
     let error = Error::model(format!("{} does not exist", path.display()));
+    if path == Path::new(STDOUT) {
+        return error.with_hint("models are mapped and not read from stdin: write the stream to a file first");
+    }
     let folder = folder_of(path);
     if !folder.is_dir() {
         return error.with_hint(format!("there is no folder {}", folder.display()));
@@ -339,6 +359,6 @@ fn sort_nodes(model: &mut Model) {
 }
 
 /// The files a model was read from: the model itself, and its external data.
-pub(crate) fn inputs(model: &Model) -> impl Iterator<Item = &PathBuf> {
+pub fn inputs(model: &Model) -> impl Iterator<Item = &PathBuf> {
     model.path.iter().chain(&model.sources)
 }

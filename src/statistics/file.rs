@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 use super::histogram::{self, Histogram};
 use super::{Channels, Range, SampleRecord, SiteStatistics, Statistics};
 use crate::error::{Error, Kind, Result};
+use crate::ir::file::{Staged, without_path};
 
 const FORMAT: &str = "amax statistics";
 const SCHEMA: &str = "1";
@@ -201,18 +202,9 @@ impl Statistics {
     /// [`Kind::Output`] if it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let fail = |e| Error::io(Kind::Output, "write", path, e);
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".amax-statistics.").suffix(".tmp");
-        // The default of temporary files is private; the kernel takes the umask off this.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        // The temporary file's name is not what the user should read about.
-        let plain = |e: std::io::Error| e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error);
-        let mut file = builder.tempfile_in(folder).map_err(|e| fail(plain(e)))?;
-        self.write(&mut file).map_err(|e| fail(plain(e)))?;
-        file.persist(path).map_err(|e| fail(plain(e.error)))?;
-        Ok(())
+        let staged = Staged::beside(path).map_err(|e| fail(without_path(e)))?;
+        self.write(&mut staged.file()).map_err(fail)?;
+        staged.keep(path)
     }
 
     /// Reads a file.

@@ -17,7 +17,7 @@ use prost::Message;
 use regex::Regex;
 
 use crate::snapshot;
-use crate::support::{amax, noise, npy, program, root};
+use crate::support::{amax, noise, npy, program, root, succeed};
 
 /// A folder with everything that the command lines name.
 fn folder() -> tempfile::TempDir {
@@ -57,6 +57,9 @@ fn folder() -> tempfile::TempDir {
     });
 
     put("mlp.npy", &npy(&[20, 1, 16], &noise(320)));
+    std::fs::create_dir(folder.path().join("set")).unwrap();
+    put("set/mlp.npy", &npy(&[20, 1, 16], &noise(320)));
+    put("profile.toml", &std::fs::read(root("src/targets/generic.toml")).unwrap());
     put("one.npy", &npy(&[1, 16], &noise(16)));
     put("bare.npy", &npy(&[20, 1, 4], &noise(80)));
     put("attention.npy", &npy(&[10, 1, 4, 16], &noise(640)));
@@ -218,6 +221,36 @@ fn quiet_says_nothing_and_errors_all_the_same() {
     let answer = amax(folder.path(), "-q rewrite nowhere.onnx out.onnx");
     assert_eq!(answer.status.code(), Some(3));
     assert!(String::from_utf8(answer.stderr).unwrap().starts_with("error: nowhere.onnx does not exist"));
+}
+
+/// What a command writes to a file, it writes to stdout where that is called `-`; what else it says goes to stderr.
+#[test]
+fn a_dash_is_stdout() {
+    let folder = folder();
+    let before = files(folder.path());
+    let check = |before: &BTreeMap<String, Vec<u8>>, words: &str| {
+        let answer = amax(folder.path(), &words.replace("OUT", "-"));
+        let said = String::from_utf8_lossy(&answer.stderr);
+        assert!(answer.status.success(), "{words}: {said}");
+        assert_eq!(&files(folder.path()), before, "{words}");
+        succeed(folder.path(), &words.replace("OUT", "out"));
+        let written = std::fs::read(folder.path().join("out")).unwrap();
+        std::fs::remove_file(folder.path().join("out")).unwrap();
+        assert!(answer.stdout == written && !written.is_empty(), "{words}");
+    };
+    check(&before, "rewrite digits.onnx OUT");
+    check(&before, "prepare digits.onnx OUT");
+    check(&before, "convert digits.onnx OUT");
+    check(&before, "calibrate digits.onnx -o OUT");
+    check(&before, "plan digits.onnx -o OUT");
+    check(&before, "config import quant_cfg.json -o OUT");
+    let printed = succeed(folder.path(), "rewrite digits.onnx quantized.onnx --report - --no-measure");
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert!(report["schema"].is_u64());
+    succeed(folder.path(), "calibrate digits.onnx -o part.stats");
+    let before = files(folder.path());
+    check(&before, "scales quantized.onnx -o OUT");
+    check(&before, "merge part.stats -o OUT");
 }
 
 /// A reader that goes away, of data or of messages, is nobody's mistake.

@@ -200,7 +200,7 @@ impl Target {
 }
 
 /// Whether two paths lead to one file.
-fn same_file(a: &Path, b: &Path) -> bool {
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;

@@ -13,6 +13,9 @@ use crate::error::{Error, Kind, Result};
 /// as names can be.
 const TEMPORARY: (&str, &str) = (".amax-", ".tmp");
 
+/// The way out where a device or pipe is named.
+const NOT_REGULAR: &str = "name a file, or - for stdout";
+
 /// A file in the folder of its later place. Dropped, it is removed.
 ///
 /// Where the system can, it has no name at first, so that a process that is killed leaves nothing behind.
@@ -58,13 +61,15 @@ impl Staged {
         }
     }
 
-    /// Moves it to `path`, in place of the file there; where that is a link, in place of what it leads to.
+    /// Writes it to the disk and moves it to `path`, in place of the file there; where that is a link, in place of what it
+    /// leads to.
     ///
     /// # Errors
     /// [`Kind::Output`]: there is a folder or a device, or the folder cannot be written.
     pub fn keep(self, path: &Path) -> Result<()> {
         let fail = |e| Error::io(Kind::Output, "write", path, e);
         let path = &*resolve(path)?;
+        self.file().sync_data().map_err(fail)?;
         match self.0 {
             // A link does not replace a file, and a renamed file does.
             #[cfg(target_os = "linux")]
@@ -95,15 +100,16 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     if !path.symlink_metadata().is_ok_and(|m| m.is_symlink()) {
         return match std::fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => Err(fail("it is a folder").with_hint("name a file")),
-            Ok(metadata) if !metadata.is_file() => Err(fail("it is not a regular file").with_hint("name a file")),
+            Ok(metadata) if !metadata.is_file() => Err(fail("it is not a regular file").with_hint(NOT_REGULAR)),
             _ => Ok(path.to_owned()),
         };
     }
     match path.canonicalize() {
         Ok(real) if real.is_file() => Ok(real),
         Ok(real) => {
-            let what = if real.is_dir() { "a folder" } else { "not a regular file" };
-            Err(fail(&format!("it is a link to {}, which is {what}", real.display())).with_hint("name a file"))
+            let (what, hint) =
+                if real.is_dir() { ("a folder", "name a file") } else { ("not a regular file", NOT_REGULAR) };
+            Err(fail(&format!("it is a link to {}, which is {what}", real.display())).with_hint(hint))
         }
         Err(_) => Err(fail("it is a link that leads nowhere").with_hint("remove the link, or name another file")),
     }
