@@ -14,7 +14,7 @@ use amax::config::spec::SiteKind;
 use amax::ir::{Model, NewNode, NodeId, Place, Tensor, file, text};
 use amax::onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use amax::passes::recipes::PREPARE;
-use amax::passes::support::exact::Exact;
+use amax::passes::support::evaluate::Exact;
 use amax::passes::{Context, pipeline};
 use amax::targets::Target;
 use prost::Message;

@@ -4,7 +4,7 @@
 //! bounds are the ends of the codes' own type, so that it does nothing; one that leaves codes unused (a narrow range, or
 //! fewer bits than the type has) is kept and listed.
 
-use super::support::arithmetic::Constants;
+use super::support::evaluate::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;

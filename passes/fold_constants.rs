@@ -15,7 +15,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::lift_constants::lift;
-use super::support::exact::{Exact, broadcast};
+use super::support::evaluate::{Exact, broadcast};
 use super::support::graphs::{allow_plain_initializers, is_graph_output};
 use super::{Change, Context, Evaluate, Outcome, Pass};
 use crate::error::Result;

@@ -20,8 +20,7 @@ use std::collections::BTreeSet;
 
 use super::forms::Shift;
 use super::raise_opset::raise;
-use super::support::arithmetic::{Constants, evaluate, same};
-use super::support::exact::sources;
+use super::support::evaluate::{Constants, broadcast, evaluate, same, sources};
 use super::support::granularity::along;
 use super::support::graphs::graphs_outside_functions;
 use super::{Change, Context, Outcome, Pass};
@@ -455,7 +454,7 @@ impl Product {
     /// The same with a float added to what the codes stand for.
     fn shifted(self, offset: &Tensor) -> Result<Self, Reason> {
         let dims = offset.dims();
-        let fits = super::support::exact::broadcast(&dims, &self.dims).is_some_and(|sum| sum == self.dims);
+        let fits = broadcast(&dims, &self.dims).is_some_and(|sum| sum == self.dims);
         let values = offset.to_f32().filter(|_| fits && offset.dtype() == DataType::Float);
         let values = values.ok_or(Reason::WrongOffsets)?;
         let mut found: Vec<Option<f32>> = vec![None; self.scales.len()];

@@ -9,7 +9,7 @@
 //!
 //! Quantizers whose scale is found at run time, for each token, are recognized, left as they are, and listed.
 
-use super::support::arithmetic::Constants;
+use super::support::evaluate::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;

@@ -224,7 +224,7 @@ fn step(values: &[f32], format: Format) -> Option<f32> {
         scale.is_normal()
             && values.iter().all(|&value| {
                 let code = (value / scale).round_ties_even();
-                code >= low as f32 && code <= high as f32 && super::support::arithmetic::same(code * scale, value)
+                code >= low as f32 && code <= high as f32 && super::support::evaluate::same(code * scale, value)
             })
     };
     let most = if largest < 0.0 { -low } else { high };

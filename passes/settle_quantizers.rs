@@ -3,8 +3,8 @@
 //!
 //! Only what every runtime computes to the same bits is computed.
 
-use super::support::arithmetic::Constants;
 use super::support::channels::has_channels;
+use super::support::evaluate::Constants;
 use super::support::graphs::{graphs_outside_functions, is_graph_output};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;

@@ -4,7 +4,7 @@
 //! for one on what it gives. Without its pair a node reads the float tensor: the float weight, where the model still has
 //! it, else the numbers that its codes stand for.
 
-use super::support::arithmetic::Constants;
+use super::support::evaluate::Constants;
 use super::{Change, Context, Outcome, Pass};
 use crate::config::Pattern;
 use crate::error::{Error, Kind, Result};

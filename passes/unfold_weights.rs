@@ -8,7 +8,7 @@
 
 use super::fold_fake_quant::entries;
 use super::forms::shapes;
-use super::support::exact::transposed;
+use super::support::evaluate::transposed;
 use super::support::float_ops::Ops;
 use super::support::nodes::planned;
 use super::{Change, Context, Outcome, Pass};

@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::ir::Tensor;
 use crate::numerics::{self, Format, Granularity, QParams, pack};
 use crate::onnx::DataType;
+use crate::passes::support::evaluate::permuted;
 use crate::reason::{Operand, Reason};
 
 pub use crate::ir::view::MICROSOFT;
@@ -205,23 +206,9 @@ fn float_tensor(dtype: DataType, dims: &[usize], values: &[f32]) -> Tensor {
     }
 }
 
-/// Rows and columns that are transposed together, so that neither side misses the cache at every element.
-const TILE: usize = 64;
-
 /// A matrix with its axes exchanged; what has another rank stays as it is.
-fn transpose<T: Copy + Default>(values: &[T], dims: &[usize]) -> Vec<T> {
-    let &[rows, columns] = dims else { return values.to_vec() };
-    let mut out = vec![T::default(); values.len()];
-    for top in (0..rows).step_by(TILE) {
-        for left in (0..columns).step_by(TILE) {
-            for row in top..rows.min(top + TILE) {
-                for column in left..columns.min(left + TILE) {
-                    out[column * rows + row] = values[row * columns + column];
-                }
-            }
-        }
-    }
-    out
+fn transpose<T: Copy>(values: &[T], dims: &[usize]) -> Vec<T> {
+    permuted(values, dims, &[1, 0])
 }
 
 /// Rows of `columns` codes each, every row packed from its own first byte and padded with zeros to `bytes` bytes.

@@ -1,9 +1,8 @@
 //! What passes share.
 
-pub(crate) mod arithmetic;
 pub mod change;
 pub(crate) mod channels;
-pub mod exact;
+pub mod evaluate;
 pub(crate) mod float_ops;
 pub(crate) mod granularity;
 pub(crate) mod graphs;

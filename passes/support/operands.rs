@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::arithmetic::{Constants, same};
 use super::channels::Layout;
+use super::evaluate::{Constants, same};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::reason::{self, Reason};
 

@@ -8,7 +8,7 @@ use amax::onnx::DataType;
 use amax::ops::Form;
 use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
 use amax::passes::recipes::To;
-use amax::passes::support::exact::Exact;
+use amax::passes::support::evaluate::Exact;
 use amax::reason::Reason;
 use amax::targets::Target;
 use proptest::prelude::*;

@@ -200,6 +200,6 @@ fn raise_folder() {
 }
 
 fn freeze(model: &mut Model) -> amax::passes::Outcome {
-    let context = amax::passes::Context::new(&amax::passes::support::exact::Exact);
+    let context = amax::passes::Context::new(&amax::passes::support::evaluate::Exact);
     amax::passes::Pass::run(&FreezeInputs, model, &context).unwrap()
 }

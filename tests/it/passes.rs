@@ -15,7 +15,7 @@ use amax::onnx::{DataType, ModelProto, StringStringEntryProto, TensorAnnotation,
 use amax::passes::pipeline::{self, parse_pipeline};
 use amax::passes::raise_opset::raise;
 use amax::passes::recipes::PREPARE;
-use amax::passes::support::exact::Exact;
+use amax::passes::support::evaluate::Exact;
 use amax::passes::support::operands::{Comparison, compare};
 use amax::passes::{Context, Evaluate, Outcome, Pass};
 use amax::reason::Reason;

@@ -15,7 +15,7 @@ use amax::observe::compare::outputs;
 use amax::observe::prove::Proof;
 use amax::onnx::DataType;
 use amax::passes::recipes::To;
-use amax::passes::support::exact::Exact;
+use amax::passes::support::evaluate::Exact;
 use amax::passes::support::operands::Comparison;
 use amax::passes::switch_quantizers::Switch;
 use amax::reason::Reason;

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use amax::error::Result;
 use amax::ir::{Model, file, text};
-use amax::passes::support::exact::Exact;
+use amax::passes::support::evaluate::Exact;
 use amax::passes::{Context, Pass, pipeline};
 use amax::plan::Plan;
 use amax::samples::SampleSet;

@@ -7,7 +7,7 @@ use tract_onnx::pb::NodeProto;
 
 use super::native::{Known, Native, call, floats, need};
 use super::operators::Built;
-use crate::passes::support::exact::sources;
+use crate::passes::support::evaluate::sources;
 
 /// A `Div` of float tensors.
 pub(crate) const DIVIDE: &str = "amax.Divide";

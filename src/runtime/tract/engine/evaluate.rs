@@ -12,7 +12,7 @@ use crate::passes::Evaluate;
 /// Evaluates nodes with tract, where the result is exact: data movement, integer arithmetic, comparisons, and the float
 /// operators that IEEE 754 defines to the last bit.
 ///
-/// It knows more operators than [`Exact`](crate::passes::support::exact::Exact), which needs no runtime and is asked first.
+/// It knows more operators than [`Exact`](crate::passes::support::evaluate::Exact), which needs no runtime and is asked first.
 ///
 /// It declines (`None`) whatever is in doubt: other operators, sub-byte and 8-bit float types, NaN in arithmetic, numbers
 /// that do not fit the type they are cast to, results above 64 Mi elements, and anything tract refuses.
