@@ -17,15 +17,14 @@ pub type AfterMut<'a> = &'a mut dyn FnMut(&Model, &str, &Outcome) -> Result<Cont
 /// Runs one pass and verifies the model.
 ///
 /// # Errors
-/// The pass fails, or leaves an invalid model ([`Kind::Internal`]). The pass is named, unless the command line is wrong.
+/// The pass fails, leaves an invalid model ([`Kind::Internal`]), or shows that the model was invalid ([`Kind::Model`]). The pass is named, unless the command line is wrong.
 pub fn apply(model: &mut Model, pass: &dyn Pass, context: &Context<'_>) -> Result<Outcome> {
     let name = pass.name();
     let named = |e: Error| if e.kind() == Kind::Usage { e } else { e.in_pass(name) };
+    let undeclared = verify::undeclared(model);
     let outcome = pass.run(model, context).map_err(named)?;
     model.scratch().map_or(Ok(()), Scratch::check)?;
-    verify::verify(model).map_err(|e| {
-        Error::new(Kind::Internal, format!("the pass left an invalid model: {}", e.message())).in_pass(name)
-    })?;
+    verify::verify_change(model, &undeclared).map_err(|e| e.in_pass(name))?;
     Ok(outcome)
 }
 

@@ -361,6 +361,18 @@ impl Model {
         )
     }
 
+    /// Whether the element type of a tensor and all its dimensions are known.
+    pub(crate) fn is_declared(&self, value: ValueId) -> bool {
+        let value = self.value(value);
+        let known = |d: &tensor_shape_proto::Dimension| {
+            matches!(d.value, Some(tensor_shape_proto::dimension::Value::DimValue(0..)))
+        };
+        matches!(value.def, Def::Constant(_))
+            || value.tensor_type().is_some_and(|t| {
+                t.elem_type.is_some_and(|code| code > 0) && t.shape.as_ref().is_some_and(|s| s.dim.iter().all(known))
+            })
+    }
+
     /// The value of this name that the main graph defines, unless it is sparse.
     #[must_use]
     pub fn value_named(&self, name: &str) -> Option<ValueId> {

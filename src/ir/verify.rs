@@ -23,14 +23,18 @@ mod operators;
 use std::collections::{HashMap, HashSet};
 
 use super::{Def, GraphId, Model, NodeId, Owner, User, ValueId, canonical_domain};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Checks the model.
 ///
 /// # Errors
 /// All violations, one per line.
 pub fn verify(model: &Model) -> Result<()> {
-    let found = violations(model);
+    listed(violations(model))
+}
+
+/// An error that lists what is wrong, if anything is.
+fn listed(found: Vec<String>) -> Result<()> {
     let Some(first) = found.first() else { return Ok(()) };
     if found.len() == 1 {
         return Err(Error::model(first.clone()));
@@ -40,10 +44,44 @@ pub fn verify(model: &Model) -> Result<()> {
     Err(Error::model(format!("the model is not valid, {} problems:\n{shown}{more}", found.len())))
 }
 
+/// Nodes with an input whose type or shape the model does not tell: what they violate may show only once it is known.
+#[must_use]
+pub fn undeclared(model: &Model) -> HashSet<NodeId> {
+    let graphs = model.all_graphs();
+    let nodes = graphs.iter().flat_map(|&graph| model.graph(graph).nodes()).copied();
+    nodes.filter(|&id| model.node(id).inputs().iter().flatten().any(|&v| !model.is_declared(v))).collect()
+}
+
+/// As [`verify`], after a change to a model in which these nodes were [`undeclared`].
+///
+/// # Errors
+/// [`Kind::Internal`] where the change is to blame, [`Kind::Model`] where it only showed what was wrong with the model.
+pub fn verify_change(model: &Model, undeclared: &HashSet<NodeId>) -> Result<()> {
+    let mut found = structure(model);
+    let schema = schema_violations(model);
+    let of_the_model = found.is_empty() && schema.iter().all(|(id, _)| undeclared.contains(id));
+    found.extend(schema.into_iter().map(|(_, violation)| violation));
+    listed(found).map_err(|e| {
+        if of_the_model {
+            e.with_hint("the model does not declare the types of these tensors: run onnx.shape_inference on it")
+        } else {
+            Error::new(Kind::Internal, format!("the pass left an invalid model: {}", e.message()))
+        }
+    })
+}
+
 /// Every violation, as a sentence that names node and tensor.
 #[must_use]
 pub fn violations(model: &Model) -> Vec<String> {
     let mut found = structure(model);
+    found.extend(schema_violations(model).into_iter().map(|(_, violation)| violation));
+    found
+}
+
+/// The violations of the last rule, each with its node.
+#[must_use]
+pub fn schema_violations(model: &Model) -> Vec<(NodeId, String)> {
+    let mut found = Vec::new();
     for graph in model.all_graphs() {
         for &id in model.graph(graph).nodes() {
             let node = model.node(id);
@@ -51,7 +89,7 @@ pub fn violations(model: &Model) -> Vec<String> {
             let own = || model.functions.iter().any(|f| f.key() == (node.domain(), node.op_type(), node.overload()));
             let clauses = operators::violations(model, id);
             if !clauses.is_empty() && !own() {
-                found.extend(clauses.into_iter().map(|clause| format!("{} {clause}", label(model, id))));
+                found.extend(clauses.into_iter().map(|clause| (id, format!("{} {clause}", label(model, id)))));
             }
         }
     }

@@ -50,6 +50,12 @@ fn operators_have_as_many_inputs_and_outputs_as_they_take_and_give() {
         ("y = com.microsoft.QLinearAdd(q, \"\", zu, q, s, zu, s)", "lacks its input 1"),
         ("y = com.microsoft.DynamicQuantizeLSTM(x, q, q)", "has 3 inputs, but takes 12 inputs"),
         ("y = com.microsoft.Unheard()", ""),
+        ("y, o = Identity(x)", "has 2 outputs, but gives 1 output"),
+        ("y = TopK(x, i)", "has 1 output, but gives 2 outputs"),
+        ("y, o = TopK(x, i)", ""),
+        ("y = Sum()", "has 0 inputs, but takes at least 1 input"),
+        ("y = Pow(x)", "has 1 input, but takes 2 inputs"),
+        ("y = Unheard()", ""),
     ]);
 }
 
@@ -75,6 +81,7 @@ fn inputs_have_the_types_that_operators_take() {
         ("y = com.microsoft.GatherBlockQuantized<block_size=0>(packed, i, s)", "has no attribute block_size above 0"),
         ("y = com.microsoft.MatMulNBits<K=4, N=4, block_size=16>(x, packed, s4)", ""),
         ("y = com.microsoft.MatMulNBits<K=4, block_size=16>(x, packed, s4)", "has no attribute N above 0"),
+        ("y = com.microsoft.MatMulNBits<K=4, N=4, block_size=16>(q, packed, s4)", "it takes a float there"),
         ("y = com.microsoft.MatMulNBits<K=4, N=4, block_size=16>(x, m, s4)", "its weight is packed into bytes"),
         ("y = com.microsoft.MatMulNBits<K=4, N=4, block_size=16>(x, packed, zu4)", "scales are floats"),
     ]);

@@ -3,17 +3,22 @@
 //!
 //! Only what holds in every opset that amax reads, and only where types and shapes are known.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use super::super::view::{GatherBlockQuantized, MICROSOFT, MatMulNBits, Quantizer, axis_in};
 use super::super::{Model, NodeId, ValueId};
 use crate::onnx::DataType;
 
-/// How many inputs and outputs an operator has.
+/// The least and the largest number.
+type Range = (usize, usize);
+
+/// What an operator takes and gives.
 struct Signature {
     domain: &'static str,
     op: &'static str,
-    /// The least and the largest number of inputs.
-    inputs: (usize, usize),
-    outputs: (usize, usize),
+    inputs: Range,
+    outputs: Range,
     /// Those of the least number that may be left out all the same.
     optional: &'static [usize],
     types: Types,
@@ -40,15 +45,17 @@ use Types::{AllSame, Any, Index, Same, Scaled, Select, Zeros};
 
 const MANY: usize = usize::MAX;
 
-const fn onnx(op: &'static str, inputs: (usize, usize), types: Types) -> Signature {
+const FLOATS: [DataType; 3] = [DataType::Float, DataType::Float16, DataType::Bfloat16];
+
+const fn onnx(op: &'static str, inputs: Range, types: Types) -> Signature {
     Signature { domain: "", op, inputs, outputs: (1, 1), optional: &[], types }
 }
 
-const fn ort(op: &'static str, inputs: (usize, usize), optional: &'static [usize], types: Types) -> Signature {
+const fn ort(op: &'static str, inputs: Range, optional: &'static [usize], types: Types) -> Signature {
     Signature { domain: MICROSOFT, op, inputs, outputs: (1, 1), optional, types }
 }
 
-const fn giving(outputs: (usize, usize), signature: Signature) -> Signature {
+const fn giving(outputs: Range, signature: Signature) -> Signature {
     Signature { outputs, ..signature }
 }
 
@@ -118,13 +125,68 @@ const SIGNATURES: &[Signature] = &[
     ort("QuantizeLinear", (2, 3), &[], Any),
 ];
 
+/// How many inputs and outputs the other operators of the standard have, by name.
+#[rustfmt::skip]
+const COUNTS: &[(Range, Range, &str)] = &[
+    ((0, 0), (1, 1), "Constant RandomNormal RandomUniform SequenceEmpty"),
+    ((0, 1), (1, 1), "Optional OptionalHasElement"),
+    ((1, 1), (1, 1), "Abs Acos Acosh ArgMax ArgMin Asin Asinh Atan Atanh Bernoulli BitCast BitwiseNot BlackmanWindow Cast \
+         Ceil Celu ConcatFromSequence ConstantOfShape Cos Cosh Det Elu Exp EyeLike Floor GlobalLpPool \
+         GlobalMaxPool HammingWindow HannWindow Hardmax Identity ImageDecoder IsInf IsNaN LRN Log LogSoftmax \
+         LpNormalization LpPool MeanVarianceNormalization Mish Multinomial Neg NonZero Not OptionalGetElement \
+         RandomNormalLike RandomUniformLike Reciprocal RegexFullMatch Round Selu SequenceLength Shape Shrink \
+         Sign Sin Sinh Size Softplus Softsign SpaceToDepth Sqrt StringNormalizer Swish Tan TfIdfVectorizer \
+         ThresholdedRelu"),
+    ((1, 1), (1, 4), "Unique"),
+    ((1, 1), (1, MANY), "If"),
+    ((1, 1), (2, 2), "StringSplit"),
+    ((1, 2), (1, 1), "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd ReduceSum \
+         ReduceSumSquare SequenceErase SplitToSequence Trilu Upsample"),
+    ((1, 2), (2, 2), "TopK"),
+    ((1, 3), (1, 1), "DFT"),
+    ((1, 3), (1, 2), "Dropout"),
+    ((1, MANY), (1, 1), "Einsum Max Mean Min SequenceConstruct Sum"),
+    ((1, MANY), (1, MANY), "Scan SequenceMap"),
+    ((2, 2), (1, 1), "AffineGrid And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike CenterCropPad Compress CumProd \
+         CumSum Equal Expand GatherElements GatherND Greater GreaterOrEqual GridSample Less LessOrEqual \
+         MaxRoiPool Mod Or PRelu Pow RMSNormalization ReverseSequence SequenceAt StringConcat SwiGLU Tile Xor"),
+    ((2, 3), (1, 1), "MaxUnpool NegativeLogLikelihoodLoss SequenceInsert TensorScatter"),
+    ((2, 3), (1, 2), "SoftmaxCrossEntropyLoss"),
+    ((2, 4), (1, 1), "STFT"),
+    ((2, 4), (2, 2), "CausalConvWithState"),
+    ((2, 5), (1, 1), "NonMaxSuppression"),
+    ((2, MANY), (1, MANY), "Loop"),
+    ((3, 3), (1, 1), "Col2Im GroupNormalization InstanceNormalization OneHot Range RoiAlign Scatter ScatterElements \
+         ScatterND"),
+    ((3, 4), (1, 1), "RotaryEmbedding"),
+    ((3, 5), (1, 1), "DeformConv"),
+    ((3, 6), (0, 2), "RNN"),
+    ((3, 6), (2, 2), "LinearAttention"),
+    ((3, 7), (1, 4), "Attention"),
+    ((5, 5), (1, 1), "MelWeightMatrix"),
+    ((5, 5), (1, 5), "BatchNormalization"),
+];
+
+static COUNTED: LazyLock<HashMap<&str, (Range, Range)>> = LazyLock::new(|| {
+    let named = |&(inputs, outputs, names): &(Range, Range, &'static str)| {
+        names.split_whitespace().map(move |name| (name, (inputs, outputs)))
+    };
+    COUNTS.iter().flat_map(named).collect()
+});
+
 /// What is wrong with a node, as clauses.
 pub(super) fn violations(model: &Model, id: NodeId) -> Vec<String> {
     let node = model.node(id);
     let key = (node.domain(), node.op_type());
-    let Ok(at) = SIGNATURES.binary_search_by(|s| (s.domain, s.op).cmp(&key)) else { return Vec::new() };
     let mut check = Check { model, id, found: Vec::new() };
-    if check.counts(&SIGNATURES[at]) {
+    let Ok(at) = SIGNATURES.binary_search_by(|s| (s.domain, s.op).cmp(&key)) else {
+        if let Some(&(inputs, outputs)) = COUNTED.get(node.op_type()).filter(|_| node.domain().is_empty()) {
+            check.counts(inputs, outputs);
+        }
+        return check.found;
+    };
+    let Signature { inputs, outputs, optional, .. } = SIGNATURES[at];
+    if check.counts(inputs, outputs) && check.has_all(inputs.0, optional) {
         check.types(&SIGNATURES[at].types);
         match node.op_type() {
             "QuantizeLinear" | "DequantizeLinear" => check.quantizer(),
@@ -143,7 +205,7 @@ struct Check<'a> {
 }
 
 /// "1 input", "2 to 3 inputs", "at least 2 inputs".
-fn counted((least, most): (usize, usize), what: &str) -> String {
+fn counted((least, most): Range, what: &str) -> String {
     let plural = |n: usize| if n == 1 { "" } else { "s" };
     match most {
         MANY => format!("at least {least} {what}{}", plural(least)),
@@ -169,28 +231,29 @@ impl Check<'_> {
         self.found.push(clause);
     }
 
-    /// Whether the node has the inputs and outputs that the rest relies on.
-    fn counts(&mut self, signature: &Signature) -> bool {
+    /// Whether the node has as many inputs and outputs as its operator.
+    fn counts(&mut self, inputs: Range, outputs: Range) -> bool {
         let node = self.model.node(self.id);
         // Inputs left out at the end count neither way.
         let listed = node.inputs().iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let (least, most) = signature.inputs;
-        if listed > most || node.inputs().len() < least {
-            let (count, takes) = (listed.min(node.inputs().len()), counted(signature.inputs, "input"));
+        if listed > inputs.1 || node.inputs().len() < inputs.0 {
+            let (count, takes) = (listed.min(node.inputs().len()), counted(inputs, "input"));
             self.say(format!("has {}, but takes {takes}", counted((count, count), "input")));
-            return false;
         }
-        let missing = (0..least).find(|at| node.input(*at).is_none() && !signature.optional.contains(at));
+        let count = node.outputs().len();
+        if count < outputs.0 || count > outputs.1 {
+            self.say(format!("has {}, but gives {}", counted((count, count), "output"), counted(outputs, "output")));
+        }
+        self.found.is_empty()
+    }
+
+    /// Whether none of the first inputs is left out, but for those that may be.
+    fn has_all(&mut self, first: usize, optional: &[usize]) -> bool {
+        let missing = (0..first).find(|at| self.input(*at).is_none() && !optional.contains(at));
         if let Some(missing) = missing {
             self.say(format!("lacks its input {missing}"));
-            return false;
         }
-        let outputs = node.outputs().len();
-        if outputs < signature.outputs.0 || outputs > signature.outputs.1 {
-            let gives = counted(signature.outputs, "output");
-            self.say(format!("has {}, but gives {gives}", counted((outputs, outputs), "output")));
-        }
-        true
+        missing.is_none()
     }
 
     fn types(&mut self, types: &Types) {
@@ -208,8 +271,7 @@ impl Check<'_> {
             Scaled(pairs, floats) => {
                 self.zeros(pairs);
                 for &at in floats {
-                    let floats = [DataType::Float, DataType::Float16, DataType::Bfloat16];
-                    self.one_of(at, &floats, "it takes a float there");
+                    self.one_of(at, &FLOATS, "it takes a float there");
                 }
             }
         }
@@ -334,6 +396,7 @@ impl Check<'_> {
                 self.say(format!("has no attribute {name} above 0"));
             }
         }
+        self.one_of(0, &FLOATS, "it takes a float there");
         self.one_of(1, &[DataType::Uint8, DataType::Int32], "its weight is packed into bytes");
         self.scales_are_float(2);
     }
@@ -349,8 +412,7 @@ impl Check<'_> {
     }
 
     fn scales_are_float(&mut self, at: usize) {
-        let floats = [DataType::Float, DataType::Float16, DataType::Bfloat16];
-        self.one_of(at, &floats, "scales are floats");
+        self.one_of(at, &FLOATS, "scales are floats");
     }
 }
 
