@@ -224,7 +224,9 @@ impl Job<'_> {
         log.report.opset.1 = model.opset().unwrap_or(0);
         model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
         model.set_metadata("amax.target", &self.target.name);
-        refuse_hazards(&model, self.target, &hazards)?;
+        let found = check::violations(&model, self.target).into_iter().filter(|found| !hazards.contains(found));
+        let warnings = self.settle(found.collect(), &prepared, &plan, recipe)?;
+        log.report.warnings.extend(warnings);
         log.report.count_operators(&model);
         log.lap("rewrite");
         let changed = !plan.weights.is_empty() || !plan.activations.is_empty();
@@ -237,6 +239,37 @@ impl Job<'_> {
         }
         log.report.bytes = (file::estimated_size(original), file::estimated_size(&model));
         Ok(Rewritten { model, report: log.report, plan: Some(plan), stopped: false })
+    }
+
+    /// What the target would run wrongly: as a warning where the model is like that without the plan, since its own quantizers
+    /// are kept as they are; otherwise as an error of whoever made the plan.
+    fn settle(&self, found: Vec<String>, prepared: &Model, plan: &Plan, recipe: &Recipe) -> Result<Vec<String>> {
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (plan, solution) = (plan.without_sites(), Solution::default());
+        let mut unplanned = prepared.clone();
+        let context = Context::planned(self.rewrite.evaluate, &plan, &solution);
+        for pass in recipe.passes() {
+            pipeline::apply(&mut unplanned, pass, &context)?;
+        }
+        let own = check::violations(&unplanned, self.target);
+        let (own, planned): (Vec<String>, Vec<String>) = found.into_iter().partition(|found| own.contains(found));
+        let target = &self.target.name;
+        if planned.is_empty() {
+            return Ok(own
+                .into_iter()
+                .map(|own| format!("as the model is, {target} runs it wrongly: {own}"))
+                .collect());
+        }
+        let planned = planned.join("; ");
+        Err(if self.rewrite.plan.is_some() {
+            Error::new(Kind::Config, format!("{target} would run the result of this plan wrongly: {planned}"))
+                .with_hint("correct the plan, or make it again with amax plan")
+        } else {
+            Error::new(Kind::Internal, format!("{target} would run the result wrongly: {planned}"))
+                .with_hint("this is a mistake in amax; please report it with the model")
+        })
     }
 
     /// The files that what this works on was read from.
@@ -337,16 +370,6 @@ pub fn split(samples: &SampleSet) -> (Vec<usize>, Vec<usize>) {
         return ((0..count).collect(), (0..count).collect());
     }
     samples.split_held_out((count / 8).max(8))
-}
-
-/// A finished model that the target would run wrongly is a mistake of ours, unless the input was like that already.
-fn refuse_hazards(model: &Model, target: &Target, already: &[String]) -> Result<()> {
-    let found: Vec<String> = check::violations(model, target).into_iter().filter(|v| !already.contains(v)).collect();
-    if found.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Internal, format!("{} would run the result wrongly: {}", target.name, found.join("; ")))
-        .with_hint("this is a mistake in amax; please report it with the model"))
 }
 
 /// The report of a rewrite that is under way.

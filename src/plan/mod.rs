@@ -80,6 +80,25 @@ pub struct Plan {
     pub skipped: Vec<Skip>,
 }
 
+impl Plan {
+    /// The same plan, for nothing.
+    pub(crate) fn without_sites(&self) -> Self {
+        Self {
+            schema: self.schema,
+            target: self.target.clone(),
+            opset: self.opset,
+            simulate: self.simulate,
+            activations: BTreeMap::new(),
+            weights: Vec::new(),
+            biases: Vec::new(),
+            sums: Vec::new(),
+            tokens: Vec::new(),
+            splits: Vec::new(),
+            skipped: Vec::new(),
+        }
+    }
+}
+
 /// The names of the tensors of the main graph.
 fn tensor_names(model: &Model) -> impl Iterator<Item = &str> {
     let graph = model.graph(model.main());

@@ -24,7 +24,7 @@ use amax::samples::SampleSet;
 use amax::targets::Target;
 use serde_json::Value;
 
-use crate::support::{digits, root};
+use crate::support::{digits, models_below, root};
 
 fn folder() -> PathBuf {
     root("tests/qat")
@@ -837,4 +837,17 @@ fn shifted_codes_are_found_behind_transposes() {
 
 fn count_in(model: &Model, op: &str) -> usize {
     model.graph(model.main()).nodes().iter().filter(|&&n| model.node(n).op_type() == op).count()
+}
+
+/// Quantizers that are there are kept, also where the target runs them wrongly, which is said.
+#[test]
+fn exports_are_rewritten_as_they_are() {
+    let said = |name: &str| Rewrite::new(&load(name)).run().unwrap_or_else(|e| panic!("{name}: {e}")).report.warnings;
+    for path in models_below(&folder()) {
+        said(path.file_stem().unwrap().to_str().unwrap());
+    }
+    let warnings = said("fx_qat_cnn");
+    let expected =
+        "as the model is, ort-cpu runs it wrongly: the weight of \"/conv/Conv\" (Conv) can saturate 16-bit pair sums";
+    assert!(warnings.iter().any(|w| w == expected), "{warnings:?}");
 }
