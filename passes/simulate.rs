@@ -155,8 +155,9 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, Re
         let known = known.ok_or(Reason::UnknownShape { what: Operand::Input })?;
         let group = Granularity::PerGroup { axis: positive(known.len()), size: block as usize };
         let all: usize = known.iter().product();
-        let each: Result<Vec<f32>> = (0..all).map(|at| Ok(values[group.entry(&known, at)?])).collect();
-        let each = each.map_err(|e| Reason::Invalid { error: e.message().into() })?;
+        let misfit = || Reason::WrongShape { what: Operand::Scale, dims: dims.clone() };
+        let one = |at| group.entry(&known, at).ok().and_then(|entry| values.get(entry).copied()).ok_or_else(misfit);
+        let each = (0..all).map(one).collect::<Result<Vec<f32>, _>>()?;
         return Ok(model.add_initializer(graph, &format!("{name}_each"), Tensor::from_f32(&known, &each)));
     }
     if count == 1 && tensor.dtype() == DataType::Float {

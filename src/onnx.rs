@@ -85,7 +85,7 @@ impl DataType {
     /// The type with this code, if there is one.
     #[must_use]
     pub fn from_code(code: i32) -> Option<Self> {
-        usize::try_from(code - 1).ok().and_then(|i| Self::ALL.get(i)).copied()
+        code.checked_sub(1).and_then(|i| usize::try_from(i).ok()).and_then(|i| Self::ALL.get(i)).copied()
     }
 
     /// The code stored in `TensorProto.data_type` and `TypeProto.Tensor.elem_type`.

@@ -62,10 +62,10 @@ impl Quantized {
         let signed = at.input(3).is_none();
         let format = integer(bits, signed).ok_or(Reason::Bits { bits })?;
         let blocks = k.div_ceil(block);
-        let blob = (block * bits).div_ceil(8);
+        let blob = block.checked_mul(bits).map_or(usize::MAX, |bits| bits.div_ceil(8));
         let raw = codes.raw();
         if codes.dtype() != DataType::Uint8
-            || Some(raw.len()) != n.checked_mul(blocks).and_then(|b| b.checked_mul(blob))
+            || n.checked_mul(blocks).and_then(|all| all.checked_mul(blob)) != Some(raw.len())
         {
             return Err(Reason::WrongShape { what: Operand::QuantizedData, dims: codes.dims() });
         }

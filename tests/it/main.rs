@@ -22,6 +22,7 @@ mod documents;
 mod file;
 mod formats;
 mod forms;
+mod hostile;
 mod large;
 mod library;
 mod limits;

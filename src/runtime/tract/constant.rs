@@ -89,9 +89,10 @@ impl Blocks {
             4 => Format::Uint4,
             _ => Format::Uint8,
         };
-        let block_len = pack::packed_len(block, bits);
         let (data, scale) = (data.raw(), values(scale)?);
-        if data.len() != rows * blocks * block_len || scale.len() != rows * blocks {
+        let block_len = block.checked_mul(bits).map_or(usize::MAX, |bits| bits.div_ceil(8));
+        let all = rows.checked_mul(blocks);
+        if all.and_then(|all| all.checked_mul(block_len)) != Some(data.len()) || all != Some(scale.len()) {
             return Err(format!("{} weight bytes and {} scales do not fit {depth}x{rows}", data.len(), scale.len()));
         }
         let zero_row = pack::packed_len(blocks, bits);
