@@ -47,6 +47,8 @@ pub mod error;
 #[doc(hidden)]
 pub mod ir;
 #[doc(hidden)]
+pub mod machine;
+#[doc(hidden)]
 pub mod nearest;
 #[doc(hidden)]
 pub mod numerics;

@@ -290,7 +290,7 @@ fn dimension(text: &str) -> Result<(String, usize), String> {
 
 /// As many threads as asked for, or as there are processors.
 pub(crate) fn threads(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get))
+    asked.unwrap_or_else(amax::machine::processors)
 }
 
 /// Reads the value of `--runtime`.

@@ -21,7 +21,12 @@ pub struct How<'a> {
 impl Default for How<'_> {
     /// In the default runtime, on as many threads as there are processors, silently and without a limit.
     fn default() -> Self {
-        Self { runtime: Runtime::default(), threads: processors(), memory: Memory::default(), progress: &Silent }
+        Self {
+            runtime: Runtime::default(),
+            threads: crate::machine::processors(),
+            memory: Memory::default(),
+            progress: &Silent,
+        }
     }
 }
 
@@ -58,12 +63,6 @@ impl<'a> Run<'a> {
         let (runtime, memory) = (Runtime::default(), Memory::default());
         Self { samples, indices, runtime, threads: 1, memory, progress: &Silent }
     }
-}
-
-/// How many processors the process may use; 1 where that is not known.
-#[must_use]
-pub fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
 /// The methods of a builder that has a field `run`.

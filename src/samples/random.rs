@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::inputs::{Dim, Input};
 use crate::error::{Error, Kind, Result};
 use crate::ir::Tensor;
+use crate::machine;
 use crate::onnx::DataType;
 
 /// Size of a free dimension that is not a batch.
@@ -38,8 +39,9 @@ pub(super) fn shapes(inputs: &[Input]) -> Result<Vec<(Input, DataType, Vec<usize
                 Dim::Free(name) => *sizes.entry(name.clone()).or_insert(guess),
             });
         }
-        if shape.iter().try_fold(8usize, |n, &d| n.checked_mul(d)).is_none_or(|bytes| bytes > isize::MAX as usize) {
-            return fail("the input is impossibly large");
+        let bytes = shape.iter().try_fold(8u64, |n, &d| n.checked_mul(d as u64)).unwrap_or(u64::MAX);
+        if bytes >= machine::memory() {
+            return fail(&format!("a sample of shape {shape:?} does not fit into memory"));
         }
         shapes.push((input.clone(), dtype, shape));
     }

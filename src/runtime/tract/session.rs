@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use bytes::Bytes;
+use tract_core::internal::TypedModel;
 
 use super::branches;
 use super::constant::Constant;
@@ -12,6 +13,7 @@ use super::engine::{self, Blueprint, Feed, Listener, Origins, Plan, Rung};
 use super::program::{Program, Step, visit_reads};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
+use crate::machine;
 use crate::onnx::DataType;
 use crate::runtime::inputs::{self, Input};
 use crate::runtime::{Footprint, Observe, Options, Sample};
@@ -199,6 +201,7 @@ impl Session {
         let (program, feed) = self.program_for(bound)?;
         loop {
             let Blueprint { model, silent, origins } = engine::build(&program, &feed, &self.observed)?;
+            check_size(&model, &origins)?;
             *lock(&self.silent) = silent;
             let rung = self.rung();
             let weights = engine::weights(&model);
@@ -273,6 +276,7 @@ impl Session {
             return Ok(());
         }
         let Blueprint { model, silent: _, origins } = engine::build(&program, &feed, &self.observed)?;
+        check_size(&model, &origins)?;
         let raw = engine::compile(model, Rung::Raw).map_err(|e| engine::locate(&origins, &e))?;
         let want = trace(&raw, &feed, self.observed.len()).map_err(|e| engine::locate(&origins, &e))?;
         drop(raw);
@@ -439,4 +443,17 @@ fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Refuses a model with a tensor that is larger than all memory, before an allocation fails and ends the process.
+fn check_size(model: &TypedModel, origins: &Origins) -> Result<()> {
+    let too_large = |&(_, size): &(&str, u64)| size >= machine::memory();
+    let Some((name, size)) = engine::largest(model).filter(too_large) else { return Ok(()) };
+    let message = format!("a tensor of {} GB does not fit into memory", size.div_ceil(1_000_000_000));
+    let error = Error::new(Kind::Runtime, message)
+        .with_hint("give smaller samples, or pass --calib none to quantize weights only");
+    Err(match engine::origin(origins, &format!("\"{name}\"")) {
+        Some((name, op)) => error.at_node(name, op),
+        None => error,
+    })
 }

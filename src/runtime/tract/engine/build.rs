@@ -214,15 +214,20 @@ fn constant(
 
 /// The node that a message of tract speaks of, by the name that steps are built under.
 pub(crate) fn locate(origins: &Origins, message: &str) -> Error {
+    let error = refusal(brief(message));
+    match origin(origins, message) {
+        Some((name, op)) => error.at_node(name, op),
+        None => error,
+    }
+}
+
+/// Name and operator of the node that a message names as a step, in quotes.
+pub(crate) fn origin<'a>(origins: &'a Origins, message: &str) -> Option<&'a (String, String)> {
     let index = message.split('"').find_map(|part| {
         let number = part.strip_prefix("step ")?;
         number.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok()
     });
-    let error = refusal(brief(message));
-    match index.and_then(|i| origins.get(i)) {
-        Some((name, op)) => error.at_node(name, op),
-        None => error,
-    }
+    origins.get(index?)
 }
 
 /// The last and most specific part of an error chain.

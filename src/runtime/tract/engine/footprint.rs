@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tract_core::internal::{OutletId, TypedFact, TypedModel};
+use tract_core::internal::{OutletId, TypedFact, TypedModel, TypedNode};
 use tract_core::ops::konst::Const;
 
 use super::Plan;
@@ -65,15 +65,25 @@ pub(crate) fn tensors(plan: &Plan) -> u64 {
                 continue;
             }
             let size = bytes(&output.fact);
-            alive += size;
-            *leaving.entry(*last.get(&outlet).unwrap_or(&time)).or_default() += size;
+            alive = size.saturating_add(alive);
+            let leaves = leaving.entry(*last.get(&outlet).unwrap_or(&time)).or_default();
+            *leaves = size.saturating_add(*leaves);
         }
         most = most.max(alive);
-        alive -= leaving.remove(&time).unwrap_or(0);
+        alive = u64::saturating_sub(alive, leaving.remove(&time).unwrap_or(0));
     }
     most
 }
 
+/// The first operator that gives the largest tensor, and its bytes, where sizes are known.
+pub(crate) fn largest(model: &TypedModel) -> Option<(&str, u64)> {
+    let size = |node: &TypedNode| node.outputs.iter().map(|output| bytes(&output.fact)).max();
+    model.nodes().iter().rev().filter_map(|node| Some((node.name.as_str(), size(node)?))).max_by_key(|&(_, size)| size)
+}
+
+/// As many as there can be where their number passes what a number holds.
 fn bytes(fact: &TypedFact) -> u64 {
-    fact.mem_size().to_i64().map_or(0, |size| size.max(0) as u64)
+    let Some(dims) = fact.shape.as_concrete() else { return 0 };
+    let dims = dims.iter().try_fold(1u64, |size, &dim| size.checked_mul(dim as u64));
+    dims.and_then(|count| count.checked_mul(fact.datum_type.size_of() as u64)).unwrap_or(u64::MAX)
 }

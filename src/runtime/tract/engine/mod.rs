@@ -23,10 +23,10 @@ use std::sync::{Arc, Once};
 
 use tract_core::internal::{IntoRunnable, TValue, TVec, Tensor as Array, TractResult, TypedModel, TypedSimplePlan};
 
-pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate};
+pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate, origin};
 pub(super) use divide::DIVIDE;
 pub use evaluate::TractEvaluate;
-pub(super) use footprint::{tensors, weights};
+pub(super) use footprint::{largest, tensors, weights};
 pub(super) use narrow::NARROW;
 pub(super) use operators::{knows, without_fake_quant};
 pub(super) use tap::{Listener, watch};
