@@ -4,7 +4,7 @@
 //!
 //! `MatMulNBits` and `GatherBlockQuantized` become `MatMul` and `Gather`. Operators that compute in integers stay.
 
-use super::forms::{MICROSOFT, Quantized};
+use super::forms::{MICROSOFT, QuantizedTensor};
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::base_name;
 use super::support::granularity::granularity;
@@ -130,7 +130,7 @@ fn bypass(model: &mut Model, output: ValueId, source: ValueId) -> Result<(), Rea
 }
 
 fn product(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
-    let weight = Quantized::from_nbits(model, node)?.transposed()?;
+    let weight = QuantizedTensor::from_nbits(model, node)?.transposed()?;
     let name = base_name(model, model.node(node).input(1));
     let value = add(model, node, &name, &weight)?;
     raise::matmul(model, node, value);
@@ -139,7 +139,7 @@ fn product(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
 
 fn gather(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
     let codes = table_codes(model, node).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
-    let table = Quantized::from_gather(model, node, &codes)?;
+    let table = QuantizedTensor::from_gather(model, node, &codes)?;
     let at = model.node(node);
     at.input(1).ok_or(Reason::Missing { what: Operand::Indices })?;
     let name = base_name(model, at.input(0));
@@ -148,7 +148,7 @@ fn gather(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
     Ok(Change::OnDequantized { op: "Gather".to_owned() })
 }
 
-fn add(model: &mut Model, node: NodeId, name: &str, constant: &Quantized) -> Result<ValueId, Reason> {
+fn add(model: &mut Model, node: NodeId, name: &str, constant: &QuantizedTensor) -> Result<ValueId, Reason> {
     let values = constant.values().map_err(|e| Reason::Invalid { error: e.message().into() })?;
     let tensor = float(constant.scale_dtype, &constant.dims, &values)?;
     let graph = model.node(node).graph().ok_or(Reason::Missing { what: Operand::Graph })?;

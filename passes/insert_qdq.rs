@@ -319,7 +319,7 @@ impl<'a> Insert<'a> {
                 Self::dequantize(model, Place::Before(node), &weight.tensor, value, scale, zero, granularity)
             };
             self.coded.extend(model.producer(back).map(|node| (node, first)));
-            let shape: Vec<Option<usize>> = solved.codes().dims().into_iter().map(Some).collect();
+            let shape: Vec<Option<usize>> = solved.dims().iter().copied().map(Some).collect();
             model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
             model.set_input(node, weight.at.input, Some(back));
             if weight.transpose {
@@ -337,7 +337,7 @@ impl<'a> Insert<'a> {
         for &(node, index) in &self.coded {
             let codes = *stored.entry(index).or_insert_with(|| {
                 let name = format!("{}_quantized", self.plan.weights[index].tensor);
-                model.add_initializer(graph, &name, self.solution.weights[index].codes().clone())
+                model.add_initializer(graph, &name, self.solution.weights[index].codes())
             });
             model.set_input(node, 0, Some(codes));
         }
@@ -362,9 +362,8 @@ impl<'a> Insert<'a> {
         let Weight { tensor: name, quantizer, .. } = &self.plan.weights[index];
         let solved = &self.solution.weights[index];
         let graph = model.main();
-        let dims = quantizer.granularity.scale_dims(&solved.codes().dims());
-        let qparams = solved.qparams();
-        let QParams { scales, zero_points: zeros } = &*qparams;
+        let dims = quantizer.granularity.scale_dims(solved.dims());
+        let QParams { scales, zero_points: zeros } = &solved.qparams();
         let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
         let zero = zero_points(quantizer.dtype, &dims, zeros);
         let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{MICROSOFT, Packed, Quantized, block_of, find_dequantized};
+use super::forms::{MICROSOFT, Packed, QuantizedTensor, block_of, find_dequantized};
 use super::lower_matmulnbits::base_name;
 use super::support::nodes::{carry_out, nodes};
 use super::{Change, Context, Outcome, Pass};
@@ -130,7 +130,7 @@ impl Lower {
         if let Some(found) = self.made.get(&key) {
             return Ok(found.clone());
         }
-        let constant = Quantized::from_qdq(model, dequantize)?;
+        let constant = QuantizedTensor::from_qdq(model, dequantize)?;
         let mut packed = constant.to_gather(axis)?;
         let mut twin = tied(model, graph, &packed);
         if twin.is_none()

@@ -4,7 +4,7 @@
 //! `[directions, inputs, 4 * hidden]`, with one scale for each direction or for each of its columns. With a plan, the nodes
 //! whose weights it gives that form; without one, all that can have it.
 
-use super::forms::{LstmWeight, MICROSOFT, Quantized, find_dequantized};
+use super::forms::{LstmWeight, MICROSOFT, QuantizedTensor, find_dequantized};
 use super::lower_matmulnbits::base_name;
 use super::support::nodes::{carry_out, nodes};
 use super::{Change, Context, Outcome, Pass};
@@ -69,7 +69,7 @@ fn lower(model: &mut Model, node: NodeId, outcome: &mut Outcome) -> Result<(), R
             .filter(|(_, exchanged)| !exchanged)
             .ok_or(Reason::NotDequantizedConstant { what: Operand::Weight })?;
         let codes = model.node(dequantize).input(0);
-        found.push((codes, Quantized::from_qdq(model, dequantize)?.to_lstm()?));
+        found.push((codes, QuantizedTensor::from_qdq(model, dequantize)?.to_lstm()?));
     }
     if found[0].1.codes.dtype() != found[1].1.codes.dtype() {
         return Err(Reason::Mismatch { what: "first weight type".into(), from: "that of the second".into() });

@@ -10,7 +10,7 @@
 //! standard ONNX, and what onnxruntime makes `DynamicQuantizeMatMul` of. With a plan, the weights that it gives that form;
 //! without one, all that can have it. Codes, scales and zero points are as they were.
 
-use super::forms::{Quantized, ZeroPoints, find_dequantized};
+use super::forms::{QuantizedTensor, ZeroPoints, find_dequantized};
 use super::lower_matmulnbits::{add_behind, base_name};
 use super::support::nodes::{carry_out, nodes, plain_gemm};
 use super::{Change, Context, Outcome, Pass};
@@ -169,8 +169,7 @@ fn product(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bool) 
         codes => {
             let name = format!("{}_integer", base_name(model, codes));
             let dtype = DataType::from(constant.format);
-            let raw = pack::pack_bytes(&constant.codes, 8);
-            model.add_initializer(graph, &name, Tensor::new(dtype, &constant.dims, raw))
+            model.add_initializer(graph, &name, Tensor::new(dtype, &constant.dims, constant.codes.clone()))
         }
     };
     let scale = inputs[1].ok_or(Reason::Missing { what: Operand::Scale })?;
@@ -214,8 +213,8 @@ fn convolution(model: &mut Model, graph: GraphId, dequantize: NodeId, turned: bo
     Ok(Stored { codes, scale, zero_point })
 }
 
-fn eight_bits(model: &Model, dequantize: NodeId) -> Result<Quantized, Reason> {
-    let constant = Quantized::from_qdq(model, dequantize)?;
+fn eight_bits(model: &Model, dequantize: NodeId) -> Result<QuantizedTensor, Reason> {
+    let constant = QuantizedTensor::from_qdq(model, dequantize)?;
     if constant.format.bits() != 8 {
         return Err(Reason::wrong_type(Operand::Weight, constant.format.into(), "int8 or uint8"));
     }
@@ -226,7 +225,13 @@ fn eight_bits(model: &Model, dequantize: NodeId) -> Result<Quantized, Reason> {
 }
 
 /// Zero points of this shape, all alike where it has but one.
-fn zeros(model: &mut Model, graph: GraphId, codes: Option<ValueId>, constant: &Quantized, dims: &[usize]) -> ValueId {
+fn zeros(
+    model: &mut Model,
+    graph: GraphId,
+    codes: Option<ValueId>,
+    constant: &QuantizedTensor,
+    dims: &[usize],
+) -> ValueId {
     let zeros: &[i32] = match &constant.zero_points {
         ZeroPoints::Integers(zeros) => zeros,
         ZeroPoints::Floats(_) => &[],

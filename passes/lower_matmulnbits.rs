@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{Blocks, MICROSOFT, Quantized, Shifted, ZeroPoints, find_shifted};
+use super::forms::{Blocks, MICROSOFT, QuantizedTensor, Shifted, ZeroPoints, find_shifted};
 use super::support::nodes::{carry_out, nodes, plain_gemm};
 use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
@@ -33,8 +33,9 @@ impl Pass for LowerMatmulnbits {
         if let Some((plan, solution)) = context.quantization {
             carry_out(model, plan, Form::Matmulnbits, |model, node, index| {
                 let level = plan.weights[index].accuracy_level.unwrap_or(context.conversion.accuracy_level);
-                let zeros = solution.weights[index].float_zero_points();
-                lower.node(model, node, i64::from(level), zeros.as_deref())
+                let weight = plan.weights[index].quantizer.float_zero_point.then(|| solution.weights[index].tensor());
+                let zeros = weight.as_ref().and_then(|weight| weight.float_zero_points());
+                lower.node(model, node, i64::from(level), zeros)
             })?;
             return Ok(lower.outcome);
         }
@@ -154,7 +155,7 @@ impl Lower {
         if let Some(found) = self.made.get(&key) {
             return Ok(*found);
         }
-        let mut constant = Quantized::from_qdq(model, found.dequantize)?;
+        let mut constant = QuantizedTensor::from_qdq(model, found.dequantize)?;
         if let Some(offsets) = found.offsets.and_then(|v| model.constant(v)?.to_f32()) {
             constant.zero_points = ZeroPoints::Floats(constant.zero_points_with(&offsets)?);
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forms::{MICROSOFT, Pair, Quantized, ZeroPoints, find_dequantized};
+use super::forms::{MICROSOFT, Pair, QuantizedTensor, ZeroPoints, find_dequantized};
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::base_name;
 use super::raise_opset;
@@ -106,7 +106,7 @@ fn product(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64,
     let made = if let Some(found) = cache.get(&key) {
         found.clone()
     } else {
-        let pair = Quantized::from_nbits(model, node)?.transposed()?.to_qdq()?;
+        let pair = QuantizedTensor::from_nbits(model, node)?.transposed()?.to_qdq()?;
         let made = store(model, graph, &name, &pair, since);
         cache.insert(key, made.clone());
         made
@@ -128,7 +128,7 @@ fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, 
         found.clone()
     } else {
         let codes = table_codes(model, node).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
-        let pair = Quantized::from_gather(model, node, &codes)?.to_qdq()?;
+        let pair = QuantizedTensor::from_gather(model, node, &codes)?.to_qdq()?;
         let made = store(model, graph, &name, &pair, since);
         cache.insert(key, made.clone());
         made
@@ -140,7 +140,8 @@ fn gather(model: &mut Model, node: NodeId, cache: &mut Cache, since: &mut (i64, 
 
 fn lstm(model: &mut Model, node: NodeId, since: &mut (i64, i64)) -> Result<Change, Reason> {
     let graph = model.node(node).graph().ok_or(Reason::Missing { what: Operand::Graph })?;
-    let read = [(1, 8), (2, 10)].map(|(codes, scales)| Quantized::from_lstm(model, node, codes, scales)?.to_qdq());
+    let read =
+        [(1, 8), (2, 10)].map(|(codes, scales)| QuantizedTensor::from_lstm(model, node, codes, scales)?.to_qdq());
     let [input, recurrent] = read;
     let pairs = [input?, recurrent?];
     for (index, pair) in pairs.iter().enumerate() {
@@ -279,9 +280,10 @@ fn integer_weight(model: &Model, node: NodeId, scale: ValueId, conv: bool) -> Re
     if zeros.len() != scales.len() {
         return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() });
     }
-    let codes = pack::unpack_bytes(&codes.raw(), 8, codes.len());
+    let codes = codes.raw();
     let zero_points = ZeroPoints::Integers(zeros);
-    Quantized { format, dims, granularity, scales, scale_dtype: DataType::Float, zero_points, codes }.to_qdq()
+    let (scale_dtype, tensor_scale) = (DataType::Float, None);
+    QuantizedTensor { format, dims, granularity, scales, scale_dtype, tensor_scale, zero_points, codes }.to_qdq()
 }
 
 /// Gives each reader of a dequantized constant one of its own.

@@ -4,7 +4,7 @@
 //! unsigned, in blocks along the last axis, packed without padding, where rows are whole bytes. Bytes without zero points
 //! have the middle code for zero, `int4` and `uint4` have 0.
 
-use super::{Quantized, ZeroPoints, integer, pack_rows, unpack_rows};
+use super::{QuantizedTensor, ZeroPoints, integer, pack_rows, unpack_rows};
 use crate::ir::view::{GatherBlockQuantized, axis_in};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
@@ -29,7 +29,7 @@ pub struct Packed {
     pub bits: Option<usize>,
 }
 
-impl Quantized {
+impl QuantizedTensor {
     /// Reads the table of a `GatherBlockQuantized`, whose codes are `codes`, or says why that is not possible.
     ///
     /// # Errors
@@ -99,7 +99,8 @@ impl Quantized {
             scales,
             scale_dtype: scale.dtype(),
             zero_points: ZeroPoints::Integers(zeros),
-            codes: all,
+            tensor_scale: None,
+            codes: pack::pack_bytes(&all, bits).into(),
             dims,
         })
     }
@@ -129,13 +130,13 @@ impl Quantized {
                 dims[last] = (dims[last] * bits).div_ceil(8);
                 Tensor::new(DataType::Uint8, &dims, pack_rows(&zeros, scale_dims[last], bits, dims[last]))
             });
-            (Tensor::new(DataType::Uint8, &dims, pack::pack_bytes(&self.unsigned(), bits)), zero_points)
+            (Tensor::new(DataType::Uint8, &dims, self.unsigned()), zero_points)
         } else {
             let dtype = DataType::from(self.format);
             let zeros: Vec<i32> = (0..entries).map(|at| zeros[each(at)]).collect();
             let zero_points =
                 (!self.zero_points.all_zero()).then(|| Tensor::new(dtype, &scale_dims, pack::pack(&zeros, bits)));
-            (Tensor::new(dtype, &self.dims, pack::pack_bytes(&self.codes, bits)), zero_points)
+            (Tensor::new(dtype, &self.dims, self.codes.clone()), zero_points)
         };
         Ok(Packed {
             codes,

@@ -1,6 +1,6 @@
 //! Weights of a `com.microsoft::DynamicQuantizeLSTM`.
 
-use super::{Quantized, ZeroPoints, transpose};
+use super::{QuantizedTensor, ZeroPoints, transpose};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
@@ -17,7 +17,7 @@ pub struct LstmWeight {
     pub zero_points: Tensor,
 }
 
-impl Quantized {
+impl QuantizedTensor {
     /// The weight of an LSTM, `[directions, 4 * hidden, inputs]`, as `DynamicQuantizeLSTM` has it.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Quantized {
             self.codes.chunks((rows * columns).max(1)).flat_map(|one| transpose(one, &[rows, columns])).collect();
         let dtype = DataType::from(self.format);
         Ok(LstmWeight {
-            codes: Tensor::new(dtype, &[directions, columns, rows], pack::pack_bytes(&codes, 8)),
+            codes: Tensor::new(dtype, &[directions, columns, rows], codes),
             scales: Tensor::from_f32(&dims, &self.scales.repeat(directions)),
             zero_points: Tensor::new(dtype, &dims, pack::pack(&zeros.repeat(directions), 8)),
         })
@@ -85,13 +85,14 @@ impl Quantized {
         if !alike {
             return Err(Reason::Mismatch { what: "scale of one direction".into(), from: "that of the other".into() });
         }
-        let all = pack::unpack_bytes(&stored.raw(), 8, stored.len());
+        let all = stored.raw();
         Ok(Self {
             format,
             dims: vec![directions, rows, columns],
             granularity,
             scales: found[..one].to_vec(),
             scale_dtype: DataType::Float,
+            tensor_scale: None,
             zero_points: ZeroPoints::Integers(zeros[..one].to_vec()),
             codes: all.chunks((rows * columns).max(1)).flat_map(|one| transpose(one, &[columns, rows])).collect(),
         })

@@ -1,6 +1,6 @@
-//! Quantized constants, however they are stored, and the forms they are read from and written to.
+//! Quantized constants in integer codes of 2, 4 or 8 bits, and the forms they are read from and written to.
 //!
-//! A [`Quantized`] holds codes, scales and zero points as they are in the file; nothing here rounds, but for offsets that
+//! A [`QuantizedTensor`] holds codes, scales and zero points as they are in the file; nothing here rounds, but for offsets that
 //! are to be counted in codes. What a form cannot hold is refused with the reason.
 
 mod gather;
@@ -15,49 +15,19 @@ pub use nbits::{Blocks, block_of};
 pub use qdq::{Pair, find_dequantized};
 pub use shifted::{Shift, Shifted, find_shifted, shapes};
 
+use bytes::Bytes;
+
 use crate::algorithms::tinygemm;
 use crate::error::Result;
 use crate::ir::Tensor;
-use crate::numerics::{self, Format, Granularity, QParams, pack};
+use crate::numerics::{self, pack};
 use crate::onnx::DataType;
 use crate::passes::support::evaluate::permuted;
+use crate::quant::{Format, Granularity};
 use crate::reason::{Operand, Reason};
 
 pub use crate::ir::view::MICROSOFT;
-
-/// A constant in integer codes of 2, 4 or 8 bits.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Quantized {
-    /// What a code is.
-    pub format: Format,
-    /// Shape of the constant, in elements.
-    pub dims: Vec<usize>,
-    /// Which codes share a scale.
-    pub granularity: Granularity,
-    /// One for each entry of `granularity.scale_dims(&dims)`, in row-major order.
-    pub scales: Vec<f32>,
-    /// The float type that scales are stored in; the numbers are exact in it.
-    pub scale_dtype: DataType,
-    /// As many as scales.
-    pub zero_points: ZeroPoints,
-    /// One byte an element, in row-major order: the code in the low bits, two's complement where the format is signed.
-    pub codes: Vec<u8>,
-}
-
-/// The codes that stand for zero.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ZeroPoints {
-    /// Codes of the format.
-    Integers(Vec<i32>),
-    /// Between codes, counted in codes of the unsigned format of the same width.
-    Floats(Vec<f32>),
-}
-
-impl ZeroPoints {
-    fn all_zero(&self) -> bool {
-        matches!(self, Self::Integers(zeros) if zeros.iter().all(|&z| z == 0))
-    }
-}
+pub use crate::quant::{QuantizedTensor, ZeroPoints};
 
 /// The integer format of `bits` bits.
 #[must_use]
@@ -73,7 +43,16 @@ pub fn integer(bits: usize, signed: bool) -> Option<Format> {
     })
 }
 
-impl Quantized {
+/// Packed codes, with nothing in the bits behind the last.
+fn packed(raw: Bytes, bits: usize, count: usize) -> Bytes {
+    if (count * bits).is_multiple_of(8) {
+        raw
+    } else {
+        pack::pack_bytes(&pack::unpack_bytes(&raw, bits, count), bits).into()
+    }
+}
+
+impl QuantizedTensor {
     /// The same matrix with its axes exchanged, or why there is none.
     ///
     /// # Errors
@@ -94,11 +73,12 @@ impl Quantized {
             granularity,
             scales: transpose(&self.scales, &scale_dims),
             scale_dtype: self.scale_dtype,
+            tensor_scale: self.tensor_scale,
             zero_points: match &self.zero_points {
                 ZeroPoints::Integers(zeros) => ZeroPoints::Integers(transpose(zeros, &scale_dims)),
                 ZeroPoints::Floats(zeros) => ZeroPoints::Floats(transpose(zeros, &scale_dims)),
             },
-            codes: transpose(&self.codes, &self.dims),
+            codes: pack::pack_bytes(&transpose(&self.code_bytes(), &self.dims), self.format.bits()).into(),
         })
     }
 
@@ -125,13 +105,19 @@ impl Quantized {
         })
     }
 
-    /// Codes as numbers of the unsigned format of the same width.
-    fn unsigned(&self) -> Vec<u8> {
+    /// One byte an element, in row-major order: the code in the low bits, two's complement where the format is signed.
+    fn code_bytes(&self) -> Vec<u8> {
+        pack::unpack_bytes(&self.codes, self.format.bits(), self.len())
+    }
+
+    /// Codes as numbers of the unsigned format of the same width, packed; they fill their bytes.
+    fn unsigned(&self) -> Bytes {
         if !self.format.is_signed() {
             return self.codes.clone();
         }
-        let middle = self.middle() as u8;
-        self.codes.iter().map(|code| code ^ middle).collect()
+        let bits = self.format.bits();
+        let middles = (0..8 / bits).fold(0, |byte, at| byte | (self.middle() as u8) << (at * bits));
+        self.codes.iter().map(|byte| byte ^ middles).collect()
     }
 
     /// The unsigned code that stands for 0 of the signed format.
@@ -171,23 +157,16 @@ impl Quantized {
     /// # Errors
     /// Sizes that do not fit together.
     pub fn values(&self) -> Result<Vec<f32>> {
-        let bits = self.format.bits();
-        match &self.zero_points {
-            ZeroPoints::Integers(zeros) => {
-                let qparams = QParams { scales: self.scales.clone(), zero_points: zeros.clone() };
-                let raw = pack::pack_bytes(&self.codes, bits);
-                numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &qparams)
-            }
-            ZeroPoints::Floats(zeros) => {
-                let (dims, granularity) = (&self.dims, &self.granularity);
-                let codes = self.unsigned();
-                let value = |(at, code): (usize, &u8)| {
-                    let entry = granularity.entry(dims, at)?;
-                    Ok((f32::from(*code) - zeros[entry]) * self.scales[entry])
-                };
-                codes.iter().enumerate().map(value).collect()
-            }
-        }
+        let (dims, granularity) = (&self.dims, &self.granularity);
+        let ZeroPoints::Floats(zeros) = &self.zero_points else {
+            return numerics::dequantize(&self.codes, self.format, dims, granularity, &self.qparams());
+        };
+        let value = |(at, code): (usize, u8)| {
+            let entry = granularity.entry(dims, at)?;
+            Ok((f32::from(code) - zeros[entry]) * self.scales[entry])
+        };
+        let codes = pack::unpack_bytes(&self.unsigned(), self.format.bits(), self.len());
+        codes.into_iter().enumerate().map(value).collect()
     }
 
     /// Scales as a tensor of their own type.

@@ -3,7 +3,7 @@
 //! Codes are unsigned; without zero points the middle one stands for zero, so a signed format without zero points becomes
 //! an unsigned one without, and back. A zero point that is written makes the format unsigned on the way back.
 
-use super::{Quantized, ZeroPoints, float_tensor, integer, pack_rows, unpack_rows};
+use super::{QuantizedTensor, ZeroPoints, float_tensor, integer, pack_rows, unpack_rows};
 use crate::ir::view::MatMulNBits;
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
@@ -42,7 +42,7 @@ pub fn block_of(granularity: &Granularity) -> usize {
     }
 }
 
-impl Quantized {
+impl QuantizedTensor {
     /// Reads the weight of a `MatMulNBits` as `[N, K]`, or says why that is not possible.
     ///
     /// # Errors
@@ -93,8 +93,9 @@ impl Quantized {
             granularity: Granularity::PerGroup { axis: 1, size: block },
             scales,
             scale_dtype: scale.dtype(),
+            tensor_scale: None,
             zero_points,
-            codes: all,
+            codes: pack::pack_bytes(&all, bits).into(),
         }
         .merged())
     }
@@ -135,10 +136,13 @@ impl Quantized {
         let block = block_of(&self.granularity);
         let blocks = k.div_ceil(block);
         let blob = block * bits / 8;
-        let codes: Vec<u8> = if k.is_multiple_of(block) {
-            pack::pack_bytes(&self.unsigned(), bits)
+        let codes = if k.is_multiple_of(block) {
+            self.unsigned()
         } else {
-            pack_rows(&self.unsigned(), k, bits, blocks * blob)
+            let codes = self.code_bytes();
+            let sign = if self.format.is_signed() { self.middle() as u8 } else { 0 };
+            let unsigned: Vec<u8> = codes.iter().map(|code| code ^ sign).collect();
+            pack_rows(&unsigned, k, bits, blocks * blob).into()
         };
         let zero_points = match (&self.zero_points, self.unsigned_zeros()) {
             _ if self.is_centred() => None,

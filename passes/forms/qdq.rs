@@ -1,6 +1,6 @@
 //! DequantizeLinear of a constant.
 
-use super::{Quantized, ZeroPoints};
+use super::{QuantizedTensor, ZeroPoints, packed};
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NewNode, NodeId, Tensor, ValueId};
 use crate::numerics::{Granularity, pack};
@@ -61,7 +61,7 @@ pub(super) fn behind_exchanges(model: &Model, mut value: ValueId) -> (ValueId, u
     (value, count)
 }
 
-impl Quantized {
+impl QuantizedTensor {
     /// Reads a DequantizeLinear of a constant, or says why that is not possible.
     ///
     /// # Errors
@@ -95,8 +95,9 @@ impl Quantized {
             granularity,
             scales,
             scale_dtype: scale.dtype(),
+            tensor_scale: None,
             zero_points: ZeroPoints::Integers(zeros),
-            codes: pack::unpack_bytes(&codes.raw(), format.bits(), codes.len()),
+            codes: packed(codes.raw(), format.bits(), codes.len()),
             dims,
         })
     }
@@ -113,7 +114,7 @@ impl Quantized {
         let bits = self.format.bits();
         let dims = self.granularity.scale_dims(&self.dims);
         Ok(Pair {
-            codes: Tensor::new(dtype, &self.dims, pack::pack_bytes(&self.codes, bits)),
+            codes: Tensor::new(dtype, &self.dims, self.codes.clone()),
             scale: self.scale_tensor(&dims, &self.scales),
             zero_point: Tensor::new(dtype, &dims, pack::pack(zeros, bits)),
             granularity: self.granularity,

@@ -19,9 +19,9 @@ use crate::solve::StoredWeight;
 pub(crate) fn scales(model: &mut Model, weight: &Weight, solved: &StoredWeight) -> Result<[ValueId; 2]> {
     let Weight { tensor: name, quantizer, .. } = weight;
     let unfit = || Error::new(Kind::Internal, "a scale was solved that its format does not have").at_value(name);
-    let qparams = solved.qparams();
-    let scales = &qparams.scales;
-    let (scale_type, scales): (DataType, Option<Vec<u8>>) = match solved.tensor_scale() {
+    let solved = solved.tensor();
+    let scales = &solved.scales;
+    let (scale_type, scales): (DataType, Option<Vec<u8>>) = match solved.tensor_scale {
         None => (DataType::Float8e8m0, scales.iter().map(|&scale| encode_float8e8m0(scale)).collect()),
         Some(whole) => {
             let code = |&scale: &f32| {
@@ -32,11 +32,11 @@ pub(crate) fn scales(model: &mut Model, weight: &Weight, solved: &StoredWeight) 
         }
     };
     let graph = model.main();
-    let dims = quantizer.granularity.scale_dims(&solved.codes().dims());
+    let dims = quantizer.granularity.scale_dims(&solved.dims);
     let scales = Tensor::new(scale_type, &dims, scales.ok_or_else(unfit)?);
     let scales = model.add_initializer(graph, &format!("{name}_scale"), scales);
     let whole = solved
-        .tensor_scale()
+        .tensor_scale
         .map(|scale| model.add_initializer(graph, &format!("{name}_tensor_scale"), Tensor::from_f32(&[], &[scale])));
     Ok([scales, whole.unwrap_or(scales)])
 }

@@ -10,6 +10,7 @@ mod granularity;
 mod observer;
 mod range;
 mod scheme;
+mod tensor;
 
 pub use arithmetic::{Arithmetic, Coding, MxRounding, Precision, Round};
 pub use format::{Block, Dtype, Format, ScaleDtype};
@@ -17,3 +18,4 @@ pub use granularity::{Granularity, QParams};
 pub use observer::{Observer, ObserverKind, Postprocess};
 pub use range::{RangeSpec, ScaleType, Symmetry};
 pub use scheme::{Given, Scheme, check_least_scale, check_range};
+pub use tensor::{QuantizedTensor, ZeroPoints};

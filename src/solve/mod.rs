@@ -20,7 +20,7 @@ use crate::ir::{Model, Scratch, Tensor};
 use crate::numerics;
 use crate::ops::Reduction;
 use crate::plan::{Bias, Plan, Weight};
-use crate::quant::{Granularity, QParams, Scheme};
+use crate::quant::{Granularity, QuantizedTensor, Scheme};
 use crate::statistics::Statistics;
 use source::Source;
 use weight::Solver;
@@ -39,15 +39,8 @@ pub struct Solution {
 /// The numbers of a weight.
 #[derive(Clone, Debug)]
 pub struct SolvedWeight {
-    /// Scales and zero points.
-    pub qparams: QParams,
-    /// The codes, packed, in the shape in which they are stored: transposed where the weight is to be.
-    pub codes: Tensor,
-    /// The scale of the whole tensor, where its groups have float8 scales beneath it; [`qparams`](Self::qparams) has the
-    /// products of both.
-    pub tensor_scale: Option<f32>,
-    /// The zero points themselves where they lie between codes, counted in unsigned codes; those of `qparams` are the nearest codes.
-    pub float_zero_points: Option<Vec<f32>>,
+    /// In the shape in which it is stored: transposed where the weight is to be.
+    pub tensor: QuantizedTensor,
     /// Signal to quantization noise over the whole tensor, in dB.
     pub sqnr_db: f64,
     /// What an algorithm made of it, where one was asked for.

@@ -6,93 +6,102 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Fit, SolvedWeight};
-use crate::ir::{Model, Tensor, file};
-use crate::quant::QParams;
+use crate::ir::{Model, Scratch, Tensor, file};
+use crate::onnx::DataType;
+use crate::quant::{QParams, QuantizedTensor, ZeroPoints};
 
 /// A solved weight, shared by all who have the same.
 ///
 /// Groups of a large model have scales and zero points in such numbers that they are held in its
-/// [`Scratch`](crate::ir::Scratch), from which [`qparams`](Self::qparams) and
-/// [`float_zero_points`](Self::float_zero_points) read them.
+/// [`Scratch`], from which [`tensor`](Self::tensor) reads them.
 #[derive(Clone, Debug)]
 pub struct StoredWeight(Arc<Stored>);
 
 #[derive(Debug)]
 struct Stored {
-    codes: Tensor,
-    numbers: Numbers,
-    tensor_scale: Option<f32>,
+    held: Held,
     sqnr_db: f64,
     fit: Option<Fit>,
 }
 
-/// Scales and zero points, and zero points between codes where there are some.
 #[derive(Debug)]
-enum Numbers {
-    InMemory(QParams, Option<Vec<f32>>),
-    Parked { scales: Bytes, zero_points: Bytes, floats: Option<Bytes> },
+enum Held {
+    InMemory(QuantizedTensor),
+    Parked(Parked),
+}
+
+/// A tensor whose scales and zero points are held elsewhere.
+#[derive(Debug)]
+struct Parked {
+    /// All but these.
+    rest: QuantizedTensor,
+    scales: Bytes,
+    /// Of the type that the empty ones of `rest` have.
+    zero_points: Bytes,
 }
 
 impl StoredWeight {
     /// A weight of `model`.
     #[must_use]
     pub fn new(model: &Model, weight: SolvedWeight) -> Self {
-        let SolvedWeight { qparams, codes, tensor_scale, float_zero_points, sqnr_db, fit } = weight;
-        let numbers = match model.scratch().filter(|_| qparams.scales.len() >= PARKED) {
-            None => Numbers::InMemory(qparams, float_zero_points),
-            Some(scratch) => Numbers::Parked {
-                scales: scratch.keep(bytes_of(&qparams.scales, f32::to_le_bytes)),
-                zero_points: scratch.keep(bytes_of(&qparams.zero_points, i32::to_le_bytes)),
-                floats: float_zero_points.map(|zeros| scratch.keep(bytes_of(&zeros, f32::to_le_bytes))),
-            },
-        };
-        Self(Arc::new(Stored { codes: model.keep(codes), numbers, tensor_scale, sqnr_db, fit }))
-    }
-
-    /// The codes, packed, in the shape in which they are stored: transposed where the weight is to be.
-    #[must_use]
-    pub fn codes(&self) -> &Tensor {
-        &self.0.codes
-    }
-
-    /// Scales and zero points.
-    #[must_use]
-    pub fn qparams(&self) -> Cow<'_, QParams> {
-        match &self.0.numbers {
-            Numbers::InMemory(qparams, _) => Cow::Borrowed(qparams),
-            Numbers::Parked { scales, zero_points, floats: _ } => Cow::Owned(QParams {
-                scales: read(scales, f32::from_le_bytes),
-                zero_points: read(zero_points, i32::from_le_bytes),
-            }),
-        }
-    }
-
-    /// Zero points between codes, where there are some, counted in unsigned codes; those of [`qparams`](Self::qparams) are
-    /// the nearest codes.
-    #[must_use]
-    pub fn float_zero_points(&self) -> Option<Cow<'_, [f32]>> {
-        match &self.0.numbers {
-            Numbers::InMemory(_, floats) => floats.as_deref().map(Cow::Borrowed),
-            Numbers::Parked { scales: _, zero_points: _, floats } => {
-                floats.as_ref().map(|floats| Cow::Owned(read(floats, f32::from_le_bytes)))
+        let SolvedWeight { mut tensor, sqnr_db, fit } = weight;
+        let held = match model.scratch() {
+            None => Held::InMemory(tensor),
+            Some(scratch) => {
+                tensor.codes = scratch.keep(tensor.codes);
+                if tensor.scales.len() < PARKED {
+                    Held::InMemory(tensor)
+                } else {
+                    Held::Parked(Parked::new(tensor, scratch))
+                }
             }
+        };
+        Self(Arc::new(Stored { held, sqnr_db, fit }))
+    }
+
+    /// Codes, scales and zero points.
+    #[must_use]
+    pub fn tensor(&self) -> Cow<'_, QuantizedTensor> {
+        match &self.0.held {
+            Held::InMemory(tensor) => Cow::Borrowed(tensor),
+            Held::Parked(parked) => Cow::Owned(parked.read()),
         }
+    }
+
+    /// What needs no scales.
+    fn rest(&self) -> &QuantizedTensor {
+        match &self.0.held {
+            Held::InMemory(tensor) => tensor,
+            Held::Parked(parked) => &parked.rest,
+        }
+    }
+
+    /// The shape in which it is stored.
+    #[must_use]
+    pub fn dims(&self) -> &[usize] {
+        &self.rest().dims
+    }
+
+    /// The codes.
+    #[must_use]
+    pub fn codes(&self) -> Tensor {
+        let QuantizedTensor { format, dims, codes, .. } = self.rest();
+        Tensor::new(DataType::from(*format), dims, codes.clone())
+    }
+
+    /// Scales, and zero points as codes.
+    #[must_use]
+    pub fn qparams(&self) -> QParams {
+        self.tensor().qparams()
     }
 
     /// Number of scales.
     #[must_use]
     pub fn scale_count(&self) -> usize {
-        match &self.0.numbers {
-            Numbers::InMemory(qparams, _) => qparams.scales.len(),
-            Numbers::Parked { scales, zero_points: _, floats: _ } => scales.len() / size_of::<f32>(),
+        match &self.0.held {
+            Held::InMemory(tensor) => tensor.scales.len(),
+            Held::Parked(parked) => parked.scales.len() / size_of::<f32>(),
         }
-    }
-
-    /// The scale of the whole tensor, where its groups have float8 scales beneath it; [`qparams`](Self::qparams) has the
-    /// products of both.
-    #[must_use]
-    pub fn tensor_scale(&self) -> Option<f32> {
-        self.0.tensor_scale
     }
 
     /// Signal to quantization noise over the whole tensor, in dB.
@@ -111,11 +120,29 @@ impl StoredWeight {
 impl PartialEq for StoredWeight {
     /// Whether both give the same codes, scales and zero points.
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-            || self.qparams() == other.qparams()
-                && self.codes() == other.codes()
-                && self.tensor_scale() == other.tensor_scale()
-                && self.float_zero_points() == other.float_zero_points()
+        Arc::ptr_eq(&self.0, &other.0) || self.tensor() == other.tensor()
+    }
+}
+
+impl Parked {
+    fn new(mut tensor: QuantizedTensor, scratch: &Scratch) -> Self {
+        let scales = scratch.keep(bytes_of(&std::mem::take(&mut tensor.scales), f32::to_le_bytes));
+        let zero_points = scratch.keep(match &mut tensor.zero_points {
+            ZeroPoints::Integers(zeros) => bytes_of(&std::mem::take(zeros), i32::to_le_bytes),
+            ZeroPoints::Floats(zeros) => bytes_of(&std::mem::take(zeros), f32::to_le_bytes),
+        });
+        Self { rest: tensor, scales, zero_points }
+    }
+
+    fn read(&self) -> QuantizedTensor {
+        QuantizedTensor {
+            scales: numbers(&self.scales, f32::from_le_bytes),
+            zero_points: match &self.rest.zero_points {
+                ZeroPoints::Integers(_) => ZeroPoints::Integers(numbers(&self.zero_points, i32::from_le_bytes)),
+                ZeroPoints::Floats(_) => ZeroPoints::Floats(numbers(&self.zero_points, f32::from_le_bytes)),
+            },
+            ..self.rest.clone()
+        }
     }
 }
 
@@ -124,7 +151,7 @@ fn bytes_of<T: Copy>(numbers: &[T], bytes: fn(T) -> [u8; 4]) -> Bytes {
 }
 
 /// Reads numbers, and lets go of the memory that they were mapped to.
-fn read<T>(bytes: &Bytes, number: fn([u8; 4]) -> T) -> Vec<T> {
+fn numbers<T>(bytes: &Bytes, number: fn([u8; 4]) -> T) -> Vec<T> {
     let found = bytes.as_chunks().0.iter().map(|&b| number(b)).collect();
     file::release(bytes);
     found

@@ -125,13 +125,6 @@ impl Channels {
         self.ranges.iter().map(|r| r.map_or(0.0, Range::amax)).collect()
     }
 
-    /// The range of each run of `size` channels, of which the last may be shorter: min-max per group. `None` for one that
-    /// held no finite value; `size` 0 counts as 1.
-    #[must_use]
-    pub fn groups(&self, size: usize) -> Vec<Option<Range>> {
-        self.ranges.chunks(size.max(1)).map(|group| group.iter().copied().fold(None, union)).collect()
-    }
-
     fn observe(&mut self, dims: &[usize], values: &[f32]) {
         let axis = if self.axis < 0 { dims.len().checked_add_signed(self.axis) } else { Some(self.axis as usize) };
         let axis = axis.filter(|&axis| axis < dims.len());

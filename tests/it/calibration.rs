@@ -373,15 +373,6 @@ fn channels_keep_their_own_ranges() {
             })
             .collect();
         assert_eq!(site.channels().unwrap().ranges(), want, "axis {axis} of {dims:?}");
-        for size in [1, 2, 3, 5, 100] {
-            let group = |start: usize| {
-                let of_group = |i: usize| (start..start + size).contains(&(i / inner % dims[axis]));
-                let mine = values.iter().enumerate().filter(|(i, v)| of_group(*i) && v.is_finite());
-                mine.map(|(_, &v)| Range { min: v, max: v }).reduce(Range::union)
-            };
-            let want: Vec<_> = (0..dims[axis]).step_by(size).map(group).collect();
-            assert_eq!(site.channels().unwrap().groups(size), want, "groups of {size} on axis {axis} of {dims:?}");
-        }
         site
     };
     for (axis, dims) in [(0, &[2, 3, 2, 2][..]), (1, &[2, 3, 2, 2]), (3, &[2, 3, 2, 2]), (0, &[24]), (1, &[4, 6])] {

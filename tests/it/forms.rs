@@ -6,7 +6,7 @@ use amax::ir::{Model, Tensor};
 use amax::numerics::{Format, Granularity, QParams, Round, dequantize, pack, quantize};
 use amax::onnx::DataType;
 use amax::ops::Form;
-use amax::passes::forms::{Quantized, ZeroPoints, find_dequantized};
+use amax::passes::forms::{QuantizedTensor, ZeroPoints, find_dequantized};
 use amax::passes::recipes::To;
 use amax::passes::support::evaluate::Exact;
 use amax::reason::Reason;
@@ -27,7 +27,7 @@ const BITS: [(Format, usize); 6] = [
 ];
 
 /// A matrix with codes that are anything; of a granularity along or across its rows.
-fn matrix() -> impl Strategy<Value = Quantized> {
+fn matrix() -> impl Strategy<Value = QuantizedTensor> {
     let share = prop_oneof![
         Just(Granularity::PerTensor),
         Just(Granularity::PerChannel { axis: 0 }),
@@ -43,27 +43,28 @@ fn matrix() -> impl Strategy<Value = Quantized> {
             };
             let dims = vec![rows, columns];
             let entries: usize = share.scale_dims(&dims).iter().product();
-            let codes = (0..rows * columns).map(|_| (random() & ((1 << bits) - 1)) as u8).collect();
+            let codes: Vec<u8> = (0..rows * columns).map(|_| (random() & ((1 << bits) - 1)) as u8).collect();
             let (low, high) = format.range();
             let signed_zero = zero && !format.is_signed();
             let zeros = (0..entries)
                 .map(|_| if signed_zero { low + (random() % (high - low + 1) as u32) as i32 } else { 0 })
                 .collect();
-            Quantized {
+            QuantizedTensor {
                 format,
                 dims,
                 granularity: share,
                 scales: (0..entries).map(|_| f32::from_bits(0x3c00_0000 + random() % 0x0100_0000)).collect(),
                 scale_dtype: DataType::Float,
                 zero_points: ZeroPoints::Integers(zeros),
-                codes,
+                tensor_scale: None,
+                codes: pack::pack_bytes(&codes, bits).into(),
             }
         },
     )
 }
 
 /// A model that reads a matrix `[K, N]` in a product and `[V, D]` in a table.
-fn model(constant: &Quantized, op: &str) -> Model {
+fn model(constant: &QuantizedTensor, op: &str) -> Model {
     let pair = constant.to_qdq().unwrap();
     let text = match op {
         "MatMul" => {
@@ -84,19 +85,18 @@ fn model(constant: &Quantized, op: &str) -> Model {
 }
 
 /// What the only product or Gather of a model reads.
-fn constant_of(model: &Model, input: usize) -> Quantized {
+fn constant_of(model: &Model, input: usize) -> QuantizedTensor {
     let nodes = model.graph(model.main()).nodes();
     let node = *nodes.iter().find(|&&n| !model.node(n).is("DequantizeLinear")).unwrap();
     let (dq, exchanged) = find_dequantized(model, model.node(node).input(input).unwrap()).unwrap();
     assert!(!exchanged);
-    Quantized::from_qdq(model, dq).unwrap()
+    QuantizedTensor::from_qdq(model, dq).unwrap()
 }
 
 /// With the scales of a granularity written out for each element, so that two of them can be held against each other.
-fn spread(constant: &Quantized) -> (Vec<i32>, Vec<u32>, Vec<i32>) {
+fn spread(constant: &QuantizedTensor) -> (Vec<i32>, Vec<u32>, Vec<i32>) {
     let middle = if constant.format.is_signed() { 0 } else { 1 << (constant.format.bits() - 1) };
-    let raw = pack::pack_bytes(&constant.codes, constant.format.bits());
-    let codes = pack::unpack(&raw, &constant.format, constant.codes.len());
+    let codes = pack::unpack(&constant.codes, &constant.format, constant.len());
     let ZeroPoints::Integers(zeros) = &constant.zero_points else { panic!("floats") };
     let entry = |at| constant.granularity.entry(&constant.dims, at).unwrap();
     let all = 0..codes.len();
@@ -136,8 +136,7 @@ proptest! {
     fn numbers_are_those_of_the_codes(constant in matrix()) {
         let ZeroPoints::Integers(zero_points) = constant.zero_points.clone() else { unreachable!() };
         let qparams = QParams { scales: constant.scales.clone(), zero_points };
-        let raw = pack::pack_bytes(&constant.codes, constant.format.bits());
-        let expected = dequantize(&raw, constant.format, &constant.dims, &constant.granularity, &qparams).unwrap();
+        let expected = dequantize(&constant.codes, constant.format, &constant.dims, &constant.granularity, &qparams).unwrap();
         prop_assert_eq!(constant.values().unwrap(), expected.clone());
         let float = converted(&model(&constant, "Gather"), &[To::Float]).unwrap().model;
         let node = float.graph(float.main()).nodes()[0];
@@ -147,14 +146,15 @@ proptest! {
 
 #[test]
 fn zero_points_between_codes_are_for_matmulnbits_alone() {
-    let mut constant = Quantized {
+    let mut constant = QuantizedTensor {
         format: Format::Uint4,
         dims: vec![2, 16],
         granularity: Granularity::PerGroup { axis: 1, size: 16 },
         scales: vec![0.5, 0.25],
         scale_dtype: DataType::Float,
         zero_points: ZeroPoints::Floats(vec![7.5, 0.25]),
-        codes: (0..32).map(|i| i % 16).collect(),
+        tensor_scale: None,
+        codes: pack::pack_bytes(&(0..32).map(|i| i % 16).collect::<Vec<_>>(), 4).into(),
     };
     let blocks = constant.to_nbits().unwrap();
     assert_eq!(blocks.zero_points.unwrap().to_f32(), Some(vec![7.5, 0.25]));
@@ -164,6 +164,7 @@ fn zero_points_between_codes_are_for_matmulnbits_alone() {
     let values = constant.values().unwrap();
     assert_eq!((values[0], values[15], values[17]), (-3.75, 3.75, 0.1875));
     constant.format = Format::Uint8;
+    constant.codes = vec![0; 32].into();
     assert_eq!(constant.to_nbits().unwrap_err(), fractional("MatMulNBits of 8 bits"));
 }
 
@@ -173,14 +174,15 @@ fn scales_keep_their_type() {
     let granularity = Granularity::PerGroup { axis: 1, size: 16 };
     let qparams = QParams::symmetric(vec![0.125, 0.25, 0.5, 1.0]);
     let raw = quantize(&values, &[2, 32], &granularity, &qparams, Format::Int4, Round::HalfEven).unwrap();
-    let constant = Quantized {
+    let constant = QuantizedTensor {
         format: Format::Int4,
         dims: vec![2, 32],
         granularity,
         scales: qparams.scales,
         scale_dtype: DataType::Float16,
         zero_points: ZeroPoints::Integers(qparams.zero_points),
-        codes: pack::unpack_bytes(&raw, 4, 64),
+        tensor_scale: None,
+        codes: raw.into(),
     };
     assert_eq!(constant.to_nbits().unwrap().scales.dtype(), DataType::Float16);
     assert_eq!(constant.to_gather(0).unwrap().scales.dtype(), DataType::Float16);
@@ -379,13 +381,14 @@ fn gates_are_stored_where_asked_for() {
 fn gates_come_back_as_they_were() {
     for granularity in [Granularity::PerTensor, Granularity::PerChannel { axis: 1 }] {
         let entries = granularity.scale_dims(&[2, 8, 3]).iter().product::<usize>();
-        let constant = Quantized {
+        let constant = QuantizedTensor {
             format: Format::Int8,
             dims: vec![2, 8, 3],
             granularity,
             scales: (0..entries).map(|i| 0.5 + i as f32).collect(),
             scale_dtype: DataType::Float,
             zero_points: ZeroPoints::Integers(vec![0; entries]),
+            tensor_scale: None,
             codes: (0..48).collect(),
         };
         let there = constant.to_lstm().unwrap();

@@ -114,7 +114,7 @@ fn stored(dims: &[usize], values: &[f32], weight: &Value) -> Result<Stored> {
     assert_eq!((codes.dims(), codes.dtype()), (dims.clone(), DataType::from(format)));
     assert_eq!((scale.dims(), scale.dtype()), (granularity.scale_dims(&dims), DataType::Float));
     assert_eq!((zero.dims(), zero.dtype()), (scale.dims(), DataType::from(format)));
-    let QParams { scales, zero_points } = &solution.weights[0].qparams().into_owned();
+    let QParams { scales, zero_points } = &solution.weights[0].qparams();
     assert_eq!(scale.to_f32().as_ref(), Some(scales));
     assert_eq!(&pack::unpack(&zero.raw(), &format, zero.len()), zero_points);
     let found = pack::unpack(&codes.raw(), &format, codes.len());
@@ -140,7 +140,7 @@ fn constants_become_what_numpy_makes_of_them() {
         let (dims, values) = (extents(&input["dims"]), numbers(&input["values"]));
         let weight = json!({"quantizer": case["quantizer"], "transpose": case["transpose"] == true});
         let stored = stored(&dims, &values, &weight).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams().into_owned();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
         assert_eq!(scales, &numbers(&case["scales"]), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
         assert_eq!(stored.codes, integers(&case["q"]), "{case}");
@@ -181,7 +181,7 @@ fn torchao_chooses_the_same() {
             "eps": f32::MIN_POSITIVE,
         });
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams().into_owned();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
         assert_eq!(scales, &numbers(&case["scales"]), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
         // It multiplies by the reciprocal.
@@ -208,7 +208,7 @@ fn torchao_makes_the_same_codes() {
             "dtype": case["format"], "symmetric": symmetric, "granularity": case["granularity"], "arithmetic": "torch",
         });
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams().into_owned();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
         assert_eq!(scales, &numbers(&case["scales"]), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
         assert_eq!(stored.codes, integers(&case["q"]), "{case}");
@@ -225,7 +225,7 @@ fn torchao_makes_the_same_numbers() {
         let (name, dims, values) = (&case["name"], extents(&case["dims"]), numbers(&case["x"]));
         let quantizer = &case["quantizer"];
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {name}"));
-        let qparams = &stored.solution.weights[0].qparams().into_owned();
+        let qparams = &stored.solution.weights[0].qparams();
         let mut held = 0;
         let mut held_to = |key: &str, check: &dyn Fn(&Value)| {
             if let Some(expected) = case.get(key) {
@@ -259,7 +259,7 @@ fn onnxruntime_makes_the_same_codes() {
             "arithmetic": case["arithmetic"], "granularity": {"per-group": {"axis": 0, "size": case["size"]}},
         });
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams().into_owned();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
         let bits = |scales: &[f32]| scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(scales), bits(&numbers(&case["scales"])), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
@@ -290,7 +290,7 @@ fn zero_points_between_codes_reach_the_operator() {
         assert_eq!(check::violations(&made, &Target::load("ort-cpu").unwrap()), Vec::<String>::new());
         let node = made.producer(made.value_named("y").unwrap()).unwrap();
         assert_eq!(made.constant_input(node, 3).unwrap().dtype() == DataType::Float, floats);
-        let stored = amax::passes::forms::Quantized::from_nbits(&made, node).unwrap().transposed().unwrap();
+        let stored = amax::passes::forms::QuantizedTensor::from_nbits(&made, node).unwrap().transposed().unwrap();
         let (back, step) = (stored.values().unwrap(), 1.0 / 15.0);
         let worst = values.iter().zip(&back).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert_eq!(worst < step * 0.6, floats, "{worst}");
@@ -324,7 +324,7 @@ fn modelopt_chooses_the_same() {
             quantizer["eps"] = json!(1e-5);
         }
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let scales = &stored.solution.weights[0].qparams().into_owned().scales;
+        let scales = &stored.solution.weights[0].qparams().scales;
         assert!(stored.solution.weights[0].qparams().zero_points.iter().all(|&z| z == 0));
         let quotient = |at: usize| values[at] / scales[entry(&dims, case, at)];
         if of_onnx {
@@ -606,7 +606,7 @@ g (float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}, float[2
         let solution = solve(&model, &plan, Some(&seen()), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
         let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(check::violations(&made, &Target::load("generic").unwrap()), Vec::<String>::new());
-        let weights = &solution.weights[0].qparams().into_owned().scales;
+        let weights = &solution.weights[0].qparams().scales;
         let input = solution.activations["a"].0;
         let products: Vec<f32> = weights.iter().map(|s| s * input).collect();
         assert_eq!(solution.biases[0].scales, products);

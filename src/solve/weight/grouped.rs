@@ -4,6 +4,7 @@ use super::{Banded, Improved, Solver};
 use crate::algorithms::{Choice, Group, hqq, kquant, tinygemm};
 use crate::error::{Error, Kind, Result};
 use crate::numerics::blocks::{Bands, Between, Coded, quantize_between, quantize_by};
+use crate::quant::ZeroPoints;
 use crate::quant::algorithm::{Algorithm, Method};
 use crate::solve::SolvedWeight;
 
@@ -60,6 +61,8 @@ impl Solver<'_> {
         })?;
         let zero_points = coded.said.iter().map(|found| found.zero_point).collect();
         let improved = hqq.map(|_| coded.said.iter().filter_map(|found| found.said).sum());
-        Ok(SolvedWeight { float_zero_points: Some(zero_points), ..self.stored(coded, improved) })
+        let mut solved = self.stored(coded, improved);
+        solved.tensor.zero_points = ZeroPoints::Floats(zero_points);
+        Ok(solved)
     }
 }

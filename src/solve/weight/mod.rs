@@ -11,7 +11,7 @@ mod rounding;
 use super::source::Source;
 use super::{Fit, SolvedWeight};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, Tensor};
+use crate::ir::Model;
 use crate::numerics::blocks::{Bands, Coded, Encoding, Values};
 use crate::numerics::{metrics::Metrics, pack, qparams_from_range};
 use crate::onnx::DataType;
@@ -19,7 +19,8 @@ use crate::ops::Reduction;
 use crate::plan::Weight;
 use crate::quant::algorithm::Algorithm;
 use crate::quant::{
-    Arithmetic, Format, Given, Granularity, ObserverKind, QParams, RangeSpec, Round, ScaleDtype, ScaleType, Scheme,
+    Arithmetic, Format, Given, Granularity, ObserverKind, QParams, QuantizedTensor, RangeSpec, Round, ScaleDtype,
+    ScaleType, Scheme, ZeroPoints,
 };
 
 /// One weight, as it will be stored.
@@ -209,18 +210,21 @@ impl<'a> Solver<'a> {
             groups,
             fell_back,
         });
-        SolvedWeight {
-            sqnr_db: db(coded.noise),
-            fit,
-            tensor_scale: None,
-            float_zero_points: None,
-            codes: self.tensor(coded.codes),
-            qparams: coded.qparams,
-        }
+        let sqnr_db = db(coded.noise);
+        SolvedWeight { tensor: self.tensor(coded.qparams, None, coded.codes), sqnr_db, fit }
     }
 
-    fn tensor(&self, codes: Vec<u8>) -> Tensor {
-        Tensor::new(DataType::from(self.spec.format), &self.dims, codes)
+    fn tensor(&self, qparams: QParams, tensor_scale: Option<f32>, codes: Vec<u8>) -> QuantizedTensor {
+        QuantizedTensor {
+            format: self.spec.format,
+            dims: self.dims.clone(),
+            granularity: self.scheme.granularity,
+            scales: qparams.scales,
+            scale_dtype: self.scheme.scale_dtype.stored().unwrap_or(DataType::Float),
+            tensor_scale,
+            zero_points: ZeroPoints::Integers(qparams.zero_points),
+            codes: codes.into(),
+        }
     }
 
     /// How codes are made.

@@ -89,14 +89,7 @@ impl Solver<'_> {
         let back = numerics::dequantize(&raw, self.spec.format, &self.dims, &self.scheme.granularity, &qparams)?;
         let mut metrics = Metrics::default();
         metrics.feed(values, &back);
-        Ok(SolvedWeight {
-            qparams,
-            tensor_scale,
-            codes: self.tensor(raw),
-            float_zero_points: None,
-            sqnr_db: metrics.sqnr_db(),
-            fit: None,
-        })
+        Ok(SolvedWeight { tensor: self.tensor(qparams, tensor_scale, raw), sqnr_db: metrics.sqnr_db(), fit: None })
     }
 
     /// What the observer says of each scale of the weight.
