@@ -19,6 +19,7 @@ use super::support::evaluate::{Exact, broadcast};
 use super::support::graphs::{allow_plain_initializers, is_graph_output};
 use super::{Change, Context, Evaluate, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::view::{Gather, axis_in};
 use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 use crate::reason::{Operand, Reason};
 
@@ -263,7 +264,7 @@ impl Fold<'_> {
                 let known = self.shapes.get(&from)?;
                 let indices = self.model.constant_input(id, 1)?;
                 let scalar = indices.dims().is_empty();
-                if indices.dims().len() > 1 || !matches!(node.int("axis").unwrap_or(0), 0 | -1) {
+                if indices.dims().len() > 1 || !matches!(Gather::of(node)?.axis, 0 | -1) {
                     return None;
                 }
                 let at = |i: i64| usize::try_from(if i < 0 { i + known.len() as i64 } else { i }).ok();
@@ -387,9 +388,8 @@ fn elements(node: &crate::ir::Node, inputs: &[Option<Tensor>]) -> Option<usize> 
             "Tile" => input(0)?.len().checked_mul(product(&list(1)?)?),
             "Gather" => {
                 let dims = input(0)?.dims();
-                let axis = node.int("axis").unwrap_or(0);
-                let axis = usize::try_from(if axis < 0 { axis + dims.len() as i64 } else { axis }).ok()?;
-                let row = input(0)?.len().checked_div(*dims.get(axis)?)?;
+                let axis = axis_in(Gather::of(node)?.axis, dims.len())?;
+                let row = input(0)?.len().checked_div(dims[axis])?;
                 row.checked_mul(input(1)?.len())
             }
             "MatMul" => {

@@ -1,5 +1,6 @@
 //! Float operators in place of those that read packed weights.
 
+use crate::ir::view::GatherBlockQuantized;
 use crate::ir::{Attr, Model, NodeId, ValueId};
 use crate::passes::lower_matmulnbits::add_behind;
 
@@ -19,7 +20,7 @@ pub(crate) fn matmul(model: &mut Model, node: NodeId, weight: ValueId) {
 
 /// Makes a Gather from `table` of a `GatherBlockQuantized`.
 pub(crate) fn gather(model: &mut Model, node: NodeId, table: ValueId) {
-    let axis = model.node(node).int("gather_axis").unwrap_or(0);
+    let axis = GatherBlockQuantized::of(model.node(node)).map_or(0, |gather| gather.gather_axis);
     model.truncate_inputs(node, 2);
     model.set_input(node, 0, Some(table));
     model.set_op(node, "", "Gather");

@@ -5,6 +5,7 @@
 use ndarray::{Array2, ArrayViewD, Axis};
 
 use crate::error::{Error, Kind, Result};
+use crate::ir::view::{Conv, Gemm, axis_in};
 use crate::ir::{Model, NodeId, ValueId};
 
 /// An input of products with constants.
@@ -82,8 +83,8 @@ fn product(model: &Model, node: NodeId) -> Option<(ValueId, Rows, usize)> {
     let (rows, columns) = match (of.domain(), of.op_type(), dims.as_slice()) {
         ("", "MatMul", &[columns, _]) => (Rows::Axis(-1), columns),
         ("", "Gemm", &[first, second]) => {
-            let columns = if of.int("transB").unwrap_or(0) == 0 { first } else { second };
-            (Rows::Axis(if of.int("transA").unwrap_or(0) == 0 { -1 } else { 0 }), columns)
+            let gemm = Gemm::of(of)?;
+            (Rows::Axis(if gemm.trans_a { 0 } else { -1 }), if gemm.trans_b { second } else { first })
         }
         ("", "Conv", [_, channels, kernel @ ..]) => {
             let windows = Windows::of(model, node, kernel)?;
@@ -112,11 +113,7 @@ impl Rows {
     pub fn matrix(&self, tensor: &ArrayViewD<'_, f32>, most: usize) -> Result<Array2<f32>> {
         match self {
             Self::Axis(axis) => {
-                let rank = tensor.ndim() as isize;
-                let at = if *axis < 0 { axis + rank } else { *axis };
-                let Some(at) = usize::try_from(at).ok().filter(|&at| at < tensor.ndim()) else {
-                    return Err(unfit(tensor.shape()));
-                };
+                let at = axis_in(*axis as i64, tensor.ndim()).ok_or_else(|| unfit(tensor.shape()))?;
                 let lanes = tensor.lanes(Axis(at));
                 let width = tensor.len_of(Axis(at));
                 let count =
@@ -171,7 +168,7 @@ impl Windows {
             strides: list("strides", 1, rank)?,
             dilations: list("dilations", 1, rank)?,
             padding,
-            groups: usize::try_from(of.int("group").unwrap_or(1)).ok().filter(|&groups| groups > 0)?,
+            groups: Conv::of(of)?.group,
         })
     }
 

@@ -5,6 +5,7 @@ use super::site::Refusal;
 use super::{Scheme, Weight, kernels};
 use crate::config::SiteKind;
 use crate::config::spec::{Field, Form};
+use crate::ir::view::{Gather, axis_in};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
 use crate::ops;
@@ -172,9 +173,8 @@ fn columns_fit(model: &Model, target: &Target, constant: &Constant<'_>) -> Resul
 fn table_fits(model: &Model, constant: &Constant<'_>) -> Result<(), Reason> {
     let &Constant { node, index, scheme, .. } = constant;
     let dims = model.constant_input(node, index).map(Tensor::dims).unwrap_or_default();
-    let axis = model.node(node).int("axis").unwrap_or(0);
-    let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
-    let axis = usize::try_from(axis).map_err(|_| Reason::AxisOutside { axis })?;
+    let axis = Gather::of(model.node(node)).map_or(0, |gather| gather.axis);
+    let axis = axis_in(axis, dims.len()).ok_or(Reason::AxisOutside { axis })?;
     gather_fits(scheme.dtype, &dims, &scheme.granularity, axis).map(drop)
 }
 

@@ -2,6 +2,7 @@
 
 use super::Scheme;
 use crate::config::spec::ScaleDtype;
+use crate::ir::view::{Gemm, Lstm};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
@@ -114,7 +115,7 @@ pub(super) fn fuses_at_run_time(model: &Model, target: &Target, node: NodeId, we
 pub(super) fn whole_blocks(model: &Model, node: NodeId, asked: &Scheme) -> Result<(), Reason> {
     let Granularity::PerGroup { size, .. } = asked.granularity else { return Ok(()) };
     let product = ops::constant_weight(model, node, 1) == Some(Channel::Right);
-    if !product || model.node(node).int("transA").unwrap_or(0) != 0 {
+    if !product || Gemm::of(model.node(node)).is_some_and(|gemm| gemm.trans_a) {
         return Err(Reason::BlocksAcross);
     }
     let length = depth(model, node);
@@ -187,7 +188,7 @@ pub(super) fn lstm(model: &Model, node: NodeId, scheme: &Scheme) -> Result<(), R
     if !matches!(granularity, Granularity::PerTensor | Granularity::PerChannel { axis: 1 }) {
         return Err(Reason::KernelScales { kernel, granularity });
     }
-    if model.node(node).int("layout").unwrap_or(0) != 0 {
+    if Lstm::of(model.node(node)).is_some_and(|lstm| lstm.batch_first) {
         return Err(Reason::BatchFirst);
     }
     Ok(())

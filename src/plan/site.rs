@@ -8,6 +8,7 @@ use crate::config::rules::{Resolved, Rule, Rules, Scope};
 use crate::config::spec::{Arithmetic, Block, Dtype, Field, ObserverKind, ScaleDtype, ScaleType, Share};
 use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
+use crate::ir::view::axis_in;
 use crate::ops::WeightLayout;
 use crate::quant::{Format, Granularity, Observer, Round, check_least_scale};
 use crate::reason::Reason;
@@ -537,8 +538,7 @@ impl Reader<'_> {
         }
         // An axis given for another granularity says nothing about this one.
         let asked_axis = spec.ch_axis.filter(|_| block.is_some() || self.asked(Field::ChAxis, Field::Granularity));
-        let positive = |axis: i64| if axis < 0 { axis + dims.len() as i64 } else { axis };
-        let axis = asked_axis.and_then(|a| usize::try_from(positive(a)).ok()).filter(|&a| a < dims.len());
+        let axis = asked_axis.and_then(|axis| axis_in(axis, dims.len()));
         if let (Some(asked), None) = (asked_axis, axis) {
             let why = Reason::NoAxis { axis: asked, dims: dims.to_vec() };
             return self.unfit(Field::ChAxis, why, "leave it out to take the operator's own axis");

@@ -193,12 +193,6 @@ fn product(dims: &[usize]) -> Option<usize> {
     dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// An axis or index counted from the end where it is negative.
-fn axis(at: i64, len: usize) -> Option<usize> {
-    let at = usize::try_from(if at < 0 { at.checked_add(len as i64)? } else { at }).ok()?;
-    (at < len).then_some(at)
-}
-
 /// Bytes of one element, for types whose elements are whole bytes.
 fn element_bytes(tensor: &Tensor) -> Option<usize> {
     let bits = tensor.dtype().bits()?;

@@ -1,8 +1,9 @@
 //! What only moves elements.
 
 use super::views::{permuted, spread};
-use super::{Call, axis, element_bytes, product, tensor};
+use super::{Call, element_bytes, product, tensor};
 use crate::ir::Tensor;
+use crate::ir::view::{Gather, axis_in};
 use crate::onnx::DataType;
 
 /// No runtime takes tensors of more dimensions.
@@ -55,7 +56,7 @@ impl Call<'_> {
         let shape: Vec<usize> = match self.ints("axes", 1).ok()? {
             None => dims.iter().copied().filter(|&d| d != 1).collect(),
             Some(axes) => {
-                let axes = axes.into_iter().map(|a| axis(a, dims.len())).collect::<Option<Vec<_>>>()?;
+                let axes = axes.into_iter().map(|a| axis_in(a, dims.len())).collect::<Option<Vec<_>>>()?;
                 if axes.iter().any(|&a| dims[a] != 1) {
                     return None;
                 }
@@ -72,7 +73,7 @@ impl Call<'_> {
         if rank > MAX_RANK {
             return None;
         }
-        let axes = axes.into_iter().map(|a| axis(a, rank)).collect::<Option<Vec<_>>>()?;
+        let axes = axes.into_iter().map(|a| axis_in(a, rank)).collect::<Option<Vec<_>>>()?;
         let mut rest = data.dims().into_iter();
         let shape =
             (0..rank).map(|at| if axes.contains(&at) { Some(1) } else { rest.next() }).collect::<Option<Vec<_>>>()?;
@@ -111,23 +112,13 @@ impl Call<'_> {
     pub(super) fn gather(&self) -> Option<Tensor> {
         let (data, indices) = (self.input(0)?, self.input(1)?);
         let dims = data.dims();
-        let at = axis(self.node.int("axis").unwrap_or(0), dims.len())?;
+        let at = axis_in(Gather::of(self.node)?.axis, dims.len())?;
         if !matches!(indices.dtype(), DataType::Int32 | DataType::Int64) {
             return None;
         }
-        let picks = indices.to_i64()?.into_iter().map(|i| axis(i, dims[at])).collect::<Option<Vec<usize>>>()?;
-        let width = element_bytes(data)?;
-        let (outer, inner) = (product(&dims[..at])?, product(&dims[at + 1..])?.checked_mul(width)?);
-        let raw = data.raw();
-        let mut out = Vec::with_capacity(outer.checked_mul(picks.len())?.checked_mul(inner)?);
-        for block in 0..outer {
-            for pick in &picks {
-                let from = (block * dims[at] + pick) * inner;
-                out.extend_from_slice(&raw[from..from + inner]);
-            }
-        }
+        let picks = indices.to_i64()?.into_iter().map(|i| axis_in(i, dims[at])).collect::<Option<Vec<usize>>>()?;
         let shape = [&dims[..at], indices.dims().as_slice(), &dims[at + 1..]].concat();
-        tensor(data.dtype(), &shape, out)
+        reshaped(&picked(data, at, &picks)?, &shape)
     }
 
     pub(super) fn slice(&self) -> Option<Tensor> {
@@ -140,42 +131,23 @@ impl Call<'_> {
         if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
             return None;
         }
-        let mut picks: Vec<Vec<usize>> = dims.iter().map(|&d| (0..d).collect()).collect();
+        let mut out = data.clone();
         let mut seen = vec![false; dims.len()];
         for (((start, end), at), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
-            let at = axis(at, dims.len())?;
+            let at = axis_in(at, dims.len())?;
             if std::mem::replace(&mut seen[at], true) {
                 return None;
             }
-            picks[at] = sliced(dims[at], start, end, step)?;
+            out = picked(&out, at, &sliced(dims[at], start, end, step)?)?;
         }
-        let shape: Vec<usize> = picks.iter().map(Vec::len).collect();
-        if shape.contains(&0) {
-            return tensor(data.dtype(), &shape, Vec::new());
-        }
-        // Trailing axes that are taken whole move as one block.
-        let whole = |at: &usize| picks[*at].iter().copied().eq(0..dims[*at]);
-        let cut = (0..dims.len()).rev().find(|at| !whole(at)).map_or(0, |at| at + 1);
-        let block = product(&dims[cut..])? * element_bytes(data)?;
-        let mut offsets = vec![0usize];
-        let mut stride = data.byte_len();
-        for (dim, picked) in dims.iter().zip(&picks).take(cut) {
-            stride /= dim;
-            offsets = offsets.iter().flat_map(|o| picked.iter().map(move |p| o + p * stride)).collect();
-        }
-        let raw = data.raw();
-        let mut out = Vec::with_capacity(offsets.len() * block);
-        for from in offsets {
-            out.extend_from_slice(&raw[from..from + block]);
-        }
-        tensor(data.dtype(), &shape, out)
+        Some(out)
     }
 
     pub(super) fn concat(&self) -> Option<Tensor> {
         let parts = self.inputs.iter().map(Option::as_ref).collect::<Option<Vec<&Tensor>>>()?;
         let first = parts.first()?;
         let dims = first.dims();
-        let at = axis(self.node.int("axis").unwrap_or(1), dims.len())?;
+        let at = axis_in(self.node.int("axis").unwrap_or(1), dims.len())?;
         let width = element_bytes(first)?;
         let mut shape = dims.clone();
         shape[at] = 0;
@@ -192,13 +164,8 @@ impl Call<'_> {
             shape[at] += own[at];
             rows.push((part.raw(), product(&own[at..])?.checked_mul(width)?));
         }
-        let mut out = Vec::with_capacity(product(&shape)?.checked_mul(width)?);
-        for block in 0..outer {
-            for (raw, row) in &rows {
-                out.extend_from_slice(&raw[block * row..(block + 1) * row]);
-            }
-        }
-        tensor(first.dtype(), &shape, out)
+        let rows = (0..outer).flat_map(|at| rows.iter().map(move |(raw, row)| &raw[at * row..(at + 1) * row]));
+        tensor(first.dtype(), &shape, rows.collect::<Vec<_>>().concat())
     }
 
     pub(super) fn constant_of_shape(&self) -> Option<Tensor> {
@@ -237,6 +204,18 @@ impl Call<'_> {
 
 fn reshaped(data: &Tensor, shape: &[usize]) -> Option<Tensor> {
     (product(shape)? == data.len()).then(|| data.clone().reshaped(shape))
+}
+
+/// The slices `picks` of an axis; `None` for types whose elements are not whole bytes.
+fn picked(data: &Tensor, at: usize, picks: &[usize]) -> Option<Tensor> {
+    let mut shape = data.dims();
+    let row = product(&shape[at + 1..])?.checked_mul(element_bytes(data)?)?;
+    let block = shape[at].checked_mul(row)?;
+    let raw = data.raw();
+    let blocks = raw.chunks_exact(block.max(1));
+    let rows = blocks.flat_map(|block| picks.iter().map(move |pick| &block[pick * row..(pick + 1) * row]));
+    shape[at] = picks.len();
+    tensor(data.dtype(), &shape, rows.collect::<Vec<_>>().concat())
 }
 
 /// The indices that `Slice` picks along a dimension of `len` elements.

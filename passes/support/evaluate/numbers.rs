@@ -3,6 +3,7 @@
 use super::views::{broadcast, sources, zip};
 use super::{Call, product, tensor};
 use crate::ir::Tensor;
+use crate::ir::view::axis_in;
 use crate::numerics::pack;
 use crate::onnx::DataType;
 
@@ -116,12 +117,10 @@ impl Call<'_> {
             Some(tensor) => Some(tensor.to_i64()?),
             None => self.node.ints("axes").map(<[i64]>::to_vec),
         };
-        let rank = dims.len() as i64;
         let reduced: Vec<usize> = match given {
-            Some(axes) if !axes.is_empty() => axes
-                .into_iter()
-                .map(|a| usize::try_from(if a < 0 { a + rank } else { a }).ok().filter(|&a| a < dims.len()))
-                .collect::<Option<_>>()?,
+            Some(axes) if !axes.is_empty() => {
+                axes.into_iter().map(|axis| axis_in(axis, dims.len())).collect::<Option<_>>()?
+            }
             _ if self.node.int("noop_with_empty_axes").unwrap_or(0) != 0 => return Some(x.clone()),
             _ => (0..dims.len()).collect(),
         };
