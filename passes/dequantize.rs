@@ -75,8 +75,7 @@ fn numbers(model: &Model, node: NodeId) -> Result<Tensor, Reason> {
         _ => vec![0; scales.len()],
     };
     let qparams = QParams { scales, zero_points };
-    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams);
-    let values = values.map_err(|e| Reason::Invalid { error: e.message().into() })?;
+    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)?;
     let output = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
     float(output.unwrap_or(scale.dtype()), &dims, &values)
 }
@@ -149,8 +148,7 @@ fn gather(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
 }
 
 fn add(model: &mut Model, node: NodeId, name: &str, constant: &QuantizedTensor) -> Result<ValueId, Reason> {
-    let values = constant.values().map_err(|e| Reason::Invalid { error: e.message().into() })?;
-    let tensor = float(constant.scale_dtype, &constant.dims, &values)?;
+    let tensor = float(constant.scale_dtype, &constant.dims, &constant.values()?)?;
     let graph = model.node(node).graph().ok_or(Reason::Missing { what: Operand::Graph })?;
     Ok(model.add_initializer(graph, &format!("{name}_dequantized"), tensor))
 }

@@ -228,7 +228,10 @@ impl Folded {
         let format = product.format(&codes, &dims)?;
         let codes: Vec<i32> =
             codes.iter().map(|&c| i32::try_from(c).map_err(|_| unmoved())).collect::<Result<_, _>>()?;
-        let picked = first_of_each(&dims, &granularity, &entries);
+        let mut picked = vec![0; granularity.scale_dims(&dims).iter().product()];
+        for (own, &entry) in granularity.entries(&dims)?.into_iter().zip(&entries) {
+            picked[own] = entry as usize;
+        }
         let qparams = QParams {
             scales: picked.iter().map(|&e| product.scales[e]).collect(),
             zero_points: picked.iter().map(|&e| product.zero_points[e]).collect(),
@@ -254,10 +257,9 @@ impl Folded {
     /// Whether dequantizing the codes gives exactly what the expression does.
     fn prove(&self, result: &Tensor) -> Result<(), Reason> {
         let raw = pack::pack(&self.codes, self.format.bits());
-        let mut back = numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &self.qparams)
-            .map_err(|e| Reason::Invalid { error: e.message().into() })?;
+        let mut back = numerics::dequantize(&raw, self.format, &self.dims, &self.granularity, &self.qparams)?;
         if !self.offsets.is_empty() {
-            for (value, entry) in back.iter_mut().zip(entries(&self.dims, &self.granularity)) {
+            for (value, entry) in back.iter_mut().zip(self.granularity.entries(&self.dims)?) {
                 *value += self.offsets[entry];
             }
         }
@@ -493,7 +495,7 @@ impl Product {
         if zero_points.len() != scales.len() {
             return Err(Reason::WrongCount { what: "zero points".into(), per: "scale".into() });
         }
-        let entry = entries(&dims, &granularity);
+        let entry = granularity.entries(&dims)?;
         let codes = pack::unpack(&codes.raw(), &format, codes.len()).into_iter().map(i64::from).collect();
         let stored = Some(DataType::from(format));
         Ok(Self { codes, dims, scales, source, entry, zero_points, stored, bounds: None, offsets: Vec::new() })
@@ -597,26 +599,6 @@ fn bounds(model: &Model, constants: &mut Constants, value: ValueId, offset: bool
     }
 }
 
-/// The entry of the scale tensor of each element.
-pub(super) fn entries(dims: &[usize], granularity: &Granularity) -> Vec<usize> {
-    let count: usize = dims.iter().product();
-    let (axis, size) = match *granularity {
-        Granularity::PerTensor => return vec![0; count],
-        Granularity::PerChannel { axis } => {
-            let inner: usize = dims[axis + 1..].iter().product();
-            return (0..count).map(|at| at / inner.max(1) % dims[axis]).collect();
-        }
-        Granularity::PerGroup { axis, size } => (axis, size),
-    };
-    let inner: usize = dims[axis + 1..].iter().product();
-    let groups = dims[axis].div_ceil(size);
-    let place = |at: usize| {
-        let (outer, along, within) = (at / (inner * dims[axis]), at / inner % dims[axis], at % inner);
-        (outer * groups + along / size) * inner + within
-    };
-    (0..count).map(place).collect()
-}
-
 /// The granularity in which each element has the entry that `entries` says, of `count` entries.
 fn granularity(dims: &[usize], entries: &[i64], count: usize) -> Option<Granularity> {
     if count == 1 {
@@ -629,8 +611,8 @@ fn granularity(dims: &[usize], entries: &[i64], count: usize) -> Option<Granular
             return false;
         }
         let mut to: Vec<Option<i64>> = vec![None; own];
-        let own = self::entries(dims, granularity);
-        own.iter().zip(entries).all(|(&own, &given)| *to[own].get_or_insert(given) == given)
+        let own = granularity.entries(dims);
+        own.is_ok_and(|own| own.iter().zip(entries).all(|(&own, &given)| *to[own].get_or_insert(given) == given))
     };
     let channels = (0..dims.len()).filter(|&a| dims[a] == count).map(|axis| Granularity::PerChannel { axis });
     // Groups along an axis: as many elements as share an entry, or fewer where a group was cut.
@@ -640,16 +622,7 @@ fn granularity(dims: &[usize], entries: &[i64], count: usize) -> Option<Granular
         let size = (0..dims[axis]).take_while(|n| entries.get(n * inner) == Some(&first)).count();
         (size > 0).then_some(Granularity::PerGroup { axis, size })
     });
-    channels.chain(groups).filter(|g| g.check(dims).is_ok()).find(fits)
-}
-
-/// For each entry of a granularity, the entry that its elements were given.
-fn first_of_each(dims: &[usize], granularity: &Granularity, given: &[i64]) -> Vec<usize> {
-    let mut found = vec![0; granularity.scale_dims(dims).iter().product()];
-    for (&own, &entry) in entries(dims, granularity).iter().zip(given) {
-        found[own] = entry as usize;
-    }
-    found
+    channels.chain(groups).find(fits)
 }
 
 #[cfg(test)]

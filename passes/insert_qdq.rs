@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::forms::Pair;
 use super::support::granularity::along;
 use super::support::insert_blocks;
 use super::support::nodes::{named, planned};
@@ -20,11 +21,12 @@ use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
-use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
-use crate::numerics::{Format, Granularity, QParams, pack};
+use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
+use crate::numerics::pack;
 use crate::onnx::DataType;
 use crate::plan::form::is_bytes;
 use crate::plan::{Activation, Mode, Plan, Readers, Slot, Weight};
+use crate::quant::{Format, Granularity, QParam};
 use crate::solve::Solution;
 
 /// See the module.
@@ -66,7 +68,7 @@ pub(super) struct Insert<'a> {
     plan: &'a Plan,
     solution: &'a Solution,
     /// Scale and zero point initializers, by the pair they belong to.
-    scales: BTreeMap<String, (ValueId, ValueId)>,
+    scales: BTreeMap<String, [ValueId; 2]>,
     /// The dequantized result of each pair.
     made: BTreeMap<String, ValueId>,
     /// Nodes that read a float tensor in order to quantize it.
@@ -193,23 +195,15 @@ impl<'a> Insert<'a> {
     }
 
     /// The scale and zero point initializers of all pairs with the scale of `owner`.
-    fn qparams(
-        &mut self,
-        model: &mut Model,
-        owner: &str,
-        dtype: Format,
-        scale: f32,
-        zero_point: i32,
-    ) -> (ValueId, ValueId) {
+    fn qparams(&mut self, model: &mut Model, owner: &str, dtype: Format, solved: QParam) -> [ValueId; 2] {
         if let Some(&found) = self.scales.get(owner) {
             return found;
         }
-        let graph = model.main();
-        let scale = model.add_initializer(graph, &format!("{owner}_scale"), Tensor::from_f32(&[], &[scale]));
-        let zero = zero_points(dtype, &[], &[zero_point]);
-        let zero = model.add_initializer(graph, &format!("{owner}_zero_point"), zero);
-        self.scales.insert(owner.to_owned(), (scale, zero));
-        (scale, zero)
+        let zero = pack::pack(&[solved.zero_point], dtype.bits());
+        let tensors = [Tensor::from_f32(&[], &[solved.scale]), Tensor::new(dtype.into(), &[], zero)];
+        let made = initializers(model, owner, ["scale", "zero_point"], tensors);
+        self.scales.insert(owner.to_owned(), made);
+        made
     }
 
     pub(super) fn place(model: &Model, value: ValueId) -> Place {
@@ -218,12 +212,12 @@ impl<'a> Insert<'a> {
 
     /// A Quantize/Dequantize pair that reads `value`; its result.
     fn pair(&mut self, model: &mut Model, name: &str, activation: &Activation, value: ValueId) -> Result<ValueId> {
-        let &(scale, zero_point) = self
+        let &solved = self
             .solution
             .activations
             .get(name)
             .ok_or_else(|| Error::new(Kind::Internal, "a planned activation was not solved").at_value(name))?;
-        let (scale, zero) = self.qparams(model, &activation.scale_of, activation.quantizer.dtype, scale, zero_point);
+        let [scale, zero] = self.qparams(model, &activation.scale_of, activation.quantizer.dtype, solved);
         let (source, place) = if activation.fence {
             let fence = NewNode::new("Sum", format!("{name}_Sum"), &[value], &[&format!("{name}_fenced")]);
             let fence = model.insert(Self::place(model, value), fence);
@@ -246,24 +240,18 @@ impl<'a> Insert<'a> {
         self.quantizers.insert(q);
         let codes = model.node(q).output(0).expect("just made");
         self.outcome.changed(name, Change::Pair { format: activation.quantizer.dtype });
-        Ok(Self::dequantize(model, Place::After(q), name, codes, scale, zero, &Granularity::PerTensor))
+        Ok(Self::dequantize(model, Place::After(q), name, &[codes, scale, zero], &Granularity::PerTensor))
     }
 
     fn dequantize(
         model: &mut Model,
         place: Place,
         name: &str,
-        codes: ValueId,
-        scale: ValueId,
-        zero: ValueId,
+        inputs: &[ValueId],
         granularity: &Granularity,
     ) -> ValueId {
-        let node = NewNode::new(
-            "DequantizeLinear",
-            format!("{name}_DequantizeLinear"),
-            &[codes, scale, zero],
-            &[&format!("{name}_dequantized")],
-        );
+        let output = format!("{name}_dequantized");
+        let node = NewNode::new("DequantizeLinear", format!("{name}_DequantizeLinear"), inputs, &[&output]);
         let id = model.insert(place, along(node, granularity));
         model.node(id).output(0).expect("just made")
     }
@@ -280,7 +268,7 @@ impl<'a> Insert<'a> {
         self.quantizers.insert(q);
         let [codes, scale, zero] = [0, 1, 2].map(|i| model.node(q).output(i).expect("just made"));
         self.outcome.changed(name, Change::AtRunTime);
-        Self::dequantize(model, Place::After(q), name, codes, scale, zero, &Granularity::PerTensor)
+        Self::dequantize(model, Place::After(q), name, &[codes, scale, zero], &Granularity::PerTensor)
     }
 
     fn weights(&mut self, model: &mut Model) -> Result<()> {
@@ -306,7 +294,8 @@ impl<'a> Insert<'a> {
                 let found = if weight.quantizer.scale_dtype.is_block() {
                     insert_blocks::scales(model, weight, solved)?
                 } else {
-                    self.scales(model, index)
+                    let Pair { scale, zero_point, .. } = Pair::from(&*solved.tensor());
+                    initializers(model, &weight.tensor, ["scale", "zero_point"], [scale, zero_point])
                 };
                 made.push((index, found));
                 (index, found)
@@ -316,7 +305,7 @@ impl<'a> Insert<'a> {
                 insert_blocks::dequantize(model, node, weight, [value, scale, zero])
             } else {
                 let granularity = &weight.quantizer.granularity;
-                Self::dequantize(model, Place::Before(node), &weight.tensor, value, scale, zero, granularity)
+                Self::dequantize(model, Place::Before(node), &weight.tensor, &[value, scale, zero], granularity)
             };
             self.coded.extend(model.producer(back).map(|node| (node, first)));
             let shape: Vec<Option<usize>> = solved.dims().iter().copied().map(Some).collect();
@@ -357,19 +346,6 @@ impl<'a> Insert<'a> {
         .at_value(&weight.tensor))
     }
 
-    /// Scale and zero point of a weight.
-    fn scales(&self, model: &mut Model, index: usize) -> [ValueId; 2] {
-        let Weight { tensor: name, quantizer, .. } = &self.plan.weights[index];
-        let solved = &self.solution.weights[index];
-        let graph = model.main();
-        let dims = quantizer.granularity.scale_dims(solved.dims());
-        let QParams { scales, zero_points: zeros } = &solved.qparams();
-        let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(&dims, scales));
-        let zero = zero_points(quantizer.dtype, &dims, zeros);
-        let zero = model.add_initializer(graph, &format!("{name}_zero_point"), zero);
-        [scale, zero]
-    }
-
     fn sums(&mut self, model: &mut Model) -> Result<()> {
         for name in &self.plan.sums {
             let node = planned(model, name)?;
@@ -382,37 +358,20 @@ impl<'a> Insert<'a> {
     fn biases(&mut self, model: &mut Model) -> Result<()> {
         for (bias, solved) in self.plan.biases.iter().zip(&self.solution.biases) {
             let node = planned(model, &bias.at.node)?;
-            let graph = model.main();
-            let name = &bias.tensor;
-            let dims: &[usize] = if solved.scales.len() == 1 { &[] } else { &[solved.scales.len()] };
-            let codes = Tensor::from_i32(&[solved.codes.len()], &solved.codes);
-            let codes = model.add_initializer(graph, &format!("{name}_quantized"), codes);
-            let scale = model.add_initializer(graph, &format!("{name}_scale"), Tensor::from_f32(dims, &solved.scales));
-            let mut dequantize = NewNode::new(
-                "DequantizeLinear",
-                format!("{name}_DequantizeLinear"),
-                &[codes, scale],
-                &[&format!("{name}_dequantized")],
-            );
-            if !dims.is_empty() {
-                dequantize = dequantize.with(Attr::int("axis", 0));
-            }
-            let id = model.insert(Place::Before(node), dequantize);
-            let back = model.node(id).output(0);
-            model.set_input(node, bias.at.input, back);
+            let Pair { codes, scale, granularity, .. } = Pair::from(solved);
+            let inputs = initializers(model, &bias.tensor, ["quantized", "scale"], [codes, scale]);
+            let back = Self::dequantize(model, Place::Before(node), &bias.tensor, &inputs, &granularity);
+            model.set_input(node, bias.at.input, Some(back));
             self.outcome.changed(&bias.site, Change::Bias);
         }
         Ok(())
     }
 }
 
-/// A zero point tensor.
-fn zero_points(format: Format, dims: &[usize], values: &[i32]) -> Tensor {
-    let dtype = DataType::from(format);
-    if format.is_integer() {
-        Tensor::new(dtype, dims, pack::pack(values, format.bits()))
-    } else {
-        let count: usize = dims.iter().product();
-        Tensor::new(dtype, dims, vec![0u8; (count * format.bits()).div_ceil(8)])
-    }
+/// Adds constants named after the tensor that they belong to.
+fn initializers(model: &mut Model, name: &str, what: [&str; 2], tensors: [Tensor; 2]) -> [ValueId; 2] {
+    let graph = model.main();
+    let [first, second] = tensors;
+    [(what[0], first), (what[1], second)]
+        .map(|(what, tensor)| model.add_initializer(graph, &format!("{name}_{what}"), tensor))
 }

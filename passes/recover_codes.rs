@@ -194,7 +194,7 @@ impl Grid {
 
 /// Codes and scales, if every value is a code times its scale, to the bit.
 fn on_grid(values: &[f32], dims: &[usize], granularity: &Granularity, format: Format) -> Option<(Vec<i32>, Vec<f32>)> {
-    let entries = super::fold_fake_quant::entries(dims, granularity);
+    let entries = granularity.entries(dims).ok()?;
     let count: usize = granularity.scale_dims(dims).iter().product();
     let mut members: Vec<Vec<f32>> = vec![Vec::new(); count];
     for (&value, &entry) in values.iter().zip(&entries) {

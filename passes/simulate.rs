@@ -105,8 +105,7 @@ fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
         }
     }
     let qparams = QParams { scales, zero_points };
-    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)
-        .map_err(|e| Reason::Invalid { error: e.message().into() })?;
+    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)?;
     let asked = Quantizer::of(at).and_then(|q| q.output_dtype);
     let dtype = asked.unwrap_or(given);
     let tensor = Tensor::from_f64(dtype, &dims, values.into_iter().map(f64::from))
@@ -154,10 +153,9 @@ fn spread(model: &mut Model, node: NodeId, scale: ValueId) -> Result<ValueId, Re
         let known: Option<Vec<usize>> = shape.and_then(|s| s.into_iter().collect());
         let known = known.ok_or(Reason::UnknownShape { what: Operand::Input })?;
         let group = Granularity::PerGroup { axis: positive(known.len()), size: block as usize };
-        let all: usize = known.iter().product();
         let misfit = || Reason::WrongShape { what: Operand::Scale, dims: dims.clone() };
-        let one = |at| group.entry(&known, at).ok().and_then(|entry| values.get(entry).copied()).ok_or_else(misfit);
-        let each = (0..all).map(one).collect::<Result<Vec<f32>, _>>()?;
+        let one = |entry: usize| values.get(entry).copied().ok_or_else(misfit);
+        let each = group.entries(&known)?.into_iter().map(one).collect::<Result<Vec<f32>, _>>()?;
         return Ok(model.add_initializer(graph, &format!("{name}_each"), Tensor::from_f32(&known, &each)));
     }
     if count == 1 && tensor.dtype() == DataType::Float {

@@ -6,7 +6,6 @@
 //! points are floats, as in torchao's int4 weight-only, the fake quantizer is spelled out in operators. A bias becomes a
 //! float again too, behind Div, Round and Mul, which is the fake quantizer of int32 that ONNX can say.
 
-use super::fold_fake_quant::entries;
 use super::forms::shapes;
 use super::support::evaluate::transposed;
 use super::support::float_ops::Ops;
@@ -47,7 +46,7 @@ impl Pass for UnfoldWeights {
             let Some(codes) = model.node(dequantize).input(0).filter(|&v| model.constant(v).is_some()) else {
                 continue;
             };
-            let qparams = solved.qparams();
+            let qparams = solved.tensor().qparams();
             let rounded =
                 unfold(model, weight, &qparams, (dequantize, codes)).map_err(|e| e.at_value(&weight.tensor))?;
             outcome.changed(
@@ -159,7 +158,7 @@ fn spell_out(model: &mut Model, weight: &Weight, dequantize: NodeId) -> Result<(
     let (dims, granularity) = (laid.dims(), &weight.quantizer.granularity);
     let spec = weight.quantizer.range_spec();
     let mut groups = vec![Vec::new(); granularity.scale_dims(&dims).iter().product()];
-    for (value, entry) in laid.to_f32().ok_or_else(missing)?.into_iter().zip(entries(&dims, granularity)) {
+    for (value, entry) in laid.to_f32().ok_or_else(missing)?.into_iter().zip(granularity.entries(&dims)?) {
         groups[entry].push(value);
     }
     let grids: Vec<Grid> = groups.iter().map(|values| grid(arithmetic, values, &spec)).collect();

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::error::Error;
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::Form;
@@ -582,6 +583,12 @@ sentences! {
     TwoPairs => "it has two Q/DQ pairs; the first one was used";
     /// Groups that may have been transposed.
     GroupsOfGemm => "it is quantized in groups and read by a Gemm, so it may have been transposed";
+}
+
+impl From<Error> for Reason {
+    fn from(error: Error) -> Self {
+        Self::Invalid { error: error.message().into() }
+    }
 }
 
 impl Reason {

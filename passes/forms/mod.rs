@@ -22,7 +22,6 @@ use crate::error::Result;
 use crate::ir::Tensor;
 use crate::numerics::{self, pack};
 use crate::onnx::DataType;
-use crate::passes::support::evaluate::permuted;
 use crate::quant::{Format, Granularity};
 use crate::reason::{Operand, Reason};
 
@@ -161,12 +160,9 @@ impl QuantizedTensor {
         let ZeroPoints::Floats(zeros) = &self.zero_points else {
             return numerics::dequantize(&self.codes, self.format, dims, granularity, &self.qparams());
         };
-        let value = |(at, code): (usize, u8)| {
-            let entry = granularity.entry(dims, at)?;
-            Ok((f32::from(code) - zeros[entry]) * self.scales[entry])
-        };
+        let value = |(code, entry): (u8, usize)| (f32::from(code) - zeros[entry]) * self.scales[entry];
         let codes = pack::unpack_bytes(&self.unsigned(), self.format.bits(), self.len());
-        codes.into_iter().enumerate().map(value).collect()
+        Ok(codes.into_iter().zip(granularity.entries(dims)?).map(value).collect())
     }
 
     /// Scales as a tensor of their own type.
@@ -187,7 +183,7 @@ fn float_tensor(dtype: DataType, dims: &[usize], values: &[f32]) -> Tensor {
 
 /// A matrix with its axes exchanged; what has another rank stays as it is.
 fn transpose<T: Copy>(values: &[T], dims: &[usize]) -> Vec<T> {
-    permuted(values, dims, &[1, 0])
+    numerics::permuted(values, dims, &[1, 0])
 }
 
 /// Rows of `columns` codes each, every row packed from its own first byte and padded with zeros to `bytes` bytes.

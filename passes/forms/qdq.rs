@@ -107,17 +107,23 @@ impl QuantizedTensor {
     /// # Errors
     /// Zero points between codes, which it does not have.
     pub fn to_qdq(&self) -> Result<Pair, Reason> {
-        let ZeroPoints::Integers(zeros) = &self.zero_points else {
-            return Err(Reason::FractionalZeroPoints { op: "DequantizeLinear".into() });
-        };
-        let dtype = DataType::from(self.format);
-        let bits = self.format.bits();
-        let dims = self.granularity.scale_dims(&self.dims);
-        Ok(Pair {
-            codes: Tensor::new(dtype, &self.dims, self.codes.clone()),
-            scale: self.scale_tensor(&dims, &self.scales),
-            zero_point: Tensor::new(dtype, &dims, pack::pack(zeros, bits)),
-            granularity: self.granularity,
-        })
+        match self.zero_points {
+            ZeroPoints::Integers(_) => Ok(Pair::from(self)),
+            ZeroPoints::Floats(_) => Err(Reason::FractionalZeroPoints { op: "DequantizeLinear".into() }),
+        }
+    }
+}
+
+impl From<&QuantizedTensor> for Pair {
+    /// Zero points between codes become the nearest codes.
+    fn from(tensor: &QuantizedTensor) -> Self {
+        let QuantizedTensor { format, granularity, .. } = *tensor;
+        let (dtype, dims) = (DataType::from(format), granularity.scale_dims(&tensor.dims));
+        Self {
+            codes: Tensor::new(dtype, &tensor.dims, tensor.codes.clone()),
+            scale: tensor.scale_tensor(&dims, &tensor.scales),
+            zero_point: Tensor::new(dtype, &dims, pack::pack(&tensor.zero_points.nearest(format), format.bits())),
+            granularity,
+        }
     }
 }

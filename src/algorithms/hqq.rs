@@ -9,6 +9,7 @@
 
 use super::{Choice, Group};
 use crate::numerics::blocks::{self, Between};
+use crate::quant::QParam;
 
 /// The power of the error.
 const POWER: f32 = 0.7;
@@ -23,7 +24,7 @@ pub const ITERATIONS: u32 = 20;
 #[must_use]
 pub fn choose(group: &Group<'_>, iterations: u32) -> Choice {
     let rounding = group.rounded();
-    let (scale, zero) = rounding;
+    let QParam { scale, zero_point: zero } = rounding;
     if !(scale.is_normal() && group.values.iter().any(|x| *x != 0.0)) {
         return Choice::rounding(group, rounding);
     }
@@ -37,8 +38,8 @@ pub fn choose(group: &Group<'_>, iterations: u32) -> Choice {
         zeros.dedup();
     }
     let candidates = zeros.into_iter().flat_map(|zero| {
-        let fitted = fitted_scale(group, scale, zero, iterations).map(|scale| (scale, zero));
-        [Some((scale, zero)), fitted]
+        let at = |scale| QParam { scale, zero_point: zero };
+        [Some(at(scale)), fitted_scale(group, scale, zero, iterations).map(at)]
     });
     let limit = error(group, rounding);
     let mut best = (limit, rounding);
@@ -84,16 +85,17 @@ pub fn choose_between(group: &Group<'_>, iterations: u32, codes: &mut [u8]) -> B
         return Between { scale, zero_point, said: Choice::better(group, rounding, rounding) };
     }
     let mut levels = vec![0.0; codes.len()];
-    group.levels(rounding.0, rounding.1, &mut levels);
-    codes.iter_mut().zip(&levels).for_each(|(out, &level)| *out = (level as i32 + rounding.1) as u8);
-    Between { scale: rounding.0, zero_point: rounding.1 as f32, said: Choice::rounding(group, rounding) }
+    group.levels(rounding, &mut levels);
+    let QParam { scale, zero_point } = rounding;
+    codes.iter_mut().zip(&levels).for_each(|(out, &level)| *out = (level as i32 + zero_point) as u8);
+    Between { scale, zero_point: zero_point as f32, said: Choice::rounding(group, rounding) }
 }
 
 /// `Σ |x − y|^0.7`.
-fn error(group: &Group<'_>, (scale, zero): (f32, i32)) -> f64 {
+fn error(group: &Group<'_>, at: QParam) -> f64 {
     let mut levels = vec![0.0; group.values.len()];
-    group.levels(scale, zero, &mut levels);
-    let errors = group.values.iter().zip(&levels).map(|(x, l)| power((x - l * scale).abs(), POWER));
+    group.levels(at, &mut levels);
+    let errors = group.values.iter().zip(&levels).map(|(x, l)| power((x - l * at.scale).abs(), POWER));
     errors.map(f64::from).sum()
 }
 
@@ -146,7 +148,7 @@ fn fitted_scale(group: &Group<'_>, first: f32, zero: i32, iterations: u32) -> Op
     let mut levels = vec![0.0; group.values.len()];
     let (mut scale, mut beta) = (first, BETA);
     for _ in 0..iterations {
-        group.levels(scale, zero, &mut levels);
+        group.levels(QParam { scale, zero_point: zero }, &mut levels);
         let (mut product, mut square) = (0.0, 0.0);
         for (&x, &l) in group.values.iter().zip(&levels) {
             product += f64::from(x - shrunk(x - l * scale, beta)) * f64::from(l);

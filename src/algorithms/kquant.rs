@@ -7,6 +7,7 @@
 //! stored, whose products of code and scale are rounded to f32, so that nothing is taken that is not better than rounding.
 
 use super::{Choice, Group};
+use crate::quant::QParam;
 
 /// Ranges that are tried.
 const RANGES: i32 = 21;
@@ -24,22 +25,22 @@ pub fn choose(group: &Group<'_>) -> Choice {
     let weights: Vec<f32> = x.iter().map(|x| mean + x.abs()).collect();
     let mut levels = vec![0.0; x.len()];
     // Sums of what the levels at a scale and zero point weigh.
-    let mut sums = |scale: f32, zero: i32| {
-        group.levels(scale, zero, &mut levels);
+    let mut sums = |at: QParam| {
+        group.levels(at, &mut levels);
         Sums::of(&weights, x, &levels)
     };
-    let whole = sums(rounding.0, rounding.1);
-    let mut best = (whole.error(rounding.0), rounding);
+    let mut best = (sums(rounding).error(rounding.scale), rounding);
     let limit = best.0;
     let (low, high) = group.range();
     let (qmin, qmax) = spec.codes();
     let steps = f64::from(qmax) - f64::from(qmin);
     let mut consider = |scale: f64, zero: i32| -> Option<(Sums, f32)> {
-        let scale = group.usable(scale, rounding.0)?;
-        let found = sums(scale, zero);
+        let scale = group.usable(scale, rounding.scale)?;
+        let at = QParam { scale, zero_point: zero };
+        let found = sums(at);
         let error = found.error(scale);
         if error < best.0 {
-            best = (error, (scale, zero));
+            best = (error, at);
         }
         Some((found, scale))
     };
@@ -47,10 +48,10 @@ pub fn choose(group: &Group<'_>) -> Choice {
         let shift = f64::from(step) / 10.0 - 1.0;
         if spec.is_symmetric() {
             // As many steps as the end of the range has, half of them each side.
-            let exact = f64::from(rounding.0.abs()) * (steps / 2.0) / (steps / 2.0 + shift);
-            let Some((found, _)) = consider(exact, rounding.1) else { continue };
+            let exact = f64::from(rounding.scale.abs()) * (steps / 2.0) / (steps / 2.0 + shift);
+            let Some((found, _)) = consider(exact, rounding.zero_point) else { continue };
             if let Some(scale) = found.scale() {
-                consider(scale, rounding.1);
+                consider(scale, rounding.zero_point);
             }
             continue;
         }
@@ -69,10 +70,10 @@ pub fn choose(group: &Group<'_>) -> Choice {
             consider(scale, second);
         }
     }
-    let mut stored = |(scale, zero): (f32, i32)| {
-        group.levels(scale, zero, &mut levels);
+    let mut stored = |at: QParam| {
+        group.levels(at, &mut levels);
         let each = weights.iter().zip(x).zip(&levels);
-        each.map(|((&w, &x), &l)| f64::from(w) * (f64::from(x) - f64::from(l * scale)).powi(2)).sum::<f64>()
+        each.map(|((&w, &x), &l)| f64::from(w) * (f64::from(x) - f64::from(l * at.scale)).powi(2)).sum::<f64>()
     };
     if best.0 < limit && stored(best.1) < stored(rounding) {
         Choice::better(group, rounding, best.1)

@@ -7,7 +7,8 @@ pub mod sufficiency;
 pub mod tinygemm;
 
 use crate::numerics::blocks::{self, Encoding};
-use crate::numerics::{RangeSpec, qparams_from_range};
+use crate::numerics::qparams_from_range;
+use crate::quant::{QParam, RangeSpec};
 
 /// Values that share a scale, and the rules for that scale.
 #[derive(Clone, Copy, Debug)]
@@ -23,10 +24,8 @@ pub struct Group<'a> {
 /// What an algorithm chose for a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
-    /// Size of a step.
-    pub scale: f32,
-    /// Code of zero.
-    pub zero_point: i32,
+    /// Scale and zero point.
+    pub found: QParam,
     /// Whether this is what the range alone gives, since nothing that was tried is better.
     pub fell_back: bool,
     /// `Σ (x − y)²` of what the range alone gives.
@@ -41,14 +40,14 @@ impl Group<'_> {
     }
 
     /// What the range alone gives.
-    fn rounded(&self) -> (f32, i32) {
+    fn rounded(&self) -> QParam {
         let (low, high) = self.range();
         qparams_from_range(low, high, self.spec)
     }
 
     /// How many steps each value is from zero.
-    fn levels(&self, scale: f32, zero_point: i32, out: &mut [f32]) {
-        blocks::levels(out, self.values, self.encoding, scale, zero_point);
+    fn levels(&self, at: QParam, out: &mut [f32]) {
+        blocks::levels(out, self.values, self.encoding, at.scale, at.zero_point);
     }
 
     /// A scale as it would be stored, with the sign of another; `None` if it cannot be.
@@ -60,19 +59,19 @@ impl Group<'_> {
 }
 
 impl Choice {
-    fn new(group: &Group<'_>, rounding: (f32, i32), (scale, zero_point): (f32, i32), fell_back: bool) -> Self {
+    fn new(group: &Group<'_>, rounding: QParam, found: QParam, fell_back: bool) -> Self {
         let mut levels = vec![0.0; group.values.len()];
-        group.levels(rounding.0, rounding.1, &mut levels);
-        let errors = group.values.iter().zip(&levels).map(|(&x, &l)| f64::from(x) - f64::from(l * rounding.0));
-        Self { scale, zero_point, fell_back, rounding_noise: errors.map(|error| error * error).sum() }
+        group.levels(rounding, &mut levels);
+        let errors = group.values.iter().zip(&levels).map(|(&x, &l)| f64::from(x) - f64::from(l * rounding.scale));
+        Self { found, fell_back, rounding_noise: errors.map(|error| error * error).sum() }
     }
 
     /// What the range alone gives.
-    fn rounding(group: &Group<'_>, rounding: (f32, i32)) -> Self {
+    fn rounding(group: &Group<'_>, rounding: QParam) -> Self {
         Self::new(group, rounding, rounding, true)
     }
 
-    fn better(group: &Group<'_>, rounding: (f32, i32), found: (f32, i32)) -> Self {
+    fn better(group: &Group<'_>, rounding: QParam, found: QParam) -> Self {
         Self::new(group, rounding, found, false)
     }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::affine::check_scales;
 use super::grid::{Grid, Run};
 use super::wide::{self, Steps};
-use super::{Coding, Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype, kernels, pack};
+use super::{Coding, Format, Granularity, Precision, QParam, QParams, RangeSpec, Round, ScaleDtype, kernels, pack};
 use crate::error::{Error, Result};
 
 /// Elements that one thread takes at a time, where bands are shorter: they stay in the second-level cache.
@@ -389,7 +389,7 @@ pub fn params(spec: &RangeSpec, low: &[f32], high: &[f32], scales: &mut [f32], z
     }
     let bounds = low.iter().zip(high);
     for ((&low, &high), (scale, zero)) in bounds.zip(scales.iter_mut().zip(zero_points)) {
-        (*scale, *zero) = super::qparams_from_range(low, high, spec);
+        QParam { scale: *scale, zero_point: *zero } = super::qparams_from_range(low, high, spec);
     }
 }
 

@@ -14,6 +14,22 @@ impl Granularity {
             Run::Each { len: _, first } => first,
         })
     }
+
+    /// The [entry](Self::entry) of each element.
+    ///
+    /// # Errors
+    /// As [`entry`](Self::entry).
+    pub fn entries(&self, dims: &[usize]) -> Result<Vec<usize>> {
+        let grid = Grid::new(dims, self)?;
+        let mut all = Vec::with_capacity(grid.len);
+        for run in grid.runs(0, grid.len) {
+            match run {
+                Run::Same { len, entry } => all.resize(all.len() + len, entry),
+                Run::Each { len, first } => all.extend(first..first + len),
+            }
+        }
+        Ok(all)
+    }
 }
 
 /// A maximal run of consecutive elements whose parameters follow one rule.

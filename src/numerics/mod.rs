@@ -50,6 +50,7 @@ pub mod metrics;
 mod minifloat;
 pub mod pack;
 pub mod pair_safe;
+mod permute;
 mod range;
 mod search;
 mod wide;
@@ -61,9 +62,10 @@ pub use bias::{bias_scale, quantize_bias, weight_scale_floor};
 pub use block_scale::{ElementRange, MIN_BLOCK_SCALE, TwoLevel, amax, e8m0_scale, encode_float8e8m0};
 pub use fake::{fake_quantize, fake_quantize_nd, fake_quantize_serial};
 pub use minifloat::{Minifloat, decode_float8e8m0};
+pub(crate) use permute::permuted;
 pub use range::{MinMax, channel_ranges, min_max, qparams_from_range};
 pub use search::{mse_ranges, percentile_ranges, squared_errors};
 
 pub use crate::quant::{
-    Coding, Format, Granularity, MxRounding, Precision, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
+    Coding, Format, Granularity, MxRounding, Precision, QParam, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
 };

@@ -1,7 +1,7 @@
 //! From observed ranges to scales and zero points.
 
 use super::grid::{Grid, Run};
-use super::{Granularity, Precision, RangeSpec, ScaleDtype, Symmetry, kernels};
+use super::{Granularity, Precision, QParam, RangeSpec, ScaleDtype, Symmetry, kernels};
 use crate::error::{Error, Result};
 
 /// The largest power of two that f32 and bfloat16 hold.
@@ -60,7 +60,7 @@ fn power_of_two_above(x: f64) -> f64 {
 /// The magnitude of the scale is raised to `eps`, then to a power of two, then rounded to the precision; it stays within the normal numbers of
 /// f32 and the finite ones of the precision. The zero point uses that scale where either rounds it, and otherwise, in f64,
 /// the unrounded one. NaN bounds count as 0, infinite ones as the largest f32.
-pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
+pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> QParam {
     let bound = |value: f32| value.clamp(f32::MIN, f32::MAX);
     // f32::min and max return the number where one side is NaN.
     let (min, max) = (bound(min).min(0.0), bound(max).max(0.0));
@@ -84,13 +84,14 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
     let sign = if symmetry == Some(Symmetry::Signed) && high <= -low { 1.0 } else { -1.0 };
     let signed = |scale: f32| if symmetry == Some(Symmetry::Signed) { scale * sign } else { scale };
     if spec.eps <= 0.0 && scale < f64::from(f32::MIN_POSITIVE) {
-        return match symmetry {
+        let (scale, zero_point) = match symmetry {
             Some(Symmetry::Asymmetric) if mlas => (0.0, qmin),
             Some(Symmetry::Signed) if mlas => (-0.0, middle),
             Some(_) if mlas => (0.0, middle),
             Some(_) => (1.0, 0.max(qmin)),
             None => (1.0, 0),
         };
+        return QParam { scale, zero_point };
     }
     let scale = scale.max(f64::from(spec.eps));
     let rounded = spec.scale(scale);
@@ -108,7 +109,7 @@ pub fn qparams_from_range(min: f32, max: f32, spec: &RangeSpec) -> (f32, i32) {
             (f64::from(qmin) - low / scale).round_ties_even().clamp(f64::from(qmin), f64::from(qmax)) as i32
         }
     };
-    (signed(rounded), zero_point)
+    QParam { scale: signed(rounded), zero_point }
 }
 
 /// The extremes of a tensor.

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::affine::{CHUNK, quantize_value};
 use super::grid::{Grid, Run};
-use super::{Format, Granularity, RangeSpec, Round, kernels, min_max, qparams_from_range, wide};
+use super::{Format, Granularity, QParam, RangeSpec, Round, kernels, min_max, qparams_from_range, wide};
 use crate::error::{Error, Result};
 
 /// How many ranges [`mse_ranges`] tries: the whole one, and each a hundredth of it shorter.
@@ -47,7 +47,7 @@ pub fn mse_ranges(
 
 /// `Σ |x − y|^p` for the scale and zero point of a range.
 fn error(values: &[f32], (low, high): (f32, f32), spec: &RangeSpec, round: Round, p: f64) -> f64 {
-    let (scale, zero_point) = qparams_from_range(low, high, spec);
+    let QParam { scale, zero_point } = qparams_from_range(low, high, spec);
     let mut sum = 0.0;
     let mut block = [0.0f32; 1024];
     for values in values.chunks(block.len()) {

@@ -71,6 +71,15 @@ impl Granularity {
     }
 }
 
+/// A scale and its zero point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QParam {
+    /// The size of one step.
+    pub scale: f32,
+    /// The code of zero.
+    pub zero_point: i32,
+}
+
 /// Scales and zero points, one each for every entry of the scale tensor, in row-major order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +88,13 @@ pub struct QParams {
     pub scales: Vec<f32>,
     /// The code of zero; as many as `scales`.
     pub zero_points: Vec<i32>,
+}
+
+impl FromIterator<QParam> for QParams {
+    fn from_iter<I: IntoIterator<Item = QParam>>(each: I) -> Self {
+        let (scales, zero_points) = each.into_iter().map(|q| (q.scale, q.zero_point)).unzip();
+        Self { scales, zero_points }
+    }
 }
 
 impl QParams {

@@ -14,7 +14,7 @@ mod tensor;
 
 pub use arithmetic::{Arithmetic, Coding, MxRounding, Precision, Round};
 pub use format::{Block, Dtype, Format, ScaleDtype};
-pub use granularity::{Granularity, QParams};
+pub use granularity::{Granularity, QParam, QParams};
 pub use observer::{Observer, ObserverKind, Postprocess};
 pub use range::{RangeSpec, ScaleType, Symmetry};
 pub use scheme::{Given, Scheme, check_least_scale, check_range};

@@ -204,12 +204,13 @@ impl Report {
                         Mode::Static => "static",
                         Mode::Dynamic => "dynamic",
                     },
-                    scale: solved.map(|s| s.0),
-                    zero_point: solved.map(|s| s.1),
+                    scale: solved.map(|solved| solved.scale),
+                    zero_point: solved.map(|solved| solved.zero_point),
                     range: seen.and_then(SiteStatistics::range).map(|r| (r.min, r.max)),
                     sqnr_db: solved
                         .filter(|_| activation.quantizer.dtype.is_integer())
-                        .and_then(|(s, z)| seen.map(|site| site.sqnr_db(s, z, low, high))),
+                        .zip(seen)
+                        .map(|(solved, site)| site.sqnr_db(solved.scale, solved.zero_point, low, high)),
                     why: activation.why.clone(),
                 }
             })

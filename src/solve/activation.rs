@@ -8,7 +8,7 @@ use crate::algorithms::sufficiency::{Choice, Sufficiency, sufficiency};
 use crate::error::{Error, Kind, Result};
 use crate::numerics;
 use crate::plan::{Activation, Mode, Plan};
-use crate::quant::{Given, Granularity, QParams, Scheme, check_range};
+use crate::quant::{Given, Granularity, QParam, QParams, Scheme, check_range};
 use crate::statistics::{SiteStatistics, Statistics};
 
 /// Pairs that share a scale.
@@ -20,7 +20,7 @@ struct Group<'a> {
 }
 
 /// Scale and zero point of each static pair, by its name.
-pub(super) fn solve(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<String, (f32, i32)>> {
+pub(super) fn solve(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<String, QParam>> {
     let fixed = || plan.activations.iter().filter(|(_, a)| a.mode == Mode::Static);
     let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
     for (name, activation) in fixed() {
@@ -35,7 +35,7 @@ pub(super) fn solve(plan: &Plan, statistics: &Statistics) -> Result<BTreeMap<Str
             *slot = (slot.0.min(low), slot.1.max(high));
         }
     }
-    let mut found: BTreeMap<&str, (f32, i32)> = BTreeMap::new();
+    let mut found: BTreeMap<&str, QParam> = BTreeMap::new();
     for (leader, group) in &groups {
         let seen = ranges.get(leader).copied().unwrap_or_default();
         found.insert(leader, numbers(group, seen).map_err(|e| e.at_value(group.name))?);
@@ -66,7 +66,7 @@ fn join<'a>(groups: &mut BTreeMap<&'a str, Group<'a>>, name: &'a str, activation
     }
 }
 
-fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
+fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<QParam> {
     let quantizer = group.quantizer;
     if quantizer.granularity != Granularity::PerTensor {
         return Err(Error::new(Kind::Config, "a static activation has one scale for the whole tensor"));
@@ -74,7 +74,7 @@ fn numbers(group: &Group<'_>, seen: (f32, f32)) -> Result<(f32, i32)> {
     let (low, high) = match group.given {
         Some((_, Given::Scales { scales, zero_points })) => {
             let found = QParams::given(scales, zero_points, 1)?;
-            return Ok((found.scales[0], found.zero_points[0]));
+            return Ok(QParam { scale: found.scales[0], zero_point: found.zero_points[0] });
         }
         Some((_, &Given::Range(low, high))) => (low, high),
         None => quantizer.postprocess.map_or(seen, |p| p.apply(seen)),
@@ -115,7 +115,7 @@ pub fn judge(plan: &Plan, solution: &Solution, statistics: &Statistics) -> Suffi
     for (name, activation) in &plan.activations {
         let quantizer = &activation.quantizer;
         let known = activation.range.is_some() || quantizer.given.is_some();
-        let (Some(&(scale, zero_point)), false) = (solution.activations.get(name), known) else { continue };
+        let (Some(&QParam { scale, zero_point }), false) = (solution.activations.get(name), known) else { continue };
         let spec = quantizer.range_spec();
         let (low, high) = match quantizer.dtype.float() {
             None => {

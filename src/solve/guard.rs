@@ -7,6 +7,7 @@ use super::activation::{seen, tensor};
 use crate::config::Guard;
 use crate::numerics::Format;
 use crate::plan::{Plan, Veto};
+use crate::quant::QParam;
 use crate::reason::{Decibels, Reason};
 use crate::statistics::Statistics;
 
@@ -19,7 +20,7 @@ pub fn guard(plan: &Plan, solution: &Solution, statistics: &Statistics, guard: &
         return vetoes;
     }
     for (name, activation) in &plan.activations {
-        let Some(&(scale, zero_point)) = solution.activations.get(name) else { continue };
+        let Some(&QParam { scale, zero_point }) = solution.activations.get(name) else { continue };
         let tensor = tensor(name, activation);
         let format = activation.quantizer.dtype;
         let Some(site) = statistics.sites.get(tensor).filter(|_| is_judged(format) && format.is_integer()) else {

@@ -18,9 +18,10 @@ pub use stored::StoredWeight;
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Scratch, Tensor};
 use crate::numerics;
+use crate::onnx::DataType;
 use crate::ops::Reduction;
 use crate::plan::{Bias, Plan, Weight};
-use crate::quant::{Granularity, QuantizedTensor, Scheme};
+use crate::quant::{Format, Granularity, QParam, QuantizedTensor, Scheme, ZeroPoints};
 use crate::statistics::Statistics;
 use source::Source;
 use weight::Solver;
@@ -29,11 +30,11 @@ use weight::Solver;
 #[derive(Clone, Debug, Default)]
 pub struct Solution {
     /// Scale and zero point of each static activation, by the name of its pair.
-    pub activations: BTreeMap<String, (f32, i32)>,
+    pub activations: BTreeMap<String, QParam>,
     /// One entry for each of [`Plan::weights`].
     pub weights: Vec<StoredWeight>,
-    /// The int32 values of each of [`Plan::biases`].
-    pub biases: Vec<SolvedBias>,
+    /// The int32 values of each of [`Plan::biases`], whose scales are products of input scale and weight scale.
+    pub biases: Vec<QuantizedTensor>,
 }
 
 /// The numbers of a weight.
@@ -56,15 +57,6 @@ pub struct Fit {
     pub groups: usize,
     /// How many of them are rounded plainly, since the algorithm does not lower the error that it minimizes.
     pub fell_back: usize,
-}
-
-/// The numbers of a bias.
-#[derive(Clone, Debug)]
-pub struct SolvedBias {
-    /// Product of input scale and weight scale, one a channel or one for all.
-    pub scales: Vec<f32>,
-    /// Codes.
-    pub codes: Vec<i32>,
 }
 
 /// Weights that were solved already, by their tensor: a plan is made several times, and layers share weights.
@@ -195,11 +187,11 @@ fn solve_bias(
     model: &Model,
     plan: &Plan,
     bias: &Bias,
-    activations: &BTreeMap<String, (f32, i32)>,
+    activations: &BTreeMap<String, QParam>,
     weights: &mut [StoredWeight],
-) -> Result<SolvedBias> {
+) -> Result<QuantizedTensor> {
     let fail = |message: &str| Error::new(Kind::Config, message).at_value(&bias.tensor);
-    let Some(&(input, _)) = activations.get(&bias.activation) else {
+    let Some(&QParam { scale: input, .. }) = activations.get(&bias.activation) else {
         return Err(fail("an int32 bias is planned beside an input without a fixed scale"));
     };
     let (Some(weight), Some(solved)) = (plan.weights.get(bias.weight), weights.get_mut(bias.weight)) else {
@@ -217,13 +209,21 @@ fn solve_bias(
         values.resize(bias.channels, values[0]);
     }
     let floor = weight_floor(&values, input);
-    if solved.qparams().scales.iter().any(|&s| s < floor) {
+    if solved.tensor().scales.iter().any(|&s| s < floor) {
         *solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(model, floor)?);
     }
-    let scales: Vec<f32> = solved.qparams().scales.iter().map(|s| s * input).collect();
-    let spread: Vec<f32> = if scales.len() == 1 { vec![scales[0]; values.len()] } else { scales.clone() };
-    let codes = numerics::quantize_bias(&values, &spread).map_err(|e| e.at_value(&bias.tensor))?;
-    Ok(SolvedBias { scales, codes })
+    let scales: Vec<f32> = solved.tensor().scales.iter().map(|s| s * input).collect();
+    let codes = numerics::quantize_bias(&values, &scales).map_err(|e| e.at_value(&bias.tensor))?;
+    Ok(QuantizedTensor {
+        format: Format::Int32,
+        dims: vec![codes.len()],
+        granularity: if scales.len() == 1 { Granularity::PerTensor } else { Granularity::PerChannel { axis: 0 } },
+        zero_points: ZeroPoints::Integers(vec![0; scales.len()]),
+        scales,
+        scale_dtype: DataType::Float,
+        tensor_scale: None,
+        codes: numerics::pack::pack(&codes, Format::Int32.bits()).into(),
+    })
 }
 
 /// The least weight scale at which a bias still fits int32, with the margin of onnxruntime's own guard.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{Fit, SolvedWeight};
 use crate::ir::{Model, Scratch, Tensor, file};
 use crate::onnx::DataType;
-use crate::quant::{QParams, QuantizedTensor, ZeroPoints};
+use crate::quant::{QuantizedTensor, ZeroPoints};
 
 /// A solved weight, shared by all who have the same.
 ///
@@ -87,12 +87,6 @@ impl StoredWeight {
     pub fn codes(&self) -> Tensor {
         let QuantizedTensor { format, dims, codes, .. } = self.rest();
         Tensor::new(DataType::from(*format), dims, codes.clone())
-    }
-
-    /// Scales, and zero points as codes.
-    #[must_use]
-    pub fn qparams(&self) -> QParams {
-        self.tensor().qparams()
     }
 
     /// Number of scales.

@@ -8,7 +8,7 @@ use amax::numerics::blocks::{
 };
 use amax::numerics::{channel_ranges, dequantize, pack, qparams_from_range};
 use amax::quant::{
-    Arithmetic, Coding, Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
+    Arithmetic, Coding, Format, Granularity, Precision, QParam, QParams, RangeSpec, Round, ScaleDtype, Symmetry,
 };
 use proptest::prelude::*;
 
@@ -98,8 +98,7 @@ proptest! {
 
         // The specification, one by one.
         let bounds = channel_ranges(&x, &dims, &granularity).unwrap();
-        let (scales, zero_points) = bounds.iter().map(|&(low, high)| qparams_from_range(low, high, &spec)).unzip();
-        let expected = QParams { scales, zero_points };
+        let expected: QParams = bounds.iter().map(|&(low, high)| qparams_from_range(low, high, &spec)).collect();
         let codes = encode_singly(&x, &dims, &granularity, &encoding, &expected).unwrap();
         let raw = pack::pack(&codes, spec.format.bits());
 
@@ -124,7 +123,7 @@ proptest! {
                 let column = band.column(at, &mut column);
                 let low = column.iter().copied().fold(0.0, f32::min);
                 let high = column.iter().copied().fold(0.0, f32::max);
-                (*scale, *zero) = qparams_from_range(low, high, &spec);
+                QParam { scale: *scale, zero_point: *zero } = qparams_from_range(low, high, &spec);
             }
         }).unwrap();
         prop_assert_eq!(&chosen.codes, &raw);
@@ -160,7 +159,7 @@ fn long_tensors_are_cut_without_a_trace() {
         let codes = encode_singly(&x, &dims, &granularity, &encoding, &found.qparams).unwrap();
         assert!(found.codes == pack::pack(&codes, 4), "{dims:?} {granularity:?}");
         let bounds = channel_ranges(&x, &dims, &granularity).unwrap();
-        let expected: Vec<f32> = bounds.iter().map(|&(low, high)| qparams_from_range(low, high, &spec).0).collect();
+        let expected: Vec<f32> = bounds.iter().map(|&(low, high)| qparams_from_range(low, high, &spec).scale).collect();
         assert!(found.qparams.scales == expected, "{dims:?} {granularity:?}");
     }
 }
@@ -249,7 +248,8 @@ fn tinygemm_is_that_of_torchao() {
 }
 
 /// `Σ (σ + |x|) (x − y)²` and `Σ |x − y|^0.7` of a choice.
-fn errors(x: &[f32], spec: &RangeSpec, encoding: &Encoding, (scale, zero): (f32, i32)) -> (f64, f64) {
+fn errors(x: &[f32], spec: &RangeSpec, encoding: &Encoding, at: QParam) -> (f64, f64) {
+    let QParam { scale, zero_point: zero } = at;
     let (low, high) = spec.format.range();
     assert!((low..=high).contains(&zero));
     let sigma = (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64).sqrt();
@@ -270,8 +270,8 @@ fn least_squares_come_near_the_least_that_a_search_finds() {
     let encoding = Encoding { format: spec.format, codes: spec.codes(), coding: Coding::Divided(Round::HalfEven) };
     let (mut ours, mut least) = (0.0, 0.0);
     for ((x, &theirs), &searched) in x.chunks(32).zip(&theirs).zip(&searched) {
-        let Choice { scale, zero_point, .. } = kquant::choose(&Group { values: x, spec: &spec, encoding: &encoding });
-        let found = errors(x, &spec, &encoding, (scale, zero_point)).0;
+        let choice = kquant::choose(&Group { values: x, spec: &spec, encoding: &encoding });
+        let found = errors(x, &spec, &encoding, choice.found).0;
         assert!(found <= f64::from(theirs) * 1.0001, "{found} {theirs}");
         assert!(found <= f64::from(searched) * 1.25, "{found} {searched}");
         ours += found;
@@ -286,13 +286,13 @@ fn is_no_worse_than_rounding(spec: &RangeSpec, coding: Coding, x: &[f32]) {
     let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(low, high), &x| (low.min(x), high.max(x)));
     let rounding = qparams_from_range(low, high, spec);
     let before = errors(x, spec, &encoding, rounding);
-    for (is_hqq, found) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
-        let Choice { scale, zero_point, fell_back, rounding_noise } = found;
-        let after = errors(x, spec, &encoding, (scale, zero_point));
+    for (is_hqq, choice) in [(true, hqq::choose(&group, 20)), (false, kquant::choose(&group))] {
+        let Choice { found, fell_back, rounding_noise } = choice;
+        let after = errors(x, spec, &encoding, found);
         let (before, after) = if is_hqq { (before.1, after.1) } else { (before.0, after.0) };
         assert!(after <= before * 1.00001, "{is_hqq} {before} {after} {x:?}");
         if fell_back {
-            assert_eq!((scale.to_bits(), zero_point), (rounding.0.to_bits(), rounding.1));
+            assert_eq!((found.scale.to_bits(), found.zero_point), (rounding.scale.to_bits(), rounding.zero_point));
         }
         assert!(rounding_noise.is_finite());
     }
@@ -330,7 +330,7 @@ proptest! {
         // Both are small where all values are codes; the one of floats is rounded.
         prop_assert!(after <= before * 1.0001 + 1e-3, "{} {}", before, after);
         if said.fell_back {
-            prop_assert_eq!((scale, zero_point), (rounding.0, rounding.1 as f32));
+            prop_assert_eq!((scale, zero_point), (rounding.scale, rounding.zero_point as f32));
         }
     }
 

@@ -12,7 +12,7 @@ use amax::numerics::{
     metrics, min_max, mse_ranges, pack, percentile_ranges, qparams_from_range, quantize, quantize_bias, quantize_codes,
     quantize_serial, quantize_value, weight_scale_floor,
 };
-use amax::quant::{Format, Granularity, Precision, QParams, RangeSpec, Round, ScaleDtype};
+use amax::quant::{Format, Granularity, Precision, QParam, QParams, RangeSpec, Round, ScaleDtype};
 use proptest::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -229,7 +229,11 @@ fn check_ranges(case: &Value) {
     let spec = onnxruntime_spec(case, format);
     for row in case["rows"].as_array().unwrap() {
         let row = numbers(row);
-        assert_eq!(qparams_from_range(row[0], row[1], &spec), (row[2], row[3] as i32), "{format} {row:?}");
+        assert_eq!(
+            qparams_from_range(row[0], row[1], &spec),
+            QParam { scale: row[2], zero_point: row[3] as i32 },
+            "{format} {row:?}"
+        );
     }
 }
 
@@ -246,8 +250,8 @@ fn check_codes(
     assert_eq!(codes, integers(expected), "{case}");
     let spec = onnxruntime_spec(case, format);
     let ranges = channel_ranges(&x, &dims, &granularity).unwrap();
-    let (scales, zero_points): (Vec<f32>, Vec<i32>) =
-        ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).unzip();
+    let QParams { scales, zero_points } =
+        ranges.iter().map(|&(min, max)| qparams_from_range(min, max, &spec)).collect();
     assert_eq!(zero_points, qparams.zero_points, "{case}");
     // Its blocked form computes scales in f32.
     let tolerance = u32::from(case["op"] == "blocked");
@@ -409,7 +413,7 @@ fn ranges_become_parameters() {
     ];
     for (format, (symmetric, narrow), min, max, scale, zero_point) in rows {
         let spec = RangeSpec { narrow, ..RangeSpec::new(format, symmetric) };
-        assert_eq!(qparams_from_range(min, max, &spec), (scale, zero_point), "{spec:?} {min} {max}");
+        assert_eq!(qparams_from_range(min, max, &spec), QParam { scale, zero_point }, "{spec:?} {min} {max}");
     }
 }
 
@@ -467,7 +471,7 @@ fn scales_are_rounded_as_asked() {
         (RangeSpec { reduce: true, ..asym(Format::Uint2) }, f32::MIN, f32::MAX, f32::MAX, 0),
     ];
     for (spec, min, max, scale, zero_point) in rows {
-        assert_eq!(qparams_from_range(min, max, &spec), (scale, zero_point), "{spec:?} {min} {max}");
+        assert_eq!(qparams_from_range(min, max, &spec), QParam { scale, zero_point }, "{spec:?} {min} {max}");
     }
 }
 
@@ -707,7 +711,7 @@ proptest! {
         format in proptest::sample::select(vec![Format::Int4, Format::Uint4, Format::Int8, Format::Uint8, Format::Int16, Format::Uint16]),
     ) {
         let extremes = min_max(&x);
-        let (scale, zero_point) = qparams_from_range(extremes.min, extremes.max, &RangeSpec::new(format, symmetric));
+        let QParam { scale, zero_point } = qparams_from_range(extremes.min, extremes.max, &RangeSpec::new(format, symmetric));
         let mut y = x.clone();
         fake_quantize(&mut y, scale, zero_point, format);
         // The zero point is rounded too, so that the ends of an asymmetric range may saturate by half a step.

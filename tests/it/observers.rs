@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use amax::algorithms::observers::{error, range};
 use amax::numerics::qparams_from_range;
-use amax::quant::{Format, Observer, RangeSpec};
+use amax::quant::{Format, Observer, QParam, RangeSpec};
 use amax::statistics::SiteStatistics;
 use serde::Deserialize;
 
@@ -61,7 +61,7 @@ fn cut(values: &[f32], amax: f64) -> (f32, f32) {
 
 /// Mean error, value by value.
 fn error_of(values: &[f32], (low, high): (f32, f32), spec: RangeSpec, p: f64) -> f64 {
-    let (scale, zero) = qparams_from_range(low, high, &spec);
+    let QParam { scale, zero_point: zero } = qparams_from_range(low, high, &spec);
     let (first, last) = spec.format.range();
     let (scale, zero) = (f64::from(scale), f64::from(zero));
     let one = |v: &f32| {
@@ -74,7 +74,7 @@ fn error_of(values: &[f32], (low, high): (f32, f32), spec: RangeSpec, p: f64) ->
 
 /// Nats a value that are lost, counted value by value; the definition of the entropy observer.
 fn divergence_of(values: &[f32], (low, high): (f32, f32), spec: RangeSpec) -> f64 {
-    let (scale, zero) = qparams_from_range(low, high, &spec);
+    let QParam { scale, zero_point: zero } = qparams_from_range(low, high, &spec);
     let (scale, zero) = (f64::from(scale), f64::from(zero));
     let (first, last) = spec.format.range();
     let (low, high) = (f64::from(low).min(0.0), f64::from(high).max(0.0));

@@ -14,7 +14,7 @@ use amax::config::Guard;
 use amax::error::{Kind, Result};
 use amax::ir::Model;
 use amax::ir::text::parse;
-use amax::numerics::{Format, Granularity, QParams, dequantize, pack};
+use amax::numerics::{Format, Granularity, QParam, QParams, dequantize, pack};
 use amax::onnx::DataType;
 use amax::passes::recipes::QUANTIZE;
 use amax::plan::Plan;
@@ -114,13 +114,13 @@ fn stored(dims: &[usize], values: &[f32], weight: &Value) -> Result<Stored> {
     assert_eq!((codes.dims(), codes.dtype()), (dims.clone(), DataType::from(format)));
     assert_eq!((scale.dims(), scale.dtype()), (granularity.scale_dims(&dims), DataType::Float));
     assert_eq!((zero.dims(), zero.dtype()), (scale.dims(), DataType::from(format)));
-    let QParams { scales, zero_points } = &solution.weights[0].qparams();
+    let QParams { scales, zero_points } = &solution.weights[0].tensor().qparams();
     assert_eq!(scale.to_f32().as_ref(), Some(scales));
     assert_eq!(&pack::unpack(&zero.raw(), &format, zero.len()), zero_points);
     let found = pack::unpack(&codes.raw(), &format, codes.len());
 
     // The reported quality is that of what is stored.
-    let back = dequantize(&codes.raw(), format, &dims, &granularity, &solution.weights[0].qparams()).unwrap();
+    let back = dequantize(&codes.raw(), format, &dims, &granularity, &solution.weights[0].tensor().qparams()).unwrap();
     let source: Vec<f32> = if transpose {
         let columns = dims[0];
         (0..values.len()).map(|at| values[at % dims[1] * columns + at / dims[1]]).collect()
@@ -140,7 +140,7 @@ fn constants_become_what_numpy_makes_of_them() {
         let (dims, values) = (extents(&input["dims"]), numbers(&input["values"]));
         let weight = json!({"quantizer": case["quantizer"], "transpose": case["transpose"] == true});
         let stored = stored(&dims, &values, &weight).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].tensor().qparams();
         assert_eq!(scales, &numbers(&case["scales"]), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
         assert_eq!(stored.codes, integers(&case["q"]), "{case}");
@@ -181,7 +181,7 @@ fn torchao_chooses_the_same() {
             "eps": f32::MIN_POSITIVE,
         });
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].tensor().qparams();
         assert_eq!(scales, &numbers(&case["scales"]), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
         // It multiplies by the reciprocal.
@@ -208,7 +208,7 @@ fn torchao_makes_the_same_codes() {
             "dtype": case["format"], "symmetric": symmetric, "granularity": case["granularity"], "arithmetic": "torch",
         });
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].tensor().qparams();
         assert_eq!(scales, &numbers(&case["scales"]), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
         assert_eq!(stored.codes, integers(&case["q"]), "{case}");
@@ -225,7 +225,7 @@ fn torchao_makes_the_same_numbers() {
         let (name, dims, values) = (&case["name"], extents(&case["dims"]), numbers(&case["x"]));
         let quantizer = &case["quantizer"];
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {name}"));
-        let qparams = &stored.solution.weights[0].qparams();
+        let qparams = &stored.solution.weights[0].tensor().qparams();
         let mut held = 0;
         let mut held_to = |key: &str, check: &dyn Fn(&Value)| {
             if let Some(expected) = case.get(key) {
@@ -259,7 +259,7 @@ fn onnxruntime_makes_the_same_codes() {
             "arithmetic": case["arithmetic"], "granularity": {"per-group": {"axis": 0, "size": case["size"]}},
         });
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let QParams { scales, zero_points } = &stored.solution.weights[0].qparams();
+        let QParams { scales, zero_points } = &stored.solution.weights[0].tensor().qparams();
         let bits = |scales: &[f32]| scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(scales), bits(&numbers(&case["scales"])), "{case}");
         assert_eq!(zero_points, &integers(&case["zero_points"]), "{case}");
@@ -324,8 +324,8 @@ fn modelopt_chooses_the_same() {
             quantizer["eps"] = json!(1e-5);
         }
         let stored = stored(&dims, &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}: {case}"));
-        let scales = &stored.solution.weights[0].qparams().scales;
-        assert!(stored.solution.weights[0].qparams().zero_points.iter().all(|&z| z == 0));
+        let scales = &stored.solution.weights[0].tensor().qparams().scales;
+        assert!(stored.solution.weights[0].tensor().qparams().zero_points.iter().all(|&z| z == 0));
         let quotient = |at: usize| values[at] / scales[entry(&dims, case, at)];
         if of_onnx {
             assert_eq!(scales, &numbers(&case["scales"]), "{case}");
@@ -416,8 +416,8 @@ fn several_pairs_on_one_tensor_give_one_graph_in_any_order() {
     let exp = "Exp < DQ uint8 < Q uint8 < Abs";
     let both = json!({"tensor": "a", "converts": "a"});
     let solution = check(json!({"a": u8s(), "a16": u16s(both.clone())}), [narrow, &converted, exp]);
-    assert_eq!(solution.activations["a"], (4.0 / 255.0, 64));
-    assert_eq!(solution.activations["a16"], ((4.0 / 65535.0_f64) as f32, 16384));
+    assert_eq!(solution.activations["a"], QParam { scale: 4.0 / 255.0, zero_point: 64 });
+    assert_eq!(solution.activations["a16"], QParam { scale: (4.0 / 65535.0_f64) as f32, zero_point: 16384 });
     // The same where the names sort the other way round.
     let first = pair("z8", "uint8", json!("all"), json!({"tensor": "a"}));
     let second = pair("a16", "uint16", listed(&["z"]), json!({"tensor": "a", "converts": "z8"}));
@@ -437,13 +437,14 @@ fn several_pairs_on_one_tensor_give_one_graph_in_any_order() {
         json!({"a": pair("a", "uint8", json!("all"), relu)}),
         [narrow, "Neg < DQ uint8 < Q uint8 < Abs", "Exp < DQ uint8 < Q uint8 < Abs"],
     );
-    assert_eq!(solution.activations["a"], (6.0 / 255.0, 0));
+    assert_eq!(solution.activations["a"], QParam { scale: 6.0 / 255.0, zero_point: 0 });
 }
 
 #[test]
 fn activations_take_every_field() {
     let model = parse(THREE).unwrap();
-    let check = |quantizer: Value, expected: (f32, i32)| {
+    let check = |quantizer: Value, (scale, zero_point): (f32, i32)| {
+        let expected = QParam { scale, zero_point };
         let activations = json!({"a": pair("a", "uint8", json!("all"), json!({"quantizer": quantizer}))});
         let plan = planned(25, &activations, &json!([]), &json!([]));
         let solution = solve(&model, &plan, Some(&seen()), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
@@ -452,7 +453,7 @@ fn activations_take_every_field() {
         let format = plan.activations["a"].quantizer.dtype;
         let zero = made.constant(made.value_named("a_zero_point").unwrap()).unwrap();
         assert_eq!(zero.dtype(), DataType::from(format));
-        assert_eq!(pack::unpack(&zero.raw(), &format, 1), [expected.1]);
+        assert_eq!(pack::unpack(&zero.raw(), &format, 1), [zero_point]);
     };
     check(json!({}), (4.0 / 255.0, 64));
     check(json!({"symmetric": true}), (3.0 / 127.5, 128));
@@ -606,16 +607,17 @@ g (float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}, float[2
         let solution = solve(&model, &plan, Some(&seen()), &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
         let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(check::violations(&made, &Target::load("generic").unwrap()), Vec::<String>::new());
-        let weights = &solution.weights[0].qparams().scales;
-        let input = solution.activations["a"].0;
+        let weights = &solution.weights[0].tensor().qparams().scales;
+        let input = solution.activations["a"].scale;
         let products: Vec<f32> = weights.iter().map(|s| s * input).collect();
         assert_eq!(solution.biases[0].scales, products);
         let values = if bias == "b" { [0.5_f32, -20.0] } else { [3e9, 1.0] };
         for (at, value) in values.into_iter().enumerate() {
             let exact = f64::from(value) / f64::from(products[at % products.len()]);
-            assert_eq!(f64::from(solution.biases[0].codes[at]), exact.round_ties_even());
+            let code = i32::from_le_bytes(solution.biases[0].codes.as_chunks().0[at]);
+            assert_eq!(f64::from(code), exact.round_ties_even());
         }
-        (weights.clone(), solution.weights[0].qparams().zero_points.clone())
+        (weights.clone(), solution.weights[0].tensor().qparams().zero_points.clone())
     };
     let channel = json!({"per-channel": {"axis": 1}});
     for activation in ["uint8", "int8", "uint16", "int16", "uint4"] {

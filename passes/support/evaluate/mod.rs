@@ -19,7 +19,7 @@ use crate::passes::Evaluate;
 
 pub(crate) use constants::Constants;
 pub(crate) use moves::transposed;
-pub(crate) use views::{broadcast, permuted, sources};
+pub(crate) use views::{broadcast, sources};
 
 /// An operator, and what computes it.
 struct Operator {

@@ -1,9 +1,10 @@
 //! What only moves elements.
 
-use super::views::{permuted, spread};
+use super::views::spread;
 use super::{Call, element_bytes, product, tensor};
 use crate::ir::Tensor;
 use crate::ir::view::{Gather, axis_in};
+use crate::numerics::permuted;
 use crate::onnx::DataType;
 
 /// No runtime takes tensors of more dimensions.

@@ -16,7 +16,7 @@
 use std::sync::LazyLock;
 
 use super::{cut, values};
-use crate::numerics::{RangeSpec, qparams_from_range};
+use crate::numerics::{QParam, RangeSpec, qparams_from_range};
 use crate::statistics::{Bin, SiteStatistics};
 
 /// Bins over each candidate range.
@@ -70,7 +70,7 @@ pub(super) fn range(site: &SiteStatistics, spec: RangeSpec) -> (f64, f64) {
 
 /// Nats a value that codes over a range lose of the distribution of `bins`, which hold `count` values and no zeros.
 fn divergence(bins: &[Bin], count: u64, range: (f64, f64), spec: RangeSpec, levels: Option<&[f64]>) -> f64 {
-    let (scale, zero_point) = qparams_from_range(range.0 as f32, range.1 as f32, &spec);
+    let QParam { scale, zero_point } = qparams_from_range(range.0 as f32, range.1 as f32, &spec);
     let (scale, zero_point) = (f64::from(scale), f64::from(zero_point));
     let (low, high) = (range.0.min(0.0), range.1.max(0.0));
     let (low, high) = if spec.is_symmetric() && low < 0.0 { (-high.max(-low), high.max(-low)) } else { (low, high) };

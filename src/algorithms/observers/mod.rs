@@ -7,7 +7,7 @@ mod entropy;
 mod mse;
 
 use crate::numerics::qparams_from_range;
-use crate::quant::{Format, Observer, RangeSpec};
+use crate::quant::{Format, Observer, QParam, RangeSpec};
 use crate::statistics::{Bin, Power, SampleRecord, SiteStatistics, integer_error, nearest_error};
 
 /// The range to quantize a tensor over, within the range of the values seen; `(0, 0)` where no finite value was.
@@ -49,7 +49,7 @@ pub fn error(site: &SiteStatistics, (low, high): (f32, f32), spec: RangeSpec, p:
 }
 
 fn total_error(bins: impl IntoIterator<Item = Bin>, (low, high): (f64, f64), spec: RangeSpec, power: &Power) -> f64 {
-    let (scale, zero_point) = qparams_from_range(low as f32, high as f32, &spec);
+    let QParam { scale, zero_point } = qparams_from_range(low as f32, high as f32, &spec);
     if spec.format.is_integer() {
         return integer_error(bins, scale, zero_point, spec.format.range(), power);
     }

@@ -4,13 +4,13 @@ use super::{Banded, Improved, Solver};
 use crate::algorithms::{Choice, Group, hqq, kquant, tinygemm};
 use crate::error::{Error, Kind, Result};
 use crate::numerics::blocks::{Bands, Between, Coded, quantize_between, quantize_by};
-use crate::quant::ZeroPoints;
 use crate::quant::algorithm::{Algorithm, Method};
+use crate::quant::{QParam, ZeroPoints};
 use crate::solve::SolvedWeight;
 
 impl From<Choice> for Improved {
     fn from(choice: Choice) -> Self {
-        let Choice { scale: _, zero_point: _, fell_back, rounding_noise } = choice;
+        let Choice { found: _, fell_back, rounding_noise } = choice;
         Self { groups: 1, fell_back: usize::from(fell_back), rounding_noise }
     }
 }
@@ -27,9 +27,9 @@ impl Solver<'_> {
         let coded = quantize_by(banded.values, &banded.bands, &encoding, |band, scales, zeros| {
             let mut values = Vec::new();
             let each = scales.iter_mut().zip(zeros).enumerate().map(|(at, (scale, zero))| {
-                let found = if band.columns == 1 { choose(band.values) } else { choose(band.column(at, &mut values)) };
-                (*scale, *zero) = (found.scale, found.zero_point);
-                Improved::from(found)
+                let choice = if band.columns == 1 { choose(band.values) } else { choose(band.column(at, &mut values)) };
+                QParam { scale: *scale, zero_point: *zero } = choice.found;
+                Improved::from(choice)
             });
             each.sum::<Improved>()
         })?;

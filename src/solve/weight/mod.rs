@@ -13,14 +13,14 @@ use super::{Fit, SolvedWeight};
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::numerics::blocks::{Bands, Coded, Encoding, Values};
-use crate::numerics::{metrics::Metrics, pack, qparams_from_range};
+use crate::numerics::{metrics::Metrics, pack, permuted, qparams_from_range};
 use crate::onnx::DataType;
 use crate::ops::Reduction;
 use crate::plan::Weight;
 use crate::quant::algorithm::Algorithm;
 use crate::quant::{
-    Arithmetic, Format, Given, Granularity, ObserverKind, QParams, QuantizedTensor, RangeSpec, Round, ScaleDtype,
-    ScaleType, Scheme, ZeroPoints,
+    Arithmetic, Format, Given, Granularity, ObserverKind, QParam, QParams, QuantizedTensor, RangeSpec, Round,
+    ScaleDtype, ScaleType, Scheme, ZeroPoints,
 };
 
 /// One weight, as it will be stored.
@@ -189,11 +189,11 @@ impl<'a> Solver<'a> {
         let inner: usize = self.dims[axis + 1..].iter().product();
         let bands = Bands::new(&[channels, outer * inner], &Granularity::PerChannel { axis: 0 })?
             .ok_or_else(|| Error::model("a row has no neighbours"))?;
-        let values = swapped(&self.source.all(), outer, channels, inner);
+        let values = permuted(&self.source.all(), &[outer, channels, inner], &[1, 0, 2]);
         let near = values.as_slice();
         let (mut coded, improved) = solve(&Banded { values: &near, bands, entries: channels })?;
         let codes = pack::unpack(&coded.codes, &self.spec.format, values.len());
-        coded.codes = pack::pack(&swapped(&codes, channels, outer, inner), self.spec.format.bits());
+        coded.codes = pack::pack(&permuted(&codes, &[channels, outer, inner], &[1, 0, 2]), self.spec.format.bits());
         Ok(self.stored(coded, improved))
     }
 
@@ -264,9 +264,9 @@ impl<'a> Solver<'a> {
     }
 
     /// A scale no smaller than `floor`, and the zero point, of a range.
-    fn params(&self, (low, high): (f32, f32), floor: f32) -> (f32, i32) {
+    fn params(&self, (low, high): (f32, f32), floor: f32) -> QParam {
         let found = qparams_from_range(low, high, &self.spec);
-        if found.0.abs() >= floor {
+        if found.scale.abs() >= floor {
             return found;
         }
         qparams_from_range(low, high, &RangeSpec { eps: self.spec.eps.max(floor), ..self.spec })
@@ -274,8 +274,7 @@ impl<'a> Solver<'a> {
 
     /// Scales no smaller than `floor`, and zero points, of ranges.
     fn scaled(&self, ranges: impl IntoIterator<Item = (f32, f32)>, floor: f32) -> QParams {
-        let (scales, zero_points) = ranges.into_iter().map(|range| self.params(range, floor)).unzip();
-        QParams { scales, zero_points }
+        ranges.into_iter().map(|range| self.params(range, floor)).collect()
     }
 }
 
@@ -304,10 +303,4 @@ impl std::iter::Sum for Improved {
             rounding_noise: a.rounding_noise + b.rounding_noise,
         })
     }
-}
-
-/// A row-major tensor with its first two axes exchanged.
-fn swapped<T: Copy>(values: &[T], outer: usize, middle: usize, inner: usize) -> Vec<T> {
-    let rows = (0..middle).flat_map(|m| (0..outer).map(move |o| (o * middle + m) * inner));
-    rows.flat_map(|at| values[at..at + inner].iter().copied()).collect()
 }

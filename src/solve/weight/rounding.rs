@@ -4,7 +4,7 @@ use super::{Banded, Solver};
 use crate::error::{Error, Kind, Result};
 use crate::numerics::blocks::{self, Band, Coded};
 use crate::numerics::{self, metrics::Metrics, pack};
-use crate::quant::{Given, Granularity, Observer, ObserverKind, QParams, Round, Symmetry};
+use crate::quant::{Given, Granularity, Observer, ObserverKind, QParam, QParams, Round, Symmetry};
 use crate::solve::{SolvedWeight, microscaled};
 
 impl Solver<'_> {
@@ -21,7 +21,7 @@ impl Solver<'_> {
                     return blocks::params(&self.spec, low, high, scales, zeros);
                 }
                 for ((&low, &high), (scale, zero)) in low.iter().zip(high).zip(scales.iter_mut().zip(zeros)) {
-                    (*scale, *zero) = self.params((low, high), floor);
+                    QParam { scale: *scale, zero_point: *zero } = self.params((low, high), floor);
                 }
             };
             return blocks::quantize_ranges(*values, bands, &encoding, all);
@@ -32,7 +32,7 @@ impl Solver<'_> {
             let dims = [band.values.len() / columns, columns];
             let ranges = self.ranges(band.values, &dims, &Granularity::PerChannel { axis: 1 })?;
             for ((scale, zero), range) in scales.iter_mut().zip(zeros).zip(ranges) {
-                (*scale, *zero) = self.params(range, floor);
+                QParam { scale: *scale, zero_point: *zero } = self.params(range, floor);
             }
             Ok(())
         };
