@@ -7,7 +7,7 @@
 use super::forms::{MICROSOFT, QuantizedTensor};
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::base_name;
-use super::support::granularity::granularity;
+use super::support::granularity::{granularity, typed_scales};
 use super::support::nodes::nodes;
 use super::support::raise;
 use super::{Change, Context, Outcome, Pass};
@@ -33,7 +33,9 @@ impl Pass for Dequantize {
             let at = model.node(node);
             let name = model.node_name(node).to_owned();
             let done = match (at.domain(), at.op_type()) {
-                ("", "DequantizeLinear") if model.constant_input(node, 0).is_some() => constant(model, node),
+                ("", "DequantizeLinear") if model.constant_input(node, 0).is_some() => {
+                    constant(model, node).inspect(|_| model.remove(&[node]))
+                }
                 ("", "DequantizeLinear") => activation(model, node),
                 (MICROSOFT, "MatMulNBits") => product(model, node),
                 (MICROSOFT, "GatherBlockQuantized") => gather(model, node),
@@ -48,13 +50,12 @@ impl Pass for Dequantize {
     }
 }
 
-/// A DequantizeLinear of a constant.
-fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
+/// Makes the result of a DequantizeLinear of a constant a constant.
+pub(super) fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
     let output = model.node(node).output(0).ok_or(Reason::NoOutput)?;
     let tensor = numbers(model, node)?;
     let dtype = tensor.dtype();
     model.make_constant(output, tensor);
-    model.remove(&[node]);
     Ok(Change::Dequantized { dtype })
 }
 
@@ -68,7 +69,8 @@ fn numbers(model: &Model, node: NodeId) -> Result<Tensor, Reason> {
         .ok_or_else(|| Reason::NotQuantizedType { what: Operand::QuantizedData, found: codes.dtype() })?;
     let dims = codes.dims();
     let granularity = granularity(model, node, &dims, &scale.dims())?;
-    let scales = scale.to_f32().ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "a float"))?;
+    let (scales, dtype) =
+        typed_scales(scale).ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "a float"))?;
     let zero_points = match (model.node(node).input(2), model.constant_input(node, 2)) {
         (Some(_), None) => return Err(Reason::NotConstant { what: Operand::ZeroPoint }),
         (Some(_), Some(zero)) if format.is_integer() => pack::unpack(&zero.raw(), &format, zero.len()),
@@ -77,7 +79,7 @@ fn numbers(model: &Model, node: NodeId) -> Result<Tensor, Reason> {
     let qparams = QParams { scales, zero_points };
     let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)?;
     let output = Quantizer::of(model.node(node)).and_then(|q| q.output_dtype);
-    float(output.unwrap_or(scale.dtype()), &dims, &values)
+    float(output.unwrap_or(dtype), &dims, &values)
 }
 
 fn float(dtype: DataType, dims: &[usize], values: &[f32]) -> Result<Tensor, Reason> {

@@ -11,13 +11,14 @@
 
 use std::collections::BTreeMap;
 
+use super::dequantize::constant;
 use super::support::float_ops::Ops;
-use super::support::granularity::{granularity, scale_values};
+use super::support::granularity::typed_scales;
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::Quantizer;
 use crate::ir::{Model, NodeId, Place, Tensor, User, ValueId};
-use crate::numerics::{self, Format, Granularity, QParams, pack};
+use crate::numerics::{Format, Granularity, pack};
 use crate::onnx::DataType;
 use crate::reason::{Operand, Reason};
 
@@ -81,43 +82,6 @@ struct Codes {
     scale: ValueId,
     /// The scale as the quantizer has it.
     source: ValueId,
-}
-
-/// A float constant in place of a dequantized one.
-fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
-    let at = model.node(node);
-    let output = at.output(0).ok_or(Reason::NoOutput)?;
-    let codes = model.constant_input(node, 0).ok_or(Reason::NotConstant { what: Operand::QuantizedData })?;
-    let scale = model.constant_input(node, 1).ok_or(Reason::NotConstant { what: Operand::Scale })?;
-    let format = codes
-        .dtype()
-        .format()
-        .ok_or_else(|| Reason::NotQuantizedType { what: Operand::QuantizedData, found: codes.dtype() })?;
-    let (scales, given) =
-        typed_scales(scale).ok_or_else(|| Reason::wrong_type(Operand::Scale, scale.dtype(), "a float"))?;
-    let dims = codes.dims();
-    let granularity = granularity(model, node, &dims, &scale.dims())?;
-    let mut zero_points = vec![0; scales.len()];
-    if at.input(2).is_some() {
-        let zero = model.constant_input(node, 2).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?;
-        if format.is_integer() {
-            zero_points = pack::unpack(&zero.raw(), &format, zero.len());
-        }
-    }
-    let qparams = QParams { scales, zero_points };
-    let values = numerics::dequantize(&codes.raw(), format, &dims, &granularity, &qparams)?;
-    let asked = Quantizer::of(at).and_then(|q| q.output_dtype);
-    let dtype = asked.unwrap_or(given);
-    let tensor = Tensor::from_f64(dtype, &dims, values.into_iter().map(f64::from))
-        .ok_or_else(|| Reason::wrong_type(Operand::Output, dtype, "a float"))?;
-    model.make_constant(output, tensor);
-    Ok(Change::Dequantized { dtype })
-}
-
-/// Scales as f32, and the type that a result has by default.
-fn typed_scales(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
-    let own = scale.dtype();
-    Some((scale_values(scale)?, if own == DataType::Float8e8m0 { DataType::Float } else { own }))
 }
 
 /// A scale in the shape that divides its tensor by broadcasting, if there is one.

@@ -79,13 +79,6 @@ impl<'a> Calibrate<'a> {
         self
     }
 
-    /// What computes constant nodes that amax itself does not: tract, where it is built in.
-    #[doc(hidden)]
-    pub fn evaluate(mut self, evaluate: &'a dyn Evaluate) -> Self {
-        self.evaluate = evaluate;
-        self
-    }
-
     run_methods!();
     memory_method!();
 

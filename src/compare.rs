@@ -41,13 +41,6 @@ impl<'a> Compare<'a> {
         self
     }
 
-    /// What computes constant nodes that amax itself does not: tract, where it is built in.
-    #[doc(hidden)]
-    pub fn evaluate(mut self, evaluate: &'a dyn Evaluate) -> Self {
-        self.evaluate = evaluate;
-        self
-    }
-
     run_methods!();
 
     /// How close each output is, over all samples.

@@ -95,13 +95,6 @@ impl<'a> Rewrite<'a> {
         self
     }
 
-    /// What computes constant nodes that amax itself does not: tract, where it is built in.
-    #[doc(hidden)]
-    pub fn evaluate(mut self, evaluate: &'a dyn Evaluate) -> Self {
-        self.evaluate = evaluate;
-        self
-    }
-
     /// Runs only these passes; without one of the quantizing passes nothing is planned.
     #[doc(hidden)]
     pub fn passes(mut self, passes: impl Into<Option<&'a [&'static dyn Pass]>>) -> Self {

@@ -4,7 +4,7 @@
 //! unsigned, in blocks along the last axis, packed without padding, where rows are whole bytes. Bytes without zero points
 //! have the middle code for zero, `int4` and `uint4` have 0.
 
-use super::{QuantizedTensor, ZeroPoints, integer, pack_rows, unpack_rows};
+use super::{QuantizedTensor, ZeroPoints, integer, pack_rows, packed, unpack_rows};
 use crate::ir::view::{GatherBlockQuantized, axis_in};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Granularity, pack};
@@ -84,25 +84,21 @@ impl QuantizedTensor {
             Some(zero) if zero.len() == scales.len() => pack::unpack(&zero.raw(), &format, zero.len()),
             Some(_) => return Err(Reason::WrongCount { what: "zero points".into(), per: "block".into() }),
         };
-        let count = dims.iter().product();
-        let mut all = pack::unpack_bytes(&codes.raw(), bits, count);
-        if bytes && signed {
-            let middle = 1 << (bits - 1);
-            for code in &mut all {
-                *code ^= middle;
-            }
-        }
         let rows = last == 1 && axis == 1 && scale_dims[1] == 1;
-        Ok(Self {
+        let mut table = Self {
             format,
             granularity: if rows { Granularity::PerChannel { axis: 0 } } else { granularity },
             scales,
             scale_dtype: scale.dtype(),
             zero_points: ZeroPoints::Integers(zeros),
             tensor_scale: None,
-            codes: pack::pack_bytes(&all, bits).into(),
+            codes: packed(codes.raw(), bits, dims.iter().product()),
             dims,
-        })
+        };
+        if bytes {
+            table.codes = table.unsigned();
+        }
+        Ok(table)
     }
 
     /// The initializers of a `GatherBlockQuantized` that takes slices along `gather_axis`.

@@ -1,8 +1,8 @@
 //! Weights of a `com.microsoft::DynamicQuantizeLSTM`.
 
-use super::{QuantizedTensor, ZeroPoints, transpose};
+use super::{QuantizedTensor, ZeroPoints};
 use crate::ir::{Model, NodeId, Tensor};
-use crate::numerics::{Format, Granularity, pack};
+use crate::numerics::{Format, Granularity, pack, permuted};
 use crate::onnx::DataType;
 use crate::reason::{Kernel, Operand, Reason};
 
@@ -44,8 +44,7 @@ impl QuantizedTensor {
             Granularity::PerChannel { axis: 1 } => vec![directions, rows],
             _ => return Err(Reason::KernelScales { kernel, granularity: self.granularity }),
         };
-        let codes: Vec<u8> =
-            self.codes.chunks((rows * columns).max(1)).flat_map(|one| transpose(one, &[rows, columns])).collect();
+        let codes = permuted(&self.codes, &self.dims, &[0, 2, 1]);
         let dtype = DataType::from(self.format);
         Ok(LstmWeight {
             codes: Tensor::new(dtype, &[directions, columns, rows], codes),
@@ -85,7 +84,6 @@ impl QuantizedTensor {
         if !alike {
             return Err(Reason::Mismatch { what: "scale of one direction".into(), from: "that of the other".into() });
         }
-        let all = stored.raw();
         Ok(Self {
             format,
             dims: vec![directions, rows, columns],
@@ -94,7 +92,7 @@ impl QuantizedTensor {
             scale_dtype: DataType::Float,
             tensor_scale: None,
             zero_points: ZeroPoints::Integers(zeros[..one].to_vec()),
-            codes: all.chunks((rows * columns).max(1)).flat_map(|one| transpose(one, &[columns, rows])).collect(),
+            codes: permuted(&stored.raw(), &stored.dims(), &[0, 2, 1]).into(),
         })
     }
 }

@@ -109,14 +109,14 @@ impl QuantizedTensor {
         pack::unpack_bytes(&self.codes, self.format.bits(), self.len())
     }
 
-    /// Codes as numbers of the unsigned format of the same width, packed; they fill their bytes.
+    /// Codes as numbers of the unsigned format of the same width, packed; and back, where a form had them so.
     fn unsigned(&self) -> Bytes {
         if !self.format.is_signed() {
             return self.codes.clone();
         }
         let bits = self.format.bits();
         let middles = (0..8 / bits).fold(0, |byte, at| byte | (self.middle() as u8) << (at * bits));
-        self.codes.iter().map(|byte| byte ^ middles).collect()
+        packed(self.codes.iter().map(|byte| byte ^ middles).collect(), bits, self.len())
     }
 
     /// The unsigned code that stands for 0 of the signed format.

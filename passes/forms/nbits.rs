@@ -77,17 +77,9 @@ impl QuantizedTensor {
             let zero = model.constant_input(node, 3).ok_or(Reason::NotConstant { what: Operand::ZeroPoint })?;
             zero_points(zero, n, blocks, bits)?
         };
-        let mut all = unpack_rows(&raw, block, bits, blob);
-        if block * blocks != k {
-            all = all.chunks(block * blocks).flat_map(|row| &row[..k]).copied().collect();
-        }
-        if signed {
-            let middle = 1 << (bits - 1);
-            for code in &mut all {
-                *code ^= middle;
-            }
-        }
-        Ok(Self {
+        let all = unpack_rows(&raw, block, bits, blob);
+        let all: Vec<u8> = all.chunks(block * blocks).flat_map(|row| &row[..k]).copied().collect();
+        let mut weight = Self {
             format,
             dims: vec![n, k],
             granularity: Granularity::PerGroup { axis: 1, size: block },
@@ -96,8 +88,9 @@ impl QuantizedTensor {
             tensor_scale: None,
             zero_points,
             codes: pack::pack_bytes(&all, bits).into(),
-        }
-        .merged())
+        };
+        weight.codes = weight.unsigned();
+        Ok(weight.merged())
     }
 
     /// One scale a row where all blocks of each row have the same one, and there are several or none is needed.
@@ -139,10 +132,8 @@ impl QuantizedTensor {
         let codes = if k.is_multiple_of(block) {
             self.unsigned()
         } else {
-            let codes = self.code_bytes();
-            let sign = if self.format.is_signed() { self.middle() as u8 } else { 0 };
-            let unsigned: Vec<u8> = codes.iter().map(|code| code ^ sign).collect();
-            pack_rows(&unsigned, k, bits, blocks * blob).into()
+            let codes = pack::unpack_bytes(&self.unsigned(), bits, self.len());
+            pack_rows(&codes, k, bits, blocks * blob).into()
         };
         let zero_points = match (&self.zero_points, self.unsigned_zeros()) {
             _ if self.is_centred() => None,

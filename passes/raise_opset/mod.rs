@@ -179,7 +179,8 @@ impl Raising<'_> {
         for scope in scopes {
             for &id in self.model.graph(scope.graph).nodes() {
                 let node = self.model.node(id);
-                let known = !node.domain().is_empty() || steps::OPERATORS.binary_search(&node.op_type()).is_ok();
+                let known =
+                    !node.domain().is_empty() || steps::OPERATORS.split_whitespace().any(|op| op == node.op_type());
                 if !known && reported.insert(node.op_type().to_owned()) {
                     let why = Reason::NotOnnx { op: node.op_type().to_owned() };
                     self.outcome.skipped(self.model.node_name(id).to_owned(), why);

@@ -24,7 +24,8 @@ pub(super) fn nest_batches(raising: &mut Raising<'_>, node: NodeId) -> Result<Op
 
     let name = raising.model.node_name(node).to_owned();
     let model = &mut *raising.model;
-    let outer = model.open(Owner::Node(node), &format!("{name}.batch"));
+    let rest = GraphProto { name: Some(format!("{name}.batch")), ..GraphProto::default() };
+    let outer = model.open(Owner::Node(node), rest);
     let arguments = (0..inputs.len()).map(|i| add_input(model, outer, &format!("{name}.in{i}"))).collect::<Vec<_>>();
     let inner = NodeId(model.nodes.len() as u32);
     let mut attrs = std::mem::take(&mut model.nodes[node.0 as usize].attrs);

@@ -30,6 +30,12 @@ pub(crate) fn scale_values(scale: &Tensor) -> Option<Vec<f32>> {
     scale.to_f32()
 }
 
+/// Scales as f32, and the type that a result has by default.
+pub(crate) fn typed_scales(scale: &Tensor) -> Option<(Vec<f32>, DataType)> {
+    let own = scale.dtype();
+    Some((scale_values(scale)?, if own == DataType::Float8e8m0 { DataType::Float } else { own }))
+}
+
 /// Says along which axis a quantizer has its scales.
 pub(crate) fn along(node: NewNode, granularity: &Granularity) -> NewNode {
     match *granularity {

@@ -6,7 +6,7 @@ use std::mem::take;
 use bytes::Bytes;
 
 use super::{
-    Attr, Def, Function, Graph, GraphId, Model, Names, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId,
+    Attr, Def, Function, GraphId, Model, Names, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId,
 };
 use crate::error::{Error, Result};
 use crate::onnx::{
@@ -211,16 +211,7 @@ impl Reader<'_> {
     }
 
     fn open(&mut self, owner: Owner) -> GraphId {
-        let id = GraphId(self.model.graphs.len() as u32);
-        self.model.graphs.push(Graph {
-            owner,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            nodes: Vec::new(),
-            initializers: Vec::new(),
-            infos: Vec::new(),
-            rest: GraphProto::default(),
-        });
+        let id = self.model.open(owner, GraphProto::default());
         self.scopes.push((id, HashMap::new()));
         id
     }

@@ -75,13 +75,13 @@ impl Model {
             scratch: None,
             cursor: 0,
         };
-        model.open(Owner::Main, name);
+        model.open(Owner::Main, GraphProto { name: Some(name.to_owned()), ..GraphProto::default() });
         model.set_domain_version("", opset);
         model
     }
 
     /// Adds an empty graph.
-    pub(crate) fn open(&mut self, owner: Owner, name: &str) -> GraphId {
+    pub(crate) fn open(&mut self, owner: Owner, rest: GraphProto) -> GraphId {
         let id = GraphId(self.graphs.len() as u32);
         self.graphs.push(Graph {
             owner,
@@ -90,7 +90,7 @@ impl Model {
             nodes: Vec::new(),
             initializers: Vec::new(),
             infos: Vec::new(),
-            rest: GraphProto { name: Some(name.to_owned()), ..GraphProto::default() },
+            rest,
         });
         id
     }

@@ -81,6 +81,13 @@ macro_rules! run_methods {
             self
         }
 
+        /// What computes constant nodes that amax itself does not: tract, where it is built in.
+        #[doc(hidden)]
+        pub fn evaluate(mut self, evaluate: &'a dyn crate::passes::Evaluate) -> Self {
+            self.evaluate = evaluate;
+            self
+        }
+
         /// Told how far things are, and asked whether to go on.
         pub fn progress(mut self, progress: &'a dyn crate::observe::Progress) -> Self {
             self.run.progress = progress;
