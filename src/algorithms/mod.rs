@@ -6,8 +6,10 @@ pub mod observers;
 pub mod sufficiency;
 pub mod tinygemm;
 
+use crate::error::{Error, Kind, Result};
 use crate::numerics::blocks::{self, Encoding};
 use crate::numerics::qparams_from_range;
+use crate::quant::algorithm::{Algorithm, Method};
 use crate::quant::{QParam, RangeSpec};
 
 /// Values that share a scale, and the rules for that scale.
@@ -30,6 +32,26 @@ pub struct Choice {
     pub fell_back: bool,
     /// `Σ (x − y)²` of what the range alone gives.
     pub rounding_noise: f64,
+}
+
+/// What chooses for a group.
+type Choose = fn(&Group<'_>, &Algorithm) -> Choice;
+
+/// What chooses for each method that works group by group.
+const CHOOSE: &[(Method, Choose)] = &[
+    (Method::Hqq, |group, asked| hqq::choose(group, asked.iterations.unwrap_or(hqq::ITERATIONS))),
+    (Method::Kquant, |group, _| kquant::choose(group)),
+];
+
+/// What an algorithm that works group by group chooses for one.
+///
+/// # Errors
+/// Another algorithm.
+pub fn choose(algorithm: &Algorithm) -> Result<impl Fn(&Group<'_>) -> Choice> {
+    let row = CHOOSE.iter().find(|(method, _)| *method == algorithm.method);
+    let (_, choose) = row
+        .ok_or_else(|| Error::new(Kind::Config, format!("{} does not work group by group", algorithm.method.name())))?;
+    Ok(|group: &Group<'_>| choose(group, algorithm))
 }
 
 impl Group<'_> {

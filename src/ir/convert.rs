@@ -5,9 +5,7 @@ use std::mem::take;
 
 use bytes::Bytes;
 
-use super::{
-    Attr, Def, Function, GraphId, Model, Names, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId,
-};
+use super::{Attr, Def, Function, GraphId, Model, Names, Node, NodeId, Owner, Port, Tensor, User, Value, ValueId};
 use crate::error::{Error, Result};
 use crate::onnx::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto,

@@ -4,7 +4,7 @@ use super::{Knowledge, Plan};
 use crate::config::Config;
 use crate::config::rules::Rules;
 use crate::error::{Error, Result};
-use crate::quant::algorithm::Algorithm;
+use crate::quant::algorithm::{Algorithm, Scope};
 
 /// Refuses an algorithm for weights that has none to work on.
 pub(super) fn refuse_idle(
@@ -13,7 +13,7 @@ pub(super) fn refuse_idle(
     plan: &Plan,
     knowledge: &Knowledge,
 ) -> Result<()> {
-    let Some(algorithm) = algorithm.filter(|a| a.is_by_group()) else { return Ok(()) };
+    let Some(algorithm) = algorithm.filter(|a| a.scope() == Scope::Groups) else { return Ok(()) };
     let idle = plan.weights.iter().all(|w| w.quantizer.algorithm.is_none());
     if plan.weights.is_empty() || !idle || !knowledge.vetoes.is_empty() {
         return Ok(());

@@ -14,7 +14,7 @@ use crate::ir::{NodeId, Tensor, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Channel, Reduction, Role, WeightLayout};
-use crate::quant::algorithm::Method;
+use crate::quant::algorithm::{Method, Scope};
 use crate::reason::{Difference, Reason};
 
 impl Planner<'_> {
@@ -165,7 +165,8 @@ impl Planner<'_> {
         // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
         let plain = quantizer.given.is_none() && !quantizer.scale_dtype.is_block();
         let free = kind == Kindness::WeightOnly && bytes && plain;
-        quantizer.algorithm = self.rules.algorithm().filter(|a| free && a.is_by_group()).cloned().map(Box::new);
+        quantizer.algorithm =
+            self.rules.algorithm().filter(|a| free && a.scope() == Scope::Groups).cloned().map(Box::new);
         if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
             let site = self.site(node, SiteKind::Weight);
             let message =

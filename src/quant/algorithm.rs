@@ -44,32 +44,61 @@ pub struct Algorithm {
     pub iterations: Option<u32>,
 }
 
-/// An algorithm for weights and scales.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
+/// What an algorithm works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Nothing: ranges and rounding are all there is.
+    Nothing,
+    /// The values of a weight, group by group.
+    Groups,
+    /// What amax does not give it yet.
+    Missing,
+}
+
+macro_rules! methods {
+    ($($(#[$about:meta])* $name:ident: $scope:ident;)*) => {
+        /// An algorithm for weights and scales.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        #[serde(rename_all = "snake_case")]
+        pub enum Method {
+            $($(#[$about])* $name,)*
+        }
+
+        impl Method {
+            /// What it works on.
+            #[must_use]
+            pub fn scope(self) -> Scope {
+                match self {
+                    $(Self::$name => Scope::$scope,)*
+                }
+            }
+        }
+    };
+}
+
+methods! {
     /// No algorithm.
     #[serde(alias = "null")]
-    None,
+    None: Nothing;
     /// Ranges from the observers, and rounding to nearest.
-    Max,
+    Max: Nothing;
     /// Moves scales from activations to weights.
     #[serde(rename = "smoothquant")]
-    SmoothQuant,
+    SmoothQuant: Missing;
     /// Searches scales by the size of activations.
-    AwqLite,
+    AwqLite: Missing;
     /// Searches the clipping of weights.
-    AwqClip,
+    AwqClip: Missing;
     /// `awq_lite`, then `awq_clip`.
     #[serde(alias = "awq")]
-    AwqFull,
+    AwqFull: Missing;
     /// Later columns compensate rounding errors.
-    Gptq,
+    Gptq: Missing;
     /// Half-quadratic quantization: zero points and scales for many small errors.
-    Hqq,
+    Hqq: Groups;
     /// Scales and zero points by weighted least squares, as in llama.cpp's k-quants.
-    Kquant,
+    Kquant: Groups;
 }
 
 /// The two ways to write an [`Algorithm`], for the schema.
@@ -140,16 +169,10 @@ impl Algorithm {
         }
     }
 
-    /// Whether it does anything beyond ranges and rounding.
+    /// What it works on.
     #[must_use]
-    pub fn is_plain(&self) -> bool {
-        matches!(self.method, Method::None | Method::Max)
-    }
-
-    /// Whether it only needs the values of a weight, group by group.
-    #[must_use]
-    pub fn is_by_group(&self) -> bool {
-        matches!(self.method, Method::Hqq | Method::Kquant)
+    pub fn scope(&self) -> Scope {
+        self.method.scope()
     }
 
     /// Checks that the method has the parameters that are set, and that they are in range.
@@ -206,7 +229,7 @@ impl Algorithm {
     /// # Errors
     /// Every method but `none`, `max`, `hqq` and `kquant`.
     pub fn refuse(&self) -> Result<()> {
-        if self.is_plain() || self.is_by_group() {
+        if self.scope() != Scope::Missing {
             return Ok(());
         }
         Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))

@@ -1,7 +1,7 @@
 //! Scales and zero points that an algorithm chooses, group by group.
 
 use super::{Banded, Improved, Solver};
-use crate::algorithms::{Choice, Group, hqq, kquant, tinygemm};
+use crate::algorithms::{self, Choice, Group, hqq, tinygemm};
 use crate::error::{Error, Kind, Result};
 use crate::numerics::blocks::{Bands, Between, Coded, quantize_between, quantize_by};
 use crate::quant::algorithm::{Algorithm, Method};
@@ -19,11 +19,8 @@ impl Solver<'_> {
     /// Codes and scales as an algorithm chooses them.
     pub(super) fn grouped(&self, banded: &Banded<'_>, algorithm: &Algorithm) -> Result<(Coded, Option<Improved>)> {
         let encoding = self.encoding();
-        let steps = algorithm.iterations.unwrap_or(hqq::ITERATIONS);
-        let choose = |values: &[f32]| {
-            let group = Group { values, spec: &self.spec, encoding: &encoding };
-            if algorithm.method == Method::Hqq { hqq::choose(&group, steps) } else { kquant::choose(&group) }
-        };
+        let algorithm = algorithms::choose(algorithm)?;
+        let choose = |values: &[f32]| algorithm(&Group { values, spec: &self.spec, encoding: &encoding });
         let coded = quantize_by(banded.values, &banded.bands, &encoding, |band, scales, zeros| {
             let mut values = Vec::new();
             let each = scales.iter_mut().zip(zeros).enumerate().map(|(at, (scale, zero))| {

@@ -17,7 +17,7 @@ use crate::numerics::{metrics::Metrics, pack, permuted, qparams_from_range};
 use crate::onnx::DataType;
 use crate::ops::Reduction;
 use crate::plan::Weight;
-use crate::quant::algorithm::Algorithm;
+use crate::quant::algorithm::{Algorithm, Scope};
 use crate::quant::{
     Arithmetic, Format, Given, Granularity, ObserverKind, QParam, QParams, QuantizedTensor, RangeSpec, Round,
     ScaleDtype, ScaleType, Scheme, ZeroPoints,
@@ -131,7 +131,7 @@ impl<'a> Solver<'a> {
                 None => Picked::WidenedPairs(order),
             };
         }
-        match algorithm.as_deref().filter(|a| !a.is_plain()) {
+        match algorithm.as_deref().filter(|a| a.scope() == Scope::Groups) {
             _ if scale_dtype.is_block() => Picked::Microscaled,
             _ if !dtype.is_byte() || self.source.count() == 0 => Picked::Whole,
             _ if *float_zero_point => Picked::Between,
