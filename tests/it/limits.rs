@@ -180,7 +180,7 @@ fn what_a_target_would_compute_wrongly_is_not_written() {
     }
     assert_eq!(safe, 4);
     std::fs::write(at.join("unsafe.json"), plan.to_string()).unwrap();
-    fail(at, "rewrite digits.onnx out.onnx --plan unsafe.json", 1, "ort-cpu would run the result wrongly");
+    fail(at, "rewrite digits.onnx out.onnx --plan unsafe.json", 2, "ort-cpu would run the result of this plan wrongly");
     assert!(!at.join("out.onnx").exists());
 
     // For another target that is right, and what it wrote is not ours to refuse.

@@ -348,7 +348,9 @@ impl Check<'_> {
 
     fn scales(&mut self, quantizer: Quantizer) {
         let shape = |at: usize| self.model.shape(self.input(at)?);
-        let whole = |dims: &Option<Vec<Option<usize>>>| dims.as_ref()?.iter().copied().product::<Option<usize>>();
+        let whole = |dims: &Option<Vec<Option<usize>>>| {
+            dims.as_ref()?.iter().try_fold(1, |all: usize, &dim| all.checked_mul(dim?))
+        };
         let (data, scale, zero) = (shape(0), shape(1), shape(2));
         let scales = whole(&scale);
         if let (Some(scales), Some(zeros)) = (scales, whole(&zero))
