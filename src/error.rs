@@ -63,6 +63,8 @@ pub struct At {
     pub node: Option<String>,
     /// The tensor.
     pub value: Option<String>,
+    /// The sample, by number and place.
+    pub sample: Option<String>,
 }
 
 /// A failure: what, where, why, and a way out. `{:?}` prints the same as `{}`, so that a `main` may return it.
@@ -164,6 +166,13 @@ impl Error {
         self
     }
 
+    /// Adds the sample, unless one is named already.
+    #[must_use]
+    pub fn at_sample(mut self, sample: &str) -> Self {
+        self.inner.at.sample.get_or_insert_with(|| sample.to_owned());
+        self
+    }
+
     /// Adds the graph, unless one is named already.
     #[must_use]
     pub fn in_graph(mut self, name: &str) -> Self {
@@ -191,12 +200,15 @@ impl fmt::Display for Error {
         let Inner { kind: _, message, at, hint, source: _ } = &*self.inner;
         f.write_str(message)?;
         let mut parts = Vec::new();
-        let At { file, line, pass, graph, node, value } = at;
+        let At { file, line, pass, graph, node, value, sample } = at;
         if let Some(node) = node {
             parts.push(format!("at node {node}"));
         }
         if let Some(value) = value {
             parts.push(format!("tensor \"{value}\""));
+        }
+        if let Some(sample) = sample {
+            parts.push(format!("in sample {sample}"));
         }
         if let Some(graph) = graph {
             parts.push(format!("in graph \"{graph}\""));

@@ -169,19 +169,36 @@ impl Progress for Console {
 }
 
 /// The samples that `--calib` names: a path, `random`, `none`, or the file beside the model.
-pub(crate) fn samples(calib: Option<&str>, model: &Model, path: &Path, console: &Console) -> Result<Option<SampleSet>> {
-    match calib {
+fn samples(
+    calib: Option<&str>,
+    model: &Model,
+    path: &Path,
+    options: &samples::Options,
+    console: &Console,
+) -> Result<Option<SampleSet>> {
+    let given = match calib {
         Some("random") => {
             console.say(
                 "warning: calibrating with random noise: ranges will be wrong for real data\n         \
                  use this only to try things out",
             );
-            SampleSet::random(model, 16, 0).map(Some)
+            return SampleSet::random(model, 16, 0).map(Some);
         }
-        Some("none") => Ok(None),
-        Some(given) => SampleSet::open(Path::new(given), model).map(Some),
-        None => samples::default_path(path).map(|beside| SampleSet::open(&beside, model)).transpose(),
+        Some("none") => None,
+        Some(given) => Some(PathBuf::from(given)),
+        None => samples::default_path(path),
+    };
+    let Some(given) = given else { return Ok(None) };
+    let set = SampleSet::open_with(&given, model, options)?;
+    let unread: Vec<_> = set.unread().iter().map(|p| p.file_name().unwrap_or_default().to_string_lossy()).collect();
+    if let [first, others @ ..] = unread.as_slice() {
+        let what = match others.len() {
+            0 => format!("{first} in {} is", given.display()),
+            more => format!("{first} and {} in {} are", count(more, "other file"), given.display()),
+        };
+        console.say(&format!("warning: {what} not read: samples here are of another kind"));
     }
+    Ok(Some(set))
 }
 
 /// Makes constants of the inputs that `--set-input` names, and opens the samples, which need not give those inputs.
@@ -262,21 +279,18 @@ impl SampleArgs {
         path: &Path,
         console: &Console,
     ) -> Result<Option<SampleSet>> {
-        let given = match calib {
-            Some("random" | "none") => None,
-            Some(given) => Some(PathBuf::from(given)),
-            None => samples::default_path(path),
+        let read = match calib {
+            Some("random" | "none") => false,
+            Some(_) => true,
+            None => samples::default_path(path).is_some(),
         };
-        if self.preprocess.is_none() && self.dim.is_empty() {
-            return samples(calib, model, path, console);
-        }
-        let Some(given) = given else {
+        if !read && (self.preprocess.is_some() || !self.dim.is_empty()) {
             return Err(Error::new(Kind::Usage, "--preprocess and --dim describe samples, but there are none")
                 .with_hint("name the samples with --calib PATH"));
-        };
+        }
         let dims = self.dim.iter().cloned().collect();
         let options = samples::Options { preprocess: self.preprocess.clone(), dims };
-        SampleSet::open_with(&given, model, &options).map(Some)
+        samples(calib, model, path, &options, console)
     }
 }
 

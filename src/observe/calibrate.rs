@@ -180,6 +180,7 @@ impl Observation<'_> {
         let saved = Mutex::new(Instant::now());
         progress.start("calibrate", order.len() as u64);
         let ran = run(
+            samples,
             &order,
             threads,
             progress,

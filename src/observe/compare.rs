@@ -33,6 +33,7 @@ pub fn compare(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<(St
     progress.start("compare", order.len() as u64);
     let found: Mutex<BTreeMap<usize, Vec<(String, Metrics)>>> = Mutex::new(BTreeMap::new());
     run(
+        samples,
         &order,
         threads,
         progress,

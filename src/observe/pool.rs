@@ -48,8 +48,10 @@ pub(crate) fn by_shape(samples: &SampleSet, indices: &[usize]) -> Vec<usize> {
     order
 }
 
-/// Feeds `order` to `threads` workers, each with a state of its own; the first error in order of samples wins.
+/// Feeds `order` to `threads` workers, each with a state of its own; the first error in order of samples wins, and says which
+/// sample it is of.
 pub(crate) fn run<S: Send>(
+    samples: &SampleSet,
     order: &[usize],
     threads: usize,
     progress: &dyn Progress,
@@ -67,7 +69,7 @@ pub(crate) fn run<S: Send>(
             let result = if progress.interrupted() {
                 Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"))
             } else {
-                work(&state, index)
+                work(&state, index).map_err(|e| e.at_sample(&samples.place(index)))
             };
             if let Err(error) = result {
                 next.store(order.len(), Ordering::Relaxed);

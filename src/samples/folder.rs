@@ -1,6 +1,7 @@
 //! Finds the samples at a path: a file, or a folder of files of one kind.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -198,6 +199,17 @@ fn hint(path: &Path) -> String {
         ),
         None => FORMS.to_owned(),
     }
+}
+
+/// Files in a folder that are not among those that are read, and are not what tests expect of a model.
+pub(super) fn others(path: &Path, read: &BTreeSet<&PathBuf>) -> Result<Vec<PathBuf>> {
+    let mut entries = if path.is_dir() { list(path)? } else { Vec::new() };
+    let expected = |name: &str| name.starts_with("output_") && name.ends_with(".pb") || name == preprocess::FILE;
+    entries.retain(|entry| {
+        let name = entry.file_name().unwrap_or_default().to_string_lossy();
+        !entry.is_dir() && !read.contains(entry) && !expected(&name)
+    });
+    Ok(entries)
 }
 
 /// The images in a folder, or below it, in the order of their paths.

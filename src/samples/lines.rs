@@ -56,6 +56,11 @@ fn rule(input: &Input) -> Option<Rule> {
 }
 
 impl Lines {
+    /// The line that a sample is in, counted from 1.
+    pub(super) fn number(&self, row: usize) -> usize {
+        self.rows.get(row).map_or(0, |line| line.number)
+    }
+
     /// Reads the file once, and checks every line against the model.
     pub(super) fn open(path: &Path, inputs: &[Input]) -> Result<Self> {
         let io = |e| Error::io(Kind::Samples, "read", path, e);

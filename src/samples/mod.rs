@@ -92,6 +92,7 @@ enum Source {
         /// Each holds at least one sample.
         parts: Vec<Part>,
         spill: Spill,
+        unread: Vec<PathBuf>,
     },
     Random {
         inputs: Vec<(Input, DataType, Vec<usize>)>,
@@ -150,7 +151,10 @@ impl SampleSet {
             first += part.count;
         }
         let label = format!("of {}", path.file_name().unwrap_or(path.as_os_str()).to_string_lossy());
-        Ok(Self { source: Source::Files { parts, spill: Spill::default() }, label, dropped: BTreeSet::new() })
+        let read: BTreeSet<&PathBuf> = parts.iter().flat_map(Part::files).collect();
+        let unread = folder::others(path, &read)?;
+        let source = Source::Files { parts, spill: Spill::default(), unread };
+        Ok(Self { source, label, dropped: BTreeSet::new() })
     }
 
     /// Samples in memory: an array for each input, by name. An array with one axis more than its input holds a sample in
@@ -178,7 +182,7 @@ impl SampleSet {
             found.push((inputs::find(&inputs, name)?, Stored::Memory(Box::new(tensor))));
         }
         let parts = vec![array_part(None, found, &inputs)?];
-        let source = Source::Files { parts, spill: Spill::default() };
+        let source = Source::Files { parts, spill: Spill::default(), unread: Vec::new() };
         Ok(Self { source, label: "from memory".to_owned(), dropped: BTreeSet::new() })
     }
 
@@ -252,11 +256,32 @@ impl SampleSet {
                     Some((input.name.clone(), random::tensor(*dtype, shape, *seed, index, i)?))
                 })
                 .collect()),
-            Source::Files { parts, spill } if index < self.len() => {
+            Source::Files { parts, spill, .. } if index < self.len() => {
                 let part = part_of(parts, index);
                 part.read(index - part.first, spill)
             }
             _ => Err(Error::new(Kind::Internal, format!("sample {index} of {} was asked for", self.len()))),
+        }
+    }
+
+    /// Number and place of a sample: `3 (line 4 of tokens.jsonl)`.
+    #[must_use]
+    pub fn place(&self, index: usize) -> String {
+        match &self.source {
+            Source::Files { parts, .. } if index < self.len() => {
+                let part = part_of(parts, index);
+                format!("{index} ({})", part.place(index - part.first))
+            }
+            _ => index.to_string(),
+        }
+    }
+
+    /// Files of the folder that was named which are not samples, sorted.
+    #[must_use]
+    pub fn unread(&self) -> &[PathBuf] {
+        match &self.source {
+            Source::Files { unread, .. } => unread,
+            Source::Random { .. } => &[],
         }
     }
 

@@ -126,6 +126,22 @@ impl Part {
         found
     }
 
+    /// Where one of its samples is.
+    pub(super) fn place(&self, row: usize) -> String {
+        let line = match &self.content {
+            Rows::Lines(lines) => Some(lines.number(row)),
+            Rows::Feeds(_) => None,
+        };
+        let files = self.files();
+        let file = files.first().map(|path| path.display().to_string());
+        match (line, file) {
+            (Some(line), Some(file)) => format!("line {line} of {file}"),
+            (None, Some(file)) if self.count > 1 => format!("row {row} of {file}"),
+            (None, Some(file)) => file,
+            (_, None) => format!("row {row}"),
+        }
+    }
+
     /// Verifies the checksums of archives.
     pub(super) fn verify(&self) -> Result<()> {
         let Rows::Feeds(feeds) = &self.content else { return Ok(()) };

@@ -60,6 +60,8 @@ fn folder() -> tempfile::TempDir {
     std::fs::create_dir(folder.path().join("set")).unwrap();
     put("set/mlp.npy", &npy(&[20, 1, 16], &noise(320)));
     put("profile.toml", &std::fs::read(root("src/targets/generic.toml")).unwrap());
+    put("ids.jsonl", b"{\"ids\": [1, -8]}\n\n{\"ids\": [7, 8]}\n");
+    put("set/notes.txt", b"");
     put("one.npy", &npy(&[1, 16], &noise(16)));
     put("bare.npy", &npy(&[20, 1, 4], &noise(80)));
     put("attention.npy", &npy(&[10, 1, 4, 16], &noise(640)));

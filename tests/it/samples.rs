@@ -268,6 +268,29 @@ fn the_hash_is_of_content_and_order() {
     assert_eq!(all.len(), 8);
 }
 
+/// Decoders fill what is missing with gray, which is no picture.
+#[test]
+fn a_cut_jpeg_is_an_error() {
+    let Cases { models, .. } = cases();
+    let options = Options { preprocess: Some(Path::new(DATA).join("empty.toml")), ..Options::default() };
+    let folder = crate::support::folder();
+    let at = folder.path().join("image.jpg");
+    for name in ["420.jpg", "444.jpg", "progressive.jpg"] {
+        let whole = std::fs::read(Path::new(DATA).join("good/jpeg").join(name)).unwrap();
+        let read = |bytes: &[u8]| {
+            std::fs::write(&at, bytes).unwrap();
+            SampleSet::open_with(&at, &models["pixels"], &options).and_then(|set| set.get(0))
+        };
+        let want = read(&whole).unwrap();
+        // Cameras write more behind the picture.
+        assert_eq!(read(&[&whole, &b"more"[..]].concat()).unwrap(), want, "{name}");
+        for length in (2..whole.len()).step_by(101).chain([whole.len() - 2, whole.len() - 1]) {
+            let error = read(&whole[..length]).err().unwrap_or_else(|| panic!("{name} cut to {length}"));
+            assert_eq!(error.kind(), Kind::Samples, "{name} cut to {length}: {error}");
+        }
+    }
+}
+
 /// Decoders of JPEG differ in how they transform and how they stretch colors. Pillow's libjpeg-turbo made the pixels.
 #[test]
 fn another_decoder_of_jpeg_is_close() {

@@ -104,6 +104,7 @@ pub fn sites(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Site>
     let planned = Arc::new(planned);
     progress.start("compare", order.len() as u64);
     run(
+        samples,
         &order,
         threads,
         progress,

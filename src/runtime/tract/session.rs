@@ -12,6 +12,7 @@ use super::constant::Constant;
 use super::engine::{self, Blueprint, Feed, Listener, Origins, Plan, Rung};
 use super::program::{Program, Step, visit_reads};
 use crate::error::{Error, Kind, Result};
+use crate::ir::view::axis_in;
 use crate::ir::{Model, Tensor};
 use crate::machine;
 use crate::onnx::DataType;
@@ -32,6 +33,8 @@ pub struct Session {
     program: Program,
     /// Inputs whose value belongs to the plan.
     switches: BTreeSet<String>,
+    /// Inputs that are row numbers of a table, with the table and its length.
+    rows: BTreeMap<String, (String, usize)>,
     plans: Mutex<VecDeque<(Key, Arc<Slot>)>>,
     rung: AtomicU8,
     checked: Mutex<bool>,
@@ -90,6 +93,7 @@ impl Session {
             observed: observed.to_vec(),
             options,
             switches: switches(&program),
+            rows: rows(&program),
             program,
             plans: Mutex::default(),
             rung: AtomicU8::new(Rung::Optimized as u8),
@@ -164,6 +168,9 @@ impl Session {
         let mut bound =
             Bound { key: Vec::new(), given: BTreeSet::new(), values: BTreeMap::new(), arrays: BTreeMap::new() };
         for (input, tensor) in inputs::bind(&self.program.inputs, sample)? {
+            if let Some((table, count)) = self.rows.get(&input.name) {
+                check_rows(tensor, table, *count).map_err(|e| e.at_value(&input.name))?;
+            }
             bound.given.insert(input.name.clone());
             let value = self.switches.contains(&input.name) && tensor.len() <= MAX_BOUND;
             let bytes = value.then(|| tensor.raw());
@@ -312,6 +319,37 @@ fn switches(program: &Program) -> BTreeSet<String> {
     let flat = |input: &Input| input.dims.as_ref().is_none_or(|d| d.len() <= 1);
     let wanted = program.inputs.iter().filter(|i| integer(i.dtype) && flat(i) && needed.contains(&i.name));
     wanted.map(|i| i.name.clone()).collect()
+}
+
+/// Inputs that a Gather takes for row numbers of a constant, perhaps behind a Cast.
+fn rows(program: &Program) -> BTreeMap<String, (String, usize)> {
+    let inputs: BTreeSet<&str> = program.inputs.iter().map(|input| input.name.as_str()).collect();
+    let casts = program.steps.iter().filter(|step| step.is("Cast"));
+    let casts: BTreeMap<&str, &str> = casts.filter_map(|step| Some((step.output(0)?, step.input(0)?))).collect();
+    let source = |name| Some(*casts.get(name).unwrap_or(&name)).filter(|name| inputs.contains(name)).map(str::to_owned);
+    let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    for step in program.steps.iter().filter(|step| step.is("Gather")) {
+        let (Some(table), Some(index)) = (step.input(0), step.input(1).and_then(source)) else { continue };
+        let dims = program.constants.get(table).map(Constant::dims).unwrap_or_default();
+        let Some(&count) = axis_in(step.int("axis").unwrap_or(0), dims.len()).and_then(|axis| dims.get(axis)) else {
+            continue;
+        };
+        let shortest = found.entry(index).or_insert_with(|| (table.to_owned(), count));
+        if count < shortest.1 {
+            *shortest = (table.to_owned(), count);
+        }
+    }
+    found
+}
+
+/// Whether all of these are row numbers of a table: from minus its length to its length, without that.
+fn check_rows(numbers: &Tensor, table: &str, count: usize) -> Result<()> {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let outside = numbers.to_i64().and_then(|all| all.into_iter().find(|&row| row < -count || row >= count));
+    outside.map_or(Ok(()), |row| {
+        Err(Error::new(Kind::Samples, format!("the index {row} is out of range: \"{table}\" has {count} rows"))
+            .with_hint("were these token ids made with the tokenizer of this model?"))
+    })
 }
 
 /// Inputs of a step that tract must know the value of.
