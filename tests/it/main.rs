@@ -19,6 +19,7 @@ mod config;
 mod configured;
 mod crossed;
 mod documents;
+mod edits;
 mod file;
 mod formats;
 mod forms;
