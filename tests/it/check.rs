@@ -81,6 +81,86 @@ fn pairs_of_weights_fit_sixteen_bits_where_that_matters() {
     check("ort-cpu", &product("1", "{-100, 1, 100, 1}", UNSIGNED, op), &[]);
 }
 
+/// `made` gives the codes `q` of `x`, which an integer product reads beside `w`.
+fn integer(made: &str, weight: &str) -> String {
+    format!(
+        "{HEAD}
+g (float[2,2] x, int8[2,2] q0) => (int32[2,2] y) <float s = {{0.5}}, uint8 u = {{3}}, int8 i = {{0}}, {weight}> {{
+  {made}
+  y = MatMulInteger (q, w)
+}}"
+    )
+}
+
+#[test]
+fn pairs_of_integer_operators_fit_too() {
+    let pairs = "can saturate 16-bit pair sums";
+    let (down, across) = ("int8[2,2] w = {100, 1, 100, 1}", "int8[2,2] w = {100, 100, 1, 1}");
+    let at_run_time = "q, qs, qz = DynamicQuantizeLinear (x)";
+    let case = |made: &str, weight: &str, expected: &[&str]| check("ort-cpu", &integer(made, weight), expected);
+    case(at_run_time, down, &[pairs]);
+    case(at_run_time, across, &[]);
+    case(at_run_time, "uint8[2,2] w = {100, 1, 100, 1}", &[]);
+    case("q = QuantizeLinear (x, s, u)", down, &[pairs]);
+    case("q = QuantizeLinear (x, s, i)", down, &[]);
+    case("q = Identity (q0)", down, &[]);
+    check("ort-cpu-vnni", &integer(at_run_time, down), &[]);
+
+    // One that quantizes its input itself; codes run along inputs and along the state.
+    let lstm = |of_inputs: &str, of_state: &str| {
+        format!(
+            "<ir_version: 8, opset_import: [\"\" : 17, \"com.microsoft\" : 1]>
+g (float[1,1,2] x) => (float[1,1,1,2] y) <int8[1,2,8] w = {{{of_inputs}}}, int8[1,2,8] r = {{{of_state}}}, float s = {{0.5}}, int8 z = {{0}}> {{
+  y = com.microsoft.DynamicQuantizeLSTM <hidden_size = 2> (x, w, r, , , , , , s, z, s, z)
+}}"
+        )
+    };
+    let safe = "100, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1";
+    let unsafe_pair = "100, 1, 1, 1, 1, 1, 1, 1, 100, 1, 1, 1, 1, 1, 1, 1";
+    check("ort-cpu", &lstm(safe, safe), &[]);
+    check("ort-cpu", &lstm(unsafe_pair, safe), &[pairs]);
+    check("ort-cpu", &lstm(safe, unsafe_pair), &[pairs]);
+    check("ort-cpu", &lstm(unsafe_pair, unsafe_pair), &[pairs, pairs]);
+}
+
+/// A fusion reads 2-bit columns of `[K, N]` four at a time.
+#[test]
+fn two_bit_weights_have_whole_columns() {
+    let columns = "columns, and only multiples of 4 are computed correctly";
+    let text = |dims: [usize; 2], dtype: &str, block: usize, op: &str| {
+        let [rows, width] = dims;
+        let codes = vec!["1"; rows * width].join(", ");
+        let (attributes, scale) = if block == 0 {
+            (String::new(), "float s = {1}".to_owned())
+        } else {
+            let scales = rows.div_ceil(block) * width;
+            let list = vec!["1"; scales].join(", ");
+            (format!("<axis = 0, block_size = {block}>"), format!("float[{}, {width}] s = {{{list}}}", scales / width))
+        };
+        format!(
+            "<ir_version: 13, opset_import: [\"\" : 25]>
+g (float[n,m] x) => (float y) <{dtype}[{rows}, {width}] w = {{{codes}}}, {scale}> {{
+  v = DequantizeLinear {attributes} (w, s)
+  {op}
+}}"
+        )
+    };
+    let case = |dims, dtype: &str, block, op: &str, expected: &[&str]| {
+        check("ort-cpu", &text(dims, dtype, block, op), expected);
+    };
+    case([2, 4], "int2", 0, "y = MatMul (x, v)", &[]);
+    case([2, 6], "int2", 0, "y = MatMul (x, v)", &[columns]);
+    case([2, 6], "uint2", 0, "y = Gemm (x, v)", &[columns]);
+    case([2, 6], "int4", 0, "y = MatMul (x, v)", &[]);
+    case([2, 6], "int2", 0, "y = MatMul (v, x)", &[]);
+    case([2, 6], "int2", 0, "y = Gemm <transB = 1> (x, v)", &[]);
+    // Groups of sizes that the fusion has.
+    case([32, 3], "int2", 16, "y = MatMul (x, v)", &[columns]);
+    case([32, 3], "int2", 8, "y = MatMul (x, v)", &[]);
+    let everywhere = text([2, 6], "int2", 0, "y = MatMul (x, v)");
+    check("generic", &everywhere, &[]);
+}
+
 fn conv(codes: &str, group: usize) -> String {
     format!(
         "{HEAD}
@@ -128,6 +208,10 @@ fn codes_are_moved_at_one_scale() {
     case("Resize <mode = \"linear\"> (d, , k)", "s2, z", &[]);
     case("AveragePool <kernel_shape = [2, 2]> (d)", "s2, z", &[]);
     check("ort-cpu", &moved("MaxPool <kernel_shape = [2, 2]> (d)", "p, i", "s2, z"), &[]);
+    // Each output on its own; what others read as well stays float.
+    check("ort-cpu", &moved("Split <axis = 3, num_outputs = 2> (d)", "o, p", "s2, z"), &[scales]);
+    check("ort-cpu", &moved("Transpose (d)\n  t = Abs (p)", "p", "s2, z"), &[]);
+    check("ort-cpu", &moved("Transpose (x)", "p", "s2, z"), &[]);
 }
 
 #[test]
@@ -137,6 +221,17 @@ fn scales_are_positive_normal_numbers() {
             "{HEAD}\ng (float[2] x) => (uint8[2] q) <float s = {{{scale}}}, uint8 z = {{0}}> {{\n  q = QuantizeLinear (x, s, z)\n}}"
         );
         check("ort-cpu", &text, if bad { &["has the scale"] } else { &[] });
+    }
+    // Codes that are stored may be multiplied by a number of either sign, or all by zero.
+    let stored = |scale: &str, codes: &str| {
+        format!(
+            "{HEAD}\ng (float[2] x, int8[2] c) => (float[2] y) <int8[2] w = {{1, 2}}, float s = {{{scale}}}> {{\n  v = DequantizeLinear ({codes}, s)\n  y = Mul (x, v)\n}}"
+        )
+    };
+    for (scale, codes, bad) in
+        [("-0.5", "w", false), ("0", "w", false), ("1e-38", "w", true), ("-0.5", "c", true), ("0", "c", true)]
+    {
+        check("ort-cpu", &stored(scale, codes), if bad { &["has the scale"] } else { &[] });
     }
 }
 
@@ -154,6 +249,23 @@ fn versions_fit_the_target_and_the_types() {
     check("tensorrt", &text(10, 22, "int8"), &["opset 22 is newer"]);
     check("tensorrt", &text(11, 21, "int8"), &["IR version 11 is newer"]);
     check("ort-cpu", &text(99, 99, "int8"), &["opset 99", "IR version 99"]);
+    check("ort-cpu", &text(13, 25, "int8"), &[]);
+    // 16 bits are old, only quantizers of them are not.
+    let wide = "needs opset 21 and IR version 10";
+    check("ort-cpu", &text(10, 21, "int16"), &[]);
+    check("ort-cpu", &text(10, 20, "int16"), &[wide]);
+    check("ort-cpu", &text(9, 21, "uint16"), &[wide]);
+    let old = |body: &str| {
+        format!(
+            "{HEAD}\ng (float[2,2] x) => (y) <int16[2,2] w = {{1, 2, 3, 4}}, int8[2,2] c = {{1, 2, 3, 4}}, float s = {{1}}, uint16 z = {{0}}, float[1,2] gs = {{1, 1}}> {{\n  {body}\n}}"
+        )
+    };
+    check("ort-cpu", &old("y = Cast <to = 1> (w)"), &[]);
+    check("ort-cpu", &old("y = QuantizeLinear (x, s, z)"), &[wide]);
+    check("ort-cpu", &old("y = DequantizeLinear <axis = 0, block_size = 2> (c, gs)"), &[wide]);
+    // A type is named once.
+    let twice = text(10, 20, "int4").replace(", float s", ", int4[2] w2 = {1, 2}, float s");
+    check("ort-cpu", &twice, &["opset 21"]);
 }
 
 #[test]
