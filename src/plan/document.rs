@@ -240,7 +240,8 @@ impl Check<'_> {
             return Err(wrong("the node has no such input").at_value(&token.at.node));
         }
         if !(token.eps.is_normal() && token.eps > 0.0) {
-            return Err(wrong(format!("the least scale is {}, which is not a positive number", token.eps)));
+            let message = format!("the least scale is {}, which is not a positive number", token.eps);
+            return Err(wrong(message).at_value(&token.at.node));
         }
         Ok(())
     }

@@ -26,17 +26,20 @@ fn edit(document: &mut Value, pointer: &str, value: &Value) {
 #[test]
 fn edited_plans_are_checked() {
     let block = json!({"per-group": {"axis": 1, "size": 32}});
+    let token = |node: &str, input, eps| json!({"site": "", "at": {"node": node, "input": input}, "eps": eps});
     let cases = [
         ("/schema", json!(99)),
         ("/extra", json!(1)),
         ("/opset", json!(3)),
+        ("/opset", json!(26)),
+        ("/simulate", json!(true)),
         (
             "/activations/nowhere",
-            json!({"quantizer": {"dtype": "uint8", "symmetric": false}, "mode": "static", "scale_of": "nowhere", "readers": "all", "why": ""}),
+            json!({"quantizer": {"dtype": "uint8", "symmetric": false}, "mode": "static", "scale_of": "nowhere", "readers": "all", "why": {"code": "not-asked"}}),
         ),
         (
             "/activations/stem.weight",
-            json!({"quantizer": {"dtype": "uint8", "symmetric": false}, "mode": "static", "scale_of": "stem.weight", "readers": "all", "why": ""}),
+            json!({"quantizer": {"dtype": "uint8", "symmetric": false}, "mode": "static", "scale_of": "stem.weight", "readers": "all", "why": {"code": "not-asked"}}),
         ),
         ("/activations/pool_out/scale_of", json!("nowhere")),
         ("/activations/pool_out/scale_of", json!("flatten_out")),
@@ -44,6 +47,9 @@ fn edited_plans_are_checked() {
         ("/activations/pool_out/mode", json!("dynamic")),
         ("/activations/pool_out/converts", json!("nowhere")),
         ("/activations/pool_out/converts", json!("image")),
+        ("/activations/pool_out/quantizer/symmetric", json!(true)),
+        ("/activations/image/scale_of", json!("pool_out")),
+        ("/activations/image/quantizer/granularity", json!({"per-group": {"axis": 1, "size": 32}})),
         ("/activations/image/quantizer/dtype", json!("float8e4m3fn")),
         ("/activations/image/quantizer/granularity", json!({"per-channel": {"axis": 0}})),
         ("/activations/image/quantizer/eps", json!(-1.0)),
@@ -64,11 +70,16 @@ fn edited_plans_are_checked() {
         ("/biases/0/tensor", json!("wide.bias")),
         ("/sums", json!(["pool_out"])),
         ("/sums", json!(["image"])),
+        ("/tokens", json!([token("nowhere", 0, 1.0)])),
+        ("/tokens", json!([token("logits", 3, 1.0)])),
+        ("/tokens", json!([token("logits", 0, 0.0)])),
+        ("/tokens", json!([token("logits", 0, -1.0)])),
+        ("/tokens", json!([token("logits", 0, 1e-40)])),
         ("/weights/4/quantizer/granularity", block),
         // What the target would compute wrongly: codes at another scale than they were made for, pairs that overflow 16 bits.
         (
             "/activations/pool_out",
-            json!({"quantizer": {"dtype": "uint8", "symmetric": false}, "mode": "static", "scale_of": "pool_out", "readers": "all", "range": [0, 100], "why": ""}),
+            json!({"quantizer": {"dtype": "uint8", "symmetric": false}, "mode": "static", "scale_of": "pool_out", "readers": "all", "range": [0, 100], "why": {"code": "not-asked"}}),
         ),
         ("/weights/4/pair_safe", Value::Null),
     ];
@@ -90,6 +101,8 @@ fn edited_plans_are_checked() {
         let said = String::from_utf8(answer.stderr).unwrap();
         let code = answer.status.code().unwrap();
         assert!(code != 0 && !at.join("out.onnx").exists(), "{pointer} = {value} was carried out");
+        let read = !said.contains("in file edited.json");
+        assert!(read || ["/schema", "/extra"].contains(&pointer), "{pointer} = {value} is no plan: {said}");
         writeln!(out, "{pointer} = {value}\n  -> {}\n  [exit {code}]\n", said.trim_end().replace('\n', "\n     "))
             .unwrap();
     }
