@@ -112,3 +112,29 @@ impl Values for Source {
         bytemuck::try_cast_slice(self.raw.get(start * 4..(start + len) * 4)?).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However a transpose is cut into pieces, they are its elements.
+    #[test]
+    fn any_piece_of_a_transpose_is_read() {
+        for (rows, columns) in [(3, 5), (40, 3), (3, 70), (33, 34)] {
+            let values: Vec<f32> = (0..rows * columns).map(|v| v as f32).collect();
+            let source = Source::new(&Tensor::from_f32(&[rows, columns], &values)).map(|s| s.transposed(rows, columns));
+            let source = source.expect("floats are read");
+            let wanted: Vec<f32> =
+                (0..columns).flat_map(|c| (0..rows).map(move |r| (r * columns + c) as f32)).collect();
+            assert_eq!(source.all(), wanted);
+            for start in 0..wanted.len() {
+                for len in [1, 2, rows - 1, rows, rows + 1, 3 * rows + 2] {
+                    let len = len.min(wanted.len() - start);
+                    let mut piece = vec![-1.0; len];
+                    source.read(start, &mut piece);
+                    assert_eq!(piece, wanted[start..start + len], "{len} of {rows} x {columns} from {start}");
+                }
+            }
+        }
+    }
+}

@@ -8,12 +8,10 @@
     reason = "a test that cannot go on has failed, bits are compared, and JSON is written in place"
 )]
 
-use std::collections::BTreeMap;
-
 use amax::config::Guard;
 use amax::error::{Kind, Result};
-use amax::ir::Model;
 use amax::ir::text::parse;
+use amax::ir::{Model, Tensor};
 use amax::numerics::{Format, Granularity, QParam, QParams, dequantize, pack};
 use amax::onnx::DataType;
 use amax::passes::recipes::QUANTIZE;
@@ -96,7 +94,8 @@ fn stored(dims: &[usize], values: &[f32], weight: &Value) -> Result<Stored> {
     let made = applied(&model, &plan, &solution)?;
     assert!(made.ir_version() >= ir);
     // The planner would not have asked for 2 bits in so few columns.
-    let target = Target { two_bit_columns: 1, ..Target::load("ort-cpu").unwrap() };
+    let mut target = Target::load("ort-cpu").unwrap();
+    target.two_bit_columns = 1;
     assert_eq!(check::violations(&made, &target), Vec::<String>::new());
 
     let reader = made.producer(made.value_named("y").unwrap()).unwrap();
@@ -390,11 +389,18 @@ fn listed(nodes: &[&str]) -> Value {
     json!({"listed": nodes.iter().map(|node| json!({"node": node, "input": 0})).collect::<Vec<_>>()})
 }
 
+/// Statistics of `a` alone.
+fn of_a(site: SiteStatistics) -> Statistics {
+    let mut statistics = Statistics::default();
+    statistics.sites.insert("a".to_owned(), site);
+    statistics
+}
+
 /// What was seen of `a`: -1 to 3.
 fn seen() -> Statistics {
     let mut site = SiteStatistics::new();
     site.observe(0, &[-1.0, 3.0, 0.5]);
-    Statistics { sites: BTreeMap::from([("a".to_owned(), site)]), ..Statistics::default() }
+    of_a(site)
 }
 
 #[test]
@@ -653,6 +659,17 @@ fn pairs_stay_safe_whatever_else_is_asked() {
             for pair in 0..8 {
                 let [a, b] = [0, 1].map(|k| stored.codes[(2 * pair + k) * 4 + column]);
                 assert!((a + b).abs() <= 128, "{a} {b} {fields}");
+                if fields == json!({"symmetric": false}) {
+                    // No safe pair is nearer to the values.
+                    let QParams { scales, zero_points } = &stored.solution.weights[0].tensor().qparams();
+                    let exact = [0, 1].map(|k| {
+                        f64::from(values[(2 * pair + k) * 4 + column] / scales[column]) + f64::from(zero_points[column])
+                    });
+                    let far = |a: i32, b: i32| (f64::from(a) - exact[0]).powi(2) + (f64::from(b) - exact[1]).powi(2);
+                    let safe = |a: i32| (-128..128).filter(move |b| (a + b).abs() <= 128).map(move |b| (a, b));
+                    let least = (-128..128).flat_map(safe).map(|(a, b)| far(a, b)).fold(f64::INFINITY, f64::min);
+                    assert!(far(a, b) <= least + 1e-9, "{a} {b} for {exact:?}");
+                }
             }
         }
         assert!(stored.solution.weights[0].sqnr_db() > least, "{} {fields}", stored.solution.weights[0].sqnr_db());
@@ -670,6 +687,141 @@ fn pairs_stay_safe_whatever_else_is_asked() {
     check(35.0, json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
     // The scale of the largest value leaves the pairs no room, and is not to be changed.
     check(10.0, json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
+}
+
+/// The kernel of an LSTM adds up along the last axis, one scale a row.
+#[test]
+fn pairs_of_recurrent_weights_stay_safe() {
+    let values: Vec<f32> = (0..64).map(|at| ((at * 37 % 29) as f32 - 9.0) / 4.0).collect();
+    let quantizer = json!({
+        "dtype": "int8", "symmetric": true, "narrow_range": true, "granularity": {"per-channel": {"axis": 1}},
+    });
+    let stored = stored(&[1, 16, 4], &values, &json!({"quantizer": quantizer, "pair_safe": {"along": 2}})).unwrap();
+    assert!(stored.codes.chunks(2).all(|pair| (pair[0] + pair[1]).abs() <= 128), "{:?}", stored.codes);
+    assert!(stored.codes.iter().any(|code| code.abs() > 100), "each row has a scale of its own");
+    assert!(stored.solution.weights[0].sqnr_db() > 35.0, "{}", stored.solution.weights[0].sqnr_db());
+}
+
+/// An observer that leaves out the largest values makes smaller steps, in bytes and in formats of fewer bits.
+#[test]
+fn weights_follow_their_observer() {
+    let values: Vec<f32> = (0..256).map(|at| if at == 77 { 50.0 } else { (at as f32 * 0.7).sin() }).collect();
+    for dtype in ["int8", "int4", "int16"] {
+        let scale = |fields: Value| {
+            let mut quantizer = json!({"dtype": dtype, "symmetric": true, "narrow_range": true});
+            quantizer.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let stored = stored(&[16, 16], &values, &json!({"quantizer": quantizer})).unwrap_or_else(|e| panic!("{e}"));
+            stored.solution.weights[0].tensor().qparams().scales[0]
+        };
+        let all = scale(json!({}));
+        assert!(scale(json!({"observer": "percentile", "percentile": 98.0})) < all / 10.0, "{dtype}");
+        assert!((scale(json!({"postprocess": {"scale": 0.5}})) - all / 2.0).abs() < all * 1e-6, "{dtype}");
+        assert_eq!(scale(json!({"observer": "percentile", "percentile": 100.0})), all, "{dtype}");
+    }
+}
+
+/// What an algorithm reports is about the groups that there are, and about rounding as it would have been.
+#[test]
+fn what_an_algorithm_did_is_reported() {
+    let values: Vec<f32> = (0..192).map(|at| (at as f32 * 1.7).sin() * (1 + at % 5) as f32).collect();
+    let solved = |algorithm: Value| {
+        let mut quantizer =
+            json!({"dtype": "uint4", "symmetric": false, "granularity": {"per-group": {"axis": 0, "size": 32}}});
+        quantizer.as_object_mut().unwrap().extend(algorithm.as_object().unwrap().clone());
+        let mut solution = stored(&[64, 3], &values, &json!({"quantizer": quantizer})).unwrap().solution;
+        solution.weights.remove(0)
+    };
+    let plain = solved(json!({}));
+    assert_eq!(plain.fit(), None);
+    for method in ["hqq", "kquant"] {
+        let fit = solved(json!({"algorithm": {"method": method}})).fit().unwrap();
+        assert_eq!(fit.groups, 6, "{method}");
+        assert!(fit.fell_back < 6, "{method}");
+        assert!((fit.rounding_db - plain.sqnr_db()).abs() < 1e-3, "{method}: {} {}", fit.rounding_db, plain.sqnr_db());
+    }
+}
+
+/// Channels in the middle have their elements here and there.
+#[test]
+fn scales_may_lie_on_any_axis() {
+    let (outer, channels, inner) = (3, 4, 5);
+    let value = |o: usize, c: usize, i: usize| (((o * 7 + c * 11 + i * 13) % 17) as f32 - 8.0) * (c + 1) as f32 / 8.0;
+    let mut values = Vec::new();
+    for o in 0..outer {
+        for c in 0..channels {
+            values.extend((0..inner).map(|i| value(o, c, i)));
+        }
+    }
+    let quantizer = json!({
+        "dtype": "int8", "symmetric": true, "narrow_range": true, "granularity": {"per-channel": {"axis": 1}},
+    });
+    let stored = stored(&[outer, channels, inner], &values, &json!({"quantizer": quantizer})).unwrap();
+    for c in 0..channels {
+        let all = || (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i)));
+        let largest = all().map(|(o, i)| value(o, c, i).abs()).fold(0.0, f32::max);
+        let scale = stored.solution.weights[0].tensor().qparams().scales[c];
+        assert_eq!(scale, (f64::from(largest) / 127.0) as f32);
+        for (o, i) in all() {
+            let code = stored.codes[(o * channels + c) * inner + i];
+            assert_eq!(code, (value(o, c, i) / scale).round_ties_even() as i32, "{o} {c} {i}");
+        }
+    }
+}
+
+/// A weight of any float type is what its values are.
+#[test]
+fn weights_of_other_floats_have_the_same_codes() {
+    let values = [0.5f32, -2.0, 1.75, 3.0, -0.125, 0.0];
+    let weights = json!([{
+        "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"},
+        "quantizer": {"dtype": "int8", "symmetric": true, "narrow_range": true},
+    }]);
+    let plan = planned(17, &json!({}), &weights, &json!([]));
+    let check = |dtype: DataType, bytes: Vec<u8>| {
+        let mut model = parse(
+            "<ir_version: 8, opset_import: [\"\" : 17]> g (x) => (y) <float[2,3] w = {0, 0, 0, 0, 0, 0}> { y = Add (x, w) }",
+        )
+        .unwrap();
+        let weight = model.value_named("w").unwrap();
+        model.set_constant(weight, Tensor::new(dtype, &[2, 3], bytes));
+        let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap_or_else(|e| panic!("{dtype}: {e}"));
+        let codes = solution.weights[0].codes();
+        // 3 is 127 steps.
+        assert_eq!(pack::unpack(&codes.raw(), &Format::Int8, codes.len()), [21, -85, 74, 127, -5, 0], "{dtype}");
+    };
+    check(DataType::Float, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    check(DataType::Double, values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect());
+    check(DataType::Float16, values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect());
+    check(DataType::Bfloat16, values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect());
+}
+
+/// Readers that ask for safe pairs and readers that do not share codes that are the same for both.
+#[test]
+fn readers_share_what_comes_to_the_same() {
+    let check = |values: &str, expected: usize| {
+        let model = parse(&format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[2,2] x) => (float[2,2] y, float[2,2] z) <float[2,2] w = {{{values}}}> {{\n  y = MatMul (x, w)\n  z = MatMul (x, w)\n}}"
+        ))
+        .unwrap();
+        let weight = |node: &str| {
+            json!({
+                "site": format!("{node}.weight"), "at": {"node": node, "input": 1}, "tensor": "w",
+                "why": {"code": "not-asked"}, "quantizer": {
+                    "dtype": "int8", "symmetric": true, "given": {"scales": {"scales": [0.5], "zero_points": [0]}},
+                },
+            })
+        };
+        let mut safe = weight("z");
+        safe["pair_safe"] = json!({"along": 0});
+        let plan = planned(21, &json!({}), &json!([weight("y"), safe]), &json!([]));
+        let solution = solve(&model, &plan, None, &mut Solved::default()).unwrap_or_else(|e| panic!("{e}"));
+        let made = applied(&model, &plan, &solution).unwrap_or_else(|e| panic!("{e}"));
+        let initializers = made.graph(made.main()).initializers();
+        let stored = initializers.iter().filter(|&&v| made.value(v).name().contains("quantized")).count();
+        assert_eq!(stored, expected, "{values}");
+    };
+    check("1, -4, 3, 2", 1);
+    check("60, -4, 60, 2", 2);
 }
 
 #[test]
@@ -716,7 +868,7 @@ fn the_guard_judges_eight_bits_and_more() {
     let model = parse(THREE).unwrap();
     let mut site = SiteStatistics::new();
     site.observe(0, &[vec![0.01; 5000], vec![100.0, -1.0]].concat());
-    let statistics = Statistics { sites: BTreeMap::from([("a".to_owned(), site)]), ..Statistics::default() };
+    let statistics = of_a(site);
     let vetoed = |dtype: &str, fields: Value| {
         let mut fields = fields;
         fields["tensor"] = json!("a");
