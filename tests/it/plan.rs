@@ -12,8 +12,11 @@ use amax::config::Config;
 use amax::error::{Kind, Result};
 use amax::ir::Model;
 use amax::ir::text::{PrintOptions, print_with};
+use amax::numerics::{Format, Granularity};
 use amax::onnx::DataType;
+use amax::ops::Form;
 use amax::passes::recipes::{PREPARE, QUANTIZE};
+use amax::plan::form::{gather_blocks, gather_fits, nbits_fits};
 use amax::plan::{Knowledge, Mode, Plan, Readers, Slot, Veto, plan};
 use amax::reason::Reason;
 use amax::solve::{Solved, solve};
@@ -84,12 +87,12 @@ pub fn print(plan: &Plan) -> String {
     }
     for w in &plan.weights {
         let axis = match w.quantizer.granularity {
-            amax::numerics::Granularity::PerChannel { axis } => format!(" axis {axis}"),
-            amax::numerics::Granularity::PerGroup { axis, size } => {
+            Granularity::PerChannel { axis } => format!(" axis {axis}"),
+            Granularity::PerGroup { axis, size } => {
                 let turned = if w.transpose { " transposed" } else { "" };
                 format!(" groups of {size} on axis {axis}{turned}")
             }
-            amax::numerics::Granularity::PerTensor => String::new(),
+            Granularity::PerTensor => String::new(),
         };
         let gave_way = w.gave_way.as_ref().map_or(String::new(), |why| format!("; {}", said(why)));
         let pairs = w.pair_safe.map_or(String::new(), |order| format!(" pairs {order:?}"));
@@ -219,11 +222,261 @@ fn a_relu_vanishes_only_into_an_asymmetric_quantizer() {
     check("[default.input]\nsymmetric = true\n[default.output]\nsymmetric = true", true);
 }
 
+/// Bodies are left alone: their floats are counted, at any depth, and nothing else of theirs.
+#[test]
+fn bodies_are_listed_with_the_bytes_of_their_floats() {
+    let model = ready(parsed(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2] x, bool c) => (float[2] y) {
+  y = If (c) <
+    then_branch = t () => (float[2] a) <float[2] w = {1, 2}, int64[1] k = {1}> {
+      b = Add (x, w)
+      a = If (c) <
+        then_branch = u () => (float[2] d) <float[2] v = {3, 4}> { d = Mul (b, v) },
+        else_branch = n () => (float[2] e) { e = Identity (b) }
+      >
+      f = Unsqueeze (b, k)
+    },
+    else_branch = o () => (float[2] h) <float[2] h = {5, 6}> { }
+  >
+}"#,
+    ));
+    let made = plan(&model, &Config::default(), &Target::load("ort-cpu").unwrap(), &knowledge(true)).unwrap();
+    let found: Vec<(&str, u64)> = made.skipped.iter().map(|s| (s.op.as_str(), s.bytes)).collect();
+    assert!(found.contains(&("If body", 16)), "{found:?}");
+    let bodies = made.skipped.iter().filter(|s| s.op == "If body").count();
+    assert_eq!(bodies, 1, "one without nodes has nothing to say: {found:?}");
+}
+
+/// A further pair on a tensor gets a name that nothing has.
+#[test]
+fn names_of_pairs_are_free() {
+    let text = |first: &str, second: &str| {
+        format!(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,2] x) => (float[2,2] y, float[2,2] z, float[2,2] u) <float[2,2] w = {{1, 2, 3, 4}}> {{
+  [p] a = MatMul (x, w)
+  [q] y = MatMul (a, w)
+  [r] z = MatMul (a, w)
+  [s] {first} = Abs (y)
+  [t] {second} = Abs ({first})
+  u = Neg ({second})
+}}"#
+        )
+    };
+    let config = Config::parse("[[layer]]\nmatch = \"r\"\ninput.dtype = \"uint16\"").unwrap();
+    let check = |first: &str, second: &str, expected: &str| {
+        let model = prepared(&text(first, second));
+        let made = plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge(true)).unwrap();
+        let pairs: Vec<&String> =
+            made.activations.iter().filter(|(_, a)| a.tensor.as_deref() == Some("a")).map(|(name, _)| name).collect();
+        assert_eq!(pairs, [expected], "{}", print(&made));
+    };
+    check("b", "c", "a_as_uint16");
+    check("a_as_uint16", "c", "a_as_uint16_2");
+    check("a_as_uint16", "a_as_uint16_2", "a_as_uint16_3");
+}
+
+/// What the model is given has no first pair that a second could start from.
+#[test]
+fn pairs_of_an_input_stand_side_by_side() {
+    let model = prepared(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,2] x) => (float[2,2] y, float[2,2] z) <float[2,2] w = {1, 2, 3, 4}> {
+  [q] y = MatMul (x, w)
+  [r] z = MatMul (x, w)
+}"#,
+    );
+    let config = Config::parse("[[layer]]\nmatch = \"r\"\ninput.dtype = \"uint16\"").unwrap();
+    let made = plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge(true)).unwrap();
+    assert_eq!(made.activations["x_as_uint16"].tensor.as_deref(), Some("x"));
+    assert!(made.activations.values().all(|a| a.converts.is_none()), "{}", print(&made));
+}
+
+/// Only what is added to a product joins its accumulator.
+#[test]
+fn only_an_add_gives_a_product_its_bias() {
+    let check = |op: &str, biases: usize| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[2,2] x, bool c) => (float[2,2] y) <float[2,2] w = {{1, 2, 3, 4}}, float[2] b = {{1, 2}}> {{\n  m = MatMul (x, w)\n  y = {op}\n}}"
+        );
+        let target = Target::load("ort-cpu").unwrap();
+        let made = plan(&prepared(&text), &Config::default(), &target, &knowledge(true)).unwrap();
+        assert_eq!((made.biases.len(), made.sums.len()), (biases, 0), "{op}: {}", print(&made));
+        assert_eq!(made.weights.len(), 1, "{op}: {}", print(&made));
+    };
+    check("Add (m, b)", 1);
+    check("Add (b, m)", 1);
+    check("Sub (m, b)", 0);
+    check("Mul (m, b)", 0);
+    // What a body computes is its own.
+    let body = "t () => (float[2,2] s) { s = Add (m, b) }";
+    check(&format!("If (c) < then_branch = {body}, else_branch = e () => (float[2,2] r) {{ r = Identity (x) }} >"), 0);
+}
+
+/// A float product with its sum in front of a quantizer is kept from becoming an integer one by a fence.
+#[test]
+fn float_products_with_a_sum_are_fenced() {
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1,2,2,2] x) => (float[1,8] y) <float[2,2,1,1] cw = {{1, 2, 3, 4}}, int64[2] shape = {{1, 8}}, float[8,8] w = {{{}}}, float[8] b = {{1, 2, 3, 4, 5, 6, 7, 8}}> {{
+  [conv] c = Conv (x, cw)
+  f = Reshape (c, shape)
+  [mid] m = MatMul (f, w)
+  s = Add (m, b)
+  [last] y = MatMul (s, w)
+}}",
+        (0..64).map(|at| (at % 7).to_string()).collect::<Vec<_>>().join(", ")
+    );
+    let model = prepared(&text);
+    let check = |exclude: &str, fenced: bool| {
+        let config = Config::parse(&format!("exclude = [{exclude}]")).unwrap();
+        let made = plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge(true)).unwrap();
+        assert_eq!(made.activations["s"].fence, fenced, "{exclude}: {}", print(&made));
+    };
+    check("", false);
+    check("\"mid\"", true);
+    check("\"mid\", \"conv\"", false);
+}
+
+/// Blocks of an input run along the sum, and fill it.
+#[test]
+fn blocks_of_an_input_fill_its_rows() {
+    let config = Config::parse("[default.input]\ndtype = \"mxfp8\"\n[default.weight]\ndtype = \"mxfp8\"").unwrap();
+    let check = |depth: usize, columns: usize, op: &str, why: Option<&str>| {
+        let dims = if op.contains("transB = 1") { [columns, depth] } else { [depth, columns] };
+        let input = if op.contains("transA = 1") { [depth, 2] } else { [2, depth] };
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[{}] x) => (float y) <float[{}] w = {{{}}}> {{\n  y = {op}\n}}",
+            input.map(|d| d.to_string()).join(", "),
+            dims.map(|d| d.to_string()).join(", "),
+            vec!["1"; depth * columns].join(", ")
+        );
+        let target = Target::load("generic").unwrap();
+        let made = plan(&prepared(&text), &config, &target, &knowledge(true)).unwrap();
+        let said = made.skipped.iter().map(|s| said(&s.why)).chain(made.weights.iter().map(|w| said(&w.why)));
+        let said = said.collect::<Vec<_>>().join("; ");
+        assert_eq!(made.activations.len(), usize::from(why.is_none()), "{op} over {depth}: {}", print(&made));
+        assert!(why.is_none_or(|why| said.contains(why)), "{op} over {depth}: {said}");
+        // Edited, it is no plan any more.
+        let edited = |edit: &dyn Fn(&mut amax::plan::Activation)| {
+            let mut edited = made.clone();
+            edited.activations.values_mut().for_each(edit);
+            edited.check(&prepared(&text), &target).map_err(|e| e.message().to_owned())
+        };
+        let refused = "8-bit scales of activations require a dynamic range and groups along axis 1".to_owned();
+        let expected = if why.is_none() { Err(refused) } else { Ok(()) };
+        assert_eq!(edited(&|_| ()), Ok(()));
+        assert_eq!(edited(&|a| a.mode = Mode::Static), expected);
+        let across = Granularity::PerGroup { axis: 0, size: 32 };
+        assert_eq!(edited(&|a| a.quantizer.granularity = across), expected);
+    };
+    check(64, 3, "MatMul (x, w)", None);
+    check(33, 32, "MatMul (x, w)", Some("33"));
+    check(64, 3, "Gemm <transB = 1> (x, w)", None);
+    check(33, 32, "Gemm <transB = 1> (x, w)", Some("33"));
+    check(32, 3, "Gemm <transA = 1> (x, w)", Some("transA"));
+}
+
+/// A table that an embedding and a product share is one where both read the same groups.
+#[test]
+fn a_tied_table_is_stored_once_where_its_groups_are_one() {
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\ng (int64[2] i, float[2,64] x) => (float[2,64] e, float[2,4] y) <float[4,64] w = {{{}}}> {{\n  [table] e = Gather (w, i)\n  [head] y = Gemm <transB = 1> (x, w)\n}}",
+        (0..256).map(|at| (at % 13).to_string()).collect::<Vec<_>>().join(", ")
+    );
+    let model = prepared(&text);
+    let check = |more: &str, splits: usize| {
+        let config = Config::parse(&format!("preset = \"w4\"\n{more}")).unwrap();
+        let made = plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge(false)).unwrap();
+        assert_eq!((made.weights.len(), made.splits.len()), (2, splits), "{more}: {}", print(&made));
+    };
+    let forms = "[op_type.Gather]\nweight = { dtype = \"int4\", signed_scale = true, form = \"gather-block-quantized\", granularity = \"per-group\", group_size = GATHER }\n\
+                 [op_type.Gemm]\nweight = { form = \"matmulnbits\", granularity = \"per-group\", group_size = GEMM }";
+    let sizes = |gather: &str, gemm: &str| forms.replace("GATHER", gather).replace("GEMM", gemm);
+    check(&sizes("32", "32"), 0);
+    check(&sizes("16", "32"), 1);
+    check(&sizes("32", "32, signed_scale = false"), 1);
+}
+
+/// Rows of a table are slices along its first axis, however that is written.
+#[test]
+fn tables_are_stored_for_the_axis_that_is_read() {
+    let check = |axis: i64, config: &str, expected: Option<Form>| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (int64[2] i) => (float y) <float[2,32] w = {{{}}}> {{\n  y = Gather <axis = {axis}> (w, i)\n}}",
+            vec!["1"; 64].join(", ")
+        );
+        let config = Config::parse(config).unwrap();
+        let made = plan(&prepared(&text), &config, &Target::load("ort-cpu").unwrap(), &knowledge(false)).unwrap();
+        assert_eq!(made.weights.first().map(|w| w.form), expected, "axis {axis}: {}", print(&made));
+    };
+    let eight = "preset = \"w8\"\n[default]\nweight.form = \"gather-block-quantized\"";
+    check(0, eight, Some(Form::GatherBlockQuantized));
+    check(-2, eight, Some(Form::GatherBlockQuantized));
+    check(1, eight, None);
+    check(-1, eight, None);
+}
+
+#[test]
+fn matrices_fit_the_kernels_of_their_forms() {
+    let group = |axis, size| Granularity::PerGroup { axis, size };
+    let channel = |axis| Granularity::PerChannel { axis };
+    let all = Granularity::PerTensor;
+
+    let product = |format, dims: &[usize], granularity, code: Option<&str>| {
+        let found = nbits_fits(format, dims, &granularity, 0).err().map(|why| said(&why));
+        let wanted = code.map(|code| format!("[{code}]"));
+        let same = found.as_ref().map(|f| f.split(' ').next().unwrap()) == wanted.as_deref();
+        assert!(same, "{format} {dims:?} {granularity:?}: {found:?}");
+    };
+    for format in [Format::Uint2, Format::Int4, Format::Uint4, Format::Int8, Format::Uint8] {
+        product(format, &[64, 3], group(0, 32), None);
+    }
+    for format in [Format::Int16, Format::Uint16, Format::Int32, Format::Float8e4m3fn, Format::Float4e2m1] {
+        product(format, &[64, 3], group(0, 32), Some("kernel-format"));
+    }
+    product(Format::Int4, &[64], all, Some("kernel-shape"));
+    product(Format::Int4, &[1, 64, 3], all, Some("kernel-shape"));
+    product(Format::Int4, &[64, 3], all, None);
+    product(Format::Int4, &[64, 3], channel(1), None);
+    product(Format::Int4, &[64, 3], channel(0), Some("kernel-scales"));
+    product(Format::Int4, &[64, 3], group(1, 32), Some("kernel-scales"));
+    for size in [16, 32, 64, 128, 256] {
+        product(Format::Int4, &[64, 3], group(0, size), None);
+    }
+    for size in [8, 24, 48, 512] {
+        product(Format::Int4, &[64, 3], group(0, size), Some("kernel-groups"));
+    }
+
+    let blocks = |dims: &[usize], granularity| gather_blocks(dims, &granularity).ok();
+    assert_eq!(blocks(&[10], all), None);
+    assert_eq!(blocks(&[10, 20], all), Some((1, 32)));
+    assert_eq!(blocks(&[10, 3], all), Some((1, 16)));
+    assert_eq!(blocks(&[10, 64], channel(0)), Some((1, 64)));
+    assert_eq!(blocks(&[10, 64], channel(1)), None);
+    assert_eq!(blocks(&[2, 10, 64], channel(0)), None);
+    assert_eq!(blocks(&[10, 64], group(1, 16)), Some((1, 16)));
+    assert_eq!(blocks(&[32, 64], group(0, 32)), Some((0, 32)));
+    assert_eq!(blocks(&[10, 64], group(1, 8)), None);
+    assert_eq!(blocks(&[10, 64], group(1, 24)), None);
+
+    let bytes = |format, dims: &[usize], granularity, axis| gather_fits(format, dims, &granularity, axis).ok();
+    assert_eq!(bytes(Format::Uint8, &[10, 33], all, 0), Some(true));
+    assert_eq!(bytes(Format::Int4, &[10, 64], group(1, 16), 0), Some(true));
+    assert_eq!(bytes(Format::Int4, &[10, 33], all, 0), Some(false));
+    assert_eq!(bytes(Format::Int4, &[32, 64], group(0, 32), 0), Some(false));
+    assert_eq!(bytes(Format::Uint4, &[10, 64], all, 1), Some(false));
+    assert_eq!(bytes(Format::Uint8, &[10, 64], all, 1), None);
+    assert_eq!(bytes(Format::Int2, &[10, 64], all, 0), Some(true));
+    assert_eq!(bytes(Format::Int2, &[10, 33], all, 0), None);
+    assert_eq!(bytes(Format::Int16, &[10, 64], all, 0), None);
+}
+
 #[test]
 fn exclusions_are_kept_and_must_match() {
     let model = prepared(TWO);
     let target = Target::load("ort-cpu").unwrap();
-    let config = |text: &str| Config { exclude: vec![text.to_owned()], ..Config::default() };
+    let config = |text: &str| Config::parse(&format!("exclude = [\"{text}\"]")).unwrap();
     let made = plan(&model, &config("*"), &target, &knowledge(true)).unwrap();
     assert!(made.activations.is_empty() && made.weights.is_empty() && made.sums.is_empty());
     let fails = |text: &str| -> Result<Plan> { plan(&model, &config(text), &target, &knowledge(true)) };
