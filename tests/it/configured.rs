@@ -190,13 +190,144 @@ fn mistakes_are_named_with_their_place() {
         "[[postprocess]]\nmatch = \"fc1\"\nmin = 4\nmax = 2.0",
         "[[postprocess]]\nmatch = \"flat.weight\"\nscale = 0.5",
         "[default.input]\ndynamic = true\npostprocess = { scale = 0.5 }",
+        "[default.input]\nobserver = \"mse\"\nmse_p = 0",
+        "[default.input]\nmse_p = 2",
+        "[default.input]\ngranularity = \"per-channel\"",
+        "[default.input]\ngranularity = \"per-group\"\ngroup_size = 32",
+        "[default.input]\nch_axis = 1",
+        "[default.input]\ngroup_size = 32",
+        "[default.input]\ngranularity = \"per-token\"",
+        "[default.input]\nsigned_scale = true",
+        "[default.input]\narithmetic = \"torch\"",
+        "[default.input]\ndtype = \"int32\"",
+        "[default.input]\ndtype = \"float4e2m1\"",
+        "[default.output]\ndynamic = true",
+        "[default.output]\ngranularity = \"per-token\"\ndynamic = true",
+        "[default.input]\ndynamic = true\ndtype = \"int8\"",
+        "[default.input]\ndynamic = true\nsymmetric = true",
+        "[default.input]\ndynamic = true\nobserver = \"mse\"",
+        "[default.input]\ndynamic = true\nscale_type = \"power-of-two\"",
+        "[default.input]\ndynamic = true\nscale_dtype = \"float16\"",
+        "[default.input]\ndynamic = true\nnarrow_range = true",
+        "[default.input]\ndynamic = true\nreduce_range = true",
+        "[default.input]\ndynamic = true\neps = 1e-3",
+        "[default.input]\ngranularity = \"per-token\"\ndynamic = true\ndtype = \"int8\"\nsymmetric = true",
+        "[default.input]\ngranularity = \"per-token\"\ndynamic = true\ndtype = \"int8\"\nsymmetric = false\nobserver = \"mse\"",
+        "[default.input]\ngranularity = \"per-token\"\ndynamic = true\ndtype = \"int8\"\nsymmetric = false\nnarrow_range = true",
+        "[default.input]\ngranularity = \"per-token\"\ndynamic = true\ndtype = \"int8\"\nsymmetric = false\nround = \"floor\"",
+        "[default.weight]\ndynamic = true",
+        "[default.weight]\ngranularity = \"per-token\"",
+        "[op_type.MatMul]\nweight.ch_axis = 9",
+        "[default.weight]\ndtype = \"float8e4m3fn\"\nnarrow_range = true",
+        "[default.weight]\ndtype = \"float8e4m3fn\"\nround = \"floor\"",
+        "[default.weight]\ndtype = \"int2\"\nreduce_range = true",
+        "[default.weight]\ndtype = \"int16\"\nsigned_scale = true",
+        "[default.weight]\ndtype = \"int4\"\nsymmetric = false\nsigned_scale = true",
+        "[default.weight]\nsigned_scale = true\nnarrow_range = true",
+        "[default.weight]\nsigned_scale = true",
+        "[default.weight]\ndtype = \"int16\"\narithmetic = \"torch\"",
+        "[default.weight]\narithmetic = \"torch\"\nround = \"floor\"",
+        "[default.weight]\naccuracy_level = 4\nform = \"qdq\"",
+        "[default.weight]\nmx_rounding = \"even\"",
+        "preset = \"w4\"\n[default.weight]\ndtype = \"uint4\"\nsymmetric = false\narithmetic = \"tinygemm\"\nform = \"qdq\"",
+        "preset = \"w4\"\n[default.weight]\ndtype = \"uint4\"\nsymmetric = false\narithmetic = \"tinygemm\"\n[algorithm]\nmethod = \"hqq\"",
+        // What only two levels together get wrong.
+        "[default.weight]\ndtype = \"float8e4m3fn\"\n[op_type.MatMul]\nweight.round = \"floor\"",
+        "[default.weight]\ndtype = \"float8e4m3fn\"\n[op_type.MatMul]\nweight.narrow_range = true",
+        "[default.weight]\ndtype = \"float8e4m3fn\"\n[op_type.MatMul]\nweight.symmetric = false",
+        "[default.weight]\narithmetic = \"torch\"\n[op_type.MatMul]\nweight.round = \"floor\"",
+        "[default.input]\ndynamic = true\n[op_type.MatMul]\ninput.observer = \"mse\"",
+        "preset = \"w4\"\n[op_type.MatMul]\nweight.narrow_range = true",
+        "preset = \"w4\"\n[algorithm]\nmethod = \"hqq\"\n[[postprocess]]\nmatch = \"fc1.weight\"\nscale = 0.5",
+        "[algorithm]\nmethod = \"hqq\"",
+        "[default.bias]\ndtype = \"int8\"",
+        "[tensor.w2]\nscale = [0.5, 0.25]\nzero_point = [1, 2, 3]",
     ];
+    // Formats of blocks are those of another target.
+    let of_blocks = [
+        "[default.input]\ndtype = \"mxfp8\"\ndynamic = false",
+        "[default.input]\ndtype = \"mxfp8\"\ngranularity = \"per-tensor\"",
+        "[default.input]\ndtype = \"mxfp8\"\nch_axis = 1",
+        "[default.input]\ndtype = \"mxfp8\"\ngroup_size = 64",
+        "[default.input]\ndtype = \"mxfp8\"\nobserver = \"mse\"",
+        "[default.input]\ndtype = \"mxfp8\"\npostprocess = { scale = 0.5 }",
+        "[default.input]\ndtype = \"mxfp8\"\nround = \"floor\"",
+        "[default.input]\ndtype = \"mxfp8\"\nnarrow_range = true",
+        "[default.input]\ndtype = \"mxfp8\"\nreduce_range = true",
+        "[default.input]\ndtype = \"mxfp8\"\nsigned_scale = true",
+        "[default.input]\ndtype = \"mxfp8\"\narithmetic = \"torch\"",
+        "[op_type.MatMul]\noutput.dtype = \"mxfp8\"",
+        "[default.input]\ndtype = \"mxfp8\"\n[op_type.MatMul]\ninput.granularity = \"per-tensor\"",
+        "[default.input]\ndtype = \"mxfp8\"\n[op_type.MatMul]\ninput.group_size = 64",
+        "[default.input]\ndtype = \"mxfp8\"\n[op_type.MatMul]\ninput.round = \"floor\"",
+        "[default.input]\ndtype = \"mxfp8\"\n[op_type.MatMul]\ninput.narrow_range = true",
+        "[default.input]\ndtype = \"mxfp8\"\n[op_type.MatMul]\ninput.reduce_range = true",
+        "[default.weight]\ndtype = \"mxfp4\"\n[op_type.MatMul]\nweight.scale_dtype = \"float16\"",
+        "[default.weight]\ndtype = \"mxfp4\"\n[op_type.MatMul]\nweight.group_size = 64",
+        "[default.weight]\ndtype = \"mxfp4\"\n[op_type.MatMul]\nweight.symmetric = false",
+        "[default.weight]\ndtype = \"mxint8\"\n[op_type.MatMul]\nweight.symmetric = false",
+        "[default.weight]\ndtype = \"nvfp4\"\n[op_type.MatMul]\nweight.scale_type = \"power-of-two\"",
+        "[default.weight]\ndtype = \"mxfp4\"\nscale_dtype = \"float16\"",
+        "[default.weight]\ndtype = \"mxfp4\"\ngroup_size = 64",
+        "[default.weight]\ndtype = \"mxfp4\"\nsymmetric = false",
+        "[default.weight]\ndtype = \"mxfp4\"\neps = 1e-3",
+        "[default.weight]\ndtype = \"nvfp4\"\nscale_type = \"power-of-two\"",
+        "[default.weight]\ndtype = \"uint4\"\nscale_dtype = \"float8e8m0\"\ngranularity = \"per-group\"\ngroup_size = 16",
+    ];
+    let cases = cases.map(|text| ("ort-cpu", text)).into_iter().chain(of_blocks.map(|text| ("generic", text)));
     let mut out = String::new();
-    for text in cases {
-        let error = planned(text).expect_err(text);
+    for (target, text) in cases {
+        let planned = Config::parse(text).and_then(|config| planned_for(target, &config, true));
+        let error = planned.expect_err(text);
         writeln!(out, "{text}\n  -> {}\n", error.to_string().replace('\n', "\n     ")).unwrap();
     }
     crate::snapshot::check("data/configured/mistakes.txt", &out);
+}
+
+/// What was said of all formats is dropped where a later format has no use for it.
+#[test]
+fn a_later_format_drops_what_it_has_no_use_for() {
+    let scheme = |target: &str, default: &str, dtype: &str| {
+        let text = format!("{default}\n[op_type.MatMul]\nweight.dtype = \"{dtype}\"");
+        let plan = Config::parse(&text).and_then(|config| planned_for(target, &config, true));
+        let plan = plan.unwrap_or_else(|e| panic!("{text}: {e}"));
+        plan.weights.iter().find(|w| w.site == "fc1.weight").unwrap().quantizer.clone()
+    };
+    let check = |target: &str, dtype: &str, defaults: &[&str]| {
+        let plain = scheme(target, "", dtype);
+        for default in defaults {
+            assert_eq!(scheme(target, &format!("[default.weight]\n{default}"), dtype), plain, "{dtype}: {default}");
+        }
+    };
+    let of_integers = ["round = \"floor\"", "narrow_range = true", "symmetric = false", "reduce_range = true"];
+    check("ort-cpu", "float8e4m3fn", &of_integers);
+    check("generic", "mxfp4", &of_integers);
+    check("generic", "mxfp4", &["scale_dtype = \"float16\"", "scale_type = \"power-of-two\"", "eps = 1e-3"]);
+    check("generic", "nvfp4", &["scale_type = \"power-of-two\""]);
+    check("ort-cpu", "int2", &["reduce_range = true"]);
+    check("ort-cpu", "int16", &["arithmetic = \"torch\""]);
+}
+
+/// Zero points lie between codes where the form has room for such and something makes them.
+#[test]
+fn zero_points_are_fractional_where_they_can_be() {
+    let check = |weight: &str, more: &str, expected: bool| {
+        let text = format!("preset = \"w4\"\n[op_type.MatMul]\nweight = {{ {weight} }}\n{more}");
+        let plan = planned(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let weight = plan.weights.iter().find(|w| w.site == "fc1.weight").unwrap();
+        assert_eq!(weight.quantizer.float_zero_point, expected, "{text}");
+    };
+    let (hqq, asymmetric) =
+        ("[algorithm]\nmethod = \"hqq\"", "dtype = \"uint4\", symmetric = false, signed_scale = false");
+    let nbits = format!("{asymmetric}, form = \"matmulnbits\"");
+    check(&nbits, hqq, true);
+    check(&nbits, "", false);
+    check(&nbits, "[algorithm]\nmethod = \"kquant\"", false);
+    check(&format!("{nbits}, arithmetic = \"tinygemm\""), "", true);
+    check(&format!("{asymmetric}, form = \"qdq\""), hqq, false);
+    check("dtype = \"uint8\", symmetric = false, signed_scale = false, form = \"matmulnbits\"", hqq, false);
+    check("dtype = \"uint4\", symmetric = true, signed_scale = false, form = \"matmulnbits\"", hqq, false);
+    check("dtype = \"int4\", symmetric = false, signed_scale = false, form = \"matmulnbits\"", hqq, false);
 }
 
 #[test]
