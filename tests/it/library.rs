@@ -8,7 +8,7 @@ use amax::passes::Outcome;
 use amax::passes::pipeline::After;
 use amax::passes::recipes::{CONVERT, Conversion, FAKE, PREPARE, QUANTIZE, READ, Recipe, To};
 use amax::passes::switch_quantizers::Switch;
-use amax::{Calibrate, Compare, Config, Convert, Kind, Model, Pattern, Result, Rewrite, SampleSet, Values};
+use amax::{Calibrate, Compare, Config, Convert, Form, Kind, Model, Pattern, Result, Rewrite, SampleSet, Values};
 use ndarray::{Array, Array1, Array3, Axis, Ix5, array};
 
 fn models(name: &str) -> PathBuf {
@@ -63,6 +63,47 @@ fn what_runs_is_what_the_recipes_say() {
     assert!(simulated.ends_with(&["simulate".to_owned(), "drop-dead".to_owned()]), "{simulated:?}");
     let switched = check(Conversion { switches: &switches, ..Conversion::default() });
     assert!(switched.contains(&"switch-quantizers".to_owned()) && !switched.contains(&"recover-codes".to_owned()));
+}
+
+/// Codes that nothing adds up in pairs before, and what a target does wrong after.
+const SATURATES: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,2] x) => (float[2,2] y) <float s = {0.5}, uint8 z = {3}, int8[2,2] w = {100, 1, 100, 1}, int8 wz = {0}> {
+  q = QuantizeLinear (x, s, z)
+  p = QLinearMatMul (q, s, z, w, s, wz, s, z)
+  y = DequantizeLinear (p, s, z)
+}"#;
+
+#[test]
+fn a_conversion_warns_of_what_its_target_computes_wrongly() {
+    let model = amax::ir::text::parse(SATURATES).unwrap();
+    let to = [To::Form(Form::Qdq)];
+    let done = Convert::new(&model).to(&to).run().unwrap();
+    assert_eq!(done.warnings.len(), 1, "{:?}", done.warnings);
+    assert!(done.warnings[0].contains("can saturate 16-bit pair sums"), "{:?}", done.warnings);
+    let elsewhere = amax::Target::load("ort-cpu-vnni").unwrap();
+    assert_eq!(Convert::new(&model).to(&to).target(&elsewhere).run().unwrap().warnings, [""; 0]);
+    // What was wrong before is not the conversion's doing.
+    assert_eq!(Convert::new(&done.model).run().unwrap().warnings, [""; 0]);
+}
+
+#[test]
+fn forms_for_everything_stand_alone() {
+    let (model, _) = digits();
+    let check = |to: &[To], refused: Option<&str>| {
+        let done = Convert::new(&model).to(to).run();
+        let message = done.err().map(|e| (e.kind(), e.message().to_owned()));
+        let expected = refused
+            .map(|name| (Kind::Usage, format!("\"{name}\" is for everything, and leaves nothing to another form")));
+        assert_eq!(message, expected, "{to:?}");
+    };
+    let (products, tables) = (To::Form(Form::Matmulnbits), To::Form(Form::GatherBlockQuantized));
+    check(&[], None);
+    check(&[To::Float], None);
+    check(&[To::Form(Form::Qdq)], None);
+    check(&[products, tables], None);
+    check(&[To::Float, products], Some("float"));
+    check(&[tables, To::Form(Form::Qdq)], Some("qdq"));
+    check(&[To::Float, To::Form(Form::Qdq)], Some("qdq"));
 }
 
 /// The model that was made to measure it is the one that is given.
@@ -195,12 +236,12 @@ fn from_file_to_file_as_the_command_does() {
 #[cfg_attr(not(feature = "tract"), ignore = "runs samples")]
 fn builders_do_what_the_steps_do() -> Result<()> {
     let (model, samples) = digits();
-    let config = Config { exclude: vec!["wide".to_owned()], ..Config::default() };
+    let config = Config::parse("exclude = [\"wide\"]")?;
     let done = Rewrite::new(&model).config(&config).samples(&samples).run()?;
     assert_eq!(done.report.operators["Conv"], (3, 4));
     assert_eq!(done.report.target, "ort-cpu");
     // The target that the configuration names.
-    let elsewhere = Config { target: Some("generic".to_owned()), ..Config::default() };
+    let elsewhere = Config::parse("target = \"generic\"")?;
     assert_eq!(Rewrite::new(&model).config(&elsewhere).run()?.report.target, "generic");
 
     let statistics = Calibrate::new(&model, &samples).hold_out(true).run()?;

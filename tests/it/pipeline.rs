@@ -14,9 +14,10 @@ use amax::report::Report;
 use amax::rewrite::{Rewrite, Rewritten, split};
 use amax::samples::SampleSet;
 use amax::targets::{self, Target};
+use ndarray::Array2;
 use tempfile::TempDir;
 
-use crate::support::{digits, folder, root, succeed};
+use crate::support::{digits, folder, parsed, root, succeed};
 
 pub fn run(model: &Model, samples: Option<&SampleSet>, config: &Config, target: &str, threads: usize) -> Rewritten {
     let target = Target::load(target).unwrap();
@@ -129,11 +130,30 @@ fn reported_quality_is_what_compare_finds() {
     assert!((found[0].sqnr_db - reported).abs() < 0.01, "{} and {reported}", found[0].sqnr_db);
 }
 
+/// One sample in eight measures the result, or fewer of many; too few to hold any out do both.
+#[test]
+fn the_result_is_measured_on_samples_of_its_own() {
+    let model = parsed("<ir_version: 8, opset_import: [\"\" : 17]> g (float[2] x) => (float[2] y) { y = Relu (x) }");
+    let check = |count: usize, expected: &[usize]| {
+        let rows = Array2::<f32>::zeros((count, 2));
+        let (used, held_out) = split(&SampleSet::from_arrays(&model, [("x", rows.into())]).unwrap());
+        assert_eq!(held_out, expected, "of {count}");
+        let rest = |i: &usize| count < 8 || !expected.contains(i);
+        assert_eq!(used, (0..count).filter(rest).collect::<Vec<_>>(), "of {count}");
+    };
+    check(1, &[0]);
+    check(7, &[0, 1, 2, 3, 4, 5, 6]);
+    check(8, &[7]);
+    check(24, &[7, 15, 23]);
+    check(64, &[7, 15, 23, 31, 39, 47, 55, 63]);
+    check(130, &[15, 31, 47, 63, 79, 95, 111, 127]);
+}
+
 #[test]
 fn with_everything_excluded_the_float_model_is_left() {
     let (model, samples) = digits();
     for target in targets::names() {
-        let config = Config { exclude: vec!["*".to_owned()], ..Config::default() };
+        let config = Config::parse("exclude = [\"*\"]").unwrap();
         let done = run(&model, Some(&samples), &config, target, 2);
         assert!(done.report.weights.is_empty() && done.report.activations.is_empty(), "{target}");
         assert!(done.report.operators.is_empty(), "{target}: {:?}", done.report.operators);
@@ -189,7 +209,7 @@ fn a_quantized_model_is_kept() {
 #[test]
 fn refusals_have_reasons() {
     let (model, samples) = digits();
-    let config = Config { exclude: vec!["wide".to_owned()], ..Config::default() };
+    let config = Config::parse("exclude = [\"wide\"]").unwrap();
     let done = run(&model, Some(&samples), &config, targets::DEFAULT, 2);
     let wide: Vec<_> = done.report.skipped.iter().filter(|s| s.node == "wide").collect();
     assert_eq!(wide.len(), 1);
