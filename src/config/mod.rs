@@ -30,6 +30,7 @@ use spec::Postprocess;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", schemars(title = "amax configuration"))]
+#[non_exhaustive]
 pub struct Config {
     /// Profile of the runtime, by name or by path of a `.toml` file.
     #[serde(default, skip_serializing_if = "Option::is_none")]

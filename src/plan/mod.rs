@@ -49,6 +49,7 @@ pub const SCHEMA: u32 = 3;
 /// Every decision about a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Plan {
     /// [`SCHEMA`].
     pub schema: u32,

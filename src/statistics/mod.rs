@@ -400,6 +400,7 @@ impl SiteStatistics {
 
 /// The statistics of a calibration run, or of a part of one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Statistics {
     /// Hash of the model that ran, as it was read: [`content_hash`](crate::ir::content_hash).
     pub model_hash: String,

@@ -30,6 +30,7 @@ pub const DEFAULT: &str = "ort-cpu";
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools, reason = "they are keys of a document, each on its own")]
+#[non_exhaustive]
 pub struct Target {
     /// Name, from the name of the file.
     #[serde(default)]

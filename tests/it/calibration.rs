@@ -406,8 +406,9 @@ fn channels_keep_their_own_ranges() {
 fn shards_of_a_run_merge_and_others_do_not() {
     let (_, values) = data_sets().remove(0);
     let run = |samples: &mut dyn Iterator<Item = u32>, model: &str, set: &str| {
-        let mut statistics =
-            Statistics { model_hash: model.to_owned(), samples_hash: set.to_owned(), ..Statistics::default() };
+        let mut statistics = Statistics::default();
+        statistics.model_hash = model.to_owned();
+        statistics.samples_hash = set.to_owned();
         for index in samples {
             statistics.sample_count += 1;
             statistics.ran.push(index);

@@ -380,7 +380,11 @@ fn presets_print_as_what_they_are() {
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();
         let written = Config::load(&path).unwrap_or_else(|e| panic!("{e}"));
         let preset = presets::load(name).unwrap();
-        let bare = |config: &Config| Config { source: Source::default(), ..config.clone() };
+        let bare = |config: &Config| {
+            let mut config = config.clone();
+            config.source = Source::default();
+            config
+        };
         assert_eq!(bare(&written), bare(&preset), "{name}");
         let again = config(&written.to_toml().unwrap());
         assert_eq!(bare(&again), bare(&preset), "{name} in our own words");
@@ -600,8 +604,8 @@ fn every_key_survives_toml() {
         }
     }
     let [input, weight, bias, output] = specs.map(Some);
-    let config =
-        Config { default: Some(Level { enable: Some(true), input, output, weight, bias }), ..Config::default() };
+    let mut config = Config::default();
+    config.default = Some(Level { enable: Some(true), input, output, weight, bias });
     let read = Config::parse(&config.to_toml().unwrap()).unwrap();
     assert_eq!(read.default, config.default);
     let json = serde_json::to_string(&config).unwrap();

@@ -60,7 +60,7 @@ fn forms_of_large_models_are_those_of_small_ones() {
     let model = layers(1, 1500);
     for (preset, form, op) in [("w4", "matmulnbits", "MatMulNBits"), ("int8-dynamic", "matmulinteger", "MatMulInteger")]
     {
-        let mut config = Config { preset: Some(preset.to_owned()), ..Config::default() };
+        let mut config = Config::parse(&format!("preset = \"{preset}\"")).unwrap();
         config.set(&format!("default.weight.form={form}")).unwrap();
         let run = |model: &_| crate::pipeline::run(model, None, &config, "ort-cpu", 2).model;
         let in_memory = run(&model);

@@ -57,7 +57,7 @@ pub fn layers(count: usize, width: usize) -> Model {
 }
 
 fn quantized(model: &Model, preset: &str, target: &str) -> amax::Result<Rewritten> {
-    quantized_by(model, &Config { preset: Some(preset.to_owned()), ..Config::default() }, target)
+    quantized_by(model, &Config::parse(&format!("preset = \"{preset}\"")).unwrap(), target)
 }
 
 fn quantized_by(model: &Model, config: &Config, target: &str) -> amax::Result<Rewritten> {

@@ -308,11 +308,9 @@ fn sufficiency_finds_the_sample_that_a_range_rests_on() {
         for (index, values) in (0..).zip(samples) {
             site.observe_tensor(index, &[values.len() / 2, 2], values);
         }
-        let mut statistics = amax::statistics::Statistics {
-            ran: (0..samples.len() as u32).collect(),
-            sample_count: samples.len() as u64,
-            ..amax::statistics::Statistics::default()
-        };
+        let mut statistics = amax::statistics::Statistics::default();
+        statistics.ran = (0..samples.len() as u32).collect();
+        statistics.sample_count = samples.len() as u64;
         statistics.sites.insert("t".to_owned(), site);
         sufficiency(&statistics, |_, site| Some(Choice::new(site, observer, spec("uint8"))))
     };

@@ -566,7 +566,7 @@ fn what_prepare_makes_converts_to_what_rewrite_makes() {
     let targets = ["ort-cpu", "ort-cpu", "generic", "ort-cpu-vnni", "ort-cpu", "ort-cpu"];
     for (settings, target) in settings.iter().zip(targets.into_iter().chain(std::iter::repeat("generic"))) {
         for samples in [None, Some(&set)] {
-            let mut config = Config { target: Some(target.to_owned()), ..Config::default() };
+            let mut config = Config::parse(&format!("target = \"{target}\"")).unwrap();
             for setting in *settings {
                 config.set(setting).unwrap();
             }

@@ -134,7 +134,8 @@ fn scales_go_from_model_to_model() {
             continue;
         }
         let json = serde_json::to_string(&found.config).unwrap();
-        let again = Config { guard: config.guard, ..Config::parse(&json).unwrap() };
+        let mut again = Config::parse(&json).unwrap();
+        again.guard = config.guard;
         let second = run(&model, None, &again, target, 2).model;
         let twice = amax::scales::scales(&second);
         assert_eq!(found, twice, "{text}");

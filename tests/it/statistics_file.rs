@@ -16,13 +16,11 @@ fn sample_values(seed: u32, count: usize) -> Vec<f32> {
 
 /// Statistics with everything that can be in them.
 fn statistics(ran: impl Iterator<Item = u32>) -> Statistics {
-    let mut found = Statistics {
-        model_hash: "a".repeat(64),
-        samples_hash: "b".repeat(64),
-        asked: "every float activation".to_owned(),
-        sample_total: 12,
-        ..Statistics::default()
-    };
+    let mut found = Statistics::default();
+    found.model_hash = "a".repeat(64);
+    found.samples_hash = "b".repeat(64);
+    found.asked = "every float activation".to_owned();
+    found.sample_total = 12;
     found.unobserved.insert("quoted \"name\"".to_owned(), "is a string\n".to_owned());
     let site = |found: &mut Statistics, name: &str, axis: Option<isize>| {
         let fresh = axis.map_or_else(SiteStatistics::new, SiteStatistics::per_channel);
@@ -255,13 +253,11 @@ mod commands {
             run: Run { threads, ..Run::new(&samples, &indices) },
             checkpoint: Some(Checkpoint { every: std::time::Duration::ZERO, save: &save }),
         };
-        let start = Statistics {
-            model_hash: content_hash(&model),
-            samples_hash: samples.content_hash().unwrap(),
-            asked: "every float activation".to_owned(),
-            sample_total: 64,
-            ..Statistics::default()
-        };
+        let mut start = Statistics::default();
+        start.model_hash = content_hash(&model);
+        start.samples_hash = samples.content_hash().unwrap();
+        start.asked = "every float activation".to_owned();
+        start.sample_total = 64;
         assert!(observation(1).run(start).unwrap().to_bytes() == whole);
         let states = std::mem::take(&mut *saved.lock().unwrap());
         assert_eq!(states.len(), 64);
