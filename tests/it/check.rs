@@ -63,6 +63,7 @@ fn biases_are_at_the_product_of_the_scales() {
     // Made a Gemm of.
     case("e = DequantizeLinear <axis = 0> (b, bs)\n  m = MatMul (d, v)\n  y = Add (m, e)", &[]);
     case("e = DequantizeLinear <axis = 0> (b, wrong)\n  m = MatMul (d, v)\n  y = Add (e, m)", &[bias]);
+    case("e = DequantizeLinear <axis = 0> (b, wrong)\n  m = MatMul (d, v)\n  y = Add (m, e)", &[bias]);
     case("e = DequantizeLinear <axis = 0> (b, wrong)\n  m = Exp (d)\n  y = Add (m, e)", &[]);
 }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use amax::passes::Outcome;
-use amax::passes::pipeline::After;
+use amax::passes::pipeline::{After, parse_pipeline};
 use amax::passes::recipes::{CONVERT, Conversion, FAKE, PREPARE, QUANTIZE, READ, Recipe, To};
 use amax::passes::switch_quantizers::Switch;
 use amax::{Calibrate, Compare, Config, Convert, Form, Kind, Model, Pattern, Result, Rewrite, SampleSet, Values};
@@ -63,6 +63,20 @@ fn what_runs_is_what_the_recipes_say() {
     assert!(simulated.ends_with(&["simulate".to_owned(), "drop-dead".to_owned()]), "{simulated:?}");
     let switched = check(Conversion { switches: &switches, ..Conversion::default() });
     assert!(switched.contains(&"switch-quantizers".to_owned()) && !switched.contains(&"recover-codes".to_owned()));
+}
+
+/// Of a rewrite whose passes are listed only those run, and nothing is planned without one that a plan is for.
+#[test]
+fn only_the_passes_that_are_asked_for_run() {
+    let (model, _) = digits();
+    let check = |list: &str, planned: bool| {
+        let passes = parse_pipeline(list).unwrap();
+        let done = Rewrite::new(&model).passes(passes.as_slice()).run().unwrap();
+        let names: Vec<&str> = done.report.passes.iter().map(|row| row.pass.as_str()).collect();
+        assert_eq!((names.join(","), done.plan.is_some(), done.stopped), (list.to_owned(), planned, !planned));
+    };
+    check("lift-constants,fuse-batchnorm", false);
+    check("fuse-batchnorm,insert-qdq", true);
 }
 
 /// Codes that nothing adds up in pairs before, and what a target does wrong after.

@@ -659,7 +659,7 @@ fn pairs_stay_safe_whatever_else_is_asked() {
             for pair in 0..8 {
                 let [a, b] = [0, 1].map(|k| stored.codes[(2 * pair + k) * 4 + column]);
                 assert!((a + b).abs() <= 128, "{a} {b} {fields}");
-                if fields == json!({"symmetric": false}) {
+                if fields["symmetric"] == json!(false) {
                     // No safe pair is nearer to the values.
                     let QParams { scales, zero_points } = &stored.solution.weights[0].tensor().qparams();
                     let exact = [0, 1].map(|k| {
@@ -687,6 +687,7 @@ fn pairs_stay_safe_whatever_else_is_asked() {
     check(35.0, json!({"granularity": {"per-group": {"axis": 0, "size": 3}}}));
     // The scale of the largest value leaves the pairs no room, and is not to be changed.
     check(10.0, json!({"given": {"scales": {"scales": [0.04], "zero_points": [0]}}}));
+    check(5.0, json!({"symmetric": false, "given": {"scales": {"scales": [0.04], "zero_points": [-20]}}}));
 }
 
 /// The kernel of an LSTM adds up along the last axis, one scale a row.
