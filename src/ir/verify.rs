@@ -30,11 +30,11 @@ use crate::error::{Error, Kind, Result};
 /// # Errors
 /// All violations, one per line.
 pub fn verify(model: &Model) -> Result<()> {
-    listed(violations(model))
+    listed(&violations(model))
 }
 
 /// An error that lists what is wrong, if anything is.
-fn listed(found: Vec<String>) -> Result<()> {
+fn listed(found: &[String]) -> Result<()> {
     let Some(first) = found.first() else { return Ok(()) };
     if found.len() == 1 {
         return Err(Error::model(first.clone()));
@@ -46,7 +46,7 @@ fn listed(found: Vec<String>) -> Result<()> {
 
 /// Nodes with an input whose type or shape the model does not tell: what they violate may show only once it is known.
 #[must_use]
-pub fn undeclared(model: &Model) -> HashSet<NodeId> {
+pub(crate) fn undeclared(model: &Model) -> HashSet<NodeId> {
     let graphs = model.all_graphs();
     let nodes = graphs.iter().flat_map(|&graph| model.graph(graph).nodes()).copied();
     nodes.filter(|&id| model.node(id).inputs().iter().flatten().any(|&v| !model.is_declared(v))).collect()
@@ -56,12 +56,12 @@ pub fn undeclared(model: &Model) -> HashSet<NodeId> {
 ///
 /// # Errors
 /// [`Kind::Internal`] where the change is to blame, [`Kind::Model`] where it only showed what was wrong with the model.
-pub fn verify_change(model: &Model, undeclared: &HashSet<NodeId>) -> Result<()> {
+pub(crate) fn verify_change(model: &Model, undeclared: &HashSet<NodeId>) -> Result<()> {
     let mut found = structure(model);
     let schema = schema_violations(model);
     let of_the_model = found.is_empty() && schema.iter().all(|(id, _)| undeclared.contains(id));
     found.extend(schema.into_iter().map(|(_, violation)| violation));
-    listed(found).map_err(|e| {
+    listed(&found).map_err(|e| {
         if of_the_model {
             e.with_hint("the model does not declare the types of these tensors: run onnx.shape_inference on it")
         } else {

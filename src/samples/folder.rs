@@ -204,7 +204,8 @@ fn hint(path: &Path) -> String {
 /// Files in a folder that are not among those that are read, and are not what tests expect of a model.
 pub(super) fn others(path: &Path, read: &BTreeSet<&PathBuf>) -> Result<Vec<PathBuf>> {
     let mut entries = if path.is_dir() { list(path)? } else { Vec::new() };
-    let expected = |name: &str| name.starts_with("output_") && name.ends_with(".pb") || name == preprocess::FILE;
+    let is_output = |name: &str| name.starts_with("output_") && Path::new(name).extension().is_some_and(|e| e == "pb");
+    let expected = |name: &str| is_output(name) || name == preprocess::FILE;
     entries.retain(|entry| {
         let name = entry.file_name().unwrap_or_default().to_string_lossy();
         !entry.is_dir() && !read.contains(entry) && !expected(&name)

@@ -154,7 +154,7 @@ fn computed(model: &Model) -> Vec<[f32; 2]> {
     let proto = ModelProto::decode(file::to_bytes(model).unwrap().as_slice()).unwrap();
     let graph = proto.graph.unwrap();
     let initialized = |name: &str| graph.initializer.iter().any(|t| t.name() == name);
-    let inputs = graph.input.iter().map(|i| i.name()).filter(|name| !initialized(name));
+    let inputs = graph.input.iter().map(amax::onnx::ValueInfoProto::name).filter(|name| !initialized(name));
     let scope = inputs.zip([[1.5, -2.0], [-0.75, 4.0]]).map(|(name, value)| (name.to_owned(), value)).collect();
     outputs_of(&graph, scope)
 }

@@ -46,7 +46,7 @@ const EXTREMES: [i64; 16] = [
     i64::MIN + 1,
 ];
 
-/// The generator SplitMix64: <https://prng.di.unimi.it/splitmix64.c>.
+/// The generator `SplitMix64`: <https://prng.di.unimi.it/splitmix64.c>.
 struct Random(u64);
 
 impl Random {
@@ -301,21 +301,18 @@ fn exercise(bytes: Vec<u8>, random: &mut Random) -> Result<()> {
     let presets: Vec<&str> = presets::names().collect();
     let targets: Vec<&str> = targets::names().collect();
     let target = Target::load(targets[random.below(targets.len())])?;
-    match random.below(8) {
-        0..=3 => {
-            let simulate = random.below(4) == 0;
-            let target = if simulate { target.simulated() } else { target };
-            let config = presets::load(presets[random.below(presets.len())])?;
-            let rewrite = Rewrite::new(&model).config(&config).target(&target);
-            let done = if random.below(4) == 0 { rewrite.prepare()? } else { rewrite.run()? };
-            again(&done.model)
-        }
-        _ => {
-            let forms: Vec<To> = (0..random.below(3)).map(|_| To::ALL[random.below(To::ALL.len())]).collect();
-            let done = Convert::new(&model).to(&forms).simulate(random.below(4) == 0).target(&target).run()?;
-            again(&done.model)
-        }
-    }
+    let done = if random.below(8) < 4 {
+        let simulate = random.below(4) == 0;
+        let target = if simulate { target.simulated() } else { target };
+        let config = presets::load(presets[random.below(presets.len())])?;
+        let rewrite = Rewrite::new(&model).config(&config).target(&target);
+        let done = if random.below(4) == 0 { rewrite.prepare()? } else { rewrite.run()? };
+        done.model
+    } else {
+        let forms: Vec<To> = (0..random.below(3)).map(|_| To::ALL[random.below(To::ALL.len())]).collect();
+        Convert::new(&model).to(&forms).simulate(random.below(4) == 0).target(&target).run()?.model
+    };
+    again(&done)
 }
 
 /// A result is a valid model, in memory and as a file.

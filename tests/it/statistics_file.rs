@@ -19,7 +19,7 @@ fn statistics(ran: impl Iterator<Item = u32>) -> Statistics {
     let mut found = Statistics::default();
     found.model_hash = "a".repeat(64);
     found.samples_hash = "b".repeat(64);
-    found.asked = "every float activation".to_owned();
+    "every float activation".clone_into(&mut found.asked);
     found.sample_total = 12;
     found.unobserved.insert("quoted \"name\"".to_owned(), "is a string\n".to_owned());
     let site = |found: &mut Statistics, name: &str, axis: Option<isize>| {
