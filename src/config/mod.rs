@@ -274,7 +274,8 @@ impl Config {
     ///
     /// # Errors
     /// An unreadable file, a syntax error, an unknown key or word (with the nearest valid one), a value out of range.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let mut config = Self::parse(&document::read(path, "config")?).map_err(|e| e.in_file(path))?;
         config.source.file = Some(path.to_owned());
         Ok(config)

@@ -15,7 +15,8 @@ impl Plan {
     ///
     /// # Errors
     /// A file that cannot be read, unknown keys and words, another version of the document.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let text = document::read(path, "plan")?;
         Self::parse(&text).map_err(|e| e.in_file(path))
     }

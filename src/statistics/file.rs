@@ -200,7 +200,8 @@ impl Statistics {
     ///
     /// # Errors
     /// [`Kind::Output`] if it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         let fail = |e| Error::io(Kind::Output, "write", path, e);
         let staged = Staged::beside(path).map_err(|e| fail(without_path(e)))?;
         self.write(&mut staged.file()).map_err(fail)?;
@@ -211,7 +212,8 @@ impl Statistics {
     ///
     /// # Errors
     /// [`Kind::Samples`] for files that cannot be read, and as [`Self::from_bytes`].
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io(Kind::Samples, "read", path, e))?;
         Self::from_bytes(&bytes).map_err(|e| e.in_file(path))
     }
