@@ -21,7 +21,7 @@ pub use spec::{Level, SiteKind, Spec};
 
 use crate::document::{self, Lines};
 use crate::error::{Error, Kind, Result};
-use crate::quant::algorithm::{self, Algorithm};
+use crate::quant::algorithm::Algorithm;
 use rules::Rule;
 use spec::Postprocess;
 
@@ -59,11 +59,11 @@ pub struct Config {
     pub tensor: BTreeMap<String, Tensor>,
     /// An algorithm that improves weights and scales beyond rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<algorithm::Written>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::quant::algorithm::Written>"))]
     pub algorithm: Option<Algorithm>,
     /// Algorithms that change the float model first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<algorithm::Written>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::quant::algorithm::Written>"))]
     pub pre_quant_opt: Vec<Algorithm>,
     /// Limits below which a tensor is not quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]

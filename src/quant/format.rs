@@ -1,6 +1,5 @@
 //! Number formats: of elements, of blocks, and of scales.
 
-use std::borrow::Cow;
 use std::fmt;
 
 #[cfg(feature = "schema")]
@@ -305,7 +304,7 @@ impl fmt::Display for Dtype {
 
 #[cfg(feature = "schema")]
 impl JsonSchema for Dtype {
-    fn schema_name() -> Cow<'static, str> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Dtype".into()
     }
 

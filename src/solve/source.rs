@@ -127,12 +127,15 @@ mod tests {
             let wanted: Vec<f32> =
                 (0..columns).flat_map(|c| (0..rows).map(move |r| (r * columns + c) as f32)).collect();
             assert_eq!(source.all(), wanted);
+            let straight = Source::new(&Tensor::from_f32(&[rows, columns], &values)).expect("floats are read");
+            assert_eq!(source.slice(0, 1), None, "a transpose is nowhere in one piece");
             for start in 0..wanted.len() {
                 for len in [1, 2, rows - 1, rows, rows + 1, 3 * rows + 2] {
                     let len = len.min(wanted.len() - start);
                     let mut piece = vec![-1.0; len];
                     source.read(start, &mut piece);
                     assert_eq!(piece, wanted[start..start + len], "{len} of {rows} x {columns} from {start}");
+                    assert_eq!(straight.slice(start, len), Some(&values[start..start + len]));
                 }
             }
         }

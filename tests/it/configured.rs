@@ -308,6 +308,24 @@ fn a_later_format_drops_what_it_has_no_use_for() {
     check("ort-cpu", "int16", &["arithmetic = \"torch\""]);
 }
 
+/// A scale by hand without a zero point has that of its format.
+#[test]
+fn scales_by_hand_have_the_zero_point_of_their_format() {
+    let check = |weight: &str, by_hand: &str, expected: i64| {
+        let text =
+            format!("[op_type.Gemm]\nweight = {{ granularity = \"per-tensor\", {weight} }}\n[tensor.w2]\n{by_hand}");
+        let plan = planned(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let weight = plan.weights.iter().find(|w| w.tensor == "w2").unwrap();
+        let given = serde_json::to_value(&weight.quantizer.given).unwrap();
+        assert_eq!(given["scales"]["zero_points"][0], expected, "{text}: {given}");
+    };
+    check("dtype = \"uint8\", symmetric = true", "scale = 0.5", 128);
+    check("dtype = \"uint4\", symmetric = true", "scale = 0.5", 8);
+    check("dtype = \"uint8\", symmetric = false", "scale = 0.5", 0);
+    check("dtype = \"int8\", symmetric = true", "scale = 0.5", 0);
+    check("dtype = \"uint8\", symmetric = false", "scale = 0.5\nzero_point = 7", 7);
+}
+
 /// Zero points lie between codes where the form has room for such and something makes them.
 #[test]
 fn zero_points_are_fractional_where_they_can_be() {
