@@ -25,7 +25,7 @@ use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_typ
 use crate::numerics::pack;
 use crate::onnx::DataType;
 use crate::plan::form::is_bytes;
-use crate::plan::{Activation, Mode, Plan, Readers, Slot, Weight};
+use crate::plan::{Activation, Barrier, Mode, Plan, Readers, Slot, Stop, Weight};
 use crate::quant::{Format, Granularity, QParam};
 use crate::solve::Solution;
 
@@ -54,11 +54,13 @@ impl Pass for InsertQdq {
         if !plan.simulate {
             insert.versions(model)?;
         }
+        let barriers = insert.barriers(model)?;
         insert.pairs(model)?;
         insert.readers(model)?;
         insert.weights(model)?;
         insert.biases(model)?;
         insert.sums(model)?;
+        insert.stop(model, &barriers);
         insert.codes(model);
         Ok(insert.outcome)
     }
@@ -355,8 +357,38 @@ impl<'a> Insert<'a> {
         Ok(())
     }
 
+    /// The inputs that barriers stand in front of, found while tensors have their own names.
+    fn barriers(&self, model: &Model) -> Result<Vec<(NodeId, usize, Stop)>> {
+        let found = |barrier: &Barrier| Ok((planned(model, &barrier.at.node)?, barrier.at.input, barrier.stop));
+        self.plan.barriers.iter().map(found).collect()
+    }
+
+    /// Puts operators that change nothing in front of inputs.
+    fn stop(&mut self, model: &mut Model, barriers: &[(NodeId, usize, Stop)]) {
+        for &(node, input, stop) in barriers {
+            let Some(value) = model.node(node).input(input) else { continue };
+            let name = model.value(value).name().to_owned();
+            let (op, inputs) = match stop {
+                Stop::Quantizers => ("Sum", vec![value]),
+                Stop::Transposes => {
+                    // Far below the diagonal, nothing is left out.
+                    let lowest = Tensor::from_i64(&[], &[i64::from(i32::MIN)]);
+                    ("Trilu", vec![value, model.add_initializer(model.main(), &format!("{name}_lowest"), lowest)])
+                }
+            };
+            let new = NewNode::new(op, format!("{name}_{op}"), &inputs, &[&format!("{name}_kept")]);
+            let barrier = model.insert(Place::Before(node), new);
+            let Some(kept) = model.node(barrier).output(0) else { continue };
+            if let Some(ty) = model.value(value).ty().cloned() {
+                model.set_type(kept, ty);
+            }
+            model.set_input(node, input, Some(kept));
+            self.outcome.changed(model.node_name(node), Change::Barrier { op: op.to_owned() });
+        }
+    }
+
     fn biases(&mut self, model: &mut Model) -> Result<()> {
-        for (bias, solved) in self.plan.biases.iter().zip(&self.solution.biases) {
+        for (bias, solved) in self.plan.biases.iter().zip(&self.solution.biases).filter(|(bias, _)| !bias.float) {
             let node = planned(model, &bias.at.node)?;
             let Pair { codes, scale, granularity, .. } = Pair::from(solved);
             let inputs = initializers(model, &bias.tensor, ["quantized", "scale"], [codes, scale]);

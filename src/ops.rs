@@ -89,6 +89,8 @@ pub enum Number {
     Int(i64),
     /// A float.
     Float(f32),
+    /// A list of nothing else.
+    Ones,
 }
 
 /// What an operator that only clips does to low values.
@@ -124,10 +126,15 @@ const GEMM: Row = Row {
     ..row("Gemm", &[Data, Weight(Right), Bias], Output::Own)
 };
 
+const AVERAGE_POOL: Row = Row {
+    fixed: &[Fixed { name: "dilations", value: Number::Ones, of_bias: false }],
+    ..row("AveragePool", &[Data], Output::Own)
+};
+
 /// The table, by operator name.
 pub const TABLE: &[Row] = &[
     row("Add", &[Data, Data], Output::Own),
-    row("AveragePool", &[Data], Output::Own),
+    AVERAGE_POOL,
     clip("Clip", &[Data, Other, Other], Floor::Bounds),
     variadic("Concat", &[Data], Output::Own),
     row("Conv", &[Data, Weight(Conv), Bias], Output::Own),
@@ -225,6 +232,7 @@ pub fn unfit_attribute(model: &Model, node: NodeId) -> Option<&'static Fixed> {
     let differs = |fixed: &Fixed| match fixed.value {
         Number::Int(value) => at.int(fixed.name).unwrap_or(value) != value,
         Number::Float(value) => (at.float(fixed.name).unwrap_or(value) - value).abs() > 0.0,
+        Number::Ones => at.ints(fixed.name).is_some_and(|list| list.iter().any(|&i| i != 1)),
     };
     row.fixed.iter().find(|fixed| (bias || !fixed.of_bias) && differs(fixed))
 }

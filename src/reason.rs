@@ -416,6 +416,14 @@ sentences! {
     IntegerOperand { op: String } => "constant operand of an integer {op}";
     /// A bias in the accumulator of an integer kernel.
     AccumulatorScale => "stored at the scale of the products that it is added to";
+    /// Moving a Transpose over it makes it wrong.
+    BreaksTransposed { op: String } => "onnxruntime would move a Transpose over this {op}, and run it wrongly or not at all";
+    /// Moving quantizers of int8 over it makes them wrong.
+    BreaksInt8 { op: String } => "onnxruntime would move the quantizer over this {op}, and refuse it";
+    /// No kernel of the target reads the codes of a weight.
+    Dequantized { target: String, because: Box<Reason> } => "{because}; {target} dequantizes the weight at every run";
+    /// It keeps a product from running on codes.
+    KeepsFromFusing { op: String, node: String } => "beside this {op}, onnxruntime would dequantize both operands of \"{node}\" at every run";
     /// Constants of a quantized node that stay float.
     BesideKernel => "kept float beside what is quantized";
     /// Readers of one constant want it in different formats.

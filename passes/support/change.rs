@@ -84,6 +84,8 @@ sentences! {
     // Other operators.
     /// A node, or several, as another operator.
     WrittenAs { op: String } => "written as {op}";
+    /// An operator that changes nothing in front of an input.
+    Barrier { op: String } => "{op} in front, across which nothing is moved";
     /// A product whose weight is packed.
     WrittenAsNbits { bits: usize, block: usize } => "written as MatMulNBits of {bits} bits in blocks of {block}";
     /// The same, where float offsets of groups became zero points.

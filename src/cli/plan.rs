@@ -98,9 +98,10 @@ fn text(plan: &Plan) -> String {
         });
         out += &table(&rows.collect::<Vec<_>>(), &[]);
     }
-    if !plan.biases.is_empty() {
-        out += &format!("\nint32 biases ({})\n", plan.biases.len());
-        let rows = plan.biases.iter().map(|b| {
+    let biases: Vec<_> = plan.biases.iter().filter(|b| !b.float).collect();
+    if !biases.is_empty() {
+        out += &format!("\nint32 biases ({})\n", biases.len());
+        let rows = biases.into_iter().map(|b| {
             let weight = plan.weights.get(b.weight).map_or("", |w| w.site.as_str());
             cells(&[&b.site, &b.tensor, &format!("at the scales of {} and {weight}", b.activation)])
         });

@@ -195,6 +195,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     }
     let waits = |w: &amax::plan::Weight| {
         let Reason::FloatWeight { because: Some(why), .. } = &w.why else { return false };
+        let why = if let Reason::Dequantized { because, .. } = &**why { because } else { why };
         **why == Reason::WithoutSamples
     };
     if samples.is_none() && statistics.is_none() && done.plan.iter().flat_map(|p| &p.weights).any(waits) {

@@ -320,6 +320,14 @@ impl<'a> Planner<'a> {
         if self.quantized.get(&node) == Some(&Kindness::Integer) || self.untouchable(node).is_some() {
             return;
         }
+        let forced = [SiteKind::Input, SiteKind::Output].into_iter().any(|kind| self.is_forced(node, kind));
+        if forced
+            && self.carries(node)
+            && let Some(input) = self.model.node(node).input(0)
+        {
+            self.carry(node, input, &self.outputs(node));
+            return;
+        }
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
         if self.is_forced(node, SiteKind::Input) && !self.per_token(node, SiteKind::Input) {

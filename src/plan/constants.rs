@@ -69,11 +69,15 @@ impl Planner<'_> {
         }
         let runs = self.runs(node, kind);
         let chosen = settle(self.form(&Constant { node, index, scheme: &quantizer, runs, transposed: transpose }))?;
-        let pair_safe = self.pair_safe(node, index, kind, &layout, &quantizer, chosen.form);
+        let pair_safe = self.pair_safe(node, index, &layout, &quantizer, chosen.form);
         self.complete(node, kind, &mut quantizer)?;
         self.zero_points(node, chosen.form, &mut quantizer)?;
         let op = self.model.node(node).op_type().to_owned();
-        let because = || self.notes.get(&node).cloned().map(Box::new);
+        let mut because = self.notes.get(&node).cloned();
+        if chosen.dequantized {
+            because =
+                because.map(|why| Reason::Dequantized { target: self.target.name.clone(), because: Box::new(why) });
+        }
         Ok(Some(Weight {
             site: self.site(node, SiteKind::Weight),
             at: self.slot(node, index),
@@ -85,7 +89,7 @@ impl Planner<'_> {
             accuracy_level: chosen.accuracy_level,
             why: match kind {
                 Kindness::Integer => Reason::IntegerWeight { op },
-                Kindness::WeightOnly => Reason::FloatWeight { op, because: because() },
+                Kindness::WeightOnly => Reason::FloatWeight { op, because: because.map(Box::new) },
             },
             gave_way: chosen.gave_way,
         }))
@@ -107,7 +111,6 @@ impl Planner<'_> {
         &self,
         node: NodeId,
         index: usize,
-        kind: Kindness,
         layout: &WeightLayout,
         quantizer: &Scheme,
         form: Form,
@@ -117,7 +120,7 @@ impl Planner<'_> {
         let bytes = match form {
             Form::DynamicQuantizeLstm => true,
             Form::Matmulinteger if convolution => false,
-            _ => kind == Kindness::Integer && self.reads_bytes(node, 1 - index.min(1)),
+            _ => self.reads_bytes(node, 1 - index.min(1)),
         };
         let saturates = self.target.pair_safe
             && bytes
@@ -225,10 +228,10 @@ impl Planner<'_> {
         let channels = channels.or_else(|| dims.first().copied().filter(|_| dims.len() == 1))?;
         let fits = one_each(&dims, channels);
         let plain = ops::factor(self.model, node).is_none();
-        let wanted = kind == Kindness::Integer
+        let asked = kind == Kindness::Integer && !self.ask(node, SiteKind::Bias).is_off();
+        let wanted = (asked || self.place.quantizes_biases() && !self.target.simulate)
             && tensor.dtype() == DataType::Float
             && fixed
-            && !self.ask(node, SiteKind::Bias).is_off()
             && accumulates(&weights[weight])
             && fits
             && plain;
@@ -239,6 +242,7 @@ impl Planner<'_> {
             channels,
             activation: self.pair_read(node, data),
             weight,
+            float: !asked,
         })
     }
 

@@ -60,6 +60,7 @@ impl Plan {
             weights,
             biases,
             sums,
+            barriers,
             tokens,
             splits: _,
             skipped: _,
@@ -97,6 +98,13 @@ impl Plan {
         }
         for token in tokens {
             check.token(token)?;
+        }
+        for barrier in barriers {
+            let node = check.node(&barrier.at.node)?;
+            if model.node(node).input(barrier.at.input).is_none() || *opset < barrier.stop.opset() {
+                let message = format!("no barrier can be at input {} at operator set {opset}", barrier.at.input);
+                return Err(wrong(message).at_value(&barrier.at.node));
+            }
         }
         for sum in sums {
             let node = check.node(sum)?;

@@ -190,7 +190,7 @@ impl Explainer<'_> {
             };
             return (outcome, weight.why.clone());
         }
-        if let Some(bias) = self.plan.biases.iter().find(|b| Some(&b.at) == slot.as_ref()) {
+        if let Some(bias) = self.plan.biases.iter().find(|b| Some(&b.at) == slot.as_ref() && !b.float) {
             let weight = self.plan.weights.get(bias.weight).map(|w| w.site.clone()).unwrap_or_default();
             return (Outcome::Bias { activation: bias.activation.clone(), weight }, Reason::AccumulatorScale);
         }

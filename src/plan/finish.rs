@@ -73,7 +73,7 @@ impl Planner<'_> {
         let splits = super::constants::splits(&weights);
         let skipped = self.skipped(nodes, &weights, &biases);
         let opset = self.needed(opset, &self.pairs, &weights)?;
-        let plan = Plan {
+        let mut plan = Plan {
             schema: SCHEMA,
             target: self.target.name.clone(),
             opset,
@@ -82,10 +82,15 @@ impl Planner<'_> {
             weights,
             biases,
             sums,
+            barriers: Vec::new(),
             tokens,
             splits,
             skipped,
         };
+        if !plan.simulate {
+            plan.barriers = self.place.barriers(&self, nodes, &plan);
+            plan.opset = plan.barriers.iter().map(|barrier| barrier.stop.opset()).fold(plan.opset, i64::max);
+        }
         self.refuse_idle_rules(nodes, &plan)?;
         Ok(plan)
     }
@@ -239,7 +244,7 @@ impl Planner<'_> {
             scale_of: self.name(group.leader),
             range: self.fixed_range(value),
             readers,
-            fence: produced.is_none() && self.place.fence(self, value),
+            fence: self.place.fence(self, value),
             why,
         };
         Ok(Primary { activation: Some(activation), others })
@@ -461,7 +466,8 @@ impl Planner<'_> {
                 (n, if operand { SiteKind::Input } else { SiteKind::Weight })
             }));
         }
-        planned.extend(plan.biases.iter().filter_map(|b| Some((producer(&b.at)?, SiteKind::Bias))));
+        planned
+            .extend(plan.biases.iter().filter(|b| !b.float).filter_map(|b| Some((producer(&b.at)?, SiteKind::Bias))));
         planned
     }
 }

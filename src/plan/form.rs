@@ -194,6 +194,8 @@ fn product_fits(model: &Model, constant: &Constant<'_>) -> Result<(), Reason> {
 pub(super) struct Chosen {
     pub(super) form: Form,
     pub(super) accuracy_level: Option<u8>,
+    /// No kernel reads it in this form.
+    pub(super) dequantized: bool,
     /// Why what was asked for gave way.
     pub(super) gave_way: Option<Reason>,
 }
@@ -220,12 +222,18 @@ impl Planner<'_> {
             }
         }
         // What no form serves well is stored as it always was.
-        let first = || self.target.forms.iter().copied().find(|&form| fits(form).is_ok()).unwrap_or_default();
+        let product = Form::Matmulnbits.serves(self.model.node(constant.node).op_type());
+        let fused = self.target.simulate || self.place.fuses(self, constant);
+        let hindered = || constant.runs != Runs::Integer && self.place.hinders(self, constant.node);
+        let quick = |form: Form| form != Form::Qdq || !product || fused && !hindered();
+        let fitting = || self.target.forms.iter().copied().filter(|&form| fits(form).is_ok());
+        let first = || fitting().find(|&form| quick(form)).or_else(|| fitting().next()).unwrap_or_default();
         let form = found.unwrap_or_else(first);
+        let dequantized = form == Form::Qdq && !fused;
         let products = self.target.forms.iter().find(|f| f.serves("MatMul"));
         let meant = ask.spec.form.or(products.copied()) == Some(Form::Matmulnbits);
         reader.accuracy_level(meant)?;
         let accuracy_level = ask.spec.accuracy_level.filter(|_| form == Form::Matmulnbits);
-        Ok(Chosen { form, accuracy_level, gave_way })
+        Ok(Chosen { form, accuracy_level, dequantized, gave_way })
     }
 }

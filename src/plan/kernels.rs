@@ -75,6 +75,7 @@ pub(super) fn attributes(model: &Model, node: NodeId) -> Result<(), Reason> {
         let wanted = match fixed.value {
             Number::Int(value) => value,
             Number::Float(value) => value as i64,
+            Number::Ones => 1,
         };
         Err(Reason::Attribute { name: fixed.name.to_owned(), wanted })
     })

@@ -71,6 +71,9 @@ pub struct Plan {
     /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sums: Vec<String>,
+    /// Inputs with an operator in front that changes nothing and that the runtime moves nothing across.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barriers: Vec<Barrier>,
     /// Inputs that get a scale for each token, in operators.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<Token>,
@@ -93,6 +96,7 @@ impl Plan {
             weights: Vec::new(),
             biases: Vec::new(),
             sums: Vec::new(),
+            barriers: Vec::new(),
             tokens: Vec::new(),
             splits: Vec::new(),
             skipped: Vec::new(),
@@ -109,6 +113,39 @@ fn tensor_names(model: &Model) -> impl Iterator<Item = &str> {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// An input with an operator in front that changes nothing and that the runtime moves nothing across.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Barrier {
+    /// Which input of which node.
+    pub at: Slot,
+    /// What is stopped.
+    pub stop: Stop,
+    /// Why.
+    pub why: Reason,
+}
+
+/// What a barrier stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stop {
+    /// Quantizers, and fusion: a Sum of one.
+    Quantizers,
+    /// Transposes as well: a Trilu that keeps everything.
+    Transposes,
+}
+
+impl Stop {
+    /// The opset that it needs.
+    #[must_use]
+    pub fn opset(self) -> i64 {
+        match self {
+            Self::Quantizers => 13,
+            Self::Transposes => 14,
+        }
+    }
 }
 
 /// An input that is fake quantized to int8, asymmetric, with a scale for each token.
@@ -242,6 +279,9 @@ pub struct Bias {
     pub activation: String,
     /// Index into [`Plan::weights`] of the weight whose scale is the other.
     pub weight: usize,
+    /// It is stored as it is, and the runtime quantizes it: the scale of the weight alone makes sure that it fits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub float: bool,
 }
 
 /// Something that stays float.

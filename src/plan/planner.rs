@@ -252,7 +252,7 @@ impl Planner<'_> {
             return Err(Refusal::Unfit(Reason::WrongShape { what: Operand::Weight, dims }));
         };
         let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
-        let shape = Shape { dims: &dims, layout, kernel: kernel && !self.place.everywhere() };
+        let shape = Shape { dims: &dims, layout, kernel };
         let value = self.model.node(node).input(index);
         let ask = self.ask(node, SiteKind::Weight);
         let ask = value.map_or_else(|| ask.clone(), |value| self.ask_of(value, ask));
@@ -335,6 +335,13 @@ impl Planner<'_> {
             return false;
         }
         ops::clips_at_zero(self.model, node)
+    }
+
+    /// Whether a node vanishes into the quantizer of what it makes.
+    pub(super) fn vanishes(&self, node: NodeId, output: ValueId) -> bool {
+        let want = self.wants.get(&output);
+        let asked = want.and_then(|w| w.made.as_ref().map(|m| &m.ask).or_else(|| Some(&w.reads.first()?.1.ask)));
+        asked.is_some_and(|ask| self.absorbs(node, ask))
     }
 }
 

@@ -18,7 +18,8 @@ pub(super) fn switched_off(by: Option<&Rule>) -> Reason {
 impl Planner<'_> {
     /// Every node and constant that stays as it is.
     pub(super) fn skipped(&self, nodes: &[NodeId], weights: &[Weight], biases: &[Bias]) -> Vec<Skip> {
-        let done: BTreeSet<&Slot> = weights.iter().map(|w| &w.at).chain(biases.iter().map(|b| &b.at)).collect();
+        let done: BTreeSet<&Slot> =
+            weights.iter().map(|w| &w.at).chain(biases.iter().filter(|b| !b.float).map(|b| &b.at)).collect();
         let mut skips = Vec::new();
         for &node in nodes {
             let at = self.model.node(node);

@@ -64,7 +64,7 @@ impl Planner<'_> {
     }
 
     /// Whether a node moves codes: one scale on both sides, nothing computed.
-    fn carries(&self, node: NodeId) -> bool {
+    pub(super) fn carries(&self, node: NodeId) -> bool {
         let at = self.model.node(node);
         if !at.domain().is_empty() || !self.target.carry.has(at.op_type()) || self.untouchable(node).is_some() {
             return false;
@@ -78,7 +78,7 @@ impl Planner<'_> {
             && self.outputs(node).iter().all(|&v| self.unquantizable(v).is_none())
     }
 
-    fn carry(&mut self, node: NodeId, input: ValueId, outputs: &BTreeSet<ValueId>) {
+    pub(super) fn carry(&mut self, node: NodeId, input: ValueId, outputs: &BTreeSet<ValueId>) {
         let op = self.model.node(node).op_type().to_owned();
         let name = self.model.node_name(node).to_owned();
         let ask = self.ask(node, SiteKind::Input).clone();
@@ -105,6 +105,7 @@ impl Planner<'_> {
         let (Some(output), Some(row)) = (self.output_site(node), ops::of(self.model, node)) else {
             return Err(Reason::NoOutput);
         };
+        kernels::attributes(self.model, node)?;
         let ask = self.ask(node, SiteKind::Input);
         if ask.is_off() {
             return Err(self.off_by(ask, SiteKind::Input));

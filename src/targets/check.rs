@@ -9,6 +9,8 @@
 //! 5. An operator that only moves quantized values has the same scale and zero point on both sides.
 //! 6. A product with a dequantized 2-bit weight has a number of columns that its fusion can read.
 //! 7. If the target adds products in pairs in 16 bits, no pair of weights can saturate.
+//! 8. Where the target fuses, its optimizers leave nothing that it then refuses or runs wrongly: what [`layout`] says, an
+//!    operator between quantizers with an attribute that its kernel lacks, a float bias that the kernel's int32 does not hold.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +20,7 @@ use crate::numerics::pair_safe;
 use crate::onnx::DataType;
 use crate::ops::{self, Role, reduction_rows};
 
-use super::Target;
+use super::{Placement, Target, layout};
 
 /// Everything about `model` that `target` would refuse or compute wrongly, as sentences.
 #[must_use]
@@ -27,6 +29,9 @@ pub fn violations(model: &Model, target: &Target) -> Vec<String> {
     check.versions();
     for graph in model.all_graphs() {
         for &node in model.graph(graph).nodes() {
+            if target.placement == Placement::Fused {
+                check.optimized(node);
+            }
             match model.node(node).op_type() {
                 "DequantizeLinear" | "QuantizeLinear" if model.node(node).domain().is_empty() => check.quantizer(node),
                 "MatMulInteger" => check.integer(node, 1, Some(0)),
@@ -262,6 +267,62 @@ impl<'a> Check<'a> {
                 "the scale of the bias of {} is not the product of the scales of input and weight",
                 self.label(reader)
             ));
+        }
+    }
+
+    /// What the optimizers of a target that fuses make of a node.
+    fn optimized(&mut self, node: NodeId) {
+        let model = self.model;
+        let at = model.node(node);
+        let integer = |n: NodeId| {
+            let conv = model.node(n);
+            let both = [0, 1].iter().all(|&i| self.producer_dq(conv.input(i)).is_some());
+            conv.is("Conv") && both && conv.output(0).is_some_and(|v| self.is_quantized(v))
+        };
+        if layout::breaks(model, node) && layout::reached(model, node, &integer) {
+            self.found.push(format!("Transposes are moved over {}, which breaks it", self.label(node)));
+        }
+        let Some(before) = self.producer_dq(at.input(0)) else { return };
+        let int8 = || model.constant_input(before, 2).is_some_and(|zero| zero.dtype() == DataType::Int8);
+        let quantized = at.outputs().iter().flatten().all(|&v| self.is_quantized(v));
+        let moved = model.opset() >= Some(21) && layout::takes_dequantize(model, node) && !quantized;
+        if moved && model.constant_input(before, 0).is_none() && int8() {
+            self.found.push(format!("quantizers are moved over {}, and then refused", self.label(node)));
+        }
+        if quantized
+            && self.target.join.has(at.op_type())
+            && let Some(fixed) = ops::unfit_attribute(model, node)
+        {
+            self.found.push(format!("the kernel of {} has no {}", self.label(node), fixed.name));
+        }
+        if quantized && self.bias_overflows(node) {
+            self.found.push(format!("the bias of {} does not fit int32 at the scale of its kernel", self.label(node)));
+        }
+    }
+
+    /// Whether a constant float bias beside quantized operands, which the kernel has in int32, does not fit it.
+    fn bias_overflows(&self, node: NodeId) -> bool {
+        let at = self.model.node(node);
+        let bias = at.input(2).filter(|_| ops::of(self.model, node).is_some_and(|row| row.role(2) == Role::Bias));
+        let Some(bias) = bias.and_then(|v| self.model.constant(v)).and_then(Tensor::to_f32) else { return false };
+        let (Some(input), Some(weight)) = (self.scale_of(at.input(0)), self.scale_of(at.input(1))) else {
+            return false;
+        };
+        let one = |list: &[f32], i: usize| if list.len() == 1 { list.first() } else { list.get(i) }.copied();
+        let codes = |i: usize| Some(f64::from(one(&bias, i)?) / f64::from(one(&weight, i)? * input.first()?));
+        (0..bias.len().max(weight.len())).filter_map(codes).any(|code| code.abs() > f64::from(i32::MAX))
+    }
+
+    /// Whether all that reads a value, after a Relu or Clip, is a `QuantizeLinear`.
+    fn is_quantized(&self, value: ValueId) -> bool {
+        let users = self.model.value(value).users();
+        let quantizer =
+            |user: &User| matches!(user, User::Node { node, input: 0 } if self.model.node(*node).is("QuantizeLinear"));
+        match users {
+            [User::Node { node, input: 0 }] if self.target.absorb.has(self.model.node(*node).op_type()) => {
+                self.model.node(*node).output(0).is_some_and(|v| self.is_quantized(v))
+            }
+            _ => !users.is_empty() && users.iter().all(quantizer),
         }
     }
 

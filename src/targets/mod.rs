@@ -4,6 +4,7 @@
 //! it. Passes do not know the target.
 
 pub mod check;
+pub mod layout;
 
 use std::path::Path;
 
@@ -37,6 +38,9 @@ pub struct Target {
     pub name: String,
     /// One line for people.
     pub summary: String,
+    /// The versions of the runtime that these claims were executed on; empty where none was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub executed: String,
     /// Newest opset that it loads.
     pub opset_max: i64,
     /// Newest IR version that it loads.

@@ -258,6 +258,8 @@ OTHERS = {
     "dynamic": "what is quantized at run time",
     "qoperator": "operators on codes and back",
     "qat": "fake quantizers, before and after",
+    "sandwich": "every operator between two quantized ones",
+    "configurations": "random configurations",
     "../passes/equivalence": "passes, before and after",
 }
 

@@ -31,7 +31,7 @@ fn edited_plans_are_checked() {
         ("/schema", json!(99)),
         ("/extra", json!(1)),
         ("/opset", json!(3)),
-        ("/opset", json!(26)),
+        ("/opset", json!(27)),
         ("/simulate", json!(true)),
         (
             "/activations/nowhere",

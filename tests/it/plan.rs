@@ -108,8 +108,13 @@ pub fn print(plan: &Plan) -> String {
     }
     for b in &plan.biases {
         let weight = &plan.weights[b.weight].site;
-        writeln!(out, "  bias {} of {}: {} x {weight}", b.tensor, slots(std::slice::from_ref(&b.at)), b.activation)
-            .unwrap();
+        let float = if b.float { ", stored as float" } else { "" };
+        let at = slots(std::slice::from_ref(&b.at));
+        writeln!(out, "  bias {} of {at}: {} x {weight}{float}", b.tensor, b.activation).unwrap();
+    }
+    for b in &plan.barriers {
+        let at = slots(std::slice::from_ref(&b.at));
+        writeln!(out, "  barrier for {:?} at {at}: {}", b.stop, said(&b.why)).unwrap();
     }
     if !plan.sums.is_empty() {
         writeln!(out, "  sums {}", plan.sums.join(" ")).unwrap();

@@ -864,6 +864,39 @@ g (float[2,2] x) => (float[2,2] y, float[2,2] z, float[2,2] t) <float[2,2] w = {
     assert_eq!(codes([true, true, false], [1, 2, 1]), 3);
 }
 
+/// Codes of one bit less are safe as well.
+#[test]
+fn safe_pairs_are_no_worse_than_a_bit_less() {
+    let solved = |values: &[f32], symmetric: bool, granularity: &Value, fields: Value| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[2,16] x) => (float[2,4] y) <float[16,4] w = {{{}}}> {{\n  y = MatMul (x, w)\n}}",
+            list(values)
+        );
+        let mut weight = json!({
+            "site": "y.weight", "at": {"node": "y", "input": 1}, "tensor": "w", "why": {"code": "not-asked"},
+            "quantizer": {"dtype": "int8", "symmetric": symmetric, "granularity": granularity},
+        });
+        weight["pair_safe"] = fields["pair_safe"].clone();
+        if fields["reduce_range"] == json!(true) {
+            weight["quantizer"]["reduce_range"] = json!(true);
+        }
+        let plan = planned(17, &json!({}), &json!([weight]), &json!([]));
+        let solution = solve(&parse(&text).unwrap(), &plan, None, &mut Solved::default()).unwrap();
+        solution.weights[0].sqnr_db()
+    };
+    for granularity in [json!("per-tensor"), json!({"per-channel": {"axis": 1}})] {
+        for offset in [-2.0f32, -1.0, -0.4, 0.0, 0.3, 1.0, 2.0] {
+            for symmetric in [true, false] {
+                let values: Vec<f32> =
+                    (0..64).map(|at| (at as f32 * 1.7).sin() * (1.0 + (at % 4) as f32) + offset).collect();
+                let pairs = solved(&values, symmetric, &granularity, json!({"pair_safe": {"along": 0}}));
+                let less = solved(&values, symmetric, &granularity, json!({"reduce_range": true}));
+                assert!(pairs >= less - 1e-9, "{granularity} {offset} {symmetric}: {pairs} dB, {less} dB");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_guard_judges_eight_bits_and_more() {
     let model = parse(THREE).unwrap();

@@ -1,14 +1,16 @@
 //! Around what onnxruntime fuses. What it does with quantizers was seen in its optimized graphs (`tests/differential/fusion.py`).
 
-use super::{Place, Sum};
+use super::{Place, Sum, barriers};
 use crate::config::SiteKind;
 use crate::ir::{Model, NodeId, User, ValueId};
+use crate::numerics::Granularity;
 use crate::onnx::DataType;
-use crate::ops;
+use crate::ops::{self, Form};
 use crate::plan::constants::accumulates;
+use crate::plan::form::{Constant, Runs, fits};
 use crate::plan::kernels::one_each;
 use crate::plan::planner::{Kindness, Planner};
-use crate::plan::{Bias, Scheme, Weight};
+use crate::plan::{Barrier, Bias, Plan, Scheme, Weight};
 use crate::reason::{Operand, Reason};
 use crate::targets::Target;
 
@@ -55,6 +57,36 @@ impl Place for Fused {
         }
         let name = planner.model.node(add).output(0).map(|v| planner.name(v));
         name.map_or(Sum::AsItIs, Sum::Apart)
+    }
+
+    /// It quantizes the constant bias of a product between quantizers itself, with no regard to what int32 holds.
+    fn quantizes_biases(&self) -> bool {
+        true
+    }
+
+    fn fuses(&self, planner: &Planner<'_>, constant: &Constant<'_>) -> bool {
+        let &Constant { node, index, scheme, runs, .. } = constant;
+        // Dequantized twice, the same codes become one tensor that is then read as floats.
+        let shared = || {
+            let value = planner.model.node(node).input(index);
+            let reads = |user: &User| matches!(user, User::Node { node, input: 1 } if Form::Matmulnbits.serves(planner.model.node(*node).op_type()));
+            value.is_some_and(|value| planner.model.value(value).users().iter().filter(|user| reads(user)).count() > 1)
+        };
+        let kernel = || fits(planner.model, planner.target, Form::Matmulnbits, constant).is_ok();
+        runs != Runs::Float || kernel() && scheme.granularity != Granularity::PerTensor && !shared()
+    }
+
+    /// A clip is taken for a part of the pattern that is looked for, and a computed tensor for the third operand of a Gemm.
+    fn hinders(&self, planner: &Planner<'_>, node: NodeId) -> bool {
+        let sum = added(planner, node).map(|(add, operand)| (add, planner.model.node(add).input(operand)));
+        let computed = sum.is_some_and(|(_, other)| other.is_none_or(|v| planner.model.constant(v).is_none()));
+        let ends = [Some(node), sum.map(|(add, _)| add)];
+        let clipped = ends.into_iter().flatten().any(|end| barriers::clip(planner, end).is_some());
+        (computed || clipped) && !planner.tokens.contains_key(&node)
+    }
+
+    fn barriers(&self, planner: &Planner<'_>, nodes: &[NodeId], plan: &Plan) -> Vec<Barrier> {
+        barriers::of(planner, nodes, plan)
     }
 
     fn spread(&self, planner: &mut Planner<'_>, nodes: &[NodeId]) {
@@ -107,6 +139,7 @@ fn joins(
         channels,
         activation: planner.pair_read(node, data),
         weight,
+        float: false,
     })
 }
 
@@ -131,6 +164,13 @@ fn exposed(planner: &Planner<'_>, value: ValueId) -> bool {
         }
         // A Gemm to be.
         "Add" => float_product(at.input(0)) || float_product(at.input(1)),
+        // Run on integers in spite of an attribute that their kernels lack, or of two scales.
+        op if planner.target.join.has(op) => {
+            ops::unfit_attribute(model, node).is_some() && dequantized(planner, at.input(0))
+        }
+        op if planner.target.carry.has(op) && ops::moves_codes(model, node) && dequantized(planner, at.input(0)) => {
+            planner.wants.get(&value).and_then(|w| w.made.as_ref()).is_some_and(|made| made.keeps.is_none())
+        }
         // A quantizer moves up through these.
         op if planner.target.absorb.has(op) || planner.target.carry.has(op) => {
             at.input(0).is_some_and(|v| exposed(planner, v))

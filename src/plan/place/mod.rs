@@ -3,12 +3,14 @@
 //! A placement is the way in which one kind of runtime finds what it runs on integers. A further one is a file here and an
 //! arm in [`of`].
 
+mod barriers;
 mod everywhere;
 mod fused;
 mod inputs;
 
+use super::form::Constant;
 use super::planner::Planner;
-use super::{Bias, Scheme, Weight};
+use super::{Barrier, Bias, Plan, Scheme, Weight};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::reason::Reason;
 use crate::targets::{Placement, Target};
@@ -44,6 +46,26 @@ pub(super) trait Place: Sync {
     /// What becomes of the sum behind an integer product, whose own weights begin at this one.
     fn sum(&self, _: &Planner<'_>, _: NodeId, _: usize, _: &[Weight]) -> Sum {
         Sum::AsItIs
+    }
+
+    /// Whether the runtime quantizes constant biases itself, asked or not.
+    fn quantizes_biases(&self) -> bool {
+        false
+    }
+
+    /// Whether the runtime has a kernel that reads the codes of a dequantized constant.
+    fn fuses(&self, _: &Planner<'_>, _: &Constant<'_>) -> bool {
+        true
+    }
+
+    /// Whether what follows a product keeps that from becoming such a kernel.
+    fn hinders(&self, _: &Planner<'_>, _: NodeId) -> bool {
+        false
+    }
+
+    /// Inputs that the runtime must not move anything across.
+    fn barriers(&self, _: &Planner<'_>, _: &[NodeId], _: &Plan) -> Vec<Barrier> {
+        Vec::new()
     }
 
     /// Quantizes what follows from the anchors.

@@ -264,18 +264,26 @@ impl<'a> Solver<'a> {
     }
 
     /// A scale no smaller than `floor`, and the zero point, of a range.
-    fn params(&self, (low, high): (f32, f32), floor: f32) -> QParam {
-        let found = qparams_from_range(low, high, &self.spec);
-        if found.scale.abs() >= floor {
-            return found;
-        }
-        qparams_from_range(low, high, &RangeSpec { eps: self.spec.eps.max(floor), ..self.spec })
+    fn params(&self, range: (f32, f32), floor: f32) -> QParam {
+        params(&self.spec, range, floor)
     }
 
     /// Scales no smaller than `floor`, and zero points, of ranges.
     fn scaled(&self, ranges: impl IntoIterator<Item = (f32, f32)>, floor: f32) -> QParams {
-        ranges.into_iter().map(|range| self.params(range, floor)).collect()
+        scaled(&self.spec, ranges, floor)
     }
+}
+
+fn params(spec: &RangeSpec, (low, high): (f32, f32), floor: f32) -> QParam {
+    let found = qparams_from_range(low, high, spec);
+    if found.scale.abs() >= floor {
+        return found;
+    }
+    qparams_from_range(low, high, &RangeSpec { eps: spec.eps.max(floor), ..*spec })
+}
+
+fn scaled(spec: &RangeSpec, ranges: impl IntoIterator<Item = (f32, f32)>, floor: f32) -> QParams {
+    ranges.into_iter().map(|range| params(spec, range, floor)).collect()
 }
 
 /// Values whose elements of a scale are neighbours.

@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::Solver;
+use super::{Solver, scaled};
 use crate::error::Result;
 use crate::numerics::blocks::encode_singly;
 use crate::numerics::pair_safe::{self, MAX_PAIR_SUM, Rows};
 use crate::numerics::{dequantize, pack, squared_errors};
 use crate::ops::{Reduction, reduction_rows};
-use crate::quant::{Granularity, QParams};
+use crate::quant::{Granularity, QParams, RangeSpec};
 use crate::solve::SolvedWeight;
 
 /// By how much ranges are made longer for the sake of pairs.
@@ -23,14 +23,18 @@ impl Solver<'_> {
     }
 
     /// Safe pairs at the scale of least error between the one that the range asks for, at which pairs have to give way, and
-    /// twice that, at which none does.
+    /// twice that, or half of the codes, at which none does: where zero is far from the middle, a longer range is no way out.
     pub(super) fn widened_pairs(&self, values: &[f32], order: Reduction, floor: f32) -> Result<SolvedWeight> {
         let (dims, granularity) = (&self.dims, &self.scheme.granularity);
         let ranges = self.all_ranges(values)?;
         let longer = |(low, high): (f32, f32), factor: f32| (low * factor, high * factor);
-        let mut best = vec![(f64::INFINITY, 1.0); ranges.len()];
-        for factor in WIDER {
-            let qparams = self.scaled(ranges.iter().map(|&range| longer(range, factor)), floor);
+        let half = RangeSpec { reduce: true, ..self.spec };
+        let candidates = WIDER
+            .iter()
+            .map(|&factor| self.scaled(ranges.iter().map(|&range| longer(range, factor)), floor))
+            .chain([scaled(&half, ranges.iter().copied(), floor)]);
+        let mut best = vec![(f64::INFINITY, (1.0, 0)); ranges.len()];
+        for qparams in candidates {
             let codes = self.safe_codes(values, &qparams, order)?;
             let seen = dequantize(&self.packed(&codes), self.spec.format, dims, granularity, &qparams)?;
             let mut errors = squared_errors(values, &seen, dims, granularity)?;
@@ -39,14 +43,15 @@ impl Solver<'_> {
                 let total = errors.iter().sum();
                 errors.fill(total);
             }
-            for (best, error) in best.iter_mut().zip(errors) {
+            let found = qparams.scales.iter().copied().zip(qparams.zero_points.iter().copied());
+            for ((best, error), found) in best.iter_mut().zip(errors).zip(found) {
                 if error < best.0 {
-                    *best = (error, factor);
+                    *best = (error, found);
                 }
             }
         }
-        let chosen = ranges.into_iter().zip(best).map(|(range, (_, factor))| longer(range, factor));
-        let qparams = self.scaled(chosen, floor);
+        let (scales, zero_points) = best.into_iter().map(|(_, found)| found).unzip();
+        let qparams = QParams { scales, zero_points };
         let codes = self.safe_codes(values, &qparams, order)?;
         self.measured(values, qparams, None, self.packed(&codes))
     }
