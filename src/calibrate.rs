@@ -9,7 +9,6 @@ use crate::observe::calibrate::{Checkpoint, Observation, Site, prepare, sites};
 use crate::observe::run::{How, memory_method, run_methods};
 use crate::passes::Evaluate;
 use crate::plan::{Knowledge, Mode, plan};
-use crate::report::layout::count;
 use crate::rewrite::split;
 use crate::runtime::{Runtime, TractEvaluate};
 use crate::samples::SampleSet;
@@ -97,7 +96,7 @@ impl<'a> Calibrate<'a> {
         if sites.is_empty() {
             return Err(Error::model("the model has no float activation that could be quantized"));
         }
-        let indices = self.indices()?;
+        let indices = self.indices();
         let fresh = Statistics {
             model_hash: content_hash(self.model),
             samples_hash: self.samples.content_hash()?,
@@ -116,20 +115,12 @@ impl<'a> Calibrate<'a> {
         Observation { model: &prepared, sites: &sites, run, checkpoint: self.checkpoint }.run(start)
     }
 
-    /// Which samples run, in order.
-    ///
-    /// # Errors
-    /// A shard without samples.
+    /// Which samples run, in order; none in a shard beyond the last sample.
     #[doc(hidden)]
-    pub fn indices(&self) -> Result<Vec<usize>> {
+    pub fn indices(&self) -> Vec<usize> {
         let whole = if self.hold_out { split(self.samples).0 } else { (0..self.samples.len()).collect() };
-        let Some((part, parts)) = self.shard else { return Ok(whole) };
-        let own: Vec<usize> = whole.iter().copied().skip(part.saturating_sub(1)).step_by(parts.max(1)).collect();
-        if own.is_empty() {
-            let message = format!("shard {part}/{parts} of {} is empty", count(whole.len(), "sample"));
-            return Err(Error::new(Kind::Usage, message).with_hint("use fewer shards"));
-        }
-        Ok(own)
+        let Some((part, parts)) = self.shard else { return whole };
+        whole.into_iter().skip(part.saturating_sub(1)).step_by(parts.max(1)).collect()
     }
 
     /// What to observe, and the same in words.

@@ -83,6 +83,12 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     let Cli { command, quiet, verbose } = Cli::parse();
     let console = cli::Console::new(quiet, verbose);
+    // Where the system has no more threads, this one does the work.
+    let threads = rayon::ThreadPoolBuilder::new();
+    if threads.build_global().is_err() {
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+        let _ = alone.build_global();
+    }
     let result = match command {
         Command::Rewrite(args) => cli::rewrite::run(&args, &console),
         Command::Prepare(args) => cli::rewrite::run_prepare(&args, &console),

@@ -20,7 +20,7 @@ use crate::report::{self, PassRow, QualityRow, Report};
 use crate::runtime::TractEvaluate;
 use crate::samples::SampleSet;
 use crate::solve::{Solution, judge};
-use crate::statistics::Statistics;
+use crate::statistics::{self, Statistics};
 use crate::targets::{self, Target, check};
 
 /// Quantizes a model: [`run`](Self::run) is the whole pipeline.
@@ -355,14 +355,10 @@ pub(crate) fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "interrupted; nothing was written")
 }
 
-/// Indices for statistics, and indices held out for measuring; the same ones where there are too few to hold any out.
+/// Indices for statistics, and indices held out for measuring: as [`statistics::split`].
 #[must_use]
 pub fn split(samples: &SampleSet) -> (Vec<usize>, Vec<usize>) {
-    let count = samples.len();
-    if count < 8 {
-        return ((0..count).collect(), (0..count).collect());
-    }
-    samples.split_held_out((count / 8).max(8))
+    statistics::split(samples.len())
 }
 
 /// The report of a rewrite that is under way.

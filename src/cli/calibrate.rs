@@ -45,7 +45,7 @@ pub(crate) struct Args {
     output: PathBuf,
     /// Samples, as for rewrite; default: the file beside the model.
     #[arg(long, value_name = "PATH")]
-    calib: Option<String>,
+    calib: Option<PathBuf>,
     #[command(flatten)]
     sampling: SampleArgs,
     /// Turn an input of the model into a constant, as for rewrite; repeatable.
@@ -132,7 +132,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     if args.planned {
         calibration = calibration.planned(&config, &target);
     }
-    let count_all = calibration.indices()?.len();
+    let count_all = calibration.indices().len();
     console.tell_memory();
     let statistics = calibration.run().map_err(|e| match e.kind() {
         Kind::Interrupted => interrupted(kept.load(Ordering::Relaxed), count_all, &partial),
@@ -200,6 +200,14 @@ fn interrupted(kept: usize, all: usize, partial: &Path) -> Error {
             ),
         },
     )
+}
+
+/// Says so where statistics that should be whole are not.
+pub(super) fn warn_of_missing(statistics: &Statistics, console: &Console) {
+    let (missing, all) = (statistics.missing(), count(statistics.sample_total as usize, "sample"));
+    if missing > 0 {
+        console.say(&format!("warning: {missing} of {all} are in none of the parts: was a shard lost?"));
+    }
 }
 
 /// What users should know about values.

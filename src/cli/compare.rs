@@ -34,7 +34,7 @@ pub(crate) struct Args {
     test: PathBuf,
     /// Samples, as for rewrite; default: the file beside the reference model.
     #[arg(long, value_name = "PATH")]
-    calib: Option<String>,
+    calib: Option<PathBuf>,
     #[command(flatten)]
     sampling: SampleArgs,
     /// Turn an input of both models into a constant, as for rewrite; repeatable.

@@ -65,7 +65,7 @@ pub(crate) struct Args {
     check: bool,
     /// Samples for --check, as for rewrite; default: the file beside the model, or random ones.
     #[arg(long, value_name = "PATH", requires = "check")]
-    calib: Option<String>,
+    calib: Option<PathBuf>,
     #[command(flatten)]
     sampling: SampleArgs,
     /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
@@ -179,13 +179,14 @@ fn check_paths(args: &Args, model: &Model, samples: Option<&SampleSet>) -> Resul
 
 /// The samples for `--check`; random ones where there are none, unless the user wants none.
 fn samples(args: &Args, model: &Model, console: &Console) -> Result<Option<SampleSet>> {
-    match args.calib.as_deref() {
-        Some("none") => Ok(None),
-        Some("random") => SampleSet::random(model, RANDOM, 0).map(Some),
-        given => match args.sampling.samples(given, model, &args.input, console)? {
-            Some(found) => Ok(Some(found)),
-            None => SampleSet::random(model, RANDOM, 0).map(Some),
-        },
+    let given = args.calib.as_deref();
+    let found = match given.and_then(Path::to_str) {
+        Some("random") => None,
+        _ => args.sampling.samples(given, model, &args.input, console)?,
+    };
+    match found {
+        None if given != Some(Path::new("none")) => SampleSet::random(model, RANDOM, 0).map(Some),
+        found => Ok(found),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `amax explain`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use amax::config::Pattern;
 use amax::error::{Error, Kind, Result};
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let (config, target) = args.configure.load()?;
     let pattern = Pattern::new(&args.pattern)?;
     let mut model = file::load(&args.model)?;
-    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some("none"), &args.model, console)?;
+    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some(Path::new("none")), &args.model, console)?;
     let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;

@@ -7,7 +7,7 @@ use amax::ir::file;
 use amax::statistics::Statistics;
 use amax::targets::{self, Target};
 
-use super::calibrate::{Judge, warnings};
+use super::calibrate::{Judge, warn_of_missing, warnings};
 use super::output::save_statistics;
 use super::{Console, count};
 
@@ -58,6 +58,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
             output.display()
         ));
     }
+    warn_of_missing(&all, console);
     for warning in warnings(&all) {
         console.say(&format!("warning: {warning}"));
     }

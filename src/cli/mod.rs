@@ -170,22 +170,22 @@ impl Progress for Console {
 
 /// The samples that `--calib` names: a path, `random`, `none`, or the file beside the model.
 fn samples(
-    calib: Option<&str>,
+    calib: Option<&Path>,
     model: &Model,
     path: &Path,
     options: &samples::Options,
     console: &Console,
 ) -> Result<Option<SampleSet>> {
-    let given = match calib {
-        Some("random") => {
+    let given = match calib.map(|path| (path, path.to_str())) {
+        Some((_, Some("random"))) => {
             console.say(
                 "warning: calibrating with random noise: ranges will be wrong for real data\n         \
                  use this only to try things out",
             );
             return SampleSet::random(model, 16, 0).map(Some);
         }
-        Some("none") => None,
-        Some(given) => Some(PathBuf::from(given)),
+        Some((_, Some("none"))) => None,
+        Some((given, _)) => Some(given.to_owned()),
         None => samples::default_path(path),
     };
     let Some(given) = given else { return Ok(None) };
@@ -206,7 +206,7 @@ pub(crate) fn set_inputs(
     model: &mut Model,
     assignments: &[String],
     sampling: &SampleArgs,
-    calib: Option<&str>,
+    calib: Option<&Path>,
     path: &Path,
     console: &Console,
 ) -> Result<Option<SampleSet>> {
@@ -230,7 +230,7 @@ pub(crate) fn set_inputs(
     }
     let mut set = sampling.samples(calib, &optional, path, console)?;
     if let Some(set) = &mut set {
-        if calib != Some("random") {
+        if calib != Some(Path::new("random")) {
             warn_of_others(set, &given, console)?;
         }
         set.drop_inputs(&given.into_keys().collect());
@@ -274,14 +274,13 @@ impl SampleArgs {
     /// As [`samples`], with these options.
     pub(crate) fn samples(
         &self,
-        calib: Option<&str>,
+        calib: Option<&Path>,
         model: &Model,
         path: &Path,
         console: &Console,
     ) -> Result<Option<SampleSet>> {
         let read = match calib {
-            Some("random" | "none") => false,
-            Some(_) => true,
+            Some(given) => !matches!(given.to_str(), Some("random" | "none")),
             None => samples::default_path(path).is_some(),
         };
         if !read && (self.preprocess.is_some() || !self.dim.is_empty()) {

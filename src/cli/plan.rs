@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         let written: Vec<_> = [("the plan", path.as_path())].into_iter().chain(printed).collect();
         file::check_outputs(read, &written)?;
     }
-    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some("none"), &args.model, console)?;
+    set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some(Path::new("none")), &args.model, console)?;
     let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;

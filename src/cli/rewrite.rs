@@ -19,6 +19,7 @@ use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 
+use super::calibrate::warn_of_missing;
 use super::inspect::print;
 use super::output::{Pending, save_model, scratch, stage};
 use super::{Console, SampleArgs, configure, memory_size, runtime, set_inputs, thread_count, threads};
@@ -66,7 +67,7 @@ pub(crate) struct Args {
     save_plan: Option<PathBuf>,
     /// Samples: .npz, .npy or .jsonl; a folder of these or of .png, .jpg or .bin; test_data_set folders; random; none.
     #[arg(long, value_name = "PATH")]
-    calib: Option<String>,
+    calib: Option<PathBuf>,
     #[command(flatten)]
     sampling: SampleArgs,
     /// Take ranges from these statistics of calibrate or merge; samples then only measure the result.
@@ -140,6 +141,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
     if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
         statistics.check_model(&content_hash(&model)).map_err(|e| e.in_file(path))?;
+        warn_of_missing(statistics, console);
         if let Some(samples) = samples.as_ref().filter(|_| !args.no_measure)
             && samples.content_hash()? == statistics.samples_hash
             && split(samples).1.iter().any(|&i| statistics.ran.contains(&(i as u32)))
@@ -246,9 +248,8 @@ fn in_file(error: Error, args: &Args) -> Error {
 
 /// Where samples are read from.
 fn calib(args: &Args) -> Option<PathBuf> {
-    match args.calib.as_deref() {
-        Some("none" | "random") => None,
-        Some(given) => Some(PathBuf::from(given)),
+    match &args.calib {
+        Some(given) => Some(given.clone()).filter(|given| !matches!(given.to_str(), Some("none" | "random"))),
         None => amax::samples::default_path(&args.input),
     }
 }

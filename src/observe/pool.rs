@@ -85,7 +85,12 @@ pub(crate) fn run<S: Send>(
         }
     };
     let states = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        // Where the system has no more threads, those that there are do the work, or this one.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, worker).ok();
+        let handles: Vec<_> = (0..threads).map_while(spawn).collect();
+        if handles.is_empty() {
+            return vec![Ok(worker())];
+        }
         handles.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
     });
     if let Some((_, error)) = failed.into_inner().expect("no panic while held") {

@@ -72,7 +72,8 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn temporary(source: io::Error) -> Error {
-    Error::io(Kind::Samples, "use a temporary file in", &std::env::temp_dir(), source)
+    Error::io(Kind::Output, "use a temporary file in", &std::env::temp_dir(), source)
+        .with_hint("set TMPDIR to a folder with room for the samples")
 }
 
 /// Adds the file to an error, and how to write such files if it has no hint.

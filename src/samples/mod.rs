@@ -318,13 +318,6 @@ impl SampleSet {
         let all = hashes.iter().fold(Sha256::new(), Digest::chain_update);
         Ok(format!("{:x}", all.finalize()))
     }
-
-    /// Indices to calibrate on and indices to hold out for measuring the result: of each `every` samples in a row the
-    /// last one is held out. None are held out if `every` is less than 2 or there are fewer samples.
-    #[must_use]
-    pub fn split_held_out(&self, every: usize) -> (Vec<usize>, Vec<usize>) {
-        (0..self.len()).partition(|i| every < 2 || i % every != every - 1)
-    }
 }
 
 fn part_of(parts: &[Part], index: usize) -> &Part {

@@ -421,6 +421,14 @@ pub struct Statistics {
 }
 
 impl Statistics {
+    /// How many samples no part ran; none where those alone are missing that `rewrite` would measure its result on.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        let ran = |index: &usize| self.ran.binary_search(&(*index as u32)).is_ok();
+        let (calibrated, _) = split(self.sample_total as usize);
+        if calibrated.iter().all(ran) { 0 } else { (self.sample_total as usize).saturating_sub(self.ran.len()) }
+    }
+
     /// Adds another part of the same run. Parts may be merged in any order.
     ///
     /// # Errors
@@ -466,12 +474,6 @@ impl Statistics {
         Ok(())
     }
 
-    /// Samples of the set that were not run.
-    #[must_use]
-    pub fn missing(&self) -> u64 {
-        self.sample_total.saturating_sub(self.ran.len() as u64)
-    }
-
     /// Checks that these are statistics of a model, given its [`content_hash`](crate::ir::content_hash).
     ///
     /// # Errors
@@ -488,4 +490,15 @@ impl Statistics {
     fn tensors(&self) -> BTreeSet<&str> {
         self.sites.keys().chain(self.unobserved.keys()).map(String::as_str).collect()
     }
+}
+
+/// Of so many samples, the indices for statistics, and those held out for measuring: one of eight, eight at most; all of them for
+/// both where there are too few to hold any out.
+#[must_use]
+pub fn split(count: usize) -> (Vec<usize>, Vec<usize>) {
+    if count < 8 {
+        return ((0..count).collect(), (0..count).collect());
+    }
+    let every = (count / 8).max(8);
+    (0..count).partition(|i| i % every != every - 1)
 }

@@ -263,8 +263,6 @@ fn builders_do_what_the_steps_do() -> Result<()> {
     assert_eq!(amax::ir::file::to_bytes(&from_file.model)?, amax::ir::file::to_bytes(&done.model)?);
     let mut halves = [1, 2].map(|part| Calibrate::new(&model, &samples).shard((part, 2)).run().unwrap());
     assert_eq!(halves[0].sample_count + halves[1].sample_count, 64);
-    let empty = Calibrate::new(&model, &samples).shard((65, 65)).run().unwrap_err();
-    assert_eq!(empty.message(), "shard 65/65 of 64 samples is empty");
     // State of a run over other samples is refused.
     halves[0].samples_hash = String::new();
     let resumed = Calibrate::new(&model, &samples).resume((&halves[0], Path::new("state"))).run().unwrap_err();

@@ -379,25 +379,6 @@ fn not_a_number_is_let_through_and_counted() {
 }
 
 #[test]
-fn one_sample_in_every_few_is_held_out() {
-    let Cases { models, .. } = cases();
-    let set = |count| SampleSet::random(&models["rows"], count, 0).unwrap();
-    let check = |count: usize, every: usize, held: &[usize]| {
-        let (used, held_out) = set(count).split_held_out(every);
-        assert_eq!(held_out, held, "{count} by {every}");
-        let mut all = [used, held_out].concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..count).collect::<Vec<_>>());
-    };
-    check(10, 5, &[4, 9]);
-    check(9, 5, &[4]);
-    check(4, 5, &[]);
-    check(3, 2, &[1]);
-    check(3, 1, &[]);
-    check(3, 0, &[]);
-}
-
-#[test]
 fn random_samples_are_a_function_of_their_seed() {
     use DataType::{Bfloat16, Bool, Double, Float, Float16, Int32, Int64, Uint8};
     use Size::{Fixed, Free, Nameless};
