@@ -329,6 +329,8 @@ def network(tied):
 def check_rewrite(binary, folder):
     feeds = {"i": np.array([[0, 7, 49], [3, 3, 12]], np.int64)}
     groups = ["dtype=int4", "granularity=per-group", "group_size=32", "signed_scale=true"]
+    # By default one in front of a Relu is a MatMulNBits.
+    products = ["--set", "op_type.MatMul.weight.form=qdq", "--set", "op_type.Gemm.weight.form=qdq"]
     tie = [word for key in groups for word in ("--set", f"op_type.Gather.weight.{key}")]
     for tied in ("gemm", "transpose"):
         source = folder / f"network_{tied}.onnx"
@@ -337,7 +339,7 @@ def check_rewrite(binary, folder):
             label = f"{name}, {tied}"
             paths = {form: folder / f"{form}.onnx" for form in ("qdq", "matmulnbits")}
             fine = all([
-                amax(binary, "rewrite", source, paths["qdq"], "--calib", "none", *preset),
+                amax(binary, "rewrite", source, paths["qdq"], "--calib", "none", *preset, *products),
                 amax(binary, "rewrite", source, paths["matmulnbits"], "--calib", "none", *preset, "--form", "matmulnbits",
                      "--set", "default.weight.accuracy_level=1"),
             ])
