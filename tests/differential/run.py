@@ -260,6 +260,7 @@ OTHERS = {
     "qat": "fake quantizers, before and after",
     "sandwich": "every operator between two quantized ones",
     "configurations": "random configurations",
+    "clipped": "products in front of a Relu or Clip",
     "../passes/equivalence": "passes, before and after",
 }
 
