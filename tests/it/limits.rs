@@ -76,7 +76,7 @@ fn the_limit_of_ranges_found_at_run_time_holds_as_it_was_set() {
     let folder = folder();
     let at = folder.path();
     succeed(at, "-q calibrate mlp.onnx --calib mlp.calib.npy -o stats");
-    let statistics = Statistics::load(&at.join("stats")).unwrap();
+    let statistics = Statistics::load(at.join("stats")).unwrap();
     let quality = statistics.sites["x"].dynamic_sqnr_db();
     let words = "mlp.onnx out.onnx --stats stats --set guard.output_db=-inf";
     let row_of_x = |found: &Value| row(&found["activations"], "tensor", "x").cloned();

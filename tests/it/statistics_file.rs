@@ -213,7 +213,7 @@ mod commands {
         says("rewrite digits.onnx out.onnx --stats held", false);
         fail(at, "calibrate digits.onnx -o digits.onnx", 6, "");
         fail(at, "calibrate digits.onnx -o x --calib none", 2, "no samples");
-        let whole = Statistics::load(&at.join("one")).unwrap();
+        let whole = Statistics::load(at.join("one")).unwrap();
         assert_eq!((whole.sample_count, whole.sample_total, whole.ran.len()), (64, 64, 64));
         assert!(whole.sites.contains_key("image") && whole.sites.contains_key("logits") && whole.sites.len() > 10);
         assert_eq!(whole.sites["image"].channels().unwrap().ranges().len(), 1);
