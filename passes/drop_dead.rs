@@ -29,6 +29,7 @@ impl Pass for DropDead {
         // A node that a body keeps alive may be dead only once the body's own dead nodes are gone: bodies come first.
         for graph in model.all_graphs().into_iter().rev() {
             drop_nodes(model, graph, &mut outcome);
+            drop_nameless(model, graph);
         }
         for graph in model.all_graphs() {
             drop_annotations(model, graph, &mut outcome);
@@ -98,6 +99,17 @@ fn copies(model: &Model, id: NodeId) -> Result<bool, Reason> {
             Some(_) => Err(Reason::Training),
             None => Err(Reason::NotConstant { what: Operand::TrainingMode }),
         },
+    }
+}
+
+/// Drops outputs without a name from the end of lists: onnxruntime takes them for tensors once it has fused the node.
+fn drop_nameless(model: &mut Model, graph: GraphId) {
+    for node in model.graph(graph).nodes().to_vec() {
+        let outputs = model.node(node).outputs();
+        let named = outputs.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        if (1..outputs.len()).contains(&named) {
+            model.truncate_outputs(node, named);
+        }
     }
 }
 

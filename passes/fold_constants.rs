@@ -4,27 +4,37 @@
 //! is declared, whatever the others are. Moves and simple arithmetic are computed here, to the same bits as in any
 //! runtime; other operators are left to [`Context::evaluate`].
 //!
-//! - A result is kept if it takes no more bytes than the constants it is made from, or at most 4 MiB: weights may be
-//!   transposed, but not blown up.
+//! - A result is kept if it takes no more bytes than the constants it is made from, each counted once, or than the largest
+//!   constant of the model, or at most 4 MiB: weights may be transposed, but not blown up. All results together may take as
+//!   many bytes as the model's constants did, or 64 MiB, beyond those that they replace.
 //! - Only operators listed here are evaluated, those that are pure and whose result size is known beforehand. Random
 //!   ones, quantization (`QuantizeLinear`, `DequantizeLinear` and kin) and foreign domains are not among them.
+//! - Weights and biases are computed whichever pure operator they come from, and rounded as the runtime does it
+//!   ([`Evaluate::approximate`]): left to be computed at run time, they could not be quantized.
 //! - The output of a graph stays the output of a node: not every runtime returns an initializer.
 //! - Nothing is folded in functions, since they cannot hold initializers. An initializer that is a graph input, too, is
 //!   no constant.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::lift_constants::lift;
 use super::support::evaluate::{Exact, broadcast};
-use super::support::graphs::{allow_plain_initializers, is_graph_output};
+use super::support::graphs::{allow_plain_initializers, graphs_outside_functions, is_graph_output};
 use super::{Change, Context, Evaluate, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::{Gather, axis_in};
 use crate::ir::{Def, GraphId, Model, NewNode, NodeId, Place, Tensor, User, ValueId};
+use crate::ops::{self, Role};
 use crate::reason::{Operand, Reason};
 
 /// Bytes a result may take even if the constants it is made from take less.
 const ALWAYS: usize = 4 << 20;
+
+/// Bytes that all results may take beyond what they replace, even if the model has fewer.
+const ALL: usize = 64 << 20;
+
+/// Products that a `MatMul` of constants may take.
+const PRODUCTS: usize = 1 << 34;
 
 /// See the [module](self).
 pub struct FoldConstants;
@@ -36,7 +46,19 @@ impl Pass for FoldConstants {
 
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let main = model.main();
-        let mut fold = Fold { model, context, outcome: Outcome::default(), shapes: HashMap::new(), done: Vec::new() };
+        let constants = model.all_graphs().into_iter().flat_map(|g| model.graph(g).initializers());
+        let sizes: Vec<usize> = constants.filter_map(|&v| model.constant(v)).map(Tensor::byte_len).collect();
+        let mut fold = Fold {
+            outcome: Outcome::default(),
+            shapes: HashMap::new(),
+            done: Vec::new(),
+            weights: behind_weights(model),
+            largest: sizes.iter().copied().max().unwrap_or(0),
+            room: sizes.iter().sum::<usize>().max(ALL),
+            folded_readers: HashMap::new(),
+            model,
+            context,
+        };
         fold.graph(main)?;
         let Fold { mut outcome, done, .. } = fold;
         model.remove(&done);
@@ -55,6 +77,14 @@ struct Fold<'a> {
     shapes: HashMap<ValueId, Vec<Option<i64>>>,
     /// Folded nodes, removed together at the end.
     done: Vec<NodeId>,
+    /// Nodes that compute weights and biases from constants.
+    weights: HashSet<NodeId>,
+    /// Bytes of the largest constant.
+    largest: usize,
+    /// Bytes that results may still take.
+    room: usize,
+    /// How many of the readers of a constant are folded.
+    folded_readers: HashMap<ValueId, usize>,
 }
 
 impl Fold<'_> {
@@ -178,6 +208,10 @@ impl Fold<'_> {
 
     fn replace(&mut self, id: NodeId, tensors: &[Tensor], of: &str) {
         let op = self.model.node(id).op_type().to_owned();
+        self.room = (self.room + self.freed(id)).saturating_sub(tensors.iter().map(Tensor::byte_len).sum());
+        for &value in self.model.node(id).inputs().iter().flatten() {
+            *self.folded_readers.entry(value).or_default() += 1;
+        }
         self.outcome.changed(self.model.node_name(id), Change::BecameConstant { op, of: of.to_owned() });
         let outputs: Vec<_> = self.model.node(id).outputs().iter().copied().zip(tensors).collect();
         for (output, tensor) in outputs {
@@ -186,6 +220,18 @@ impl Fold<'_> {
             }
         }
         self.done.push(id);
+    }
+
+    /// Bytes of the constants that nobody reads any more once a node is gone.
+    fn freed(&self, id: NodeId) -> usize {
+        let inputs = self.model.node(id).inputs();
+        let distinct: HashSet<ValueId> = inputs.iter().flatten().copied().collect();
+        let last = |value: &ValueId| {
+            let own = inputs.iter().filter(|input| **input == Some(*value)).count();
+            let others = self.folded_readers.get(value).copied().unwrap_or(0);
+            others + own == self.model.value(*value).users().len()
+        };
+        distinct.into_iter().filter(last).filter_map(|v| self.model.constant(v)).map(Tensor::byte_len).sum()
     }
 
     /// The outputs of a node of constants; `None` if it is none, or one that is not evaluated.
@@ -200,30 +246,36 @@ impl Fold<'_> {
                 None => inputs.push(None),
             }
         }
-        if !inputs.iter().any(Option::is_some) || !is_evaluated(node.op_type()) {
+        let weight = self.weights.contains(&id);
+        if !inputs.iter().any(Option::is_some) || !(weight || is_evaluated(node.op_type())) {
             return Ok(None);
         }
         if node.outputs().iter().flatten().any(|&v| is_graph_output(self.model, v)) {
             return Err(Reason::IsGraphOutput { what: Operand::Output });
         }
-        let budget = inputs.iter().flatten().map(Tensor::byte_len).sum::<usize>().max(ALWAYS);
-        let Some(elements) = elements(node, &inputs) else {
+        let distinct: HashSet<ValueId> = node.inputs().iter().flatten().copied().collect();
+        let made_from: usize = distinct.iter().filter_map(|&v| self.model.constant(v)).map(Tensor::byte_len).sum();
+        let limit = made_from.max(self.largest).max(ALWAYS).min(self.room + self.freed(id));
+        let too_large = || Reason::TooLarge { what: Operand::Output, limit };
+        let known = elements(node, &inputs);
+        if known.is_none() && !weight {
             return Err(Reason::UnknownShape { what: Operand::Output });
-        };
-        if elements > budget {
-            return Err(Reason::TooLarge { what: Operand::Output, limit: budget });
+        }
+        if known.is_some_and(|elements| elements > limit) {
+            return Err(too_large());
         }
         let model = &*self.model;
-        let tensors = Exact
-            .evaluate(model, id, &inputs)
-            .or_else(|| self.context.evaluate.evaluate(model, id, &inputs))
-            .ok_or(Reason::NotComputable { what: Operand::Output })?;
+        let exact =
+            || Exact.evaluate(model, id, &inputs).or_else(|| self.context.evaluate.evaluate(model, id, &inputs));
+        let near = || self.context.evaluate.approximate(model, id, &inputs, limit);
+        let tensors = known.and_then(|_| exact()).or_else(|| weight.then(near).flatten());
+        let tensors = tensors.ok_or(Reason::NotComputable { what: Operand::Output })?;
         inputs.iter().flatten().for_each(Tensor::release);
         if tensors.len() < node.outputs().len() {
             return Err(Reason::NotComputable { what: Operand::Output });
         }
-        if tensors.iter().map(Tensor::byte_len).sum::<usize>() > budget {
-            return Err(Reason::TooLarge { what: Operand::Output, limit: budget });
+        if tensors.iter().map(Tensor::byte_len).sum::<usize>() > limit {
+            return Err(too_large());
         }
         for (output, tensor) in node.outputs().iter().zip(&tensors) {
             let declared = output.and_then(|v| model.dtype(v)).unwrap_or(tensor.dtype());
@@ -326,6 +378,42 @@ struct Known {
     scalar: bool,
 }
 
+/// The nodes that compute weights and biases from nothing but constants, by operators whose result is always the same.
+fn behind_weights(model: &Model) -> HashSet<NodeId> {
+    let mut constant = HashSet::new();
+    let mut wanted = Vec::new();
+    for graph in graphs_outside_functions(model) {
+        for &id in model.graph(graph).nodes() {
+            let node = model.node(id);
+            let mut inputs = node.inputs().iter().flatten();
+            let known = |v: &ValueId| {
+                model.constant(*v).is_some() || model.producer(*v).is_some_and(|producer| constant.contains(&producer))
+            };
+            // A shape may be declared.
+            if is_pure(node) && (node.is("Shape") || inputs.all(known)) {
+                constant.insert(id);
+            }
+            let Some(row) = ops::of(model, id) else { continue };
+            let weighs = |index: &usize| matches!(row.role(*index), Role::Weight(_) | Role::Bias);
+            wanted.extend((0..node.inputs().len()).filter(weighs).filter_map(|i| model.producer(node.input(i)?)));
+        }
+    }
+    let mut found = HashSet::new();
+    while let Some(id) = wanted.pop() {
+        if constant.contains(&id) && found.insert(id) {
+            wanted.extend(model.node(id).inputs().iter().flatten().filter_map(|&v| model.producer(v)));
+        }
+    }
+    found
+}
+
+/// Whether a node computes the same of the same inputs, and no quantized values.
+fn is_pure(node: &crate::ir::Node) -> bool {
+    let op = node.op_type();
+    let random = op.starts_with("Random") || matches!(op, "Bernoulli" | "Multinomial" | "Dropout");
+    node.domain().is_empty() && node.bodies().next().is_none() && !random && !ops::is_quantized(op)
+}
+
 /// What decides how many elements the result of an operator has.
 #[derive(Clone, Copy)]
 enum Extent {
@@ -397,6 +485,8 @@ fn elements(node: &crate::ir::Node, inputs: &[Option<Tensor>]) -> Option<usize> 
                 // The inner dimension is at least one, so this is no less than the result has.
                 let rows = product(&a)?.checked_div(*a.last()?)?;
                 let columns = product(&b)?.checked_div(if b.len() > 1 { b[b.len() - 2] } else { *b.last()? })?;
+                // Computing it takes the inner dimension times that.
+                product(&a)?.checked_mul(columns).filter(|&products| products <= PRODUCTS)?;
                 rows.checked_mul(columns)
             }
             "Range" => {

@@ -1,7 +1,9 @@
-//! Turns graph inputs that carry defaults into constants, in models of IR version below 4, and raises those to 4.
+//! Turns graph inputs that carry defaults into constants.
 //!
-//! Those versions required every initializer to be listed as an input too, so nearly all of them are weights that nobody
-//! overrides. Models of IR version 4 and above list only what is meant to be overridden and are left alone.
+//! - IR versions below 4 required every initializer to be listed as an input too. Such models are raised to 4.
+//! - Later versions require it no more, but exporters went on (`keep_initializers_as_inputs`). Where a rewrite asks for it
+//!   ([`Context::freeze_weights`]), these inputs are frozen if all of them are weights; one that may be meant to be given,
+//!   and all stay.
 //!
 //! [`set_input`] freezes an input that the user names, to a value that the user gives.
 
@@ -12,6 +14,8 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::nearest::nearest;
 use crate::onnx::DataType;
+use crate::ops;
+use crate::reason::Reason;
 
 /// See the module.
 #[derive(Debug)]
@@ -22,17 +26,27 @@ impl Pass for FreezeInputs {
         "freeze-inputs"
     }
 
-    fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
+    fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        if model.ir_version() >= 4 {
-            return Ok(outcome);
+        let old = model.ir_version() < 4;
+        if !old {
+            let (weights, others) = ops::inputs_with_defaults(model);
+            if weights.is_empty() || !context.freeze_weights {
+                return Ok(outcome);
+            }
+            if let Some(&other) = others.first() {
+                outcome.skipped(model.value(other).name(), Reason::InputBesideWeights);
+                return Ok(outcome);
+            }
         }
         let main = model.main();
         for value in model.freeze_inputs(main) {
             outcome.changed(model.value(value).name(), Change::Frozen);
         }
-        outcome.changed("model", Change::IrVersion { from: model.ir_version(), to: 4 });
-        model.set_ir_version(4);
+        if old {
+            outcome.changed("model", Change::IrVersion { from: model.ir_version(), to: 4 });
+            model.set_ir_version(4);
+        }
         Ok(outcome)
     }
 }

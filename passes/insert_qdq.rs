@@ -219,7 +219,13 @@ impl<'a> Insert<'a> {
             .activations
             .get(name)
             .ok_or_else(|| Error::new(Kind::Internal, "a planned activation was not solved").at_value(name))?;
-        let [scale, zero] = self.qparams(model, &activation.scale_of, activation.quantizer.dtype, solved);
+        let format = activation.quantizer.dtype;
+        let codes = dequantized_from(model, value, format, solved);
+        let [scale, zero] = self.qparams(model, &activation.scale_of, format, solved);
+        if let Some((codes, dequantize)) = codes {
+            let place = Place::After(dequantize);
+            return Ok(Self::dequantize(model, place, name, &[codes, scale, zero], &Granularity::PerTensor));
+        }
         let (source, place) = if activation.fence {
             let fence = NewNode::new("Sum", format!("{name}_Sum"), &[value], &[&format!("{name}_fenced")]);
             let fence = model.insert(Self::place(model, value), fence);
@@ -241,7 +247,7 @@ impl<'a> Insert<'a> {
         let q = model.insert(place, quantize);
         self.quantizers.insert(q);
         let codes = model.node(q).output(0).expect("just made");
-        self.outcome.changed(name, Change::Pair { format: activation.quantizer.dtype });
+        self.outcome.changed(name, Change::Pair { format });
         Ok(Self::dequantize(model, Place::After(q), name, &[codes, scale, zero], &Granularity::PerTensor))
     }
 
@@ -406,4 +412,19 @@ fn initializers(model: &mut Model, name: &str, what: [&str; 2], tensors: [Tensor
     let [first, second] = tensors;
     [(what[0], first), (what[1], second)]
         .map(|(what, tensor)| model.add_initializer(graph, &format!("{name}_{what}"), tensor))
+}
+
+/// What a value is dequantized from with just these parameters, and where.
+fn dequantized_from(model: &Model, value: ValueId, format: Format, solved: QParam) -> Option<(ValueId, NodeId)> {
+    let node = model.producer(value).filter(|&node| model.node(node).is("DequantizeLinear"))?;
+    let codes = model.node(node).input(0)?;
+    let [own] = model.constant_input(node, 1)?.to_f32()?[..] else { return None };
+    let zero = match model.node(node).input(2) {
+        Some(_) => *model.constant_input(node, 2)?.to_i64()?.first()?,
+        None => 0,
+    };
+    let alike = model.dtype(codes)?.format()? == format
+        && own.to_bits() == solved.scale.to_bits()
+        && zero == i64::from(solved.zero_point);
+    alike.then_some((codes, node))
 }

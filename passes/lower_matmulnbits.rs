@@ -29,7 +29,11 @@ impl Pass for LowerMatmulnbits {
     }
 
     fn run(&self, model: &mut Model, context: &Context<'_>) -> Result<Outcome> {
-        let mut lower = Lower::default();
+        let initializers = model
+            .all_graphs()
+            .into_iter()
+            .flat_map(|graph| model.graph(graph).initializers().iter().map(move |&value| (value, graph)));
+        let mut lower = Lower { homes: initializers.collect(), ..Lower::default() };
         if let Some((plan, solution)) = context.quantization {
             carry_out(model, plan, Form::Matmulnbits, |model, node, index| {
                 let level = plan.weights[index].accuracy_level.unwrap_or(context.conversion.accuracy_level);
@@ -81,6 +85,8 @@ type Key = (GraphId, [Option<ValueId>; 4], Option<[i64; 2]>, bool);
 struct Lower {
     /// What became of a DequantizeLinear.
     made: BTreeMap<Key, Stored>,
+    /// The graph of each initializer.
+    homes: BTreeMap<ValueId, GraphId>,
     outcome: Outcome,
 }
 
@@ -151,6 +157,8 @@ impl Lower {
     ) -> Result<Stored, Reason> {
         let at = model.node(found.dequantize);
         let inputs = [at.input(0), at.input(1), at.input(2), found.offsets];
+        // Where the quantized values are, every graph that reads them finds what becomes of them.
+        let graph = inputs[0].and_then(|codes| self.homes.get(&codes).copied()).unwrap_or(graph);
         let key = (graph, inputs, Quantizer::of(at).map(|q| [q.axis, q.block_size]), transpose);
         if let Some(found) = self.made.get(&key) {
             return Ok(*found);

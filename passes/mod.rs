@@ -7,6 +7,7 @@ pub mod drop_dead;
 pub mod fold_clips;
 pub mod fold_constants;
 pub mod fold_fake_quant;
+pub mod fold_gemm;
 pub mod fold_weights;
 pub mod forms;
 pub mod freeze_inputs;
@@ -60,8 +61,20 @@ pub trait Pass: Sync {
 
 /// Evaluates a node whose inputs are all known.
 pub trait Evaluate: Sync {
-    /// The outputs of `node` for `inputs` (`None` where one is left out); `None` if this node cannot be evaluated.
+    /// The outputs of `node` for `inputs` (`None` where one is left out), to the last bit; `None` if this node cannot be evaluated.
     fn evaluate(&self, model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>>;
+
+    /// As [`evaluate`](Self::evaluate), where floats may be rounded as the runtime does it, and `None` also if the outputs would
+    /// take more than `limit` bytes.
+    fn approximate(
+        &self,
+        _model: &Model,
+        _node: NodeId,
+        _inputs: &[Option<Tensor>],
+        _limit: usize,
+    ) -> Option<Vec<Tensor>> {
+        None
+    }
 }
 
 /// What passes may look at besides the model.
@@ -73,12 +86,14 @@ pub struct Context<'a> {
     pub quantization: Option<(&'a Plan, &'a Solution)>,
     /// What a conversion is asked for; the defaults elsewhere.
     pub conversion: Conversion<'a>,
+    /// Whether weights that are graph inputs, too, become constants.
+    pub freeze_weights: bool,
 }
 
 impl<'a> Context<'a> {
     /// For passes that need no plan.
     pub fn new(evaluate: &'a dyn Evaluate) -> Self {
-        Self { evaluate, quantization: None, conversion: Conversion::default() }
+        Self { evaluate, quantization: None, conversion: Conversion::default(), freeze_weights: false }
     }
 
     /// For passes that apply a plan.

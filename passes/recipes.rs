@@ -9,6 +9,7 @@ use super::drop_dead::DropDead;
 use super::fold_clips::FoldClips;
 use super::fold_constants::FoldConstants;
 use super::fold_fake_quant::FoldFakeQuant;
+use super::fold_gemm::FoldGemm;
 use super::fold_weights::FoldWeights;
 use super::freeze_inputs::FreezeInputs;
 use super::fuse_batchnorm::FuseBatchnorm;
@@ -119,6 +120,22 @@ impl To {
     }
 }
 
+impl To {
+    /// What is stored so, for messages.
+    #[must_use]
+    pub fn stores(self) -> &'static str {
+        match self {
+            Self::Form(Form::Qdq) => "operator on quantized values and no weight in another form",
+            Self::Form(Form::Matmulnbits) => "product of a float input and a dequantized weight",
+            Self::Form(Form::GatherBlockQuantized) => "Gather from a dequantized table",
+            Self::Form(Form::Matmulinteger) => "product or convolution with an input that is quantized at run time",
+            Self::Form(Form::DynamicQuantizeLstm) => "LSTM with dequantized weights",
+            Self::Float => "quantized constant and no quantizer",
+            Self::Qoperator => "operator between quantizers",
+        }
+    }
+}
+
 /// What a conversion is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversion<'a> {
@@ -199,7 +216,14 @@ const QDQ: To = To::Form(Form::Qdq);
 /// rounding of fused weights.
 pub const PREPARE: Recipe = Recipe {
     name: "prepare",
-    steps: &[tidy(&FreezeInputs), tidy(&LiftConstants), tidy(&FoldConstants), tidy(&FuseBatchnorm), tidy(&DropDead)],
+    steps: &[
+        tidy(&FreezeInputs),
+        tidy(&LiftConstants),
+        tidy(&FoldConstants),
+        tidy(&FoldGemm),
+        tidy(&FuseBatchnorm),
+        tidy(&DropDead),
+    ],
 };
 
 /// After solving: applies the plan.

@@ -28,6 +28,7 @@ pub struct Calibrate<'a> {
     checkpoint: Option<Checkpoint<'a>>,
     run: How<'a>,
     evaluate: &'a dyn Evaluate,
+    keep_inputs: bool,
 }
 
 impl<'a> Calibrate<'a> {
@@ -44,6 +45,7 @@ impl<'a> Calibrate<'a> {
             checkpoint: None,
             run: How::default(),
             evaluate: &TractEvaluate,
+            keep_inputs: false,
         }
     }
 
@@ -78,6 +80,12 @@ impl<'a> Calibrate<'a> {
         self
     }
 
+    /// As [`Rewrite::keep_inputs`](crate::Rewrite::keep_inputs), which has to be told the same.
+    pub fn keep_inputs(mut self, keep: bool) -> Self {
+        self.keep_inputs = keep;
+        self
+    }
+
     run_methods!();
     memory_method!();
 
@@ -87,7 +95,8 @@ impl<'a> Calibrate<'a> {
     /// A model or a sample that the runtime cannot run, a model without float activations, a shard without samples, a state
     /// of another run, a checkpoint that fails, a limit that cannot be kept to, an interruption.
     pub fn run(&self) -> Result<Statistics> {
-        let prepared = prepare(self.model, self.evaluate)?;
+        let prepared =
+            prepare(self.model, self.evaluate, !self.keep_inputs && !self.samples.give_defaults(self.model))?;
         let (sites, mut asked) = self.asked(&prepared)?;
         // Shards of two runtimes would differ in the last bits from those of one.
         if self.run.runtime != Runtime::Tract {

@@ -50,7 +50,7 @@ impl<'a> Compare<'a> {
     pub fn outputs(&self) -> Result<Vec<QualityRow>> {
         let (samples, indices) = self.needed()?;
         let found = compare(self.reference, self.test, &self.run.over(samples, &indices))?;
-        Ok(found.iter().map(|(name, metrics)| QualityRow::new(self.reference, name, metrics)).collect())
+        Ok(found.iter().map(QualityRow::new).collect())
     }
 
     /// The errors of each quantized site of `test` against the float model `reference`, the worst first.

@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
 use crate::ops::Form;
 use crate::passes::pipeline::{self, After};
-use crate::passes::recipes::{CONVERT, Conversion, Notes, READ, Recipe, To};
+use crate::passes::recipes::{CONVERT, Conversion, Notes, READ, Recipe, To, When};
 use crate::passes::switch_quantizers::Switch;
 use crate::passes::{Change, Context, Evaluate, Note};
 use crate::reason::Reason;
@@ -99,12 +99,17 @@ impl<'a> Convert<'a> {
         let already = check::violations(self.model, target);
         let context = Context { conversion: self.conversion, ..Context::new(self.evaluate) };
         let mut done = Converted::new(self.model);
-        let mut flow = done.follow(&READ, &context, self.after)?;
+        let mut served = Vec::new();
+        let mut flow = done.follow(&READ, &context, self.after, &mut served)?;
         if flow.is_continue() {
             done.reference = (!self.conversion.switches.is_empty()).then(|| done.model.clone());
-            flow = done.follow(&CONVERT, &context, self.after)?;
+            flow = done.follow(&CONVERT, &context, self.after, &mut served)?;
         }
         if flow.is_continue() {
+            for &to in self.conversion.to.iter().filter(|to| !served.contains(to)) {
+                let what = Reason::NothingToStore { form: to.name().to_owned(), wanted: to.stores().to_owned() };
+                done.kept.push(Note { at: "model".to_owned(), what });
+            }
             done.model.set_metadata("amax.version", env!("CARGO_PKG_VERSION"));
         }
         done.warnings = check::violations(&done.model, target);
@@ -146,14 +151,26 @@ impl Converted {
         }
     }
 
-    /// Runs a recipe on the model, and lists what its steps did where they say that it belongs.
-    fn follow(&mut self, recipe: &Recipe, context: &Context<'_>, after: Option<&After<'_>>) -> Result<ControlFlow<()>> {
+    /// Runs a recipe on the model, and lists what its steps did where they say that it belongs, and the forms that something
+    /// was or could not be stored in.
+    fn follow(
+        &mut self,
+        recipe: &Recipe,
+        context: &Context<'_>,
+        after: Option<&After<'_>>,
+        served: &mut Vec<To>,
+    ) -> Result<ControlFlow<()>> {
         for step in recipe.steps(&context.conversion) {
             let outcome = pipeline::apply(&mut self.model, step.pass, context)?;
             if let Some(after) = after
                 && after(&self.model, step.pass.name(), &outcome)?.is_break()
             {
                 return Ok(ControlFlow::Break(()));
+            }
+            if let When::To(forms) = step.when
+                && !(outcome.changes.is_empty() && outcome.skips.is_empty())
+            {
+                served.extend(forms);
             }
             match step.notes {
                 Notes::Nothing => continue,

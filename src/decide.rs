@@ -191,42 +191,78 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Takes the layers that cost the most back to float until the outputs are good enough, or no more can be gained.
+    /// Takes the layers that cost the most back to float until the outputs are good enough. Where no choice makes them so, all
+    /// stays as it was: what would be left is no better for being larger.
     fn reach_output_db(&mut self, log: &mut Log) -> Result<()> {
         let Some(samples) = self.job.rewrite.samples else { return Ok(()) };
         let floor = self.job.config.guard.output_db;
+        let before = (self.knowledge.clone(), self.decided.plan.clone(), log.report.guarded.clone());
+        let mut first: Option<Made> = None;
         let mut sensitivity: Option<Sensitivity> = None;
         let mut target = floor;
-        while !self.decided.plan.weights.is_empty() {
+        let mut best = f64::NEG_INFINITY;
+        loop {
+            let plan = &self.decided.plan;
+            if plan.weights.is_empty() && plan.activations.is_empty() {
+                return Ok(());
+            }
             let (model, passes) = self.make(&self.decided.plan, &self.decided.solution)?;
             let quality = quality(self.model, &model, samples, self.job)?;
-            // What integers lose says little.
-            let worst = quality.iter().filter(|q| q.float).map(|q| q.sqnr_db).fold(f64::INFINITY, f64::min);
+            let worst = quality.iter().filter_map(QualityRow::sqnr_db).fold(f64::INFINITY, f64::min);
             let made = Made { model, passes, quality };
             log.lap("measure");
             if worst >= floor {
                 self.decided.made = Some(made);
                 return Ok(());
             }
+            best = best.max(worst);
+            first.get_or_insert(made);
             let groups = match &mut sensitivity {
                 Some(groups) => groups,
                 slot => slot.insert(self.measure_groups(samples)?),
             };
             let mut vetoes = groups.take_worst(target);
-            while vetoes.is_empty() {
-                // The groups promised more than the whole keeps: ask for more.
+            // The groups promised more than the whole keeps: ask for more.
+            while vetoes.is_empty() && target < floor + MOST_ASKED {
                 target += 1.0;
-                if target > floor + MOST_ASKED {
-                    self.decided.made = Some(made);
-                    return Ok(());
-                }
                 vetoes = groups.take_worst(target);
             }
             log.lap("measure");
+            if vetoes.is_empty() {
+                break;
+            }
             self.plan_without(vetoes, log)?;
             self.solve_until_served(log)?;
         }
+        let Some(first) = first else { return Ok(()) };
+        let layers = log.report.guarded.keys().filter(|site| !before.2.contains_key(*site)).count();
+        let rest = self.still_quantized();
+        let costly = sensitivity.and_then(Sensitivity::worst);
+        let (knowledge, plan, guarded) = before;
+        (self.knowledge, self.decided.plan, log.report.guarded) = (knowledge, plan, guarded);
+        self.solve_until_served(log)?;
+        self.decided.made = Some(first);
+        let from = match (rest, costly) {
+            (Some(rest), _) => format!("the error comes from what is quantized beside them: {rest}"),
+            (None, Some(costly)) => format!("quantized alone, \"{}\" costs the most", costly.join("\", \"")),
+            (None, None) => "no single layer is to blame".to_owned(),
+        };
+        log.report.warnings.push(format!(
+            "no choice of layers keeps {floor} dB at the outputs: with {layers} of them left float it is {best:.1} dB, so all \
+             stay quantized; {from}"
+        ));
         Ok(())
+    }
+
+    /// What is quantized though its layers are taken out, by operator.
+    fn still_quantized(&self) -> Option<String> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for activation in self.decided.plan.activations.values() {
+            let (Reason::InputOf { op, .. } | Reason::OutputOf { op, .. }) = &activation.why else { continue };
+            *counts.entry(op.clone()).or_default() += 1;
+        }
+        let words: Vec<String> = counts.iter().map(|(op, count)| format!("{count} tensors around {op}")).collect();
+        (!words.is_empty()).then(|| words.join(", "))
     }
 
     /// What each group of layers costs at the outputs, quantized alone.

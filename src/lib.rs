@@ -10,7 +10,7 @@
 //! let model = amax::load("models/digits.onnx")?;
 //! let samples = amax::SampleSet::open("models/digits.calib.npz", &model)?;
 //! let done = amax::Rewrite::new(&model).samples(&samples).run()?;
-//! assert!(done.report.quality[0].sqnr_db > 25.0);
+//! assert!(done.report.quality[0].sqnr_db() > Some(25.0));
 //! # let folder = tempfile::tempdir().expect("a temporary folder");
 //! # let output = folder.path().join("digits.int8.onnx");
 //! amax::save(&done.model, output)?;
@@ -102,7 +102,9 @@ pub use passes::recipes::To;
 pub use passes::switch_quantizers::Switch;
 pub use plan::Plan;
 pub use quantize::{load, quantize, save};
-pub use report::{ActivationRow, AlgorithmRow, Inspection, PassRow, QualityRow, Report, WeightRow, inspect};
+pub use report::{
+    ActivationRow, AlgorithmRow, FloatQuality, Inspection, PassRow, QualityRow, Report, Unlike, WeightRow, inspect,
+};
 pub use rewrite::{Rewrite, Rewritten};
 pub use runtime::Runtime;
 pub use samples::{Options as SampleOptions, Sample, SampleSet, Values};

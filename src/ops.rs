@@ -4,10 +4,13 @@
 //! range of the output follows from that of the inputs. An operator without a row is never quantized. What a runtime
 //! executes in integers is not said here but in [`targets`](crate::targets).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Model, NodeId, Tensor, view};
+use crate::ir::{Def, Model, NodeId, Tensor, User, ValueId, view};
 use crate::numerics::pair_safe;
+use crate::onnx::DataType;
 
 /// What an input is to its operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,6 +287,137 @@ impl Row {
             None => Other,
         }
     }
+}
+
+/// Operators whose first output has another type than their first input.
+const OTHER_TYPE: &[&str] = &[
+    "And",
+    "ArgMax",
+    "ArgMin",
+    "Bernoulli",
+    "CastLike",
+    "ConstantOfShape",
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "Equal",
+    "EyeLike",
+    "Greater",
+    "GreaterOrEqual",
+    "ImageDecoder",
+    "IsInf",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "MatMulInteger",
+    "MelWeightMatrix",
+    "Multinomial",
+    "NonMaxSuppression",
+    "NonZero",
+    "Not",
+    "OneHot",
+    "Or",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "RegexFullMatch",
+    "SequenceAt",
+    "Shape",
+    "Size",
+    "StringNormalizer",
+    "StringSplit",
+    "TfIdfVectorizer",
+    "Where",
+    "Xor",
+];
+
+/// The element types of what nodes of the main graph make, where the model does not declare them and operators tell.
+#[must_use]
+pub fn undeclared_types(model: &Model) -> BTreeMap<ValueId, DataType> {
+    let mut found = BTreeMap::new();
+    for &node in model.graph(model.main()).nodes() {
+        let at = model.node(node);
+        let Some(output) = at.output(0).filter(|&v| model.value(v).ty().is_none()) else { continue };
+        if !at.domain().is_empty() || at.bodies().next().is_some() {
+            continue;
+        }
+        let of = |index: usize| at.input(index).and_then(|v| model.dtype(v).or_else(|| found.get(&v).copied()));
+        let dtype = match at.op_type() {
+            "Cast" => at.int("to").and_then(|code| DataType::from_code(i32::try_from(code).ok()?)),
+            "DequantizeLinear" | "CastLike" => of(1),
+            "Where" => of(1).or_else(|| of(2)),
+            op if OTHER_TYPE.contains(&op) => None,
+            // Data and weights have one type.
+            _ if find(at.op_type()).is_some_and(Row::has_weight) => of(0).or_else(|| of(1)),
+            _ => of(0),
+        };
+        found.extend(dtype.map(|dtype| (output, dtype)));
+    }
+    found
+}
+
+/// Operators without a row whose inputs behind the first are parameters.
+const PARAMETERS: &[&str] = &[
+    "BatchNormalization",
+    "CumSum",
+    "DequantizeLinear",
+    "Dropout",
+    "Expand",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "OneHot",
+    "PRelu",
+    "QuantizeLinear",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+    "Tile",
+    "TopK",
+    "Trilu",
+    "Upsample",
+];
+
+/// The inputs of the main graph that have a default: those that are, as far as can be told, weights, which nobody gives
+/// another value, and the others.
+///
+/// A weight has a fixed shape and no reader for which it is the state of a loop or of a recurrent layer. A single number is
+/// one only where operators have parameters: `x * alpha` may be meant to be called with another `alpha`.
+#[must_use]
+pub fn inputs_with_defaults(model: &Model) -> (Vec<ValueId>, Vec<ValueId>) {
+    let weight = |value: ValueId, default: &Tensor| {
+        let fixed = model.shape(value).is_none_or(|shape| shape.iter().all(Option::is_some));
+        fixed
+            && model.value(value).users().iter().all(|user| match *user {
+                User::Node { node, input } => is_parameter(model, node, input, default.len()),
+                User::Output { .. } => false,
+            })
+    };
+    let inputs = model.graph(model.main()).inputs().filter_map(|value| match model.value(value).def() {
+        Def::Input { default: Some(default) } => Some((value, weight(value, default))),
+        _ => None,
+    });
+    let (weights, others): (Vec<_>, Vec<_>) = inputs.partition(|(_, weight)| *weight);
+    let values = |list: Vec<(ValueId, bool)>| list.into_iter().map(|(value, _)| value).collect();
+    (values(weights), values(others))
+}
+
+/// Whether a tensor of so many elements at an input is what a model learned, or an operator is told once and for all.
+fn is_parameter(model: &Model, node: NodeId, input: usize, elements: usize) -> bool {
+    let at = model.node(node);
+    if at.bodies().next().is_some() || (matches!(at.op_type(), "LSTM" | "GRU" | "RNN") && (4..7).contains(&input)) {
+        return false;
+    }
+    let place = match of(model, node) {
+        Some(row) => row.role(input) != Data,
+        None => at.domain().is_empty() && input > 0 && PARAMETERS.contains(&at.op_type()),
+    };
+    place || elements > 1
 }
 
 /// How a quantized constant is stored.

@@ -251,6 +251,9 @@ sentences! {
     TensorOff { tensor: String } => "\"{tensor}\" is switched off by [tensor.\"{tensor}\"]";
     /// A key asks for an axis that a weight does not have.
     NoAxis { axis: i64, dims: Vec<usize> } => "a weight of shape {dims:?} has no axis {axis}";
+    /// A weight that can be stored in few bits where a rule asks for it.
+    WeightNotAsked { op: String, form: Option<Form> } => "no rule asks for quantized {op} weights; {}",
+        form.map_or_else(|| format!("--set op_type.{op}.weight.enable=true does"), |form| format!("--set op_type.{op}.weight.form={form} does"));
     /// Nothing asks for a site.
     NotAsked => "nothing asks for it";
 
@@ -260,6 +263,9 @@ sentences! {
     QuantizedAlready => "is quantized already; its quantizers are kept";
     /// An operand would have to be known before the model runs.
     NotConstant { what: Operand } => "its {what} is not constant";
+    /// It would be one but for callers, who may give another value.
+    InputWithDefault { what: Operand, tensor: String } =>
+        "its {what} \"{tensor}\" is an input of the model with a default, which callers may replace";
     /// An operand has an element type that cannot be used here.
     WrongType { what: Operand, found: DataType, wanted: String } => "its {what} is {found}, not {wanted}";
     /// A tensor has an element type that cannot be used here.
@@ -278,6 +284,8 @@ sentences! {
     BatchFirst => "its batch comes first";
     /// A table is cut along an axis that it does not have.
     AxisOutside { axis: i64 } => "its axis {axis} is outside the table";
+    /// A product whose sums have one term each.
+    NoSum => "it only scales each row by the numbers of its weight, which rounding them would make worse";
     /// A product of two constants.
     BothConstant => "both operands are constant";
     /// A product of two activations.
@@ -323,6 +331,8 @@ sentences! {
     NotBetween => "not between quantized operators";
     /// An operator that vanishes into a quantizer, which is missing.
     NotFollowed => "not followed by a quantizer";
+    /// A product with a single row or column.
+    ProductWithVector => "it multiplies by a vector, which 8 bits do not make faster";
     /// Only products have inputs whose range is found at run time.
     ProductsAtRunTime => "only inputs of products are quantized at run time";
 
@@ -568,6 +578,12 @@ sentences! {
     FloatWouldDiffer => "stays int32: as float32 it would be quantized to other values";
 
     // Conversions of operator sets and constants.
+    /// An input that has a default and is meant to be given, beside others that look like weights.
+    InputBesideWeights =>
+        "is an input with a default and not a weight, so weights that are inputs, too, stay inputs; --set-input makes it a \
+         constant, and then they become constants as well";
+    /// A form that was asked for and that nothing in the model can have.
+    NothingToStore { form: String, wanted: String } => "nothing is stored as {form}: there is no {wanted}";
     /// An operator that ONNX does not define.
     NotOnnx { op: String } => "{op} is not an ONNX operator; left as it is";
     /// Graphs for training.

@@ -11,10 +11,11 @@ use crate::ir::{Model, file};
 use crate::numerics::Granularity;
 use crate::observe::run::{How, memory_method, run_methods};
 use crate::observe::{compare, fits_twice};
+use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::pipeline::{self, After};
 use crate::passes::recipes::{FAKE, PREPARE, QUANTIZE, Recipe};
 use crate::passes::{Context, Evaluate, Pass};
-use crate::plan::Plan;
+use crate::plan::{Plan, Weight};
 use crate::reason::Reason;
 use crate::report::{self, PassRow, QualityRow, Report};
 use crate::runtime::TractEvaluate;
@@ -38,6 +39,7 @@ pub struct Rewrite<'a> {
     passes: Option<&'a [&'static dyn Pass]>,
     after: Option<&'a After<'a>>,
     measure: bool,
+    keep_inputs: bool,
 }
 
 impl<'a> Rewrite<'a> {
@@ -55,6 +57,7 @@ impl<'a> Rewrite<'a> {
             passes: None,
             after: None,
             measure: true,
+            keep_inputs: false,
         }
     }
 
@@ -92,6 +95,13 @@ impl<'a> Rewrite<'a> {
     /// this says otherwise.
     pub fn measure(mut self, measure: bool) -> Self {
         self.measure = measure;
+        self
+    }
+
+    /// Whether weights that are inputs of the model, too, stay as they are, so that callers can still give others: no unless
+    /// this says otherwise. They are constants then, where all inputs with a default are such weights and no sample gives one.
+    pub fn keep_inputs(mut self, keep: bool) -> Self {
+        self.keep_inputs = keep;
         self
     }
 
@@ -182,8 +192,18 @@ impl Job<'_> {
         let mut log = Log::new(self);
         let hazards = check::violations(original, self.target);
         let mut prepared = original.clone();
-        if self.follow(&PREPARE, &mut prepared, &Context::new(self.rewrite.evaluate), &mut log)?.is_break() {
+        let given = self.rewrite.samples.is_some_and(|samples| samples.give_defaults(original));
+        let context =
+            Context { freeze_weights: !self.rewrite.keep_inputs && !given, ..Context::new(self.rewrite.evaluate) };
+        if self.follow(&PREPARE, &mut prepared, &context, &mut log)?.is_break() {
             return Ok(log.stopped(self, prepared, None));
+        }
+        let kept = log.report.passes.iter().filter(|row| row.pass == FreezeInputs.name()).flat_map(|row| &row.skips);
+        let kept: Vec<String> = kept.map(|note| format!("\"{}\" {}", note.at, note.what)).collect();
+        log.report.warnings.extend(kept);
+        let inputs = |model: &Model| model.graph(model.main()).inputs().len();
+        if original.ir_version() >= 4 {
+            log.report.frozen_inputs = inputs(original) - inputs(&prepared);
         }
         log.lap("prepare");
         let recipe = if self.fake { &FAKE } else { &QUANTIZE };
@@ -196,7 +216,7 @@ impl Job<'_> {
         if self.fake {
             check_groups(&prepared, &plan)?;
         }
-        self.describe(&plan, &solution, &statistics, &mut log);
+        self.describe(&prepared, &plan, &solution, &statistics, &mut log);
         let (made, measured) = match made {
             Some(Made { model, passes, quality }) => (Some((model, passes)), Some(quality)),
             None => (None, None),
@@ -311,11 +331,25 @@ impl Job<'_> {
     }
 
     /// Reports what was decided.
-    fn describe(&self, plan: &Plan, solution: &Solution, statistics: &Statistics, log: &mut Log) {
+    fn describe(&self, model: &Model, plan: &Plan, solution: &Solution, statistics: &Statistics, log: &mut Log) {
         let seen = self.rewrite.samples.is_some() || self.rewrite.statistics.is_some();
         let report = &mut log.report;
-        report.describe(plan, solution, seen.then_some(statistics));
+        report.describe(model, plan, solution, seen.then_some(statistics));
         report.sufficiency = seen.then(|| judge(plan, solution, statistics)).filter(|found| !found.sites.is_empty());
+        let refused = |w: &Weight| match &w.why {
+            Reason::FloatWeight { because: Some(why), .. } if matches!(**why, Reason::NoKernelAtRunTime { .. }) => {
+                Some(why.to_string())
+            }
+            _ => None,
+        };
+        if plan.activations.is_empty()
+            && let Some(why) = plan.weights.iter().find_map(refused)
+        {
+            report.warnings.push(format!(
+                "no input is quantized at run time: {why}; --form matmulinteger stores products and convolutions so that \
+                 it can be"
+            ));
+        }
         if plan.weights.is_empty() && plan.activations.is_empty() {
             let already = plan.skipped.iter().any(|s| s.why == Reason::QuantizedAlready);
             let why = if already { ": the model is quantized already" } else { "; see what was left float and why" };
@@ -347,7 +381,7 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 /// Quality of each output on the held-out samples.
 pub(crate) fn quality(float: &Model, quantized: &Model, samples: &SampleSet, job: &Job<'_>) -> Result<Vec<QualityRow>> {
     let found = compare::compare(float, quantized, &job.rewrite.run.over(samples, &split(samples).1))?;
-    Ok(found.iter().map(|(name, m)| QualityRow::new(float, name, m)).collect())
+    Ok(found.iter().map(QualityRow::new).collect())
 }
 
 /// The error of an interruption.

@@ -37,6 +37,10 @@ sentences! {
     StaleTypes { count: usize } => "removed {count} stale type declarations";
 
     // Fusion.
+    /// A number that an operator multiplies by.
+    FactorFolded { attribute: String } => "its {attribute} is part of its constant operand now";
+    /// A left operand that was read transposed.
+    LeftTransposed => "its left operand is transposed by a node in front of it";
     /// A node that the node before it computes as well now.
     FusedInto { op: String, node: String } => "{op} fused into {node}";
     /// Nodes behind a product with a quantized weight, whose bias takes them.
@@ -52,6 +56,10 @@ sentences! {
     StoredWithOffsets { dtype: DataType, scales: Granularity } => "stored as {dtype}, {scales}, with a float offset for each";
     /// Floats that a quantizer has rounded before.
     Recovered { dtype: DataType, scales: Granularity } => "lies on a grid: stored as {dtype}, {scales}";
+    /// Floats whose quantized values another quantizer has stored.
+    SharesCodes { tensor: String } => "shares the stored values \"{tensor}\"";
+    /// Scales of nothing but zeros.
+    DeadScales { count: usize } => "{count} scales of 0 became 1: all values there are 0";
     /// Quantized values within bounds.
     Clipped { dtype: DataType } => "stored as {dtype} within the bounds of its Clip";
     /// Quantized values.

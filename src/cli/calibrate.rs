@@ -126,6 +126,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .resume(state.as_ref().map(|state| (state, partial.as_path())))
         .checkpoint(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save })
         .runtime(args.runtime)
+        .keep_inputs(args.configure.keeps_inputs())
         .threads(threads(args.threads))
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console);

@@ -8,6 +8,7 @@ use amax::ir::file;
 use amax::observe::sites::{Kind as SiteKind, Quality, Site};
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
+use amax::report::text::quality;
 use amax::runtime::Runtime;
 
 use super::{Console, SampleArgs, decibels, inspect::print, runtime, set_inputs, table, thread_count, threads};
@@ -99,24 +100,27 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         return json(&rows);
     }
     if args.csv {
-        let fields = |row: &QualityRow| {
-            [row.output.clone(), row.sqnr_db.to_string(), row.cosine.to_string(), row.max_abs_error.to_string()]
-        };
-        return print(&csv(
-            &["output", "sqnr_db", "cosine", "max_abs_error"],
-            &rows.iter().map(fields).collect::<Vec<_>>(),
-        ));
+        return print(&csv(&OUTPUT_COLUMNS, &rows.iter().map(output_fields).collect::<Vec<_>>()));
     }
-    let mut lines = vec![["output", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
-    for row in &rows {
-        lines.push(vec![
-            row.output.clone(),
-            decibels(row.sqnr_db),
-            format!("{:.6}", row.cosine),
-            format!("{:.5}", row.max_abs_error),
-        ]);
-    }
-    print(&format!("{}\n{}", samples.describe(), table(&lines, &[1, 2, 3])))
+    print(&format!("{}\n{}", samples.describe(), quality("output", &rows, [6, 5])))
+}
+
+const OUTPUT_COLUMNS: [&str; 8] =
+    ["output", "sqnr_db", "cosine", "max_abs_error", "median_channel_db", "agreement", "unlike_samples", "into"];
+
+fn output_fields(row: &QualityRow) -> [String; 8] {
+    let number = |figure: Option<f64>| figure.map_or_else(String::new, |figure| figure.to_string());
+    let floats = row.floats.as_ref();
+    [
+        row.output.clone(),
+        number(row.sqnr_db()),
+        number(floats.map(|f| f.cosine)),
+        floats.map_or_else(String::new, |f| f.max_abs_error.to_string()),
+        number(floats.and_then(|f| f.median_channel_db)),
+        number(row.agreement),
+        row.unlike.as_ref().map_or_else(String::new, |unlike| unlike.samples.to_string()),
+        row.into.clone().unwrap_or_default(),
+    ]
 }
 
 fn json<T: serde::Serialize>(rows: &[T]) -> Result<()> {

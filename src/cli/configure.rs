@@ -48,6 +48,9 @@ struct Given {
     /// Quantize every planned tensor, however inaccurate the result.
     #[arg(long)]
     no_guard: bool,
+    /// Leave weights that are inputs of the model, too, as they are, so that callers can still give others.
+    #[arg(long)]
+    keep_inputs: bool,
 }
 
 /// One change to the configuration.
@@ -96,8 +99,18 @@ impl Args {
     /// # Errors
     /// What is wrong with the file, the preset, the target, or one of the changes.
     pub(crate) fn load(&self) -> Result<(Config, Target)> {
-        let Given { config: file, target, preset, set: _, enable: _, disable: _, exclude: _, form: _, no_guard } =
-            &self.given;
+        let Given {
+            config: file,
+            target,
+            preset,
+            set: _,
+            enable: _,
+            disable: _,
+            exclude: _,
+            form: _,
+            no_guard,
+            keep_inputs: _,
+        } = &self.given;
         let mut config = match file {
             Some(path) => Config::load(path)?,
             None => Config::default(),
@@ -131,5 +144,10 @@ impl Args {
         let profile = config.target.as_ref().map(|name| ("the target profile", PathBuf::from(name)));
         let file = self.given.config.clone().map(|path| ("the configuration", path));
         profile.into_iter().chain(file).collect()
+    }
+
+    /// Whether weights that are inputs, too, stay inputs.
+    pub(crate) fn keeps_inputs(&self) -> bool {
+        self.given.keep_inputs
     }
 }

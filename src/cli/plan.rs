@@ -52,7 +52,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         file::check_outputs(read, &written)?;
     }
     set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some(Path::new("none")), &args.model, console)?;
-    let prepared = prepare(&model, &amax::runtime::TractEvaluate).map_err(|e| e.in_file(&args.model))?;
+    let prepared = prepare(&model, &amax::runtime::TractEvaluate, !args.configure.keeps_inputs())
+        .map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {

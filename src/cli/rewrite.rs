@@ -170,6 +170,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .threads(threads(args.threads))
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console)
+        .keep_inputs(args.configure.keeps_inputs())
         .passes(passes.as_deref())
         .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
         .measure(!args.no_measure);

@@ -32,10 +32,11 @@ pub struct Calibrated {
 ///
 /// # Errors
 /// A pass that fails.
-pub fn prepare(model: &Model, evaluate: &dyn Evaluate) -> Result<Model> {
+pub fn prepare(model: &Model, evaluate: &dyn Evaluate, freeze_weights: bool) -> Result<Model> {
     let mut model = model.clone();
+    let context = Context { freeze_weights, ..Context::new(evaluate) };
     for pass in PREPARE.passes() {
-        pipeline::apply(&mut model, pass, &Context::new(evaluate))?;
+        pipeline::apply(&mut model, pass, &context)?;
     }
     Ok(model)
 }
@@ -82,7 +83,7 @@ pub fn sites(model: &Model) -> Vec<Site> {
 }
 
 /// The axis of the channels of an activation, by who reads or makes it.
-fn channel_axis(model: &Model, value: ValueId) -> Option<isize> {
+pub(super) fn channel_axis(model: &Model, value: ValueId) -> Option<isize> {
     let heavy = |node: NodeId| {
         let node = model.node(node);
         let constant = |input: usize| node.input(input).is_some_and(|v| model.constant(v).is_some());

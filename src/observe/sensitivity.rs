@@ -25,6 +25,8 @@ const SAMPLES: usize = 2;
 #[derive(Debug)]
 pub struct Sensitivity {
     groups: Vec<(Vec<String>, f64)>,
+    /// Those that were taken out.
+    taken: Vec<(Vec<String>, f64)>,
 }
 
 /// Float outputs to compare with.
@@ -40,19 +42,21 @@ impl<'a> Reference<'a> {
     /// As [`compare::outputs`].
     pub fn new(model: &Model, run: Run<'a>) -> Result<Self> {
         let run = Run { indices: &run.indices[..run.indices.len().min(SAMPLES)], ..run };
-        Ok(Self { outputs: compare::outputs(model, &run)?, run })
+        Ok(Self { outputs: compare::outputs(&compare::with_deciding(model), &run)?, run })
     }
 
     /// Noise-to-signal ratio of another model at its worst float output.
     fn noise(&self, model: &Model) -> Result<f64> {
         let mut total: BTreeMap<&str, Metrics> = BTreeMap::new();
-        let outputs = compare::outputs(model, &self.run)?;
-        for (a, b) in self.outputs.iter().flatten().zip(outputs.iter().flatten()) {
-            if a.1.dtype() == DataType::Float
-                && let (Some(x), Some(y)) = (a.1.to_f32(), b.1.to_f32())
-                && x.len() == y.len()
-            {
-                total.entry(&a.0).or_default().feed(&x, &y);
+        let outputs = compare::outputs(&compare::with_deciding(model), &self.run)?;
+        for (reference, test) in self.outputs.iter().zip(&outputs) {
+            for (name, a) in reference {
+                if a.dtype() == DataType::Float
+                    && let Some((_, b)) = test.iter().find(|(n, b)| n == name && a.dims() == b.dims())
+                    && let (Some(x), Some(y)) = (a.to_f32(), b.to_f32())
+                {
+                    total.entry(name).or_default().feed(&x, &y);
+                }
             }
         }
         Ok(total.values().map(|m| 10f64.powf(-m.sqnr_db() / 10.0)).filter(|n| !n.is_nan()).fold(0.0, f64::max))
@@ -83,10 +87,17 @@ pub fn measure(
         progress.tick();
     }
     progress.finish();
-    Ok(Sensitivity { groups })
+    Ok(Sensitivity { groups, taken: Vec::new() })
 }
 
 impl Sensitivity {
+    /// The layers whose group cost the most.
+    #[must_use]
+    pub fn worst(mut self) -> Option<Vec<String>> {
+        self.taken.append(&mut self.groups);
+        self.taken.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(sites, _)| sites)
+    }
+
     /// The fewest groups, noisiest first, without which the rest is predicted to leave `target_db` at the outputs; taken
     /// out of the list. Empty if that is predicted already.
     pub fn take_worst(&mut self, target_db: f64) -> BTreeMap<String, Veto> {
@@ -96,6 +107,7 @@ impl Sensitivity {
         while self.groups.iter().map(|g| g.1).sum::<f64>() > budget {
             let Some((sites, noise)) = self.groups.pop() else { break };
             let db = Decibels(-10.0 * noise.log10());
+            self.taken.push((sites.clone(), noise));
             vetoes.extend(sites.into_iter().map(|site| (site, Veto { why: Reason::Costly { db }, dynamic: false })));
         }
         vetoes
@@ -110,7 +122,8 @@ mod tests {
     fn takes_the_noisiest_groups_until_the_rest_fits() {
         let group = |name: &str, db: f64| (vec![name.to_owned()], 10f64.powf(-db / 10.0));
         let check = |target: f64, expected: &[&str]| {
-            let mut found = Sensitivity { groups: vec![group("a", 30.0), group("b", 8.0), group("c", 13.0)] };
+            let mut found =
+                Sensitivity { groups: vec![group("a", 30.0), group("b", 8.0), group("c", 13.0)], taken: vec![] };
             assert_eq!(found.take_worst(target).into_keys().collect::<Vec<_>>(), expected);
         };
         check(5.0, &[]);

@@ -7,7 +7,7 @@ use super::site::Refusal;
 use super::{Mode, Scheme};
 use crate::config::SiteKind;
 use crate::config::rules::Resolved;
-use crate::config::spec::{Field, Form};
+use crate::config::spec::{Dtype, Field, Form};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, ValueId};
 use crate::onnx::DataType;
@@ -126,10 +126,20 @@ impl<'a> Planner<'a> {
         let transposed = row.role(1) == Role::Weight(Channel::ConvTranspose) && !self.knowledge.calibrated;
         let lstm = Form::DynamicQuantizeLstm;
         let gates = self.asks_for(node, lstm) && lstm.serves(row.op) && self.target.forms.contains(&lstm);
+        let gates = gates || self.is_small(node, row);
         let stored = transposed || gates || self.is_table(node) || self.is_forced(node, SiteKind::Weight);
         let known = self.target.anchor(row.op).is_some() || stored;
         let reads = row.has_weight() || row.inputs.contains(&Role::Data);
         (known && reads).then_some(row)
+    }
+
+    /// Whether a recurrent layer has weights that are asked for in 8 bits, where inputs are not or at run time only: stored so, they
+    /// need no kernel.
+    fn is_small(&self, node: NodeId, row: &Row) -> bool {
+        let (weight, input) = (&self.ask(node, SiteKind::Weight).spec, self.ask(node, SiteKind::Input));
+        let bytes = weight.dtype.and_then(Dtype::element).is_some_and(|format| format.bits() == 8);
+        let floats = input.is_off() || input.spec.dynamic == Some(true);
+        row.role(1) == Role::Weight(Channel::Gates) && row.op != "LSTM" && bytes && floats
     }
 
     /// Whether the weight of a node is to be stored in a form.
@@ -152,9 +162,15 @@ impl<'a> Planner<'a> {
         let Operands { weight, data } = kernels::operands(self.model, node)?;
         let everywhere = self.place.everywhere() || self.is_forced(node, SiteKind::Input);
         match weight {
-            Some(index) => kernels::weight(self.model, node, index)?,
-            None if everywhere => {}
-            None => kernels::without_weight(row)?,
+            Some(index) => {
+                kernels::weight(self.model, node, index)?;
+                if !self.is_wanted(node) {
+                    kernels::sums(self.model, node, index)?;
+                }
+            }
+            None if everywhere || self.place.multiplies_activations() && row.role(0) == Role::Weight(Channel::Left) => {
+            }
+            None => kernels::without_weight(self.model, node, row)?,
         }
         kernels::attributes(self.model, node)?;
         let weight = match weight {
@@ -170,6 +186,12 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(Heavy { node, op: row.op, anchor: self.target.anchor(row.op), weight, data })
+    }
+
+    /// Whether the user asks for the weight of a node, or of its operator.
+    fn is_wanted(&self, node: NodeId) -> bool {
+        let ask = self.ask(node, SiteKind::Weight);
+        self.is_forced(node, SiteKind::Weight) && self.rules.rule(ask, Field::Enable).is_some_and(|rule| !rule.preset)
     }
 
     /// Why the weight of a node must not be quantized.
@@ -194,6 +216,11 @@ impl<'a> Planner<'a> {
         if self.per_token(node, SiteKind::Input) {
             return Err(self.tokens_of(heavy));
         }
+        if !self.is_forced(node, SiteKind::Input)
+            && let Some(why) = self.place.unfit_product(self.model, node)
+        {
+            return Err(NotInteger::Float(why));
+        }
         let lowered = self.is_lowered(heavy)?;
         let ask = self.ask(node, SiteKind::Input).clone();
         let (scheme, run_time) = self.activation(node, SiteKind::Input, &ask)?;
@@ -205,7 +232,9 @@ impl<'a> Planner<'a> {
             return Err(self.not_at_run_time(heavy, &ask));
         }
         let Some((site, made)) = self.output_site(node) else { return Ok(None) };
-        let needed = anchor.output && !lowered || self.is_forced(node, SiteKind::Output);
+        // Where every pair is an option, one at the input alone is another.
+        let alone = self.place.everywhere() && made.is_off();
+        let needed = anchor.output && !lowered && !alone || self.is_forced(node, SiteKind::Output);
         if needed && !blocks && made.is_off() {
             return Err(needs_output(heavy, self.off_by(&made, SiteKind::Output)).into());
         }

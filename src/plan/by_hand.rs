@@ -8,6 +8,7 @@ use crate::config::{Config, Numbers, Tensor as ByHand};
 use crate::error::Result;
 use crate::ir::{Model, ValueId};
 use crate::nearest::nearest;
+use crate::numerics::Format;
 
 /// The tensors with a range or scale fixed by the user.
 pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<ValueId, &'a ByHand>> {
@@ -30,9 +31,30 @@ pub(super) fn given<'a>(model: &Model, config: &'a Config) -> Result<BTreeMap<Va
 }
 
 impl Planner<'_> {
+    /// Scale, zero point and format of a value that the model dequantizes, where it has one scale.
+    pub(super) fn dequantized(&self, value: ValueId) -> Option<(f32, i32, Format)> {
+        let node = self.model.producer(value).filter(|&node| self.model.node(node).is("DequantizeLinear"))?;
+        let format = self.model.dtype(self.model.node(node).input(0)?)?.format().filter(|f| f.is_integer())?;
+        let [scale] = self.model.constant_input(node, 1)?.to_f32()?[..] else { return None };
+        let zero_point = match self.model.node(node).input(2) {
+            Some(_) => i32::try_from(*self.model.constant_input(node, 2)?.to_i64()?.first()?).ok()?,
+            None => 0,
+        };
+        Some((scale, zero_point, format))
+    }
+
     /// A quantizer with the range or scale fixed by the user for a tensor.
     pub(super) fn by_hand(&self, value: Option<ValueId>, mut quantizer: Scheme) -> Result<Scheme> {
-        let Some((value, by_hand)) = value.and_then(|v| Some((v, self.given.get(&v)?))) else { return Ok(quantizer) };
+        let Some(value) = value else { return Ok(quantizer) };
+        let Some(by_hand) = self.given.get(&value) else {
+            if let Some((scale, zero_point, format)) = self.dequantized(value)
+                && format == quantizer.dtype
+                && (zero_point == 0 || !quantizer.symmetric)
+            {
+                quantizer.given = Some(Given::Scales { scales: vec![scale], zero_points: vec![zero_point] });
+            }
+            return Ok(quantizer);
+        };
         let ByHand { range, scale, zero_point, .. } = by_hand;
         if let Some([low, high]) = *range {
             quantizer.given = Some(Given::Range(low, high));
@@ -46,6 +68,9 @@ impl Planner<'_> {
         let dtype = quantizer.dtype;
         let middle = if quantizer.symmetric && !dtype.is_signed() { 1 << (dtype.bits() - 1) } else { 0 };
         let zero_points = zero_point.as_ref().map_or_else(|| vec![middle], Numbers::to_vec);
+        if !self.target.zero_points && zero_points.iter().any(|&zero| zero != 0) {
+            return fail("zero_point", format!("{} takes zero points of 0 only", self.target.name));
+        }
         let (low, high) = if dtype.is_integer() { dtype.range() } else { (0, 0) };
         if let Some(bad) = zero_points.iter().find(|z| !(low..=high).contains(*z)) {
             return fail("zero_point", format!("the zero point {bad} is not in {low}..={high}, the range of {dtype}"));

@@ -3,7 +3,7 @@
 use super::Scheme;
 use crate::config::spec::ScaleDtype;
 use crate::ir::view::{Gemm, Lstm};
-use crate::ir::{Model, NodeId, Tensor};
+use crate::ir::{Def, Model, NodeId, Tensor, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Channel, Number, Role, Row};
@@ -40,7 +40,7 @@ pub(super) fn operands(model: &Model, node: NodeId) -> Result<Operands, Reason> 
 /// Whether a constant can be the weight of a node at all.
 pub(super) fn weight(model: &Model, node: NodeId, index: usize) -> Result<(), Reason> {
     let what = Operand::Weight;
-    let tensor = model.constant_input(node, index).ok_or(Reason::NotConstant { what })?;
+    let tensor = model.constant_input(node, index).ok_or_else(|| not_constant(model, node, index, what))?;
     float(tensor, what)?;
     if tensor.is_empty() {
         return Err(Reason::Empty { what });
@@ -52,6 +52,16 @@ pub(super) fn weight(model: &Model, node: NodeId, index: usize) -> Result<(), Re
     }
 }
 
+/// Whether a product with a constant adds anything up. Those that do not scale each row by a few numbers, such as positions by
+/// frequencies: what rounding the numbers costs grows with the rows, and there are next to no bytes to save.
+pub(super) fn sums(model: &Model, node: NodeId, index: usize) -> Result<(), Reason> {
+    let depth = model.constant_input(node, index).map(Tensor::dims).and_then(|dims| {
+        let axis = ops::weight_layout(model, node, index, &dims)?.group_axis?;
+        matches!(ops::constant_weight(model, node, index), Some(Channel::Left | Channel::Right)).then(|| dims[axis])
+    });
+    if depth == Some(1) { Err(Reason::NoSum) } else { Ok(()) }
+}
+
 /// Whether a constant is a float, as all that is quantized.
 pub(super) fn float(tensor: &Tensor, what: Operand) -> Result<(), Reason> {
     match tensor.dtype() {
@@ -60,12 +70,24 @@ pub(super) fn float(tensor: &Tensor, what: Operand) -> Result<(), Reason> {
     }
 }
 
+/// Why an operand is not a constant.
+pub(super) fn not_constant(model: &Model, node: NodeId, index: usize, what: Operand) -> Reason {
+    let value = model.node(node).input(index);
+    let with_default = |v: &ValueId| matches!(model.value(*v).def(), Def::Input { default: Some(_) });
+    match value.filter(with_default) {
+        Some(value) => Reason::InputWithDefault { what, tensor: model.value(value).name().to_owned() },
+        None => Reason::NotConstant { what },
+    }
+}
+
 /// Why an operator without a constant weight is not worth quantizing, if others like it have one.
-pub(super) fn without_weight(row: &Row) -> Result<(), Reason> {
-    match row.role(0) {
-        Role::Weight(Channel::Left) => Err(Reason::BothActivations),
-        _ if row.has_weight() => Err(Reason::NotConstant { what: Operand::Weight }),
-        _ => Ok(()),
+pub(super) fn without_weight(model: &Model, node: NodeId, row: &Row) -> Result<(), Reason> {
+    let weight = |index: &usize| matches!(row.role(*index), Role::Weight(_));
+    let reasons = (0..row.inputs.len()).filter(weight).map(|i| not_constant(model, node, i, Operand::Weight));
+    match reasons.max_by_key(|why| !matches!(why, Reason::NotConstant { .. })) {
+        Some(Reason::NotConstant { .. }) if row.role(0) == Role::Weight(Channel::Left) => Err(Reason::BothActivations),
+        Some(why) => Err(why),
+        None => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::by_hand::given;
+use super::kernels;
 use super::place::{self, Place};
 use super::site::{Reader, Refusal, Shape};
 use super::skips::switched_off;
@@ -68,6 +69,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         sites: sites.collect(),
         rules,
         given: given(model, config)?,
+        types: ops::undeclared_types(model),
         quantized: BTreeMap::new(),
         notes: BTreeMap::new(),
         reasons: BTreeMap::new(),
@@ -129,6 +131,8 @@ pub(super) struct Planner<'a> {
     pub(super) sites: BTreeMap<NodeId, [Resolved; 4]>,
     /// Tensors with ranges and scales fixed by the user.
     pub(super) given: BTreeMap<ValueId, &'a ByHand>,
+    /// Element types that the model does not declare.
+    types: BTreeMap<ValueId, DataType>,
     /// Nodes that run in integers, anchors and joins.
     pub(super) quantized: BTreeMap<NodeId, Kindness>,
     /// Why only the weight of a node is quantized.
@@ -217,7 +221,10 @@ impl Planner<'_> {
     /// Whether a rule about certain nodes wants this site quantized whatever the target would do.
     pub(super) fn is_forced(&self, node: NodeId, kind: SiteKind) -> bool {
         let ask = self.ask(node, kind);
-        ask.spec.enable == Some(true) && self.rules.rule(ask, Field::Enable).is_some_and(Rule::is_named)
+        // What a preset says of operators is for targets that run what they are told.
+        let listed = |rule: &Rule| !rule.ops.is_empty() && (!rule.preset || self.place.everywhere());
+        let rule = self.rules.rule(ask, Field::Enable).filter(|_| ask.spec.enable == Some(true));
+        rule.is_some_and(|rule| rule.is_named() || listed(rule))
     }
 
     /// Refuses what makes no sense for an activation or a bias, whether or not it gets that far.
@@ -245,13 +252,19 @@ impl Planner<'_> {
     /// How the constant at an input is quantized.
     pub(super) fn weight(&self, node: NodeId, index: usize) -> Result<Scheme, Refusal> {
         let Some(tensor) = self.model.constant_input(node, index) else {
-            return Err(Refusal::Unfit(Reason::NotConstant { what: Operand::Weight }));
+            return Err(Refusal::Unfit(kernels::not_constant(self.model, node, index, Operand::Weight)));
         };
         let dims = tensor.dims();
-        let Some(layout) = ops::weight_layout(self.model, node, index, &dims) else {
+        let Some(mut layout) = ops::weight_layout(self.model, node, index, &dims) else {
             return Err(Refusal::Unfit(Reason::WrongShape { what: Operand::Weight, dims }));
         };
-        let kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
+        let mut kernel = self.target.anchor(self.model.node(node).op_type()).is_some();
+        // Kernels have one scale for a batch of matrices; a product of floats does not mind one for each column.
+        let batch = dims.len() > 2 && ops::constant_weight(self.model, node, index) == Some(Channel::Right);
+        if batch && self.off(node, SiteKind::Input).is_some() {
+            layout.channel_axis = Some(dims.len() - 1);
+            kernel = false;
+        }
         let shape = Shape { dims: &dims, layout, kernel };
         let value = self.model.node(node).input(index);
         let ask = self.ask(node, SiteKind::Weight);
@@ -270,7 +283,12 @@ impl Planner<'_> {
                 .producer(v)
                 .is_some_and(|p| matches!(self.model.node(p).op_type(), "DequantizeLinear" | "DynamicQuantizeLinear"))
         });
-        quantized.then_some(Reason::QuantizedAlready)
+        // A float weight is there to be quantized, whatever is multiplied by it.
+        let weight = |index: usize| {
+            let constant = ops::constant_weight(self.model, node, index);
+            constant.is_some() && self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float)
+        };
+        (quantized && !(0..self.model.node(node).inputs().len()).any(weight)).then_some(Reason::QuantizedAlready)
     }
 
     pub(super) fn veto(&self, value: ValueId) -> Option<&Veto> {
@@ -285,8 +303,14 @@ impl Planner<'_> {
         if let Some(why) = self.unquantized(value) {
             return Some(why);
         }
-        let known = self.given.get(&value).is_some_and(|g| g.range.is_some() || g.scale.is_some());
+        let given = self.given.get(&value).is_some_and(|g| g.range.is_some() || g.scale.is_some());
+        let known = given || self.dequantized(value).is_some();
         (!self.knowledge.calibrated && !known).then_some(Reason::WithoutSamples)
+    }
+
+    /// The element type of a value, where it is declared or operators tell.
+    pub(super) fn dtype(&self, value: ValueId) -> Option<DataType> {
+        self.model.dtype(value).or_else(|| self.types.get(&value).copied())
     }
 
     /// Why a value cannot carry a quantizer of any kind.
@@ -295,7 +319,7 @@ impl Planner<'_> {
         if self.given.get(&value).is_some_and(|g| g.enable == Some(false)) {
             return Some(Reason::TensorOff { tensor });
         }
-        match self.model.dtype(value) {
+        match self.dtype(value) {
             Some(DataType::Float) | None => None,
             Some(found) => Some(Reason::WrongTensorType { tensor, found, wanted: DataType::Float.to_string() }),
         }

@@ -33,7 +33,12 @@ impl Planner<'_> {
         let what = Operand::Weight;
         for index in [1, 2] {
             let value = self.model.node(node).input(index);
-            kernels::float(self.model.constant_input(node, index).ok_or(Reason::NotConstant { what })?, what)?;
+            kernels::float(
+                self.model
+                    .constant_input(node, index)
+                    .ok_or_else(|| kernels::not_constant(self.model, node, index, what))?,
+                what,
+            )?;
             if let Some(why) = value.and_then(|value| self.unquantized(value)) {
                 return Err(why.into());
             }

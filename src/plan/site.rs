@@ -181,6 +181,13 @@ impl Reader<'_> {
                 "leave it out, or set it to true",
             );
         }
+        let symmetric = symmetric || {
+            if !self.target.zero_points && self.rule(Field::Symmetric).is_some_and(|rule| !rule.preset) {
+                let message = format!("{} takes zero points of 0 only", self.target.name);
+                return self.wrong(Field::Symmetric, message, "symmetric = true, or another --target");
+            }
+            !self.target.zero_points
+        };
         let mut quantizer = Scheme::new(format, symmetric, Granularity::PerTensor);
         let none = format!("{format} has no integer range");
         quantizer.narrow_range = match spec.narrow_range {

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::planner::Planner;
 use super::{Bias, Skip, Slot, Weight};
 use crate::config::rules::Rule;
-use crate::ir::{Def, GraphId, NodeId};
-use crate::ops;
+use crate::ir::{GraphId, NodeId, ValueId};
+use crate::onnx::DataType;
+use crate::ops::{self, Channel, Form};
 use crate::reason::Reason;
 
 /// What a rule that switches something off says of it.
@@ -20,10 +21,11 @@ impl Planner<'_> {
     pub(super) fn skipped(&self, nodes: &[NodeId], weights: &[Weight], biases: &[Bias]) -> Vec<Skip> {
         let done: BTreeSet<&Slot> =
             weights.iter().map(|w| &w.at).chain(biases.iter().filter(|b| !b.float).map(|b| &b.at)).collect();
+        let tensors: BTreeSet<&str> = weights.iter().map(|w| w.tensor.as_str()).collect();
         let mut skips = Vec::new();
         for &node in nodes {
             let at = self.model.node(node);
-            let bytes: u64 = at
+            let mut bytes: u64 = at
                 .inputs()
                 .iter()
                 .enumerate()
@@ -31,6 +33,10 @@ impl Planner<'_> {
                 .filter(|(i, t)| t.dtype().is_float() && !done.contains(&self.slot(node, *i)))
                 .map(|(_, t)| t.byte_len() as u64)
                 .sum();
+            let mut read = BTreeSet::new();
+            let inner: usize = at.bodies().map(|body| self.read_in(body, &mut read)).sum();
+            let floats = read.into_iter().filter(|&v| !tensors.contains(self.model.value(v).name()));
+            bytes += floats.filter_map(|v| self.model.constant(v)).map(|t| t.byte_len() as u64).sum::<u64>();
             let carried = self.quantized.contains_key(&node) || self.reads_or_makes_codes(node);
             if carried && bytes == 0 {
                 continue;
@@ -38,43 +44,56 @@ impl Planner<'_> {
             let why = match self.reasons.get(&node) {
                 _ if carried => Reason::BesideKernel,
                 Some(why) => why.clone(),
-                None if ops::is_quantized(at.op_type()) => Reason::QuantizedAlready,
-                None if !at.domain().is_empty() => Reason::UnknownDomain { domain: at.domain().to_owned() },
-                None if ops::of(self.model, node).is_none() => Reason::UnknownOperator,
-                None if !self.knowledge.calibrated => Reason::WithoutSamples,
-                None if self.target.join.has(at.op_type()) || self.target.carry.has(at.op_type()) => Reason::NotBetween,
-                None if self.target.absorb.has(at.op_type()) => Reason::NotFollowed,
-                None => Reason::NoKernel { target: self.target.name.clone() },
+                None => self.left(node, inner),
             };
             skips.push(Skip { node: self.model.node_name(node).to_owned(), op: at.op_type().to_owned(), bytes, why });
-            for body in at.bodies() {
-                let inner = self.model.graph(body).nodes().len();
-                if inner > 0 {
-                    skips.push(Skip {
-                        node: self.model.node_name(node).to_owned(),
-                        op: format!("{} body", at.op_type()),
-                        bytes: self.body_bytes(body),
-                        why: Reason::Body { nodes: inner },
-                    });
-                }
-            }
         }
         skips
     }
 
-    fn body_bytes(&self, body: GraphId) -> u64 {
-        let graph = self.model.graph(body);
-        let own: usize = graph
-            .initializers()
-            .iter()
-            .filter_map(|&v| match self.model.value(v).def() {
-                Def::Constant(t) if t.dtype().is_float() => Some(t.byte_len()),
-                _ => None,
-            })
-            .sum();
-        let inner: u64 =
-            graph.nodes().iter().flat_map(|&n| self.model.node(n).bodies()).map(|b| self.body_bytes(b)).sum();
-        own as u64 + inner
+    /// Why a node that nothing was planned for stays as it is; `inner` nodes are in its bodies.
+    fn left(&self, node: NodeId, inner: usize) -> Reason {
+        let at = self.model.node(node);
+        let op = at.op_type();
+        match self.untouchable(node) {
+            Some(why @ Reason::Excluded { .. }) => why,
+            _ if inner > 0 => Reason::Body { nodes: inner },
+            _ if ops::is_quantized(op) => Reason::QuantizedAlready,
+            _ if !at.domain().is_empty() => Reason::UnknownDomain { domain: at.domain().to_owned() },
+            _ if ops::of(self.model, node).is_none() => Reason::UnknownOperator,
+            _ if self.stores_weight(node) => {
+                let forms = [Form::DynamicQuantizeLstm, Form::GatherBlockQuantized];
+                let form = forms.into_iter().find(|form| form.serves(op) && self.target.forms.contains(form));
+                Reason::WeightNotAsked { op: op.to_owned(), form }
+            }
+            _ if !self.knowledge.calibrated => Reason::WithoutSamples,
+            _ if self.target.join.has(op) || self.target.carry.has(op) => Reason::NotBetween,
+            _ if self.target.absorb.has(op) => Reason::NotFollowed,
+            _ => Reason::NoKernel { target: self.target.name.clone() },
+        }
+    }
+
+    /// Whether a node has a float weight that it could read from few bits, though nothing runs it on integers.
+    fn stores_weight(&self, node: NodeId) -> bool {
+        let float = |index: usize| self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float);
+        let weighs = |index: usize| {
+            matches!(ops::constant_weight(self.model, node, index), Some(Channel::Rows | Channel::Gates))
+                && float(index)
+        };
+        self.target.anchor(self.model.node(node).op_type()).is_none() && (0..2).any(weighs)
+    }
+
+    /// How many nodes a body has, and the float constants that they read, wherever those are.
+    fn read_in(&self, body: GraphId, read: &mut BTreeSet<ValueId>) -> usize {
+        let nodes = self.model.graph(body).nodes();
+        let mut count = nodes.len();
+        for &node in nodes {
+            let at = self.model.node(node);
+            let float = |v: &ValueId| self.model.constant(*v).is_some_and(|t| t.dtype().is_float());
+            read.extend(at.inputs().iter().flatten().copied().filter(float));
+            count += at.bodies().map(|inner| self.read_in(inner, read)).sum::<usize>();
+        }
+        count
     }
 
     /// Whether a node works on codes: a carrier between quantized values, or a Relu that vanishes.

@@ -151,7 +151,7 @@ impl Planner<'_> {
             return;
         }
         for value in data.iter().map(|&(_, v)| v).chain([output]) {
-            if everywhere && self.model.dtype(value).is_none() && !behind.contains(&value) {
+            if everywhere && self.dtype(value).is_none() && !behind.contains(&value) {
                 return self.refuse(node, Reason::UnknownType { tensor: self.name(value) });
             }
         }

@@ -12,8 +12,7 @@ use serde::Serialize;
 
 use crate::algorithms::sufficiency::Sufficiency;
 use crate::ir::{Def, Model};
-use crate::numerics::metrics::Metrics;
-use crate::onnx::DataType;
+use crate::observe::compare::Closeness;
 use crate::ops::{self, Form};
 use crate::passes::{Note, Outcome};
 use crate::plan::{Mode, Plan, Skip, Split};
@@ -36,6 +35,11 @@ pub struct Report {
     pub opset: (i64, i64),
     /// Bytes of the whole model before and after.
     pub bytes: (u64, u64),
+    /// Weights that were inputs of the model, too, and are constants now; IR versions below 4 do not count.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub frozen_inputs: usize,
+    /// Bytes of float constants that stay float, of all that the model has.
+    pub float_bytes: (u64, u64),
     /// Operators: how many nodes run on integers, of how many.
     pub operators: BTreeMap<String, (usize, usize)>,
     /// Quantized activations.
@@ -65,6 +69,11 @@ pub struct Report {
     /// The files that were read: the model with its external data, samples, a configuration. Not part of the document.
     #[serde(skip)]
     pub files: Vec<PathBuf>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A quantized activation.
@@ -146,34 +155,80 @@ impl PassRow {
 }
 
 /// Quality of one output.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct QualityRow {
-    /// Output.
+    /// Output, or a tensor that decides how large one is.
     pub output: String,
+    /// The operator that it goes into, where it is no output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub into: Option<String>,
+    /// How far floats are apart; `None` where they cannot be compared.
+    #[serde(flatten)]
+    pub floats: Option<FloatQuality>,
+    /// The share of elements that are the same, of outputs that are no floats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
+    /// Why it cannot be compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unlike: Option<Unlike>,
+}
+
+/// How far floats are apart.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct FloatQuality {
     /// Signal to quantization noise, in dB; infinite when equal, which JSON shows as `null`.
     pub sqnr_db: f64,
+    /// The same of the channel in the middle, where that is more than 6 dB away: few channels carry the signal, or the noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub median_channel_db: Option<f64>,
     /// Cosine similarity.
     pub cosine: f64,
     /// Largest absolute difference.
     pub max_abs_error: f32,
-    /// Whether the output is one of floats; what integers lose says little.
-    #[serde(skip)]
-    pub float: bool,
 }
 
+/// Shapes that differ, since they follow from values.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Unlike {
+    /// In how many samples.
+    pub samples: usize,
+    /// The shapes in the float and in the quantized model, in the first of these samples.
+    pub shapes: [Vec<usize>; 2],
+}
+
+/// From how many dB on the median of the channels is worth saying.
+const APART_DB: f64 = 6.0;
+
 impl QualityRow {
-    /// Reads the metrics of an output of `model`.
+    /// Reads what a comparison found.
     #[must_use]
-    pub fn new(model: &Model, output: &str, metrics: &Metrics) -> Self {
-        let dtype = model.value_named(output).and_then(|v| model.dtype(v));
-        Self {
-            float: dtype.is_none_or(DataType::is_float),
-            output: output.to_owned(),
-            sqnr_db: metrics.sqnr_db(),
+    pub fn new(found: &Closeness) -> Self {
+        let Closeness { name, into, metrics, float, equal, unlike, .. } = found;
+        let row = Self { output: name.clone(), into: into.clone(), ..Self::default() };
+        if let Some((samples, shapes)) = unlike {
+            return Self { unlike: Some(Unlike { samples: *samples, shapes: shapes.clone() }), ..row };
+        }
+        if !float {
+            let agreement = if metrics.count == 0 { 1.0 } else { *equal as f64 / metrics.count as f64 };
+            return Self { agreement: Some(agreement), ..row };
+        }
+        let sqnr_db = metrics.sqnr_db();
+        let floats = FloatQuality {
+            sqnr_db,
+            median_channel_db: found.median_channel_db().filter(|db| (db - sqnr_db).abs() > APART_DB),
             cosine: metrics.cosine(),
             max_abs_error: metrics.max_abs_error(),
-        }
+        };
+        Self { floats: Some(floats), ..row }
+    }
+
+    /// The SQNR of floats, where they can be compared.
+    #[must_use]
+    pub fn sqnr_db(&self) -> Option<f64> {
+        self.floats.as_ref().map(|floats| floats.sqnr_db)
     }
 }
 
@@ -187,8 +242,9 @@ impl Report {
         out
     }
 
-    /// Fills in what the plan and its solution say.
-    pub fn describe(&mut self, plan: &Plan, solution: &Solution, statistics: Option<&Statistics>) {
+    /// Fills in what the plan for a prepared model and its solution say.
+    pub fn describe(&mut self, model: &Model, plan: &Plan, solution: &Solution, statistics: Option<&Statistics>) {
+        self.float_bytes = float_bytes(model, plan);
         self.activations = plan
             .activations
             .iter()
@@ -281,6 +337,21 @@ impl WeightRow {
     pub fn is_alone(&self) -> bool {
         matches!(self.why, Reason::FloatWeight { .. })
     }
+}
+
+/// Bytes of the float constants that a plan leaves, and of all.
+fn float_bytes(model: &Model, plan: &Plan) -> (u64, u64) {
+    let weights = plan.weights.iter().map(|w| w.tensor.as_str());
+    let quantized: BTreeSet<&str> = weights.chain(plan.biases.iter().map(|b| b.tensor.as_str())).collect();
+    let (mut left, mut all) = (0, 0);
+    for &value in model.all_graphs().into_iter().flat_map(|graph| model.graph(graph).initializers()) {
+        let (Def::Constant(tensor) | Def::Input { default: Some(tensor) }) = model.value(value).def() else { continue };
+        if tensor.dtype().is_float() {
+            all += tensor.byte_len() as u64;
+            left += if quantized.contains(model.value(value).name()) { 0 } else { tensor.byte_len() as u64 };
+        }
+    }
+    (left, all)
 }
 
 /// A summary of a model.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::layout::{bytes, count, decibels, table, wrap};
-use super::{AlgorithmRow, QualityRow, Report, WeightRow};
+use super::{AlgorithmRow, FloatQuality, QualityRow, Report, Unlike, WeightRow};
 use crate::algorithms::sufficiency::{FEW, Sufficiency};
 use crate::plan::Skip;
 use crate::reason::Reason;
@@ -26,6 +26,14 @@ pub fn text(report: &Report, verbose: bool, total: f64) -> String {
     let (before, after) = report.opset;
     let opset = if before == after { after.to_string() } else { format!("{before} -> {after}") };
     let mut out = format!("target {}, operator set {opset}\n", report.target);
+    if report.frozen_inputs > 0 {
+        let line = format!(
+            "{} of the model made constant: weights with defaults; --keep-inputs leaves them",
+            count(report.frozen_inputs, "input")
+        );
+        let _ = writeln!(out, "{}", wrap(&line, 0, 0, WIDTH));
+    }
+    out.push_str(&floats(report));
     out.push_str(&quantized(report, verbose));
     out.push_str(&only_weights(report, verbose));
     let (already, left): (Vec<&Skip>, Vec<&Skip>) = report
@@ -40,6 +48,25 @@ pub fn text(report: &Report, verbose: bool, total: f64) -> String {
     }
     out.push_str(&figures(report, verbose, total));
     out
+}
+
+/// How much of the weights stays float, and why most of it does.
+fn floats(report: &Report) -> String {
+    let (left, all) = report.float_bytes;
+    if left.saturating_mul(200) < all.max(1) {
+        return String::new();
+    }
+    let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+    for skip in report.skipped.iter().filter(|s| s.bytes > 0) {
+        *reasons.entry(kind(&skip.why).0.replace(SPAN, "little")).or_default() += skip.bytes;
+    }
+    let most = reasons
+        .into_iter()
+        .max_by_key(|(_, bytes)| *bytes)
+        .map_or_else(String::new, |(why, _)| format!(", most of it because: {why}"));
+    let share = left as f64 / all as f64 * 100.0;
+    let line = format!("weights  {} of {} stay float ({share:.0} %){most}", bytes(left), bytes(all));
+    wrap(&line, 0, 9, WIDTH) + "\n"
 }
 
 /// What runs on integers.
@@ -124,9 +151,7 @@ fn figures(report: &Report, verbose: bool, total: f64) -> String {
         let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
     }
     if !report.quality.is_empty() {
-        let mut rows = vec![["quality", "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
-        rows.extend(report.quality.iter().map(quality));
-        for line in table(&rows, &[1, 2, 3]).lines() {
+        for line in quality("quality", &report.quality, [5, 4]).lines() {
             out.extend([line.strip_prefix("  ").unwrap_or(line), "\n"]);
         }
     }
@@ -154,9 +179,33 @@ fn ranges(found: &Sufficiency) -> String {
     format!("{steady} of {all} independent of any single sample{rest}")
 }
 
-/// A row of the table of outputs.
-fn quality(row: &QualityRow) -> Vec<String> {
-    vec![row.output.clone(), decibels(row.sqnr_db), format!("{:.5}", row.cosine), format!("{:.4}", row.max_abs_error)]
+/// The table of outputs under a heading, and what there is to say of some of them; `places` are those of cosine and error.
+#[must_use]
+pub fn quality(heading: &str, rows: &[QualityRow], places: [usize; 2]) -> String {
+    let [first, second] = places;
+    let mut cells = vec![[heading, "SQNR", "cosine", "largest error"].map(str::to_owned).to_vec()];
+    let mut notes = String::new();
+    for row in rows {
+        let name = row.into.as_ref().map_or_else(|| row.output.clone(), |op| format!("{} (into {op})", row.output));
+        let mut figures = [String::new(), String::new(), String::new()];
+        if let Some(found) = &row.floats {
+            let FloatQuality { sqnr_db, median_channel_db, cosine, max_abs_error } = found;
+            figures = [decibels(*sqnr_db), format!("{cosine:.first$}"), format!("{max_abs_error:.second$}")];
+            if let Some(median) = median_channel_db {
+                let _ = writeln!(notes, "  {name}: {} in the median of its channels", decibels(*median));
+            }
+        }
+        if let Some(agreement) = row.agreement {
+            figures[0] = format!("{:.1} % equal", agreement * 100.0);
+        }
+        if let Some(Unlike { samples, shapes: [a, b] }) = &row.unlike {
+            "not comparable".clone_into(&mut figures[0]);
+            let times = count(*samples, "sample");
+            let _ = writeln!(notes, "  {name}: its size depends on values, and differs in {times} ({a:?} and {b:?})");
+        }
+        cells.push([vec![name], figures.to_vec()].concat());
+    }
+    table(&cells, &[1, 2, 3]) + &notes
 }
 
 enum Split {
@@ -187,14 +236,15 @@ pub fn warnings(report: &Report, verbose: bool) -> Vec<String> {
     if report.bytes.1 > report.bytes.0 && !report.weights.is_empty() && !floats {
         out.push("the result is larger than the input: few of its bytes are quantized weights".to_owned());
     }
-    let worst = report.quality.iter().filter(|q| q.float).min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
-    if let Some(worst) = worst.filter(|q| q.sqnr_db.is_nan() || q.sqnr_db < LOW) {
+    let floats = report.quality.iter().filter_map(|q| Some((q, q.sqnr_db()?)));
+    let worst = floats.min_by(|a, b| a.1.total_cmp(&b.1));
+    if let Some((worst, db)) = worst.filter(|(_, db)| db.is_nan() || *db < LOW) {
         out.push(format!(
             "\"{}\" keeps only {} of the float model's signal\n         \
              look at the tensors of -v or --report, --exclude the worst nodes, or give\n         \
              more samples, and more typical ones",
             worst.output,
-            decibels(worst.sqnr_db)
+            decibels(db)
         ));
     }
     out

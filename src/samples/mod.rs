@@ -50,7 +50,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, Tensor};
+use crate::ir::{Def, Model, Tensor, ValueId};
 use crate::onnx::DataType;
 use array::Spill;
 use folder::Opening;
@@ -210,6 +210,16 @@ impl SampleSet {
             label: format!("seed {seed}"),
             dropped: BTreeSet::new(),
         })
+    }
+
+    /// Whether samples give inputs of the model that have defaults.
+    #[must_use]
+    pub fn give_defaults(&self, model: &Model) -> bool {
+        let with_default = |value: &ValueId| matches!(model.value(*value).def(), Def::Input { default: Some(_) });
+        let names: BTreeSet<&str> =
+            model.graph(model.main()).inputs().filter(with_default).map(|v| model.value(v).name()).collect();
+        !names.is_empty()
+            && (0..self.len()).any(|i| self.shape_key(i).iter().any(|(name, _)| names.contains(name.as_str())))
     }
 
     /// Leaves out the inputs of these names, which samples then neither need nor give.

@@ -11,6 +11,7 @@
 //! 7. If the target adds products in pairs in 16 bits, no pair of weights can saturate.
 //! 8. Where the target fuses, its optimizers leave nothing that it then refuses or runs wrongly: what [`layout`] says, an
 //!    operator between quantizers with an attribute that its kernel lacks, a float bias that the kernel's int32 does not hold.
+//! 9. Zero points are 0 if the target takes no others.
 
 use std::collections::BTreeSet;
 
@@ -120,6 +121,10 @@ impl<'a> Check<'a> {
                 self.found.push(format!("{} has the scale {bad}", self.label(node)));
             }
         }
+        let zero = self.model.constant_input(node, 2).filter(|_| !self.target.zero_points);
+        if zero.is_some_and(|zero| zero.raw().iter().any(|&byte| byte != 0)) {
+            self.found.push(format!("{} has a zero point other than 0", self.label(node)));
+        }
         let Some(weight) = self.dequantized(node) else { return };
         let Some(output) = self.model.node(node).output(0) else { return };
         for &user in self.model.value(output).users() {
@@ -158,7 +163,11 @@ impl<'a> Check<'a> {
         let Some(quantizer) = Quantizer::of(self.model.node(weight.node)) else { return };
         let blocked = quantizer.block_size > 0;
         let has_kernel = self.target.anchor(self.model.node(reader).op_type()).is_some();
-        if weight.scale.len() > 1 && !blocked && has_kernel {
+        let data = usize::from(input == 0);
+        let computed = self.producer_dq(self.model.node(reader).input(data));
+        // A batch of matrices beside floats is dequantized as a whole, on whatever axis.
+        let batch = dims.len() > 2 && self.model.node(reader).is("MatMul") && computed.is_none();
+        if weight.scale.len() > 1 && !blocked && has_kernel && !batch {
             let axis = quantizer.axis;
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
             if layout.channel_axis.map(|a| a as i64) != Some(axis) {
@@ -187,8 +196,7 @@ impl<'a> Check<'a> {
                 self.label(reader)
             ));
         }
-        let data = usize::from(input == 0);
-        let unsigned = self.producer_dq(self.model.node(reader).input(data)).is_some_and(|dq| self.unsigned_codes(dq));
+        let unsigned = computed.is_some_and(|dq| self.unsigned_codes(dq));
         let hazardous = self.target.pair_safe
             && !blocked
             && weight.codes.dtype() == DataType::Int8

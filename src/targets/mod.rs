@@ -68,6 +68,9 @@ pub struct Target {
     pub placement: Placement,
     /// How biases are stored.
     pub bias: BiasForm,
+    /// Whether zero points may be other than 0.
+    #[serde(default = "yes")]
+    pub zero_points: bool,
     /// Whether DynamicQuantizeLinear in front of a product is fused.
     #[serde(default)]
     pub dynamic: bool,
@@ -99,6 +102,10 @@ pub struct Target {
 
 fn one() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn qdq() -> Vec<Form> {
@@ -196,6 +203,7 @@ impl Target {
         self.block_scales = ScaleDtype::BLOCKS.to_vec();
         self.forms = vec![Form::Qdq];
         self.simulate = true;
+        self.zero_points = true;
         self
     }
 

@@ -123,7 +123,72 @@ fn the_command_prints_tables_json_and_csv() {
     assert_eq!(csv.lines().count(), found.len() + 1);
     assert!(csv.starts_with("site,kind,node,op,tensor,format,granularity,own_sqnr_db,"), "{csv}");
     let (_, csv, _) = run(&["--csv"]);
-    assert!(csv.starts_with("output,sqnr_db,cosine,max_abs_error\ny,"), "{csv}");
+    assert!(
+        csv.starts_with("output,sqnr_db,cosine,max_abs_error,median_channel_db,agreement,unlike_samples,into\ny,"),
+        "{csv}"
+    );
     assert_eq!(run(&["--top", "2"]).0, Some(2));
     assert_eq!(run(&["--csv", "--json"]).0, Some(2));
+}
+
+/// The only row of the outputs of two models of one text, in which `@` is another number in each.
+fn output(text: &str, numbers: [&str; 2], samples: usize) -> Vec<amax::QualityRow> {
+    let model = |number: &str| crate::support::parsed(&text.replace('@', number));
+    let (reference, test) = (model(numbers[0]), model(numbers[1]));
+    let samples = SampleSet::random(&reference, samples, 3).unwrap();
+    amax::compare::Compare::new(&reference, &test).samples(&samples).outputs().unwrap()
+}
+
+/// What means nothing as a ratio of noise to signal is told otherwise.
+#[test]
+fn outputs_are_told_by_what_they_hold() {
+    let head = "<ir_version: 8, opset_import: [\"\" : 17]>\n";
+    // Indices and truth values agree or do not; floats around them are measured.
+    let check = |graph: &str, numbers: [&str; 2], share: f64| {
+        let rows = output(&format!("{head}{graph}"), numbers, 2);
+        assert!((rows[0].agreement.unwrap() - share).abs() < 1e-9 && rows[0].floats.is_none(), "{graph}: {rows:?}");
+        assert_eq!(rows[0].sqnr_db(), None);
+    };
+    let add = "<float[4] s = {4, 0, @, -4}> { a = Mul (x, z) b = Add (a, s)";
+    let of = |last: &str, ty: &str| {
+        let zero = add.replace("float[4] s", "float[4] z = {0, 0, 0, 0}, float[4] s");
+        format!("g (float[4] x) => ({ty} y) {zero} {last} }}")
+    };
+    check(&of("k = Abs (b) y = Cast <to = 7> (k)", "int64[4]"), ["2", "3"], 0.75);
+    check(&of("y = Cast <to = 6> (b)", "int32[4]"), ["1.1", "1.2"], 1.0);
+    check(&of("y = Greater (b, z)", "bool[4]"), ["2", "-2"], 0.75);
+    check(&of("y = ArgMax <axis = 0, keepdims = 1> (b)", "int64[1]"), ["2", "9"], 0.0);
+    check(&of("y = Cast <to = 2> (b)", "uint8[4]").replace("-4", "5"), ["2", "7"], 0.75);
+
+    // A size that follows from values: what decides it is compared instead.
+    let check = |graph: &str, numbers: [&str; 2], unlike: bool| {
+        let rows = output(&format!("{head}{graph}"), numbers, 2);
+        assert_eq!(rows[0].unlike.is_some(), unlike, "{graph}: {rows:?}");
+        assert_eq!(rows.iter().filter(|row| row.into.is_some()).count(), usize::from(unlike), "{rows:?}");
+        if let Some(row) = rows.iter().find(|row| row.into.is_some()) {
+            assert!(row.sqnr_db().is_some_and(|db| db > 0.0 && db < 20.0) && row.output == "b", "{row:?}");
+        }
+    };
+    check(&of("y = NonZero (b)", "int64[1, N]"), ["2", "0"], true);
+    check(&of("y = NonZero (b)", "int64[1, N]"), ["2", "3"], false);
+    check(&of("n = NonZero (b) y = Transpose <perm = [1, 0]> (n)", "int64[N, 1]"), ["2", "0"], true);
+
+    // Two loud channels hide the others; alike channels need no word.
+    let check = |dims: &str, scale: [&str; 2], hidden: bool| {
+        let shape = dims.rsplit_once(':').unwrap();
+        let graph = format!(
+            "{head}g (float[{0}] x) => (float[{0}] y) <float[{1}] s = {{{2}}}> {{ y = Mul (x, s) }}",
+            shape.0, shape.1, "@"
+        );
+        let rows = output(&graph, scale, 2);
+        let floats = rows[0].floats.as_ref().unwrap();
+        let median = floats.median_channel_db;
+        assert_eq!(median.is_some_and(|db| db < floats.sqnr_db - 6.0), hidden, "{dims}: {floats:?}");
+    };
+    let loud = ["80, 80, 1, 1, 1, 1", "80, 80, 1.1, 1.1, 1.1, 1.1"];
+    let alike = ["1, 1, 1, 1, 1, 1", "1.1, 1.1, 1.1, 1.1, 1.1, 1.1"];
+    for dims in ["5, 6:6", "1, 5, 6:6", "2, 6, 3, 3:6, 1, 1", "1, 6, 2, 3, 3:6, 1, 1, 1"] {
+        check(dims, loud, true);
+        check(dims, alike, false);
+    }
 }

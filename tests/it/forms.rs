@@ -352,8 +352,10 @@ fn gates_are_stored_where_asked_for() {
         };
         assert_eq!(found, expected, "{text}");
     };
-    check("ort-cpu", "preset = \"w8\"", &[]);
-    check("generic", "preset = \"int8-dynamic\"", &[]);
+    let gru = ["gru.weight v qdq", "gru.weight q qdq"];
+    check("ort-cpu", "preset = \"w8\"", &gru);
+    check("ort-cpu", "preset = \"w4\"", &gru);
+    check("generic", "preset = \"int8-dynamic\"", &gru);
     check(
         "ort-cpu",
         "[op_type.LSTM.weight]\nenable = true\n[op_type.GRU.weight]\nenable = true",
@@ -362,7 +364,7 @@ fn gates_are_stored_where_asked_for() {
     let lowered = "default.weight.form = \"dynamic-quantize-lstm\"";
     let both = ["lstm.weight w dynamic-quantize-lstm", "lstm.weight r dynamic-quantize-lstm"];
     check("ort-cpu", lowered, &both);
-    check("ort-cpu", "preset = \"int8-dynamic\"", &both);
+    check("ort-cpu", "preset = \"int8-dynamic\"", &[both, gru].concat());
     check("generic", lowered, &[]);
     check(
         "ort-cpu",
@@ -415,11 +417,13 @@ fn weights_of_recurrent_operators_are_stored_when_asked_for() {
         let knowledge = amax::plan::Knowledge::default();
         amax::plan::plan(&model, &config, &Target::load("ort-cpu").unwrap(), &knowledge).unwrap().weights
     };
-    assert_eq!(planned("preset = \"w8\"").len(), 0);
-    let weights = planned("preset = \"w8\"\n[op_type.GRU]\nweight.enable = true");
-    let found: Vec<_> = weights.iter().map(|w| (w.tensor.as_str(), w.quantizer.granularity, w.form)).collect();
-    let rows = Granularity::PerChannel { axis: 1 };
-    assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)]);
+    assert_eq!(planned("").len(), 0);
+    for asked in ["[op_type.GRU]\nweight.enable = true", "preset = \"w8\""] {
+        let weights = planned(asked);
+        let found: Vec<_> = weights.iter().map(|w| (w.tensor.as_str(), w.quantizer.granularity, w.form)).collect();
+        let rows = Granularity::PerChannel { axis: 1 };
+        assert_eq!(found, [("w", rows, Form::Qdq), ("r", rows, Form::Qdq)], "{asked}");
+    }
 }
 
 /// Inputs that DynamicQuantizeLinear keeps exactly give the same bits in both forms.
@@ -603,4 +607,38 @@ m (float[2,3] x) => (float[2,2] y) <
     assert_eq!(held, constants(&model));
     let float = converted(&there.model, &[To::Float]).unwrap().model;
     assert_eq!(operators(&float), ["Gemm"]);
+}
+
+/// A form that nothing can have is answered with what is missing.
+#[test]
+fn a_form_that_nothing_can_have_is_said() {
+    let check = |body: &str, form: Form, served: bool| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]> g (float[4, 4] x, int64[2] i) => (float y) <
+                int8[4, 4] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}}, float s = {{0.5}}, uint8 z = {{128}}> {{ {body} }}"
+        );
+        let done = converted(&parse(&text).unwrap(), &[To::Form(form)]).unwrap();
+        let missing = |note: &amax::passes::Note<Reason>| matches!(&note.what, Reason::NothingToStore { form: named, .. } if named == form.name());
+        assert_eq!(
+            done.kept.iter().filter(|note| missing(note)).count(),
+            usize::from(!served),
+            "{body}: {:?}",
+            done.kept
+        );
+    };
+    let float = "y = Relu (x)";
+    let product = "d = DequantizeLinear (w, s) y = MatMul (x, d)";
+    let table = "d = DequantizeLinear (w, s) y = Gather (d, i)";
+    for form in Form::ALL {
+        check(float, form, false);
+    }
+    check(product, Form::Matmulnbits, true);
+    check(product, Form::GatherBlockQuantized, false);
+    check(product, Form::Matmulinteger, false);
+    check(product, Form::DynamicQuantizeLstm, false);
+    check(table, Form::GatherBlockQuantized, true);
+    check(table, Form::Matmulnbits, false);
+    let both =
+        "q = QuantizeLinear (x, s, z) a = DequantizeLinear (q, s, z) d = DequantizeLinear (w, s) y = MatMul (a, d)";
+    check(both, Form::Matmulnbits, false);
 }

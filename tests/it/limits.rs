@@ -231,3 +231,25 @@ net (float[1,1,4,4] x) => (float[1,1,2,2] y) <float[1,1,2,2] w = {1, -2, 3, -4},
     check("--set default.output.symmetric=true", ["c", "r"]);
     check("--set default.output.dtype=int8 --set default.output.symmetric=true", ["c", "r"]);
 }
+
+/// Where the error does not come from layers with weights, these are not thrown away for it.
+#[test]
+fn a_limit_that_no_choice_reaches_leaves_everything_quantized() {
+    let folder = crate::support::folder();
+    let at = folder.path();
+    let text = "<ir_version: 8, opset_import: [\"\" : 17]>
+        g (float[16, 16] x) => (float[16, 16] y) <float[16, 16] w = ...> { a = MatMul (x, w) s = Softmax (a) y = MatMul (s, a) }";
+    amax::ir::file::save(&amax::ir::text::parse_with_fill(text).unwrap(), &at.join("m.onnx")).unwrap();
+    std::fs::write(at.join("m.calib.npy"), npy(&[16, 16, 16], &noise(4096))).unwrap();
+    let words = "m.onnx out.onnx --calib m.calib.npy --target tensorrt --set guard.output_db=";
+    let (easy, hard) = (report(at, &format!("{words}1")), report(at, &format!("{words}200")));
+    let said = |found: &Value| {
+        found["warnings"].as_array().unwrap().iter().any(|w| w.as_str().unwrap().starts_with("no choice of layers"))
+    };
+    for (found, told) in [(&easy, false), (&hard, true)] {
+        assert_eq!(found["weights"].as_array().unwrap().len(), 1, "{found}");
+        assert_eq!(found["activations"].as_array().unwrap().len(), 3, "{found}");
+        assert_eq!(said(found), told, "{}", found["warnings"]);
+    }
+    assert_eq!(easy["quality"], hard["quality"]);
+}

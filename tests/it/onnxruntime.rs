@@ -113,7 +113,7 @@ mod there {
     #[cfg(feature = "tract")]
     fn difference(model: &Model, samples: &SampleSet) -> (f64, String) {
         let evaluate = amax::runtime::TractEvaluate;
-        let model = amax::observe::calibrate::prepare(model, &evaluate).unwrap();
+        let model = amax::observe::calibrate::prepare(model, &evaluate, true).unwrap();
         let sites = amax::observe::calibrate::sites(&model);
         let [a, b] = Runtime::ALL.map(|runtime| statistics(&model, &sites, samples, runtime, 2));
         let mut worst = (0f64, String::new());

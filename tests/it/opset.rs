@@ -12,6 +12,7 @@ use amax::error::Error;
 use amax::ir::{Def, GraphId, Model, Tensor, ValueId, file, verify};
 use amax::passes::freeze_inputs::FreezeInputs;
 use amax::passes::raise_opset::{MIN_OPSET, ir_version_for, raise};
+use amax::reason::Reason;
 
 const TARGETS: [i64; 3] = [13, 18, 21];
 
@@ -175,7 +176,7 @@ fn frees_weights_of_old_ir_versions() {
     assert!(model.constant(weight).is_some());
     verify::verify(&model).expect("valid");
 
-    // From IR version 4 on, an initializer that is also an input is meant to be overridden.
+    // From IR version 4 on, an initializer that is also an input may be meant to be overridden.
     let mut model = raised(&folder().join("initializers_as_inputs_8.onnx"), 13).expect("raised");
     assert_eq!(freeze(&mut model), amax::passes::Outcome::default());
     assert_eq!(names(&model).len(), 6);
@@ -197,6 +198,44 @@ fn raise_folder() {
             }
         }
     }
+}
+
+/// Where a rewrite asks for it, inputs with defaults become constants if all of them are weights, and else none does.
+#[test]
+fn frees_weights_where_all_inputs_with_defaults_are_weights() {
+    let check = |inputs: &str, tensors: &str, nodes: &str, other: Option<&str>| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]> g (float[2, 2] x, {inputs}) => (float y) <{tensors}> {{ {nodes} }}"
+        );
+        let mut model = crate::support::parsed(&text);
+        let before = model.graph(model.main()).inputs().len();
+        let exact = amax::passes::support::evaluate::Exact;
+        let context = amax::passes::Context { freeze_weights: true, ..amax::passes::Context::new(&exact) };
+        let outcome = amax::passes::Pass::run(&FreezeInputs, &mut model, &context).unwrap();
+        let said: Vec<_> = outcome.skips.iter().map(|note| (note.at.as_str(), note.what.clone())).collect();
+        assert_eq!(said, Vec::from_iter(other.map(|name| (name, Reason::InputBesideWeights))), "{inputs}");
+        let left = model.graph(model.main()).inputs().len();
+        let frozen = other.is_none() && before > 1 && !outcome.changes.is_empty();
+        assert_eq!(left, if frozen { 1 } else { before }, "{inputs}");
+    };
+    let (weight, of_weight) = ("float[2, 2] w", "float[2, 2] w = {1, 2, 3, 4}");
+    let beside = |input: &str, tensor: &str, nodes: &str, other: Option<&str>| {
+        check(&format!("{weight}, {input}"), &format!("{of_weight}, {tensor}"), nodes, other);
+    };
+    check(weight, of_weight, "y = MatMul (x, w)", None);
+    check(weight, of_weight, "t = Transpose (w) y = MatMul (t, x)", None);
+    beside("float[2] b", "float[2] b = {1, 2}", "m = MatMul (x, w) y = Add (m, b)", None);
+    beside("int64[2] s", "int64[2] s = {4, 1}", "m = MatMul (x, w) y = Reshape (m, s)", None);
+    beside("float f", "float f = {6}", "m = MatMul (x, w) y = Clip (m, f)", None);
+    beside("int64[1] a", "int64[1] a = {0}", "m = MatMul (x, w) y = ReduceSum (m, a)", None);
+    // A number that may be meant to be given, a size that may vary, what a body starts from, what is returned.
+    beside("float f", "float f = {6}", "m = MatMul (x, w) y = Mul (m, f)", Some("f"));
+    beside("float[1] f", "float[1] f = {6}", "m = MatMul (x, w) y = Div (m, f)", Some("f"));
+    beside("float[N] f", "float[2] f = {6, 7}", "m = MatMul (x, w) y = Add (m, f)", Some("f"));
+    let state = ("float[1, 2, 2] s", "float[1, 2, 2] s = {1, 2, 3, 4}");
+    beside(state.0, state.1, "y, h = LSTM <hidden_size = 2> (x, w, w, , , s)", Some("s"));
+    // Nothing of a weight among them: there is nothing to say.
+    check("float f", "float f = {6}", "y = Mul (x, f)", None);
 }
 
 fn freeze(model: &mut Model) -> amax::passes::Outcome {

@@ -99,6 +99,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("now-is", "tests/it/passes.rs"),
     ("two-pairs", "tests/it/passes.rs"),
     ("groups-of-gemm", "tests/it/passes.rs"),
+    ("input-beside-weights", "tests/it/opset.rs"),
+    ("nothing-to-store", "tests/it/forms.rs"),
     ("float-would-differ", "a bias of more than 2^24 steps"),
     ("function-parameter", "constants of functions are not lifted"),
     ("not-a", "callers know the operator"),
@@ -215,7 +217,7 @@ fn scales_that_are_not_taken_have_a_reason() {
     );
 }
 
-const PREPARED: &str = "freeze-inputs,lift-constants,fold-constants,fuse-batchnorm,drop-dead";
+const PREPARED: &str = "freeze-inputs,lift-constants,fold-constants,fold-gemm,fuse-batchnorm,drop-dead";
 
 #[test]
 fn lists_of_passes_are_read() {
@@ -376,4 +378,35 @@ fn thousands_of_nodes_are_prepared() {
     let mut model = parse(&(text + "}")).unwrap();
     run(&mut model, &PREPARE.passes(), &Exact);
     assert_eq!(model.graph(model.main()).nodes().len(), 1000);
+}
+
+/// However constants are repeated, folding makes at most 64 MiB of what the model has not.
+#[test]
+fn folding_makes_a_bounded_number_of_bytes() {
+    let check = |what: &str, nodes: &str, last: &str, times: usize| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[1] x) => (float y)\n\
+             <int64[1] n = {{262144}}, int64[1] two = {{2}}, int64[2] wide = {{4, 1}}, int64[1] flat = {{-1}}, float[1] s = {{2}}> {{\n\
+             t0 = ConstantOfShape <value = float[1] {{1}}> (n)\n{}  r = ReduceSum <keepdims = 0> ({last})\n  y = Add (x, r)\n}}",
+            (1..=times)
+                .map(|i| nodes.replace("OUT", &format!("t{i}")).replace("IN", &format!("t{}", i - 1)))
+                .collect::<String>()
+        );
+        let mut model = parse(&text).unwrap_or_else(|e| panic!("{what}: {e}"));
+        run(&mut model, &PREPARE.passes(), &amax::runtime::TractEvaluate);
+        let graph = model.graph(model.main());
+        let bytes: usize = graph.initializers().iter().filter_map(|&v| model.constant(v)).map(Tensor::byte_len).sum();
+        assert!(bytes <= 66 << 20, "{what}: {bytes} bytes");
+    };
+    check("Concat", "  OUT = Concat <axis = 0> (IN, IN)\n", "t30", 30);
+    check("Concat of many", "  OUT = Concat <axis = 0> (IN, IN, IN, IN, IN, IN, IN, IN)\n", "t9", 9);
+    check("Tile", "  OUT = Tile (IN, two)\n", "t30", 30);
+    check("Expand", "  eOUT = Expand (IN, wide)\n  OUT = Reshape (eOUT, flat)\n", "t15", 15);
+    check(
+        "sum of a row and a column",
+        "  cOUT = Unsqueeze (IN, flat)\n  aOUT = Add (cOUT, IN)\n  OUT = Reshape (aOUT, flat)\n",
+        "t4",
+        4,
+    );
+    check("copies", "  kOUT = Add (t0, s)\n  OUT = Mul (x, kOUT)\n", "t100", 100);
 }

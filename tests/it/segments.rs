@@ -167,7 +167,7 @@ pub(super) struct Case {
 
 impl Case {
     fn new(model: &Model, samples: SampleSet) -> Self {
-        let model = prepare(model, &TractEvaluate).unwrap();
+        let model = prepare(model, &TractEvaluate, true).unwrap();
         let (sites, indices) = (sites(&model), (0..samples.len()).collect());
         Self { model, samples, sites, indices }
     }

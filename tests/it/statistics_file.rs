@@ -253,7 +253,7 @@ mod commands {
         succeed(at, "calibrate digits.onnx -o whole");
         let whole = std::fs::read(at.join("whole")).unwrap();
         let (model, samples) = digits();
-        let prepared = prepare(&model, &amax::runtime::TractEvaluate).unwrap();
+        let prepared = prepare(&model, &amax::runtime::TractEvaluate, true).unwrap();
         let wanted = sites(&prepared);
         let indices: Vec<usize> = (0..samples.len()).collect();
         let saved = std::sync::Mutex::new(Vec::new());

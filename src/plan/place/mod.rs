@@ -27,6 +27,16 @@ pub(super) trait Place: Sync {
         None
     }
 
+    /// Whether products of two activations run on integers.
+    fn multiplies_activations(&self) -> bool {
+        false
+    }
+
+    /// Why a product of this shape does not run on integers.
+    fn unfit_product(&self, _: &Model, _: NodeId) -> Option<Reason> {
+        None
+    }
+
     /// Why a node with this weight does not run on integers for its bias.
     fn unfit_bias(&self, _: &Model, _: NodeId, _: usize) -> Option<Reason> {
         None

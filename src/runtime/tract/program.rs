@@ -215,10 +215,12 @@ impl Program {
         for node in node {
             functions.expand(node, opset, &mut program, &mut steps)?;
         }
-        // tract looks at optional inputs that are left out at the end as if they were there.
+        // tract looks at optional inputs and outputs that are left out at the end as if they were there.
         for step in &mut steps {
-            while step.node.input.last().is_some_and(String::is_empty) {
-                step.node.input.pop();
+            for names in [&mut step.node.input, &mut step.node.output] {
+                while names.last().is_some_and(String::is_empty) {
+                    names.pop();
+                }
             }
         }
         program.steps = steps;
@@ -226,10 +228,16 @@ impl Program {
         Ok(program)
     }
 
-    /// A program of one step over constants.
-    pub fn of_step(step: Step, constants: BTreeMap<String, Constant>, outputs: Vec<Output>) -> Self {
-        let names = constants.keys().chain(&step.node.output).cloned().collect();
-        Self { inputs: Vec::new(), constants, steps: vec![step], outputs, dtypes: BTreeMap::new(), names }
+    /// A program of one step.
+    pub fn of_step(
+        step: Step,
+        inputs: Vec<Input>,
+        constants: BTreeMap<String, Constant>,
+        outputs: Vec<Output>,
+    ) -> Self {
+        let names = inputs.iter().map(|input| &input.name).chain(constants.keys()).chain(&step.node.output).cloned();
+        let names = names.collect();
+        Self { inputs, constants, steps: vec![step], outputs, dtypes: BTreeMap::new(), names }
     }
 
     /// `base`, or `base` with a number: a name that nothing bears yet.

@@ -69,7 +69,8 @@ impl Emit<'_> {
             (false, "Range") => return self.range(),
             (false, "TopK") if step.opset < 10 => self.top_k()?,
             (false, "SwiGLU") => self.swiglu()?,
-            (false, "Compress") => return self.compress(),
+            (false, "Compress") => self.compress()?,
+            (false, "MaxUnpool") => self.max_unpool()?,
             (false, "LpPool") => self.lp_pool()?,
             (true, "FusedConv") => self.fused_conv()?,
             (true, "FusedGemm") => self.fused_gemm()?,
@@ -303,12 +304,17 @@ impl Emit<'_> {
         Ok(())
     }
 
-    /// With a constant condition, `Gather` of what it keeps.
-    fn compress(&mut self) -> Result<bool> {
+    /// `Gather` of what the condition keeps.
+    fn compress(&mut self) -> Result<()> {
         let (x, condition) = (self.need(0)?, self.need(1)?);
-        let Some(kept) = self.program.tensor(&condition).and_then(Tensor::to_i64) else { return Ok(false) };
-        let kept: Vec<i64> = (0..).zip(kept).filter(|(_, keep)| *keep != 0).map(|(at, _)| at).collect();
-        let indices = self.program.add_constant("kept", Constant::Plain(Tensor::from_i64(&[kept.len()], &kept)));
+        let indices = if let Some(kept) = self.program.tensor(&condition).and_then(Tensor::to_i64) {
+            let kept: Vec<i64> = (0..).zip(kept).filter(|(_, keep)| *keep != 0).map(|(at, _)| at).collect();
+            self.program.add_constant("kept", Constant::Plain(Tensor::from_i64(&[kept.len()], &kept)))
+        } else {
+            let rows = self.make("NonZero", &[&condition], Vec::new());
+            let first = self.program.add_constant("first", Constant::Plain(Tensor::from_i64(&[], &[0])));
+            self.make("Gather", &[&rows, &first], vec![Attr::int("axis", 0)])
+        };
         let (x, axis) = if let Some(axis) = self.step.int("axis") {
             (x, axis)
         } else {
@@ -317,7 +323,41 @@ impl Emit<'_> {
         };
         let output = self.output();
         self.push("Gather", &[&x, &indices], &output, vec![Attr::int("axis", axis)]);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Zeros, with each element where its index, counted over the whole result, says.
+    fn max_unpool(&mut self) -> Result<()> {
+        let (x, indices) = (self.need(0)?, self.need(1)?);
+        let list = |name: &str| self.step.attr(name).map(|a| a.ints.clone());
+        let kernel = list("kernel_shape").ok_or_else(|| self.step.refuse("it has no kernel_shape"))?;
+        let rank = kernel.len();
+        let strides = list("strides").unwrap_or_else(|| vec![1; rank]);
+        let pads = list("pads").unwrap_or_else(|| vec![0; 2 * rank]);
+        if strides.len() != rank || pads.len() != 2 * rank {
+            return Err(self.step.refuse("its strides or pads are not those of its kernel"));
+        }
+        let shape = if let Some(given) = self.step.input(2).map(str::to_owned) {
+            given
+        } else {
+            // (size - 1) * stride + kernel - pads, and batch and channels as they are.
+            let steps = self.integers(&[vec![1; 2], strides.clone()].concat());
+            let more = (0..rank).map(|i| kernel[i] - strides[i] - pads[i] - pads[rank + i]);
+            let more = self.integers(&[vec![0; 2], more.collect()].concat());
+            let own = self.make("Shape", &[&x], Vec::new());
+            let apart = self.make("Mul", &[&own, &steps], Vec::new());
+            self.make("Add", &[&apart, &more], Vec::new())
+        };
+        let flat = self.integers(&[-1]);
+        let count = self.make("ReduceProd", &[&shape], vec![Attr::int("keepdims", 1)]);
+        let zero = self.scalar(0.);
+        let zeros = self.make("Expand", &[&zero, &count], Vec::new());
+        let values = self.make("Reshape", &[&x, &flat], Vec::new());
+        let places = self.make("Reshape", &[&indices, &flat], Vec::new());
+        let spread = self.make("ScatterElements", &[&zeros, &places, &values], vec![Attr::int("axis", 0)]);
+        let output = self.output();
+        self.push("Reshape", &[&spread, &shape], &output, Vec::new());
+        Ok(())
     }
 
     /// What opsets before 11 mean by enlarging, in today's words.

@@ -1,13 +1,15 @@
 //! Evaluation of one node whose inputs are constants.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::super::constant::Constant;
 use super::super::program::{Output, Program, Step};
-use super::{Rung, build, compile, from_array, run};
+use super::{Rung, build, compile, from_array, run, to_array};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::onnx::{DataType, NodeProto};
 use crate::passes::Evaluate;
+use crate::runtime::inputs::{Axis, Input};
 
 /// Evaluates nodes with tract, where the result is exact: data movement, integer arithmetic, comparisons, and the float
 /// operators that IEEE 754 defines to the last bit.
@@ -21,6 +23,9 @@ pub struct TractEvaluate;
 
 /// Elements a result may have.
 const MAX_RESULT: usize = 1 << 26;
+
+/// Bytes of a result times elements of its smaller operand, where each element is a sum of products.
+const MOST_PRODUCTS: usize = 1 << 42;
 
 /// Operators whose output is made of elements of the input of this index, unchanged.
 const MOVEMENT: [(&str, usize); 17] = [
@@ -80,7 +85,6 @@ const INTEGER: [&str; 6] = ["CumSum", "Mod", "ReduceMax", "ReduceMin", "ReducePr
 impl Evaluate for TractEvaluate {
     fn evaluate(&self, model: &Model, node: NodeId, inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
         let call = model.node(node);
-        let opset = model.opset_in(call.graph()?)?;
         if !call.domain().is_empty() || call.bodies().next().is_some() || call.outputs().iter().any(Option::is_none) {
             return None;
         }
@@ -98,46 +102,97 @@ impl Evaluate for TractEvaluate {
         if promised(call.op_type(), &given).is_none_or(|count| count > MAX_RESULT) {
             return None;
         }
-        let attribute = call.attrs().iter().map(|a| a.proto().clone()).collect();
-        let proto = NodeProto {
-            op_type: Some(call.op_type().to_owned()),
-            input: inputs
-                .iter()
-                .enumerate()
-                .map(|(i, t)| t.as_ref().map_or(String::new(), |_| format!("in {i}")))
-                .collect(),
-            output: (0..call.outputs().len()).map(|i| format!("out {i}")).collect(),
-            attribute,
-            ..NodeProto::default()
-        };
-        let constants: BTreeMap<String, Constant> = inputs
-            .iter()
-            .enumerate()
-            .filter_map(|(i, t)| Some((format!("in {i}"), Constant::Plain(t.clone()?))))
-            .collect();
-        let outputs = proto.output.iter().map(|name| Output { name: name.clone(), dtype: None }).collect();
-        let step = Step { node: proto, opset, origin: (String::new(), call.op_type().to_owned()) };
-        let mut program = Program::of_step(step, constants, outputs);
-        program.lower().ok()?;
-        let blueprint = build(&program, &Vec::new(), &[]).ok()?;
-        let plan = compile(blueprint.model, Rung::Raw).ok()?;
-        let arrays = run(&plan, &[]).ok()?;
+        let outputs = call_with(model, node, inputs, |_| true, None)?;
         let half = target.or_else(|| kind.carried(&given)).filter(|d| is_half(*d));
-        arrays
-            .iter()
-            .map(|array| {
-                let tensor = from_array(array, None).ok()?;
-                // The bits of a new NaN are anyone's choice.
-                if kind == Kind::Compute && tensor.to_f32().is_some_and(|v| v.iter().any(|v| v.is_nan())) {
-                    return None;
-                }
-                match half {
-                    Some(half) => narrow(&tensor, half),
-                    None => Some(tensor),
-                }
-            })
-            .collect()
+        // The bits of a new NaN are anyone's choice.
+        let computed = |tensor: Tensor| if kind == Kind::Compute { without_nan(tensor) } else { Some(tensor) };
+        outputs.into_iter().map(computed).map(|t| narrowed(t?, half)).collect()
     }
+
+    fn approximate(&self, model: &Model, node: NodeId, inputs: &[Option<Tensor>], limit: usize) -> Option<Vec<Tensor>> {
+        let call = model.node(node);
+        let given: Vec<&Tensor> = inputs.iter().flatten().collect();
+        if call.outputs().iter().any(Option::is_none) || !given.iter().all(|t| is_plain(t) || is_half(t.dtype())) {
+            return None;
+        }
+        // What tract knows the values of it computes while it builds, whatever the size: it is told those only that it
+        // needs to find the shape of the result.
+        let told = |index: usize| {
+            let few = inputs.get(index).and_then(Option::as_ref).is_some_and(|t| t.len() <= 64);
+            few && (index > 0 || call.is("Range") || call.is("MelWeightMatrix"))
+        };
+        let half = given.iter().map(|t| t.dtype()).find(|&d| d.is_float()).filter(|&d| is_half(d));
+        let outputs = call_with(model, node, inputs, told, Some(limit))?;
+        outputs.into_iter().map(without_nan).map(|t| narrowed(t?, half)).collect()
+    }
+}
+
+/// Runs one node; `told` says which inputs tract may know while it builds. `None` for whatever tract refuses, and, with a
+/// limit, if shapes cannot be told beforehand, tensors would take more than that many bytes, or computing them too long.
+fn call_with(
+    model: &Model,
+    node: NodeId,
+    inputs: &[Option<Tensor>],
+    told: impl Fn(usize) -> bool,
+    limit: Option<usize>,
+) -> Option<Vec<Tensor>> {
+    let call = model.node(node);
+    let name = |index: usize| format!("in {index}");
+    let proto = NodeProto {
+        op_type: Some(call.op_type().to_owned()),
+        input: inputs.iter().enumerate().map(|(i, t)| t.as_ref().map_or(String::new(), |_| name(i))).collect(),
+        output: (0..call.outputs().len()).map(|i| format!("out {i}")).collect(),
+        attribute: call.attrs().iter().map(|a| a.proto().clone()).collect(),
+        ..NodeProto::default()
+    };
+    let (mut constants, mut fed, mut feed) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (index, tensor) in inputs.iter().enumerate().filter_map(|(i, t)| Some((i, t.clone()?))) {
+        if told(index) {
+            constants.insert(name(index), Constant::Plain(tensor));
+        } else {
+            let dims = Some(tensor.dims().into_iter().map(Axis::Fixed).collect());
+            fed.push(Input { name: name(index), dtype: tensor.dtype(), dims, default: None });
+            feed.push(Arc::new(to_array(&Constant::Plain(tensor)).ok()?));
+        }
+    }
+    let outputs = proto.output.iter().map(|name| Output { name: name.clone(), dtype: None }).collect();
+    let opset = model.opset_in(call.graph()?)?;
+    let step = Step { node: proto, opset, origin: (String::new(), call.op_type().to_owned()) };
+    let mut program = Program::of_step(step, fed, constants, outputs);
+    program.lower().ok()?;
+    let blueprint = build(&program, &feed, &[]).ok()?;
+    if let Some(limit) = limit {
+        let facts = blueprint.model.nodes().iter().flat_map(|node| &node.outputs).map(|output| &output.fact);
+        let sizes: Option<Vec<i64>> = facts.map(|fact| fact.mem_size().to_i64().ok()).collect();
+        let most = sizes?.into_iter().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)).max()?;
+        let least = inputs.iter().flatten().map(Tensor::len).filter(|&n| n > 1).min().unwrap_or(1);
+        let known = inputs.iter().flatten().map(Tensor::byte_len).max().unwrap_or(0);
+        if most > limit.max(known)
+            || ["Conv", "ConvTranspose", "Einsum"].contains(&call.op_type()) && most.checked_mul(least)? > MOST_PRODUCTS
+        {
+            return None;
+        }
+    }
+    let plan = compile(blueprint.model, Rung::Raw).ok()?;
+    run(&plan, &feed).ok()?.iter().map(|array| from_array(array, None).ok()).collect()
+}
+
+fn without_nan(tensor: Tensor) -> Option<Tensor> {
+    let nan = tensor.to_f32().is_some_and(|values| values.iter().any(|v| v.is_nan()));
+    (!nan).then_some(tensor)
+}
+
+/// Floats in half the width again, where they had it.
+fn narrowed(tensor: Tensor, half: Option<DataType>) -> Option<Tensor> {
+    match half.filter(|_| tensor.dtype() == DataType::Float) {
+        Some(half) => narrow(&tensor, half),
+        None => Some(tensor),
+    }
+}
+
+fn is_plain(tensor: &Tensor) -> bool {
+    matches!(tensor.dtype(), DataType::Float | DataType::Double | DataType::Bool)
+        || tensor.dtype().bits().is_some_and(|b| b >= 8) && tensor.to_i64().is_some()
 }
 
 /// How exactness is judged.
@@ -152,10 +207,7 @@ enum Kind {
 
 impl Kind {
     fn of(op: &str, inputs: &[&Tensor]) -> Option<Self> {
-        let plain = |t: &&Tensor| {
-            matches!(t.dtype(), DataType::Float | DataType::Double | DataType::Bool)
-                || t.dtype().bits().is_some_and(|b| b >= 8) && t.to_i64().is_some()
-        };
+        let plain = |t: &&Tensor| is_plain(t);
         let integer = |t: &&Tensor| plain(t) && !t.dtype().is_float();
         if let Some(&(_, at)) = MOVEMENT.iter().find(|(name, _)| *name == op) {
             let half = inputs.get(at).is_some_and(|t| is_half(t.dtype()));
