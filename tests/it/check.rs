@@ -247,8 +247,8 @@ fn versions_fit_the_target_and_the_types() {
     check("ort-cpu", &text(10, 21, "int4"), &[]);
     check("ort-cpu", &text(9, 21, "int4"), &["IR version 10"]);
     check("ort-cpu", &text(10, 20, "uint4"), &["opset 21"]);
-    check("tensorrt", &text(10, 22, "int8"), &["opset 22 is newer"]);
-    check("tensorrt", &text(11, 21, "int8"), &["IR version 11 is newer"]);
+    check("tensorrt", &text(10, 24, "int8"), &["opset 24 is newer"]);
+    check("tensorrt", &text(12, 21, "int8"), &["IR version 12 is newer"]);
     check("ort-cpu", &text(99, 99, "int8"), &["opset 99", "IR version 99"]);
     check("ort-cpu", &text(13, 25, "int8"), &[]);
     // 16 bits are old, only quantizers of them are not.

@@ -198,8 +198,7 @@ fn nested(depth: usize) -> Vec<u8> {
     for _ in 0..depth {
         let attribute =
             AttributeProto { name: Some("body".into()), r#type: Some(5), g: Some(graph), ..AttributeProto::default() };
-        let mut node = node("Loop", &[], "out");
-        node.output.clear();
+        let mut node = node("Loop", &["", ""], "out");
         node.attribute = vec![attribute];
         graph = GraphProto { node: vec![node], name: Some("body".into()), ..GraphProto::default() };
     }

@@ -5,7 +5,7 @@ use amax::ir::text::parse;
 const HEAD: &str = r#"<ir_version: 13, opset_import: ["": 25, "com.microsoft": 1]>
 g (float[2, 4] x, float16[2, 4] h, int64[2] i, uint8[2, 4] q, int8[2, 4] k, bool b) => (y)
 <float s = {1}, float[1] s1 = {1}, float[4] s4 = {1, 1, 1, 1}, float[3] s3 = {1, 1, 1}, float[2, 2] s22 = {1, 1, 1, 1},
- float[2, 1] s21 = {1, 1}, double d = {1}, int32 n = {1}, uint8 zu = {0}, int8 zi = {0}, uint8[4] zu4 = {0, 0, 0, 0}, uint4 z4 = {0},
+ float[2, 1] s21 = {1, 1}, double d = {1}, int32 n = {1}, uint8 zu = {0}, uint8[0] none = {}, int8 zi = {0}, uint8[4] zu4 = {0, 0, 0, 0}, uint4 z4 = {0},
  float w = {1}, float[4, 4] m = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, uint8[4, 1, 16] packed = {
  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}>
@@ -72,6 +72,8 @@ fn inputs_have_the_types_that_operators_take() {
         ("y = MatMulInteger(q, k, zu, zi)", ""),
         ("y = MatMulInteger(x, k)", "reads \"x\" of float at input 0: it takes quantized values"),
         ("y = MatMulInteger(q, k, zi, zi)", "has the zero point \"zi\" of int8 for \"q\" of uint8: they have one type"),
+        ("y = com.microsoft.QLinearSigmoid(q, s, none, s, zu)", "has the zero point \"none\", which is empty"),
+        ("y = DequantizeLinear(q, s, none)", "none"),
         (
             "y = com.microsoft.QLinearSigmoid(q, n, zu, s, zu)",
             "reads \"n\" of int32 at input 1: it takes a float there",

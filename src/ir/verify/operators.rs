@@ -303,6 +303,10 @@ impl Check<'_> {
     }
 
     fn zero(&mut self, at: usize, zero: usize) {
+        let shape = self.input(zero).and_then(|zero| self.model.shape(zero));
+        if shape.is_some_and(|shape| shape.contains(&Some(0))) {
+            self.say(format!("has the zero point \"{}\", which is empty", self.name(zero)));
+        }
         if let (Some(dtype), Some(other)) = (self.dtype(at), self.dtype(zero))
             && dtype != other
         {
