@@ -250,7 +250,7 @@ fn drop_infos(model: &mut Model, graph: GraphId, outcome: &mut Outcome) {
     }
 }
 
-/// Removes imports of operator sets that no node uses.
+/// Removes imports of opsets that no node uses.
 fn drop_imports(model: &mut Model, outcome: &mut Outcome) {
     if !model.header().training_info.is_empty() {
         return;

@@ -14,7 +14,7 @@
 //! zero, which codes do not have). Scales keep their bits. What is not folded is listed with the reason.
 //!
 //! Codes take the narrowest format that holds the range of the Clip, or of the codes where nothing clips. Formats and
-//! groups that need operator set 21 raise the model to it.
+//! groups that need opset 21 raise the model to it.
 
 use std::collections::BTreeSet;
 
@@ -277,7 +277,7 @@ impl Folded {
         matches!(self.granularity, Granularity::PerGroup { .. }) || matches!(self.format.bits(), 4 | 16)
     }
 
-    /// Takes 8 bits for less, which old operator sets have; whether that is enough for them.
+    /// Takes 8 bits for less, which old opsets have; whether that is enough for them.
     fn widen(&mut self) -> bool {
         if self.format.bits() == 4 {
             self.format = if self.format.is_signed() { Format::Int8 } else { Format::Uint8 };

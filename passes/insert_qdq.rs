@@ -81,7 +81,7 @@ pub(super) struct Insert<'a> {
 }
 
 impl<'a> Insert<'a> {
-    /// Checks that the operator set has every format, and raises the IR version to one that does.
+    /// Checks that the opset has every format, and raises the IR version to one that does.
     fn versions(&mut self, model: &mut Model) -> Result<()> {
         let activations = self.plan.activations.iter().map(|(name, a)| (name, &a.quantizer));
         let typed: Vec<&Weight> = self.plan.weights.iter().filter(|w| !is_bytes(model, w)).collect();
@@ -93,7 +93,7 @@ impl<'a> Insert<'a> {
             if opset < need_opset {
                 return Err(Error::new(
                     Kind::Config,
-                    format!("the plan asks for {what}, which needs operator set {need_opset}; it says {opset}"),
+                    format!("the plan asks for {what}, which needs opset {need_opset}; it says {opset}"),
                 )
                 .at_value(name)
                 .with_hint("raise \"opset\" in the plan"));

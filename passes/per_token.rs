@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId};
 use crate::plan::Token;
 
-/// The operator set from which the axes of `ReduceMin` and `ReduceMax` are an input.
+/// The opset from which the axes of `ReduceMin` and `ReduceMax` are an input.
 const AXES_INPUT: i64 = 18;
 
 /// See the module.

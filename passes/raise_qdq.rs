@@ -1,5 +1,5 @@
 //! `MatMulNBits`, `GatherBlockQuantized`, `DynamicQuantizeLSTM`, `MatMulInteger` and `ConvInteger` become float operators behind a DequantizeLinear, codes and scales as they
-//! were; the operator set is raised as far as the codes need it.
+//! were; the opset is raised as far as the codes need it.
 //!
 //! Each reader of a constant has a DequantizeLinear of its own, over shared initializers: that is what runtimes fuse, and
 //! one that several products read in the input is divided. A product's weight is `[K, N]`, in blocks along K.

@@ -1,5 +1,5 @@
 //! Operators on codes (onnxruntime's `QOperator` format) become operators between Dequantize and Quantize, codes, scales
-//! and zero points as they were; the operator set is raised as far as scales of channels need it.
+//! and zero points as they were; the opset is raised as far as scales of channels need it.
 //!
 //! What moves codes, and codes alone, gets quantizers as well, with the parameters of the codes that it reads. Where the
 //! least code of a result stands for zero and the result could be below, a Relu goes in front of the quantizer: it changes
@@ -327,7 +327,7 @@ fn is_positive(model: &Model, codes: ValueId, zero: Option<ValueId>) -> bool {
     matches!(zero.to_i64().as_deref(), Some([number]) if *number == least)
 }
 
-/// Whether an operator on codes has scales of channels, which a DequantizeLinear has from operator set 13 on.
+/// Whether an operator on codes has scales of channels, which a DequantizeLinear has from opset 13 on.
 fn has_channels(model: &Model, node: NodeId) -> bool {
     let at = model.node(node);
     let index = match at.op_type() {

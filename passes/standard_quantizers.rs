@@ -2,7 +2,7 @@
 //!
 //! `ModelOpt` exports float8 and int8 quantizers for `TensorRT` as `trt::TRT_FP8QuantizeLinear` and kin, whose codes are
 //! float8e4m3fn (or int8) although the file declares them as uint8. They become QuantizeLinear and DequantizeLinear with
-//! the same scale and a zero point that names the type; the operator set is raised to 19 for float8, to 21 for int4.
+//! the same scale and a zero point that names the type; the opset is raised to 19 for float8, to 21 for int4.
 //! Quantizers of blocks that are scaled at run time have no standard operator: they are left, and listed.
 
 use super::raise_opset::raise;

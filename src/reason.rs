@@ -493,7 +493,7 @@ sentences! {
     NotQuantized { tensor: String } => "\"{tensor}\" is not quantized";
     /// Two things that must be the same.
     Mismatch { what: String, from: String } => "its {what} differs from {from}";
-    /// The operator set has to be newer.
+    /// The opset has to be newer.
     NeedsOpset { what: String, opset: i64 } => "{what} needs opset {opset}";
     /// The same, and the model cannot be raised to it.
     CannotRaise { what: String, opset: i64, error: String } => "{what} needs opset {opset}, and {error}";
@@ -577,7 +577,7 @@ sentences! {
     /// As a float it would be quantized to other values.
     FloatWouldDiffer => "stays int32: as float32 it would be quantized to other values";
 
-    // Conversions of operator sets and constants.
+    // Conversions of opsets and constants.
     /// An input that has a default and is meant to be given, beside others that look like weights.
     InputBesideWeights =>
         "is an input with a default and not a weight, so weights that are inputs, too, stay inputs; --set-input makes it a \

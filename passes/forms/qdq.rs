@@ -23,7 +23,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The operator set that has such a DequantizeLinear, and the IR version that has its types.
+    /// The opset that has such a DequantizeLinear, and the IR version that has its types.
     #[must_use]
     pub fn since(&self) -> (i64, i64) {
         let groups = matches!(self.granularity, Granularity::PerGroup { .. }).then_some((21, 10));

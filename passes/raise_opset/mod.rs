@@ -1,11 +1,11 @@
-//! Raises the default operator set of a model, converting every node whose definition changed on the way.
+//! Raises the default opset of a model, converting every node whose definition changed on the way.
 //!
-//! The conversion walks one operator set at a time: `steps::STEPS` lists, by the version that brought the change, what
+//! The conversion walks one opset at a time: `steps::STEPS` lists, by the version that brought the change, what
 //! has to be done to a node so that it means the same afterwards. Operators without a row only gained attributes
 //! with harmless defaults, or types. All graphs are covered: the main one, `If`/`Loop`/`Scan` bodies, and model-local
-//! functions, which import their own operator sets.
+//! functions, which import their own opsets.
 //!
-//! Where a definition leaves room, what onnxruntime computes for the old version is kept (`Resize` of operator set 10
+//! Where a definition leaves room, what onnxruntime computes for the old version is kept (`Resize` of opset 10
 //! that shrinks by nearest neighbour rounds up, for one).
 //!
 //! New constants are initializers named after the node and the attribute they come from (`conv1.axes`); in functions,
@@ -25,7 +25,7 @@ use crate::reason::Reason;
 
 pub use crate::ir::file::MIN_OPSET;
 
-/// The pass: raises the default operator set to what the plan needs.
+/// The pass: raises the default opset to what the plan needs.
 #[derive(Debug)]
 pub struct RaiseOpset;
 
@@ -42,9 +42,9 @@ impl Pass for RaiseOpset {
     }
 }
 
-/// Raises the default operator set of `model` to version `to`, and its IR version to what goes with that.
+/// Raises the default opset of `model` to version `to`, and its IR version to what goes with that.
 ///
-/// Model-local functions whose own import of the default operator set is lower are raised as well; a part that is at
+/// Model-local functions whose own import of the default opset is lower are raised as well; a part that is at
 /// `to` or above is left alone. Imports of other domains stay. When the IR version passes 4, graph inputs that carry
 /// defaults keep them, but runtimes stop treating them as constants: see [`freeze_inputs`](super::freeze_inputs).
 ///
@@ -55,7 +55,7 @@ impl Pass for RaiseOpset {
 /// the target version; the node is named. The model is then partly converted and must be dropped.
 pub fn raise(model: &mut Model, to: i64) -> Result<Outcome> {
     if to > MAX_OPSET {
-        return Err(Error::model(format!("operator set {to} is not known"))
+        return Err(Error::model(format!("opset {to} is not known"))
             .with_hint(format!("the newest one amax knows is {MAX_OPSET}")));
     }
     let scopes = scopes(model, to)?;
@@ -70,7 +70,7 @@ pub fn raise(model: &mut Model, to: i64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The lowest IR version in which a model of this default operator set is usually written: onnx's own release table.
+/// The lowest IR version in which a model of this default opset is usually written: onnx's own release table.
 #[must_use]
 pub fn ir_version_for(opset: i64) -> i64 {
     match opset {
@@ -104,10 +104,10 @@ fn scopes(model: &Model, to: i64) -> Result<Vec<Scope>> {
             continue;
         }
         if from < MIN_OPSET {
-            let error = Error::model(format!("operator set {from} is too old to be converted"));
+            let error = Error::model(format!("opset {from} is too old to be converted"));
             let error = if graph == model.main() { error } else { error.in_graph(model.graph(graph).name()) };
             return Err(error.with_hint(format!(
-                "export the model again with operator set {MIN_OPSET} or above, or raise it first with \
+                "export the model again with opset {MIN_OPSET} or above, or raise it first with \
                  onnx.version_converter"
             )));
         }
@@ -198,7 +198,7 @@ impl Raising<'_> {
         match attr.proto().ref_attr_name.as_deref() {
             Some(outer) if !outer.is_empty() => Err(Error::model(format!(
                 "attribute \"{name}\" takes its value from attribute \"{outer}\" of the function and has to become an \
-                 input or another value in operator set {}",
+                 input or another value in opset {}",
                 self.to
             ))
             .with_hint("inline the function before (onnx.inliner.inline_local_functions)")),

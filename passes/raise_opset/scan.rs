@@ -1,6 +1,6 @@
-//! `Scan` of operator set 8, which had a batch axis.
+//! `Scan` of opset 8, which had a batch axis.
 //!
-//! Its state variables and scanned tensors all had the batch in axis 0 and the sequence in axis 1. Since operator set 9
+//! Its state variables and scanned tensors all had the batch in axis 0 and the sequence in axis 1. Since opset 9
 //! there is no batch, so the node becomes a scan over the batch whose body is the scan over the sequence.
 
 use super::Raising;
@@ -11,7 +11,7 @@ use crate::onnx::{AttributeProto, GraphProto, NodeProto, ValueInfoProto, attribu
 pub(super) fn nest_batches(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
     let slot = raising.model.node(node);
     if slot.input(0).is_some() {
-        return Err(Error::model("sequences of different lengths (input 0) cannot be scanned from operator set 9 on")
+        return Err(Error::model("sequences of different lengths (input 0) cannot be scanned from opset 9 on")
             .with_hint("pad the sequences and drop the lengths, or export the model again"));
     }
     let inputs = slot.inputs().get(1..).unwrap_or_default().to_vec();

@@ -1,4 +1,4 @@
-//! The conversions, by the operator set that made them necessary.
+//! The conversions, by the opset that made them necessary.
 
 use super::{Raising, facts, scan};
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::reason::Reason;
 
 /// One changed definition.
 pub(super) struct Step {
-    /// The operator set that changed it.
+    /// The opset that changed it.
     pub(super) at: i64,
     pub(super) ops: &'static [&'static str],
     /// Rewrites a node for it; says what was done, or `None` where the node needed nothing.
@@ -21,7 +21,7 @@ const fn step(at: i64, ops: &'static [&'static str], convert: Convert) -> Step {
     Step { at, ops, convert }
 }
 
-/// Every change of meaning or form between operator set 7 and 28, by ascending version.
+/// Every change of meaning or form between opset 7 and 28, by ascending version.
 pub(super) const STEPS: &[Step] = &[
     step(9, &["BatchNormalization"], drop_spatial),
     step(9, &["MeanVarianceNormalization"], normalization_axes),
@@ -66,7 +66,7 @@ pub(super) const STEPS: &[Step] = &[
     step(21, &["GroupNormalization"], group_norm_per_channel),
 ];
 
-/// Operators that were never official and that every runtime dropped at operator set 10.
+/// Operators that were never official and that every runtime dropped at opset 10.
 const EXPERIMENTAL: &[&str] = &[
     "ATen",
     "Affine",
@@ -99,7 +99,7 @@ fn required(raising: &Raising<'_>, node: NodeId, name: &str) -> Result<()> {
     match raising.model.node(node).attr(name) {
         Some(_) => Ok(()),
         None => Err(Error::model(format!("attribute \"{name}\" is missing"))
-            .with_hint("the model does not follow the operator set it declares; export it again")),
+            .with_hint("the model does not follow the opset it declares; export it again")),
     }
 }
 
@@ -131,7 +131,7 @@ fn float_type(raising: &Raising<'_>, node: NodeId, index: usize) -> Result<DataT
 
 fn drop_spatial(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
     if raising.int(node, "spatial")? == Some(0) {
-        return Err(Error::model("spatial=0 (statistics per element) does not exist from operator set 9 on")
+        return Err(Error::model("spatial=0 (statistics per element) does not exist from opset 9 on")
             .with_hint("export the model again with spatial=1, or express this node as Sub, Div, Mul and Add"));
     }
     if raising.model.node(node).attr("spatial").is_none() {
@@ -144,7 +144,7 @@ fn drop_spatial(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String
 /// The experimental form of the operator named its axes by a flag.
 fn normalization_axes(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
     if raising.int(node, "normalize_variance")? == Some(0) {
-        return Err(Error::model("normalize_variance=0 does not exist from operator set 9 on")
+        return Err(Error::model("normalize_variance=0 does not exist from opset 9 on")
             .with_hint("express this node as ReduceMean and Sub"));
     }
     let across = raising.int(node, "across_channels")?.unwrap_or(0) != 0;
@@ -199,7 +199,7 @@ fn replace_mask(raising: &mut Raising<'_>, node: NodeId, dtype: DataType, one: V
     Ok(())
 }
 
-/// The mask was of the type of the data before operator set 10, and is bool since.
+/// The mask was of the type of the data before opset 10, and is bool since.
 fn dropout_float_mask(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
     let Some(mask) = raising.model.node(node).output(1) else { return Ok(None) };
     if !raising.is_used(mask) {
@@ -246,7 +246,7 @@ fn image_scaler(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String
 
 fn refuse_experimental(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
     let op = raising.model.node(node).op_type();
-    Err(Error::model(format!("{op} was experimental and does not exist from operator set 10 on"))
+    Err(Error::model(format!("{op} was experimental and does not exist from opset 10 on"))
         .with_hint("export the model again with a newer exporter"))
 }
 
@@ -333,7 +333,7 @@ fn set_coordinates(raising: &mut Raising<'_>, node: NodeId, rounding: Option<&st
     }
 }
 
-/// Operator sets 11 and 12 require the input although only one mode reads it.
+/// Opsets 11 and 12 require the input although only one mode reads it.
 fn empty_roi(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<ValueId>> {
     if raising.to >= 13 {
         return Ok(None);
@@ -440,7 +440,7 @@ fn only_axis(dims: &[Option<usize>], axis: i64) -> Option<i64> {
     }
 }
 
-/// Operator sets 11 and 12 required `roi` and `scales`, so files hold empty tensors where neither is meant; and one
+/// Opsets 11 and 12 required `roi` and `scales`, so files hold empty tensors where neither is meant; and one
 /// coordinate mode is gone.
 fn resize_optional_inputs(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<String>> {
     let mut did = Vec::new();
@@ -465,7 +465,7 @@ fn resize_optional_inputs(raising: &mut Raising<'_>, node: NodeId) -> Result<Opt
         let floors = raising.string(node, "nearest_mode")?.is_some_and(|mode| mode == "floor");
         if !nearest || !floors {
             return Err(Error::model(
-                "coordinates \"tf_half_pixel_for_nn\" do not exist from operator set 13 on, and only nearest \
+                "coordinates \"tf_half_pixel_for_nn\" do not exist from opset 13 on, and only nearest \
                  neighbour with nearest_mode \"floor\" has an equal form",
             )
             .with_hint("export the model again with half_pixel coordinates"));
@@ -490,7 +490,7 @@ fn training_mode(raising: &mut Raising<'_>, node: NodeId) -> Result<Option<Strin
         [Some(_), Some(_), saved @ ..] => {
             if let Some(used) = saved.iter().flatten().copied().find(|&v| raising.is_used(v)) {
                 let name = raising.model.value(used).name().to_owned();
-                return Err(Error::model("saved statistics are no outputs from operator set 14 on")
+                return Err(Error::model("saved statistics are no outputs from opset 14 on")
                     .at_value(&name)
                     .with_hint("export the model in inference mode"));
             }

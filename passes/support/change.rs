@@ -11,9 +11,9 @@ sentences! {
     // Versions.
     /// The IR version of the model.
     IrVersion { from: i64, to: i64 } => "IR version {from} raised to {to}";
-    /// The operator set of the model, or of a function.
+    /// The opset of the model, or of a function.
     Opset { from: i64, to: i64 } => "opset {from} raised to {to}";
-    /// A node means in the newer operator set what it meant in the older one.
+    /// A node means in the newer opset what it meant in the older one.
     Raised { op: String, what: String, opset: i64 } => "{op}: {what} (opset {opset})";
 
     // Clean-up.

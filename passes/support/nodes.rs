@@ -7,7 +7,7 @@ use crate::ir::{GraphId, Model, NodeId, Owner, ValueId};
 use crate::plan::Plan;
 use crate::reason::Reason;
 
-/// The nodes of a model in order, functions left out: these import operator sets of their own.
+/// The nodes of a model in order, functions left out: these import opsets of their own.
 pub(crate) fn nodes(model: &Model) -> Vec<NodeId> {
     let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
     graphs.flat_map(|g| model.graph(g).nodes().to_vec()).collect()

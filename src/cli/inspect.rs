@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut out = format!("{}: {}\n", args.model.display(), bytes(file::estimated_size(&model)));
     let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
-    let _ = writeln!(out, "IR version {}, operator sets {}", found.ir_version, opsets.join(", "));
+    let _ = writeln!(out, "IR version {}, opsets {}", found.ir_version, opsets.join(", "));
     if !found.producer.is_empty() {
         let _ = writeln!(out, "made by {}", found.producer);
     }

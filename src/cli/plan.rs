@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
 
 /// The plan as tables.
 fn text(plan: &Plan) -> String {
-    let mut out = format!("for {}, operator set {}\n", plan.target, plan.opset);
+    let mut out = format!("for {}, opset {}\n", plan.target, plan.opset);
     let cells = |row: &[&str]| row.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     if !plan.activations.is_empty() {
         out += &format!("\nactivations ({})\n", plan.activations.len());

@@ -73,7 +73,7 @@ impl Model {
     /// elsewhere read as well is there twice. Initializers that nobody reads any more are gone.
     ///
     /// # Errors
-    /// A part of another operator set than the model, or with which it is not valid.
+    /// A part of another opset than the model, or with which it is not valid.
     pub fn with_parts(&self, mut parts: Vec<(Range<usize>, Self)>) -> Result<Self> {
         if parts.is_empty() {
             return Ok(self.clone());
@@ -233,7 +233,7 @@ impl<'a> Joined<'a> {
         read.is_some_and(|(first, last)| *first < nodes.start || *last >= nodes.end) && !same(&old, &new)
     }
 
-    /// Brings in the operator sets of a part.
+    /// Brings in the opsets of a part.
     fn import(&mut self, part: &Model) -> Result<()> {
         for import in &part.rest.opset_import {
             match self
@@ -247,11 +247,11 @@ impl<'a> Joined<'a> {
                 Some(own) => {
                     let version = |of: Option<i64>| of.map_or_else(|| "none".to_owned(), |v| v.to_string());
                     let message = format!(
-                        "a part of the model needs operator set {}, and the model has {}",
+                        "a part of the model needs opset {}, and the model has {}",
                         version(import.version),
                         version(own.version)
                     );
-                    return Err(Error::model(message).with_hint("raise the operator set of the whole model first"));
+                    return Err(Error::model(message).with_hint("raise the opset of the whole model first"));
                 }
             }
         }

@@ -39,7 +39,7 @@ use super::{Model, verify};
 use crate::error::{Error, Kind, Result};
 use crate::onnx::{MAX_IR_VERSION, MAX_OPSET, ModelProto};
 
-/// Oldest default-domain operator set that is read. Operators before it broadcast by attribute.
+/// Oldest default-domain opset that is read. Operators before it broadcast by attribute.
 pub const MIN_OPSET: i64 = 7;
 
 /// The largest protobuf that other ONNX tools read: one byte less than 2 GiB.
@@ -81,7 +81,7 @@ impl Default for SaveOptions {
 ///
 /// # Errors
 /// [`Kind::Model`]: a file that is missing, unreadable, cut, of another kind, newer than IR version
-/// [`MAX_IR_VERSION`], outside of operator sets [`MIN_OPSET`] to [`MAX_OPSET`], or not valid
+/// [`MAX_IR_VERSION`], outside of opsets [`MIN_OPSET`] to [`MAX_OPSET`], or not valid
 /// ([`verify`]); external data that is missing, too short or outside of the model's folder.
 pub fn load(path: &Path) -> Result<Model> {
     let bytes = open(path)?;

@@ -81,7 +81,7 @@ impl Plan {
         }
         if *opset < model.opset().unwrap_or(0) || *opset > target.opset_max {
             return Err(wrong(format!(
-                "operator set {opset} is not between the model's {} and the {} that {name} loads",
+                "opset {opset} is not between the model's {} and the {} that {name} loads",
                 model.opset().unwrap_or(0),
                 target.opset_max
             )));
@@ -102,7 +102,7 @@ impl Plan {
         for barrier in barriers {
             let node = check.node(&barrier.at.node)?;
             if model.node(node).input(barrier.at.input).is_none() || *opset < barrier.stop.opset() {
-                let message = format!("no barrier can be at input {} at operator set {opset}", barrier.at.input);
+                let message = format!("no barrier can be at input {} at opset {opset}", barrier.at.input);
                 return Err(wrong(message).at_value(&barrier.at.node));
             }
         }

@@ -113,7 +113,7 @@ impl Planner<'_> {
             return Err(Error::new(
                 Kind::Config,
                 format!(
-                    "{name} needs operator set {needed}; target {} loads at most {}",
+                    "{name} needs opset {needed}; target {} loads at most {}",
                     self.target.name, self.target.opset_max
                 ),
             )

@@ -50,9 +50,9 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     if opset > target.opset_max {
         return Err(Error::new(
             Kind::Model,
-            format!("the model needs operator set {opset}; target {} loads at most {}", target.name, target.opset_max),
+            format!("the model needs opset {opset}; target {} loads at most {}", target.name, target.opset_max),
         )
-        .with_hint("export the model at an older operator set, or choose another --target"));
+        .with_hint("export the model at an older opset, or choose another --target"));
     }
     let nodes = model.graph(model.main()).nodes().to_vec();
     let sites = nodes.iter().map(|&node| {

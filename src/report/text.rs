@@ -25,7 +25,7 @@ const HEAVY: &[&str] = &["Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU
 pub fn text(report: &Report, verbose: bool, total: f64) -> String {
     let (before, after) = report.opset;
     let opset = if before == after { after.to_string() } else { format!("{before} -> {after}") };
-    let mut out = format!("target {}, operator set {opset}\n", report.target);
+    let mut out = format!("target {}, opset {opset}\n", report.target);
     if report.frozen_inputs > 0 {
         let line = format!(
             "{} of the model made constant: weights with defaults; --keep-inputs leaves them",

@@ -353,7 +353,7 @@ def check_rewrite(binary, folder):
                 error = np.abs(found[output] - expected).max() / np.abs(expected).max()
                 check(f"{label}: {output}", error <= 5e-6, f"{error:.2g}")
             graph = onnx.load(paths["matmulnbits"]).graph
-            check(f"{label}: operator set", onnx.load(paths["matmulnbits"]).opset_import[0].version == (17 if "w8" in name else 21))
+            check(f"{label}: opset", onnx.load(paths["matmulnbits"]).opset_import[0].version == (17 if "w8" in name else 21))
             once = sum(list(t.dims[:1]) == [50] and t.data_type == TensorProto.UINT8 for t in graph.initializer) == 1
             check(f"{label}: stored once", once == (name != "w4"), f"{[(t.name, list(t.dims)) for t in graph.initializer]}")
             again = folder / "again.onnx"

@@ -176,7 +176,7 @@ fn rewritten(model: &Model, config: &str, target: &Target) -> Model {
     Rewrite::new(model).config(&config).target(target).measure(false).run().unwrap_or_else(|e| panic!("{e}")).model
 }
 
-/// Dtype, bits of an element with its share of the scales, operator set, IR version.
+/// Dtype, bits of an element with its share of the scales, opset, IR version.
 const BLOCKS: [(&str, f64, i64, i64); 7] = [
     ("mxfp8", 8.25, 24, 12),
     ("mxfp8e5m2", 8.25, 24, 12),

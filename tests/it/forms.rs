@@ -266,7 +266,7 @@ fn the_planner_takes_the_form_that_fits() {
         "error: [[layer]] \"fc2\", weight.form: ort-cpu computes…",
     );
     ort(&format!("{int2}[default.weight]\nform = \"qdq\""), "fc1 qdq, fc2 matmulnbits, conv qdq, set 25");
-    // As bytes, no operator set need know them.
+    // As bytes, no opset need know them.
     ort(
         &format!("{int4}[default.weight]\nform = \"matmulnbits\"\naccuracy_level = 1"),
         "fc1 matmulnbits 1, fc2 matmulnbits 1, conv qdq, set 17",

@@ -1,4 +1,4 @@
-//! Raising the operator set.
+//! Raising the opset.
 //!
 //! `tests/data/opset/*.onnx` are small models, one case each; `expected.txt` says what each becomes. The script
 //! `tests/data/opset/make.py` makes the models and checks in onnxruntime that raised models compute the same;
@@ -159,7 +159,7 @@ fn one_step_at_a_time_is_the_same() {
 fn refuses_unknown_operator_sets() {
     let mut model = file::load(&folder().join("clip_9.onnx")).expect("loads");
     let error = raise(&mut model, 29).expect_err("29 does not exist");
-    assert_eq!(error.message(), "operator set 29 is not known");
+    assert_eq!(error.message(), "opset 29 is not known");
     assert_eq!(model.opset(), Some(9));
 }
 

@@ -672,7 +672,7 @@ fn tokens_are_quantized_as_by_torchao() {
             let found = session.run(&sample, &nothing).unwrap();
             let ours: Vec<u32> = found[0].1.to_f32().unwrap().iter().map(|v| (v + 0.0).to_bits()).collect();
             let theirs: Vec<u32> = floats(&case["fq"]).iter().map(|v| (v + 0.0).to_bits()).collect();
-            assert_eq!(ours, theirs, "operator set {opset}, eps {eps:e}");
+            assert_eq!(ours, theirs, "opset {opset}, eps {eps:e}");
         }
     }
 }

@@ -51,7 +51,7 @@ fn planned(opset: i64, activations: &Value, weights: &Value, biases: &Value) -> 
     serde_json::from_value(plan).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The operator set and IR version that a format and granularity need.
+/// The opset and IR version that a format and granularity need.
 fn need(format: Format, granularity: Granularity) -> (i64, i64) {
     let types = match format {
         Format::Int2 | Format::Uint2 => (25, 13),
@@ -516,7 +516,7 @@ g (float[2,3] x) => (float[2,2] y, float[2,3] z) <float[3,2] w = {1, 2, 3, 4, 5,
         json!({"dtype": "float8e5m2", "given": {"scales": {"scales": [1], "zero_points": [1]}}}),
         "zero point 1",
     );
-    activation(json!({"dtype": "uint2"}), "needs operator set 25");
+    activation(json!({"dtype": "uint2"}), "needs opset 25");
 
     let pairs = |activations: Value, part: &str| refuse(activations, json!([]), json!([]), Kind::Config, part);
     let given = |range: Value| json!({"quantizer": {"given": {"range": range}}, "scale_of": "a"});

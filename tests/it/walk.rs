@@ -392,7 +392,7 @@ fn parts_go_back_into_their_places() {
         &["c_1 = Mul (a, s_1)", "b = Relu (c_1)", "c = Add (b, s)", "third_1", "s_1 = {9"],
         &["v = {5"],
     );
-    // Operator sets that differ are not mixed; new domains come along.
+    // Opsets that differ are not mixed; new domains come along.
     let own = |imports: &str| {
         let header = format!("<ir_version: 8, opset_import: [{imports}]>\n");
         parse(&(header + "g (float[2,2] a) => (float[2,2] b) { b = com.microsoft.Gelu (a) }")).unwrap()
@@ -400,5 +400,5 @@ fn parts_go_back_into_their_places() {
     let parts = |model| vec![(part("second").0, model)];
     check(parts(own("\"\" : 17, \"com.microsoft\" : 1")), &["com.microsoft", "b = com.microsoft.Gelu (a)"], &["v ="]);
     let error = model.with_parts(parts(own("\"\" : 21, \"com.microsoft\" : 1"))).unwrap_err();
-    assert!(error.to_string().contains("operator set 21, and the model has 17"), "{error}");
+    assert!(error.to_string().contains("opset 21, and the model has 17"), "{error}");
 }

@@ -28,7 +28,7 @@ TYPES = {
 # A DynamicQuantizeLSTM approximates its activations otherwise than an LSTM does.
 LIMITS = {"raise_qdq_lstm": 1e-4, "lower_lstm": 1e-4}
 NARROW = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.INT2: 2, onnx.TensorProto.UINT2: 2}
-# An operator set that onnxruntime no longer takes, 4 GB, an int4 Reshape, a division by zero, float4, quantizers of
+# An opset that onnxruntime no longer takes, 4 GB, an int4 Reshape, a division by zero, float4, quantizers of
 # activations that are gone, groups out of order, and operators that onnxruntime refuses as the passes do.
 NOT_RUN = {
     "lift_old_ir",

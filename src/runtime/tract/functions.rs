@@ -117,7 +117,7 @@ impl Functions {
             self.inline(node, opset, depth, fresh, &mut flat)?;
         }
         if flat.iter().any(|(_, version)| *version != opset) {
-            return Err(refusal("a function of another operator set version is called inside a branch or loop"));
+            return Err(refusal("a function of another opset version is called inside a branch or loop"));
         }
         body.node = flat.into_iter().map(|(node, _)| node).collect();
         Ok(())

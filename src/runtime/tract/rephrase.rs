@@ -375,7 +375,7 @@ impl Emit<'_> {
         let values = self.program.constants.get(&scales).and_then(|c| c.values().ok());
         let enlarges = values.is_some_and(|v| v.iter().all(|&s| s >= 1.));
         if mode == "nearest" && !enlarges {
-            return Err(self.step.refuse("making an image smaller by its nearest pixels, before operator set 11"));
+            return Err(self.step.refuse("making an image smaller by its nearest pixels, before opset 11"));
         }
         let attrs = vec![
             Attr::string("mode", if mode == "bilinear" { "linear" } else { &mode }),

@@ -167,7 +167,7 @@ impl Sequences {
                 program.add_constant("bound", Constant::Plain(Tensor::from_i64(&[1], &[value])))
             };
             if step.opset < 10 {
-                return Err(step.refuse("sequences before operator set 11"));
+                return Err(step.refuse("sequences before opset 11"));
             }
             let bounds = [start, start + part, axis].map(|value| bound(program, value));
             steps.push(step.derive(node("Slice", &[from, &bounds[0], &bounds[1], &bounds[2]], &[&name], Vec::new())));

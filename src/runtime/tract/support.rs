@@ -59,7 +59,7 @@ fn check_bodies(step: &Step, node: &NodeProto) -> Result<()> {
         for inner in &body.node {
             let stale = step.opset < 11 && inner.op_type() == "Resize";
             // Rewritten in the main graph only.
-            if let Some(why) = if stale { Some("Resize before operator set 11".to_owned()) } else { reason(inner) } {
+            if let Some(why) = if stale { Some("Resize before opset 11".to_owned()) } else { reason(inner) } {
                 return Err(refusal(why).at_node(&format!("{} in {}", inner.name(), step.origin.0), inner.op_type()));
             }
             check_bodies(step, inner)?;

@@ -64,7 +64,7 @@ fn stock(context: &ParsingContext, node: &NodeProto) -> Built {
     build(context, node)
 }
 
-/// tract asks for `axes`, which operator sets before 13 may leave out.
+/// tract asks for `axes`, which opsets before 13 may leave out.
 fn build_squeeze(context: &ParsingContext, node: &NodeProto) -> Built {
     let given = node.input.len() > 1 || node.attribute.iter().any(|a| a.name == "axes");
     if given {
