@@ -37,6 +37,7 @@ NOT_RUN = {
     "fold_refuses_undefined",
     "simulate_constants",
     "dequantize_all",
+    "dequantize_block_scales",
     "raise_qdq_foreign",
     "raise_qoperator_refuses",
     "standard_quantizers_refuses",
