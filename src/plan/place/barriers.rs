@@ -2,17 +2,20 @@
 //!
 //! All of this was executed, and `tests/differential/sandwich.py` runs it again.
 
+use std::collections::BTreeMap;
+
 use crate::ir::{NodeId, User, ValueId};
 use crate::numerics::Format;
 use crate::ops::Form;
 use crate::plan::planner::{Kindness, Planner};
-use crate::plan::{Barrier, Mode, Plan, Readers, Stop};
+use crate::plan::{Barrier, Mode, Plan, Readers, Slot, Stop};
 use crate::reason::Reason;
 use crate::targets::layout;
 
 /// The barriers that a plan needs.
 pub(super) fn of(planner: &Planner<'_>, nodes: &[NodeId], plan: &Plan) -> Vec<Barrier> {
     let mut found = Vec::new();
+    let forms: BTreeMap<&Slot, Form> = plan.weights.iter().map(|weight| (&weight.at, weight.form)).collect();
     let mut add = |node: NodeId, stop: Stop, why: Reason| {
         found.push(Barrier { at: planner.slot(node, 0), stop, why });
     };
@@ -26,8 +29,8 @@ pub(super) fn of(planner: &Planner<'_>, nodes: &[NodeId], plan: &Plan) -> Vec<Ba
         } else if plan.opset >= 21 && layout::takes_dequantize(planner.model, node) && reads_int8(planner, plan, node) {
             add(node, Stop::Quantizers, Reason::BreaksInt8 { op });
         }
-        if runs_on_codes(planner, plan, node)
-            && let Some(clip) = clip(planner, node)
+        if let Some(clip) = clip(planner, node)
+            && runs_on_codes(planner, &forms, node)
         {
             let op = planner.model.node(clip).op_type().to_owned();
             add(clip, Stop::Quantizers, Reason::KeepsFromFusing { op, node: planner.model.node_name(node).to_owned() });
@@ -54,12 +57,11 @@ pub(super) fn clip(planner: &Planner<'_>, node: NodeId) -> Option<NodeId> {
 }
 
 /// Whether a product reads the codes of a dequantized tensor, of which one kernel is made where nothing keeps it from that.
-fn runs_on_codes(planner: &Planner<'_>, plan: &Plan, node: NodeId) -> bool {
+fn runs_on_codes(planner: &Planner<'_>, forms: &BTreeMap<&Slot, Form>, node: NodeId) -> bool {
     if !Form::Matmulnbits.serves(planner.model.node(node).op_type()) {
         return false;
     }
-    let slots = [planner.slot(node, 0), planner.slot(node, 1)];
-    let forms: Vec<Form> = plan.weights.iter().filter(|w| slots.contains(&w.at)).map(|w| w.form).collect();
+    let forms: Vec<Form> = [0, 1].iter().filter_map(|&at| forms.get(&planner.slot(node, at)).copied()).collect();
     let codes = match planner.quantized.get(&node) {
         Some(Kindness::Integer) => true,
         Some(Kindness::WeightOnly) => !forms.is_empty(),
