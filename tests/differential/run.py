@@ -258,6 +258,7 @@ OTHERS = {
     "dynamic": "what is quantized at run time",
     "qoperator": "operators on codes and back",
     "qat": "fake quantizers, before and after",
+    "weights": "weights as exporters write them",
     "sandwich": "every operator between two quantized ones",
     "configurations": "random configurations",
     "clipped": "products in front of a Relu or Clip",
