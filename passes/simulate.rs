@@ -173,7 +173,8 @@ fn quantize(model: &mut Model, node: NodeId, lowered: &mut BTreeMap<ValueId, Cod
     let quotient = ops.op("Div", &[x, scale]);
     let (low, high) = if format.is_integer() {
         let (low, high) = format.range();
-        ((low - first) as f32, (high - first) as f32)
+        let from_zero = |code: i32| (i64::from(code) - i64::from(first)) as f32;
+        (from_zero(low), from_zero(high))
     } else {
         (-format.max_value(), format.max_value())
     };

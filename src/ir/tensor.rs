@@ -303,10 +303,11 @@ fn typed_entries(dtype: DataType, count: usize) -> Option<usize> {
     }
 }
 
-/// The product of `dims`, unless one is negative or the product overflows.
+/// The product of `dims`, unless one is negative or the product overflows, also where a zero among them would hide it.
 #[must_use]
 pub fn element_count(dims: &[i64]) -> Option<usize> {
-    dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))
+    let most = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?.max(1)))?;
+    Some(if dims.contains(&0) { 0 } else { most })
 }
 
 /// Four 6-bit codes in three bytes, low bits first.

@@ -70,10 +70,11 @@ impl Random {
     }
 }
 
-/// Small models of every kind, as protobuf.
+/// Small models of every kind, as protobuf; without those that failed, so that a new one of them changes no case.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = models_below(&root("tests"))
         .into_iter()
+        .filter(|path| !path.starts_with(root("tests/data/hostile")))
         .map(|path| std::fs::read(path).unwrap())
         .filter(|bytes| bytes.len() <= LARGEST_SEED && ModelProto::decode(bytes.as_slice()).is_ok())
         .collect();
