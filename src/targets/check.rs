@@ -28,6 +28,9 @@ use super::{Placement, Target, layout};
 pub fn violations(model: &Model, target: &Target) -> Vec<String> {
     let mut check = Check { model, target, found: Vec::new() };
     check.versions();
+    if target.placement == Placement::Fused {
+        check.transposes();
+    }
     for graph in model.all_graphs() {
         for &node in model.graph(graph).nodes() {
             if target.placement == Placement::Fused {
@@ -278,18 +281,25 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// What the optimizers of a target that fuses make of a node.
-    fn optimized(&mut self, node: NodeId) {
+    /// Where Transposes are moved that come with convolutions on integers.
+    fn transposes(&mut self) {
         let model = self.model;
-        let at = model.node(node);
+        let nodes: Vec<NodeId> = model.all_graphs().into_iter().flat_map(|g| model.graph(g).nodes()).copied().collect();
         let integer = |n: NodeId| {
             let conv = model.node(n);
             let both = [0, 1].iter().all(|&i| self.producer_dq(conv.input(i)).is_some());
             conv.is("Conv") && both && conv.output(0).is_some_and(|v| self.is_quantized(v))
         };
-        if layout::breaks(model, node) && layout::reached(model, node, &integer) {
+        let reached = layout::reached(model, nodes.iter().copied(), &integer);
+        for &node in nodes.iter().filter(|node| layout::breaks(model, **node) && reached.contains(node)) {
             self.found.push(format!("Transposes are moved over {}, which breaks it", self.label(node)));
         }
+    }
+
+    /// What the optimizers of a target that fuses make of a node.
+    fn optimized(&mut self, node: NodeId) {
+        let model = self.model;
+        let at = model.node(node);
         let Some(before) = self.producer_dq(at.input(0)) else { return };
         let int8 = || model.constant_input(before, 2).is_some_and(|zero| zero.dtype() == DataType::Int8);
         let quantized = at.outputs().iter().flatten().all(|&v| self.is_quantized(v));

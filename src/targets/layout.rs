@@ -3,7 +3,7 @@
 //! Its convolutions on integers have the channels last. Transposes beside them are moved down through what follows, until
 //! they meet others. Operators that say which axes they are about are handled wrongly on the way.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use crate::ir::{Model, NodeId};
 
@@ -24,23 +24,22 @@ pub fn breaks(model: &Model, node: NodeId) -> bool {
     }
 }
 
-/// Whether Transposes are moved to a node, from the first nodes before it of which `source` is true.
+/// The nodes to which Transposes are moved, from those of which `source` is true. Producers come before consumers in `nodes`.
 #[must_use]
-pub fn reached(model: &Model, node: NodeId, source: &dyn Fn(NodeId) -> bool) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut ahead = vec![node];
-    while let Some(node) = ahead.pop() {
-        for before in model.node(node).inputs().iter().flatten().filter_map(|&v| model.producer(v)) {
-            if source(before) {
-                return true;
-            }
-            let stops = matches!(model.node(before).op_type(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul" | "Trilu");
-            if !stops && seen.insert(before) {
-                ahead.push(before);
-            }
+pub fn reached(
+    model: &Model,
+    nodes: impl IntoIterator<Item = NodeId>,
+    source: &dyn Fn(NodeId) -> bool,
+) -> HashSet<NodeId> {
+    let mut found = HashSet::new();
+    for node in nodes {
+        let mut before = model.node(node).inputs().iter().flatten().filter_map(|&v| model.producer(v));
+        let stops = |n| matches!(model.node(n).op_type(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul" | "Trilu");
+        if before.any(|n| source(n) || !stops(n) && found.contains(&n)) {
+            found.insert(node);
         }
     }
-    false
+    found
 }
 
 /// Whether a DequantizeLinear in front of a node is moved behind it. From opset 21 on the quantizers that this makes of int8

@@ -16,15 +16,15 @@ use crate::targets::layout;
 pub(super) fn of(planner: &Planner<'_>, nodes: &[NodeId], plan: &Plan) -> Vec<Barrier> {
     let mut found = Vec::new();
     let forms: BTreeMap<&Slot, Form> = plan.weights.iter().map(|weight| (&weight.at, weight.form)).collect();
+    let last = |n: NodeId| planner.quantized.get(&n) == Some(&Kindness::Integer) && planner.model.node(n).is("Conv");
+    let reached = layout::reached(planner.model, nodes.iter().copied(), &last);
     let mut add = |node: NodeId, stop: Stop, why: Reason| {
         found.push(Barrier { at: planner.slot(node, 0), stop, why });
     };
     for &node in nodes {
         let at = planner.model.node(node);
         let op = at.op_type().to_owned();
-        let last =
-            |n: NodeId| planner.quantized.get(&n) == Some(&Kindness::Integer) && planner.model.node(n).is("Conv");
-        if layout::breaks(planner.model, node) && layout::reached(planner.model, node, &last) {
+        if layout::breaks(planner.model, node) && reached.contains(&node) {
             add(node, Stop::Transposes, Reason::BreaksTransposed { op });
         } else if plan.opset >= 21 && layout::takes_dequantize(planner.model, node) && reads_int8(planner, plan, node) {
             add(node, Stop::Quantizers, Reason::BreaksInt8 { op });
