@@ -6,8 +6,9 @@ use crate::observe::compare::compare;
 use crate::observe::prove::{Proof, prove};
 use crate::observe::run::{How, run_methods};
 use crate::observe::sites::{Site, sites};
+use crate::observe::verify::verify;
 use crate::passes::Evaluate;
-use crate::report::QualityRow;
+use crate::report::{Deployment, QualityRow};
 use crate::runtime::{Runtime, TractEvaluate};
 use crate::samples::SampleSet;
 
@@ -43,6 +44,12 @@ impl<'a> Compare<'a> {
 
     run_methods!();
 
+    /// As another step runs samples.
+    pub(crate) fn how(mut self, run: How<'a>) -> Self {
+        self.run = run;
+        self
+    }
+
     /// How close each output is, over all samples.
     ///
     /// # Errors
@@ -51,6 +58,17 @@ impl<'a> Compare<'a> {
         let (samples, indices) = self.needed()?;
         let found = compare(self.reference, self.test, &self.run.over(samples, &indices))?;
         Ok(found.iter().map(QualityRow::new).collect())
+    }
+
+    /// Both models as deployed: run by onnxruntime with everything that its optimizer does, one sample at a time on as many
+    /// threads as it takes by itself. Times, and the last bits of outputs, differ from run to run.
+    ///
+    /// # Errors
+    /// As [`outputs`](Self::outputs), and where the program was built without the feature `ort` or no onnxruntime is found.
+    pub fn deployed(&self) -> Result<Deployment> {
+        let (samples, indices) = self.needed()?;
+        let found = verify(self.reference, self.test, &self.run.over(samples, &indices))?;
+        Ok(Deployment::new(found, [self.reference, self.test]))
     }
 
     /// The errors of each quantized site of `test` against the float model `reference`, the worst first.

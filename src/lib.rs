@@ -103,10 +103,11 @@ pub use passes::switch_quantizers::Switch;
 pub use plan::Plan;
 pub use quantize::{load, quantize, save};
 pub use report::{
-    ActivationRow, AlgorithmRow, FloatQuality, Inspection, PassRow, QualityRow, Report, Unlike, WeightRow, inspect,
+    ActivationRow, AlgorithmRow, Deployment, FloatQuality, Inspection, PassRow, QualityRow, Report, Unlike, WeightRow,
+    inspect,
 };
-pub use rewrite::{Rewrite, Rewritten};
-pub use runtime::Runtime;
+pub use rewrite::{Rewrite, Rewritten, Verify};
+pub use runtime::{Kernels, Runtime};
 pub use samples::{Options as SampleOptions, Sample, SampleSet, Values};
 pub use scales::{Scales, scales};
 pub use statistics::Statistics;

@@ -63,6 +63,8 @@ enum Command {
     Merge(cli::merge::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
+    /// Run two models in onnxruntime as deployed: error, kernels, latency, size.
+    Verify(cli::verify::Args),
     /// List the named configurations, or print one as TOML to start from.
     Presets(cli::presets::Args),
     /// Extract scales and zero points from a quantized model, as a configuration.
@@ -99,6 +101,7 @@ fn run() -> ExitCode {
         Command::Calibrate(args) => cli::calibrate::run(&args, &console),
         Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
+        Command::Verify(args) => cli::verify::run(&args, &console),
         Command::Presets(args) => cli::presets::run(&args),
         Command::Scales(args) => cli::scales::run(&args, &console),
         Command::Config(args) => cli::config::run(&args, &console),

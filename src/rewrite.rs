@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::compare::Compare;
 use crate::config::Config;
 use crate::decide::{Decided, Made, decide};
 use crate::error::{Error, Kind, Result};
@@ -18,7 +19,7 @@ use crate::passes::{Context, Evaluate, Pass};
 use crate::plan::{Plan, Weight};
 use crate::reason::Reason;
 use crate::report::{self, PassRow, QualityRow, Report};
-use crate::runtime::TractEvaluate;
+use crate::runtime::{TractEvaluate, onnxruntime};
 use crate::samples::SampleSet;
 use crate::solve::{Solution, judge};
 use crate::statistics::{self, Statistics};
@@ -39,7 +40,21 @@ pub struct Rewrite<'a> {
     passes: Option<&'a [&'static dyn Pass]>,
     after: Option<&'a After<'a>>,
     measure: bool,
+    verify: Verify,
     keep_inputs: bool,
+}
+
+/// Whether the result is run as deployed, beside the float model, on the samples that it is measured on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verify {
+    /// Never.
+    #[default]
+    Off,
+    /// Where onnxruntime is what runs the target's models, and one is found.
+    Auto,
+    /// Always; where that cannot be, the rewrite fails.
+    On,
 }
 
 impl<'a> Rewrite<'a> {
@@ -57,6 +72,7 @@ impl<'a> Rewrite<'a> {
             passes: None,
             after: None,
             measure: true,
+            verify: Verify::Off,
             keep_inputs: false,
         }
     }
@@ -95,6 +111,12 @@ impl<'a> Rewrite<'a> {
     /// this says otherwise.
     pub fn measure(mut self, measure: bool) -> Self {
         self.measure = measure;
+        self
+    }
+
+    /// Whether to run the result as deployed (see [`Verify`]), which takes samples: no unless this says otherwise.
+    pub fn verify(mut self, verify: Verify) -> Self {
+        self.verify = verify;
         self
     }
 
@@ -250,6 +272,7 @@ impl Job<'_> {
             };
             log.lap("measure");
         }
+        self.verify(original, &model, measure && changed, &mut log)?;
         log.report.bytes = (file::estimated_size(original), file::estimated_size(&model));
         Ok(Rewritten { model, report: log.report, plan: Some(plan), stopped: false })
     }
@@ -328,6 +351,37 @@ impl Job<'_> {
             );
         }
         self.rewrite.measure && fits
+    }
+
+    /// Runs the result as deployed, as far as that is asked for and possible.
+    fn verify(&self, original: &Model, model: &Model, measured: bool, log: &mut Log) -> Result<()> {
+        let rewrite = self.rewrite;
+        let asked = match rewrite.verify {
+            Verify::Off => false,
+            Verify::Auto => measured && !self.fake && self.target.is_onnxruntime() && onnxruntime().is_some(),
+            Verify::On => true,
+        };
+        if !asked {
+            return Ok(());
+        }
+        let samples = rewrite.samples.ok_or_else(|| {
+            Error::new(Kind::Usage, "the result can be verified on samples only").with_hint("pass --calib PATH")
+        })?;
+        let held = split(samples).1;
+        let found = Compare::new(original, model).samples(samples).indices(&*held).how(rewrite.run).deployed();
+        match found {
+            Ok(found) => {
+                log.report.warnings.extend(found.worse_than(&log.report.quality));
+                log.report.deployed = Some(found);
+            }
+            Err(e) if rewrite.verify == Verify::Auto && e.kind() == Kind::Runtime => {
+                let version = onnxruntime().unwrap_or_default();
+                log.report.warnings.push(format!("not verified in onnxruntime {version}: {}", e.message()));
+            }
+            Err(e) => return Err(e),
+        }
+        log.lap("verify");
+        Ok(())
     }
 
     /// Reports what was decided.

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use amax::compare::Compare;
 use amax::error::{Error, Kind, Result};
-use amax::ir::file;
+use amax::ir::{Model, file};
 use amax::observe::sites::{Kind as SiteKind, Quality, Site};
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
 use amax::report::text::quality;
 use amax::runtime::Runtime;
+use amax::samples::SampleSet;
 
 use super::{Console, SampleArgs, decibels, inspect::print, runtime, set_inputs, table, thread_count, threads};
 
@@ -29,18 +30,8 @@ Examples:
   amax compare model.onnx model.int8.onnx --sites --csv > sites.csv"
 )]
 pub(crate) struct Args {
-    /// Reference model.
-    reference: PathBuf,
-    /// Model to judge.
-    test: PathBuf,
-    /// Samples, as for rewrite; default: the file beside the reference model.
-    #[arg(long, value_name = "PATH")]
-    calib: Option<PathBuf>,
     #[command(flatten)]
-    sampling: SampleArgs,
-    /// Turn an input of both models into a constant, as for rewrite; repeatable.
-    #[arg(long, value_name = "NAME=VALUE")]
-    set_input: Vec<String>,
+    models: Models,
     /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
     #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
     runtime: Runtime,
@@ -61,25 +52,50 @@ pub(crate) struct Args {
     csv: bool,
 }
 
+/// Two models, and what they run on.
+#[derive(clap::Args)]
+pub(super) struct Models {
+    /// Reference model.
+    reference: PathBuf,
+    /// Model to judge.
+    test: PathBuf,
+    /// Samples, as for rewrite; default: the file beside the reference model.
+    #[arg(long, value_name = "PATH")]
+    calib: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SampleArgs,
+    /// Turn an input of both models into a constant, as for rewrite; repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_input: Vec<String>,
+}
+
+impl Models {
+    /// Loads both models and opens the samples.
+    pub(super) fn load(&self, console: &Console) -> Result<(Model, Model, SampleSet)> {
+        let mut reference = file::load(&self.reference)?;
+        let mut test = file::load(&self.test)?;
+        let calib = self.calib.as_deref();
+        let samples = set_inputs(&mut reference, &self.set_input, &self.sampling, calib, &self.reference, console)?;
+        // The other model may have it as a constant already.
+        for assignment in &self.set_input {
+            if let Ok((value, tensor)) = set_input(&test, assignment) {
+                let main = test.main();
+                test.bind_input(main, value, tensor);
+            }
+        }
+        let samples = samples.ok_or_else(|| {
+            Error::new(Kind::Usage, "there are no samples to compare on").with_hint(format!(
+                "pass --calib PATH, or put {} there",
+                self.reference.with_extension("calib.npz").display()
+            ))
+        })?;
+        Ok((reference, test, samples))
+    }
+}
+
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     args.runtime.load()?;
-    let mut reference = file::load(&args.reference)?;
-    let mut test = file::load(&args.test)?;
-    let calib = args.calib.as_deref();
-    let samples = set_inputs(&mut reference, &args.set_input, &args.sampling, calib, &args.reference, console)?;
-    // The other model may have it as a constant already.
-    for assignment in &args.set_input {
-        if let Ok((value, tensor)) = set_input(&test, assignment) {
-            let main = test.main();
-            test.bind_input(main, value, tensor);
-        }
-    }
-    let samples = samples.ok_or_else(|| {
-        Error::new(Kind::Usage, "there are no samples to compare on").with_hint(format!(
-            "pass --calib PATH, or put {} there",
-            args.reference.with_extension("calib.npz").display()
-        ))
-    })?;
+    let (reference, test, samples) = args.models.load(console)?;
     let comparison = Compare::new(&reference, &test)
         .samples(&samples)
         .runtime(args.runtime)
@@ -123,7 +139,7 @@ fn output_fields(row: &QualityRow) -> [String; 8] {
     ]
 }
 
-fn json<T: serde::Serialize>(rows: &[T]) -> Result<()> {
+pub(super) fn json(rows: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(rows)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the comparison: {e}")))?;
     print(&(json + "\n"))

@@ -13,6 +13,7 @@ pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
 pub(crate) mod scales;
+pub(crate) mod verify;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};

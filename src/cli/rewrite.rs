@@ -14,7 +14,7 @@ use amax::passes::pipeline::{self, After};
 use amax::plan::Plan;
 use amax::reason::Reason;
 use amax::report::{Report, text as summary};
-use amax::rewrite::{Rewrite, Rewritten, split};
+use amax::rewrite::{Rewrite, Rewritten, Verify, split};
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::statistics::Statistics;
@@ -97,6 +97,10 @@ pub(crate) struct Args {
     /// Do not measure the result on held-out samples.
     #[arg(long)]
     no_measure: bool,
+    /// Run the result as deployed, in onnxruntime with its optimizer: auto where one is found (in builds with the feature
+    /// ort), on, off.
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = verify)]
+    verify: Verify,
     /// Print the model as text after this pass, or after all.
     #[arg(long, value_name = "PASS", help_heading = "Passes")]
     print_after: Vec<String>,
@@ -134,6 +138,9 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     model.spill_beside(&scratch.join("model"));
     if args.runtime != Runtime::default() {
         args.runtime.load()?;
+    }
+    if args.verify == Verify::On {
+        Runtime::Ort.load()?;
     }
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.input, console)?;
@@ -173,7 +180,8 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .keep_inputs(args.configure.keeps_inputs())
         .passes(passes.as_deref())
         .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
-        .measure(!args.no_measure);
+        .measure(!args.no_measure)
+        .verify(args.verify);
     let mut done = finish(&rewrite).map_err(|e| in_file(e, args))?;
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
@@ -219,6 +227,16 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         console.say(&format!("warning: {warning}"));
     }
     Ok(())
+}
+
+/// Reads the value of `--verify`.
+fn verify(text: &str) -> Result<Verify, String> {
+    match text {
+        "auto" => Ok(Verify::Auto),
+        "on" => Ok(Verify::On),
+        "off" => Ok(Verify::Off),
+        _ => Err("auto, on or off is needed".to_owned()),
+    }
 }
 
 /// Refuses to write over a file that is read, or one file twice, before any work is done.

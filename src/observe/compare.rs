@@ -46,24 +46,12 @@ pub struct Closeness {
 /// Outputs that do not match, a model that the runtime cannot run, a sample that does not fit, or an interruption.
 pub fn compare(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Closeness>> {
     let Run { samples, indices, runtime, threads, progress, .. } = *how;
-    let names =
-        |m: &Model| -> Vec<String> { m.graph(m.main()).outputs().map(|v| m.value(v).name().to_owned()).collect() };
-    let (outputs, others) = (names(reference), names(test));
-    let lacking = outputs.iter().find(|o| !others.contains(o)).map(|o| (o, "second", &others));
-    if let Some((output, which, has)) =
-        lacking.or_else(|| others.iter().find(|o| !outputs.contains(o)).map(|o| (o, "first", &outputs)))
-    {
-        return Err(Error::model(format!("the {which} model has no such output"))
-            .at_value(output)
-            .with_hint(format!("its outputs are {}: are these the same model?", has.join(", "))));
-    }
     let mut deciding = deciding(reference);
     deciding.retain(|name, _| test.value_named(name).is_some());
-    let (first, second) = (showing(reference, &deciding), showing(test, &deciding));
+    let pairs = Pairs::of(reference, test, deciding)?;
+    let (first, second) = (showing(reference, &pairs.deciding), showing(test, &pairs.deciding));
     let session = |model| Session::with_options(model, &[], Options { runtime, ..Options::default() });
     let (first, second) = (session(&first)?, session(&second)?);
-    let axis = |name: &str| reference.value_named(name).and_then(|value| channel_axis(reference, value));
-    let axes: BTreeMap<&str, Option<isize>> = outputs.iter().chain(deciding.keys()).map(|n| (&**n, axis(n))).collect();
     let order = by_shape(samples, indices);
     progress.start("compare", order.len() as u64);
     let found: Mutex<BTreeMap<usize, Vec<Closeness>>> = Mutex::new(BTreeMap::new());
@@ -75,32 +63,73 @@ pub fn compare(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Clo
         |(), index| {
             let sample = samples.get(index)?;
             let nothing: Arc<dyn Observe> = Arc::new(Blind);
-            let (a, b) = (first.run(&sample, &nothing)?, second.run(&sample, &nothing)?);
-            let rows = a.iter().filter_map(|(name, a)| {
-                let (_, b) = b.iter().find(|(n, _)| n == name)?;
-                let mut row = Closeness::of(a, b, axes.get(&**name).copied().flatten())?;
-                name.clone_into(&mut row.name);
-                row.into = deciding.get(name).cloned();
-                Some(row)
-            });
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert(index, rows.collect());
+            let rows = pairs.rows(&first.run(&sample, &nothing)?, &second.run(&sample, &nothing)?);
+            found.lock().unwrap_or_else(PoisonError::into_inner).insert(index, rows);
             Ok(())
         },
         || (),
     )?;
     progress.finish();
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut total: Vec<Closeness> = Vec::new();
-    for row in found.into_values().flatten() {
-        match total.iter_mut().find(|sum| sum.name == row.name) {
-            Some(sum) => sum.merge(row),
-            None => total.push(row),
+    Ok(pairs.total(found.into_values().flatten()))
+}
+
+/// The tensors of two models that belong together.
+pub(super) struct Pairs {
+    /// The outputs and what decides their sizes, with the axis of their channels.
+    axes: BTreeMap<String, Option<isize>>,
+    /// The tensors that decide how large outputs are, each with the operator that it goes into.
+    deciding: BTreeMap<String, String>,
+}
+
+impl Pairs {
+    /// Pairs the outputs.
+    ///
+    /// # Errors
+    /// An output that one of the models does not have.
+    pub(super) fn of(reference: &Model, test: &Model, deciding: BTreeMap<String, String>) -> Result<Self> {
+        let names =
+            |m: &Model| -> Vec<String> { m.graph(m.main()).outputs().map(|v| m.value(v).name().to_owned()).collect() };
+        let (outputs, others) = (names(reference), names(test));
+        let lacking = outputs.iter().find(|o| !others.contains(o)).map(|o| (o, "second", &others));
+        if let Some((output, which, has)) =
+            lacking.or_else(|| others.iter().find(|o| !outputs.contains(o)).map(|o| (o, "first", &outputs)))
+        {
+            return Err(Error::model(format!("the {which} model has no such output"))
+                .at_value(output)
+                .with_hint(format!("its outputs are {}: are these the same model?", has.join(", "))));
         }
+        let axis = |name: &str| reference.value_named(name).and_then(|value| channel_axis(reference, value));
+        let axes = outputs.iter().chain(deciding.keys()).map(|name| (name.clone(), axis(name))).collect();
+        Ok(Self { axes, deciding })
     }
-    // What decides a size matters only where the sizes came out differently.
-    let differ = total.iter().any(|row| row.unlike.is_some());
-    total.retain(|row| row.into.is_none() || differ);
-    Ok(total)
+
+    /// How close the tensors of one sample are.
+    pub(super) fn rows(&self, a: &[(String, Tensor)], b: &[(String, Tensor)]) -> Vec<Closeness> {
+        let row = |(name, a): &(String, Tensor)| {
+            let (_, b) = b.iter().find(|(n, _)| n == name)?;
+            let mut row = Closeness::of(a, b, self.axes.get(name).copied().flatten())?;
+            row.name.clone_from(name);
+            row.into = self.deciding.get(name).cloned();
+            Some(row)
+        };
+        a.iter().filter_map(row).collect()
+    }
+
+    /// How close they are over all samples, from the rows of each in the order of the samples.
+    pub(super) fn total(&self, found: impl IntoIterator<Item = Closeness>) -> Vec<Closeness> {
+        let mut total: Vec<Closeness> = Vec::new();
+        for row in found {
+            match total.iter_mut().find(|sum| sum.name == row.name) {
+                Some(sum) => sum.merge(row),
+                None => total.push(row),
+            }
+        }
+        // What decides a size matters only where the sizes came out differently.
+        let differ = total.iter().any(|row| row.unlike.is_some());
+        total.retain(|row| !self.deciding.contains_key(&row.name) || differ);
+        total
+    }
 }
 
 impl Closeness {

@@ -12,6 +12,7 @@ mod segmented;
 pub mod sensitivity;
 pub mod sites;
 mod stream;
+pub mod verify;
 
 pub use memory::{Estimate, Memory, fits_twice};
 pub use pool::{Progress, Silent};

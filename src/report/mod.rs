@@ -1,5 +1,6 @@
 //! What a rewrite did, for people and for machines.
 
+mod deployment;
 #[doc(hidden)]
 pub mod layout;
 #[doc(hidden)]
@@ -19,6 +20,8 @@ use crate::plan::{Mode, Plan, Skip, Split};
 use crate::reason::Reason;
 use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
+
+pub use deployment::Deployment;
 
 /// Version of the report document.
 pub const SCHEMA: u32 = 2;
@@ -62,6 +65,9 @@ pub struct Report {
     pub guarded: BTreeMap<String, Reason>,
     /// Quality of each output on the held-out samples.
     pub quality: Vec<QualityRow>,
+    /// What the result is as onnxruntime runs it, on the same samples; `None` where that was not asked for or is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deployed: Option<Deployment>,
     /// Seconds by stage, in order.
     pub seconds: Vec<(String, f64)>,
     /// Things the user should know.

@@ -9,7 +9,7 @@ use crate::algorithms::sufficiency::{FEW, Sufficiency};
 use crate::plan::Skip;
 use crate::reason::Reason;
 
-const WIDTH: usize = 80;
+pub(super) const WIDTH: usize = 80;
 
 /// Outputs with less than this many dB are warned about.
 const LOW: f64 = 10.0;
@@ -154,6 +154,12 @@ fn figures(report: &Report, verbose: bool, total: f64) -> String {
         for line in quality("quality", &report.quality, [5, 4]).lines() {
             out.extend([line.strip_prefix("  ").unwrap_or(line), "\n"]);
         }
+    }
+    if let Some(found) = &report.deployed {
+        let db = found.quality.iter().filter_map(QualityRow::sqnr_db).min_by(f64::total_cmp);
+        let db = db.map_or_else(String::new, |db| format!(": {}", decibels(db)));
+        let line = format!("deployed onnxruntime {}{db}, {}", found.onnxruntime, found.latency());
+        let _ = writeln!(out, "{}", wrap(&line, 0, 9, WIDTH));
     }
     let stages: Vec<String> = report
         .seconds

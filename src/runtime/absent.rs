@@ -2,9 +2,13 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+#[cfg(not(feature = "ort"))]
+use std::time::Duration;
 
 #[cfg(not(feature = "tract"))]
 use super::Footprint;
+#[cfg(not(feature = "ort"))]
+use super::deployed::Kernels;
 use super::{Observe, Options, Runtime, Sample};
 use crate::error::{Error, Kind, Result};
 #[cfg(not(feature = "tract"))]
@@ -56,6 +60,33 @@ impl Session {
     /// None.
     #[cfg(not(feature = "tract"))]
     pub fn footprint(&self, _sample: &Sample) -> Result<Footprint> {
+        match self.0 {}
+    }
+
+    /// Fails: this build does not have the runtime.
+    ///
+    /// # Errors
+    /// Always [`Kind::Runtime`].
+    #[cfg(not(feature = "ort"))]
+    pub fn deployed(_model: &Model) -> Result<Self> {
+        Err(error(Runtime::Ort))
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(not(feature = "ort"))]
+    pub fn timed(&self, _sample: &Sample, _observe: &Arc<dyn Observe>) -> Result<(Vec<(String, Tensor)>, Duration)> {
+        match self.0 {}
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(not(feature = "ort"))]
+    pub fn kernels(&self) -> Result<Kernels> {
         match self.0 {}
     }
 

@@ -17,6 +17,7 @@
 #[cfg(not(all(feature = "tract", feature = "ort")))]
 mod absent;
 mod carried;
+mod deployed;
 #[cfg(any(feature = "tract", feature = "ort"))]
 mod inputs;
 #[cfg(feature = "ort")]
@@ -45,6 +46,7 @@ pub use tract::TractEvaluate;
 
 pub use crate::samples::Sample;
 pub use carried::Carried;
+pub use deployed::{Deployed, Kernels};
 
 /// Called for each observed tensor of a run.
 pub trait Observe: Send + Sync {
@@ -87,12 +89,21 @@ impl Runtime {
             #[cfg(feature = "tract")]
             Self::Tract => Ok(()),
             #[cfg(feature = "ort")]
-            Self::Ort => ort::load(),
+            Self::Ort => ort::load().map(|_| ()),
             #[allow(unreachable_patterns, reason = "with all features every runtime is there")]
             #[cfg(not(all(feature = "tract", feature = "ort")))]
             missing => Err(absent::error(missing)),
         }
     }
+}
+
+/// The version of onnxruntime that models run in; `None` where there is none, or the program was built without it.
+#[must_use]
+pub fn onnxruntime() -> Option<String> {
+    #[cfg(feature = "ort")]
+    return ort::load().ok();
+    #[cfg(not(feature = "ort"))]
+    None
 }
 
 impl Default for Runtime {

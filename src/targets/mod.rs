@@ -189,6 +189,12 @@ impl Ops {
 }
 
 impl Target {
+    /// Whether onnxruntime is what runs models of this target, on a CPU.
+    #[must_use]
+    pub fn is_onnxruntime(&self) -> bool {
+        self.executed.starts_with("onnxruntime ")
+    }
+
     /// The anchor row of an operator.
     #[must_use]
     pub fn anchor(&self, op: &str) -> Option<&Anchor> {

@@ -19,11 +19,16 @@ fn refusal(variables: &[(&str, &Path)]) -> String {
     let folder = folder();
     let output = folder.path().join("out");
     let (digits, output) = (digits.to_str().unwrap(), output.to_str().unwrap());
-    let commands: [&[&str]; 3] =
-        [&["calibrate", digits, "-o", output], &["rewrite", digits, output], &["compare", digits, digits]];
+    let commands: [&[&str]; 5] = [
+        &["calibrate", digits, "-o", output, "--runtime", "ort"],
+        &["rewrite", digits, output, "--runtime", "ort"],
+        &["rewrite", digits, output, "--verify", "on"],
+        &["compare", digits, digits, "--runtime", "ort"],
+        &["verify", digits, digits],
+    ];
     let mut said = Vec::new();
     for command in commands {
-        let found = amax(&[command, &["--runtime", "ort"]].concat(), variables);
+        let found = amax(command, variables);
         assert_eq!(found.status.code(), Some(5), "{command:?}");
         said.push(String::from_utf8(found.stderr).unwrap());
     }
@@ -54,10 +59,13 @@ mod there {
     use std::path::Path;
     use std::sync::{Arc, Mutex};
 
+    use amax::config::presets;
     use amax::error::Kind;
     use amax::ir::{Model, Tensor, file, text};
     use amax::observe::Run;
     use amax::observe::calibrate::{Observation, Site};
+    use amax::report::{Deployment, QualityRow};
+    use amax::rewrite::{Rewrite, Verify};
     use amax::runtime::{Observe, Options, Runtime, Sample, Session};
     use amax::samples::SampleSet;
     use amax::statistics::Statistics;
@@ -91,6 +99,48 @@ mod there {
         check(&[("VIRTUAL_ENV", &venv)], &[capi_text, "nothing there"]);
         std::fs::write(capi.join("libonnxruntime.so.1.22.0"), "not a library").unwrap();
         check(&[("VIRTUAL_ENV", &venv)], &[capi_text, "libonnxruntime.so.1.22.0: "]);
+    }
+
+    /// What a rewrite of the digits by a preset is as deployed.
+    fn deployed(preset: &str) -> (Deployment, Vec<QualityRow>) {
+        let (model, samples) = digits();
+        let config = presets::load(preset).unwrap();
+        let done = Rewrite::new(&model).config(&config).samples(&samples).verify(Verify::On).run().unwrap();
+        (done.report.deployed.unwrap(), done.report.quality)
+    }
+
+    /// Which kernels run is what the runtime says, not what was planned.
+    #[test]
+    fn deployed_kernels_are_told() {
+        let counts = |found: &[(&str, usize)]| found.iter().map(|&(op, n)| (op.to_owned(), n)).collect();
+        let (int8, quality) = deployed("int8");
+        let [float, quantized] = &int8.kernels;
+        assert_eq!(float.float, counts(&[("Conv", 4), ("Gemm", 1)]));
+        assert!(float.integer.is_empty() && float.dequantized.is_empty());
+        assert!(quantized.float.is_empty() && quantized.dequantized.is_empty(), "{quantized:?}");
+        let taken = ["QLinearConv", "QGemm"].map(|op| quantized.integer.get(op).copied());
+        assert_eq!(taken, [Some(4), Some(1)]);
+        let [kept, computed] = [&int8.quality, &quality].map(|rows| rows[0].sqnr_db().unwrap());
+        assert!((kept - computed).abs() < 1.0, "{kept} and {computed}");
+        assert!(int8.timed >= 8 && int8.milliseconds.iter().all(|&time| time > 0.0));
+        assert!(int8.bytes[1] < int8.bytes[0]);
+        assert_eq!(int8.worse_than(&quality), Vec::<String>::new());
+        let mut promised = quality;
+        promised[0].floats.as_mut().unwrap().sqnr_db += 2.0;
+        let said = int8.worse_than(&promised);
+        assert!(matches!(&said[..], [only] if only.contains("\"logits\" keeps")), "{said:?}");
+        // No kernel takes weights of convolutions alone.
+        let (weights, _) = deployed("w8");
+        assert!(!weights.kernels[1].dequantized.is_empty());
+        let products: usize = weights.kernels[1].float.values().sum();
+        assert!(products >= 4, "{:?}", weights.kernels[1]);
+    }
+
+    #[test]
+    fn a_model_is_itself_as_deployed() {
+        let path = root("models/digits.onnx");
+        let said = crate::support::succeed(folder().path(), &format!("verify {0} {0}", path.display()));
+        assert!(said.contains("  logits  exact  "), "{said}");
     }
 
     /// Sites are compared by showing tensors of a model as it is, which onnxruntime's fusions would hide.

@@ -12,20 +12,20 @@ use crate::error::{Error, Kind, Result};
 /// The variable that names the library.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// Whether a library was loaded; there is one for the process.
-static LOADED: Mutex<bool> = Mutex::new(false);
+/// The version of the library that was loaded; there is one for the process.
+static LOADED: Mutex<Option<String>> = Mutex::new(None);
 
 /// Loads the library, once for the process: the one that `ORT_DYLIB_PATH` names, or that of an onnxruntime which is
-/// installed for Python.
+/// installed for Python. Gives its version.
 ///
 /// # Errors
 /// [`Kind::Runtime`] where there is none that can be used, with everything that was looked at.
-pub(in super::super) fn load() -> Result<()> {
+pub(in super::super) fn load() -> Result<String> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    if *loaded {
-        return Ok(());
+    if let Some(version) = &*loaded {
+        return Ok(version.clone());
     }
-    let path = find(&|name| std::env::var_os(name), &check)?;
+    let (path, version) = find(&|name| std::env::var_os(name))?;
     let commit = || -> ort::Result<()> {
         ort::init_from(&path).with_telemetry(false).commit()?;
         // What goes wrong comes back as an error; a logger of one's own crashes in this version of the binding.
@@ -35,16 +35,15 @@ pub(in super::super) fn load() -> Result<()> {
     commit().map_err(|e| {
         Error::new(Kind::Runtime, format!("onnxruntime's library {path} cannot be used: {}", e.message()))
     })?;
-    *loaded = true;
-    Ok(())
+    *loaded = Some(version.clone());
+    Ok(version)
 }
 
-/// The library to load. `variable` reads the environment, `check` says why a library cannot be used.
-fn find(variable: &dyn Fn(&str) -> Option<OsString>, check: &dyn Fn(&Path) -> Result<(), String>) -> Result<String> {
-    let usable = |path: &Path| -> Result<String, String> {
+/// The library to load, and its version. `variable` reads the environment.
+fn find(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<(String, String)> {
+    let usable = |path: &Path| -> Result<(String, String), String> {
         let text = path.to_str().ok_or("its path is not UTF-8")?.to_owned();
-        check(path)?;
-        Ok(text)
+        Ok((text, check(path)?))
     };
     if let Some(given) = variable(VARIABLE).filter(|v| !v.is_empty()) {
         let given = PathBuf::from(given);
@@ -64,7 +63,7 @@ fn find(variable: &dyn Fn(&str) -> Option<OsString>, check: &dyn Fn(&Path) -> Re
         }
         for path in libraries {
             match usable(&path) {
-                Ok(path) => return Ok(path),
+                Ok(found) => return Ok(found),
                 Err(why) => looked.push(format!("{}: {why}", path.display())),
             }
         }
@@ -156,11 +155,11 @@ fn libraries(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether a library is an onnxruntime that the binding works with. Asked before the binding, which would panic.
+/// The version of an onnxruntime that the binding works with. Asked before the binding, which would panic.
 ///
 /// # Errors
-/// Why it is not.
-fn check(path: &Path) -> Result<(), String> {
+/// Why it does not.
+fn check(path: &Path) -> Result<String, String> {
     if !path.is_file() {
         return Err("there is no such file".to_owned());
     }
@@ -182,7 +181,7 @@ fn check(path: &Path) -> Result<(), String> {
     };
     let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(1), Some(minor)) if minor >= ort::MINOR_VERSION && serves => Ok(()),
+        (Some(1), Some(minor)) if minor >= ort::MINOR_VERSION && serves => Ok(version),
         _ => Err(format!("it is version {version}, and 1.{} or later is needed", ort::MINOR_VERSION)),
     }
 }

@@ -3,7 +3,10 @@
 //! It is given the model as it is, with the observed tensors as further outputs and with its own rewriting switched off,
 //! so that each tensor is computed as the graph says. Sessions of onnxruntime run one sample at a time on one thread, and
 //! there are as many as samples ran at once: what a sample shows does not depend on how many that were.
+//!
+//! A session that is [deployed](Session::deployed) is what users have: everything that onnxruntime rewrites, on all threads.
 
+mod kernels;
 mod library;
 mod values;
 
@@ -13,15 +16,17 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ::ort::execution_providers::CPUExecutionProvider;
 use ::ort::logging::LogLevel;
 use ::ort::session::Session as Native;
-use ::ort::session::builder::GraphOptimizationLevel;
+use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ::ort::value::{DynValue, ValueType};
 use prost::Message;
 use tempfile::TempDir;
 
+use super::deployed::Kernels;
 use super::inputs::{self, Input};
 use super::{Observe, Options, Sample};
 use crate::error::{Error, Kind, Result};
@@ -44,6 +49,9 @@ const ALIGNMENT: u64 = 64;
 /// Name of the file of weights.
 const WEIGHTS: &str = "weights";
 
+/// Name of the file in which onnxruntime writes what it made of a model.
+const REWRITTEN: &str = "rewritten.onnx";
+
 /// Why tensors that are never computed are not observed.
 const NOT_COMPUTED: &str = "it is not a float tensor of the main graph that is computed";
 
@@ -59,6 +67,8 @@ pub struct Session {
     computed: BTreeMap<String, Vec<usize>>,
     idle: Mutex<Vec<Native>>,
     silent: Mutex<BTreeMap<String, String>>,
+    /// Where onnxruntime writes what it made of the model, if it is to rewrite it.
+    rewritten: Option<TempDir>,
 }
 
 /// Where onnxruntime reads the model.
@@ -80,10 +90,28 @@ impl Session {
     /// [`Kind::Runtime`] where no library is found, or the model is one that onnxruntime or its binding does not take;
     /// [`Kind::Output`] where a large model does not fit the temporary folder.
     pub fn with_options(model: &Model, observed: &[String], _options: Options) -> Result<Self> {
-        Self::prepare(model, observed, MAX_IN_MEMORY)
+        Self::prepare(model, observed, MAX_IN_MEMORY, None)
     }
 
-    fn prepare(model: &Model, observed: &[String], max_in_memory: usize) -> Result<Self> {
+    /// Hands a model over to be rewritten and run as onnxruntime does by default.
+    ///
+    /// # Errors
+    /// As [`with_options`](Self::with_options).
+    pub fn deployed(model: &Model) -> Result<Self> {
+        Self::prepare(model, &[], MAX_IN_MEMORY, Some(temporary()?))
+    }
+
+    /// What onnxruntime made of a model that is deployed, in nodes.
+    ///
+    /// # Errors
+    /// [`Kind::Runtime`] where it wrote nothing that can be read.
+    pub fn kernels(&self) -> Result<Kernels> {
+        let written = self.rewritten.as_ref().and_then(|folder| std::fs::read(folder.path().join(REWRITTEN)).ok());
+        let proto = written.and_then(|bytes| ModelProto::decode(bytes.as_slice()).ok());
+        proto.map(|proto| Kernels::of(&proto)).ok_or_else(|| refusal("it does not write what it makes of it"))
+    }
+
+    fn prepare(model: &Model, observed: &[String], max_in_memory: usize, rewritten: Option<TempDir>) -> Result<Self> {
         load()?;
         let mut proto = model.to_proto(&mut |tensor, bytes| {
             tensor.data_location = None;
@@ -120,6 +148,7 @@ impl Session {
             computed,
             idle: Mutex::default(),
             silent: Mutex::new(silent),
+            rewritten,
         };
         // Refusals should not wait for the first sample.
         let native = session.native()?;
@@ -134,6 +163,14 @@ impl Session {
     /// [`Kind::Samples`] for inputs that are missing, unknown, or of the wrong type or shape; [`Kind::Runtime`] where
     /// onnxruntime fails.
     pub fn run(&self, sample: &Sample, observe: &Arc<dyn Observe>) -> Result<Vec<(String, Tensor)>> {
+        self.timed(sample, observe).map(|(outputs, _)| outputs)
+    }
+
+    /// As [`run`](Self::run), with the time that onnxruntime took.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn timed(&self, sample: &Sample, observe: &Arc<dyn Observe>) -> Result<(Vec<(String, Tensor)>, Duration)> {
         let bound = inputs::bind(&self.inputs, sample)?;
         let mut feed: Vec<(Cow<'_, str>, DynValue)> = Vec::with_capacity(bound.len());
         for (input, tensor) in &bound {
@@ -147,7 +184,7 @@ impl Session {
         };
         let result = self.run_in(&mut native, feed, observe.as_ref());
         lock(&self.idle).push(native);
-        let outputs = result?;
+        let found = result?;
         for (input, tensor) in &bound {
             let Some(sites) = self.fed.get(&input.name) else { continue };
             if let Some(numbers) = tensor.to_f32() {
@@ -156,7 +193,7 @@ impl Session {
                 }
             }
         }
-        Ok(outputs)
+        Ok(found)
     }
 
     fn run_in(
@@ -164,8 +201,10 @@ impl Session {
         native: &mut Native,
         feed: Vec<(Cow<'_, str>, DynValue)>,
         observe: &dyn Observe,
-    ) -> Result<Vec<(String, Tensor)>> {
+    ) -> Result<(Vec<(String, Tensor)>, Duration)> {
+        let begun = Instant::now();
         let mut found = native.run(feed).map_err(|e| explain(&e))?;
+        let time = begun.elapsed();
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for name in &self.outputs {
             let value = found.get(name).ok_or_else(|| refusal("an output is not computed").at_value(name))?;
@@ -192,7 +231,7 @@ impl Session {
                 Err(why) => return Err(refusal(why).at_value(name)),
             }
         }
-        Ok(outputs)
+        Ok((outputs, time))
     }
 
     /// Observed names that produce nothing, with the reason. Complete once a sample has run.
@@ -211,8 +250,15 @@ impl Session {
     /// One more session of onnxruntime.
     fn native(&self) -> Result<Native> {
         let make = || -> ::ort::Result<Native> {
-            let builder = Native::builder()?
-                .with_log_level(LogLevel::Fatal)?
+            let builder = Native::builder()?.with_log_level(LogLevel::Fatal)?;
+            if let Some(folder) = &self.rewritten {
+                let builder = builder
+                    .with_optimization_level(GraphOptimizationLevel::Level3)?
+                    .with_optimized_model_path(folder.path().join(REWRITTEN))?
+                    .with_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)?;
+                return self.source.commit(builder);
+            }
+            let builder = builder
                 .with_optimization_level(GraphOptimizationLevel::Disable)?
                 .with_intra_threads(1)?
                 .with_inter_threads(1)?
@@ -220,13 +266,30 @@ impl Session {
                 // What is kept between runs would be the largest that any sample needed.
                 .with_memory_pattern(false)?
                 .with_execution_providers([CPUExecutionProvider::default().with_arena_allocator(false).build()])?;
-            match &self.source {
-                Source::Memory(bytes) => builder.commit_from_memory(bytes),
-                Source::Folder(folder) => builder.commit_from_file(folder.path().join("model.onnx")),
-            }
+            self.source.commit(builder)
         };
         make().map_err(|e| explain(&e))
     }
+}
+
+impl Source {
+    fn commit(&self, builder: SessionBuilder) -> ::ort::Result<Native> {
+        match self {
+            Self::Memory(bytes) => builder.commit_from_memory(bytes),
+            Self::Folder(folder) => builder.commit_from_file(folder.path().join("model.onnx")),
+        }
+    }
+}
+
+/// A folder that goes when it is no longer used.
+fn temporary() -> Result<TempDir> {
+    let folder = std::env::temp_dir();
+    tempfile::Builder::new().prefix("amax-").tempdir_in(&folder).map_err(|e| no_room(&folder, e))
+}
+
+fn no_room(folder: &Path, e: std::io::Error) -> Error {
+    Error::io(Kind::Output, "write a copy of the model to", folder, e)
+        .with_hint("large models are handed to onnxruntime in a file; set TMPDIR to a folder with room for one")
 }
 
 /// The inputs of a graph. Types that the binding has no name for are refused.
@@ -300,12 +363,8 @@ fn store(mut proto: ModelProto, max_in_memory: usize) -> Result<Source> {
     if proto.encoded_len() <= max_in_memory {
         return Ok(Source::Memory(proto.encode_to_vec()));
     }
-    let temporary = std::env::temp_dir();
-    let fail = |e| {
-        Error::io(Kind::Output, "write a copy of the model to", &temporary, e)
-            .with_hint("large models are handed to onnxruntime in a file; set TMPDIR to a folder with room for one")
-    };
-    let folder = tempfile::Builder::new().prefix("amax-").tempdir_in(&temporary).map_err(fail)?;
+    let folder = temporary()?;
+    let fail = |e| no_room(&std::env::temp_dir(), e);
     if let Some(graph) = &mut proto.graph {
         move_weights(graph, &folder.path().join(WEIGHTS)).map_err(fail)?;
     }
@@ -385,7 +444,7 @@ mod tests {
         let samples = SampleSet::open("models/digits.calib.npz", &model).unwrap();
         let names = ["stem_relu_out", "pool_out", "logits"].map(str::to_owned);
         let run = |limit| {
-            let session = Session::prepare(&model, &names, limit).unwrap();
+            let session = Session::prepare(&model, &names, limit, None).unwrap();
             if let Source::Folder(folder) = &session.source {
                 assert!(folder.path().join("weights").metadata().unwrap().len() > 1024);
             }
