@@ -110,7 +110,7 @@ def comparison(**keys):
 
 def resizes():
     for mode in ("nearest", "linear", "cubic"):
-        for scale in (2.0, 1.5, 0.75):
+        for scale in (2.0, 1.5, 1.3, 0.75):
             scales = floats(1, 1, scale, scale)
             yield Recipe(DATA, scales, shape=IMAGE, mode=mode, until=10)
             yield Recipe(DATA, "", scales, shape=IMAGE, mode=mode, since=11)
@@ -126,8 +126,9 @@ def resizes():
         yield Recipe(DATA, "", floats(1, 1, 1.5, 1.5), shape=IMAGE, nearest_mode=nearest, since=11)
     for mode in ("linear", "cubic"):
         yield Recipe(DATA, "", floats(1, 1, 0.6, 0.6), shape=IMAGE, mode=mode, antialias=1, since=18)
-    yield Recipe(DATA, floats(0, 0, 0.1, 0.2, 1, 1, 0.9, 0.8), floats(1, 1, 1.5, 1.5), shape=IMAGE, mode="linear",
-                 coordinate_transformation_mode="tf_crop_and_resize", since=11)
+    for scale in (1.5, 0.6):
+        yield Recipe(DATA, floats(0, 0, 0.1, 0.2, 1, 1, 0.9, 0.8), floats(1, 1, scale, scale), shape=IMAGE, mode="linear",
+                     coordinate_transformation_mode="tf_crop_and_resize", since=11)
     yield Recipe(DATA, "", floats(1, 1, 1.5), shape={"conv": (1, 16, 16), "matmul": (1, 8, 8)}, mode="linear", since=11)
     yield Recipe(DATA, "", floats(1, 1, 2, 2, 2), shape={"conv": (1, 4, 4, 4, 4), "matmul": (1, 1, 4, 4, 4)}, mode="nearest", since=11)
 

@@ -56,6 +56,7 @@ impl Emit<'_> {
             (false, "Div") => return Ok(self.divide()),
             (false, "Upsample") => self.resize(1)?,
             (false, "Resize") if step.opset < 11 => self.resize(1)?,
+            (false, "Resize") => return self.resize_to_whole_size(),
             (false, "RoiAlign") if step.opset < 16 && step.attr("coordinate_transformation_mode").is_none() => {
                 let mut same = step.clone();
                 same.node.attribute.push(Attr::string("coordinate_transformation_mode", "output_half_pixel"));
@@ -387,6 +388,40 @@ impl Emit<'_> {
         step.opset = 13;
         self.out.push(step);
         Ok(())
+    }
+
+    /// Frames that depend on the length of the result take the one that it has, as the standard's text and onnxruntime do,
+    /// where the reference implementation and tract take the product of length and scale, whole or not.
+    fn resize_to_whole_size(&mut self) -> Result<bool> {
+        let step = self.step;
+        let frame = self.text("coordinate_transformation_mode").unwrap_or_default();
+        let Some(scales) = step.input(2).filter(|_| matches!(&*frame, "align_corners" | "tf_crop_and_resize")) else {
+            return Ok(false);
+        };
+        let known = self.program.tensor(scales).and_then(Tensor::to_f32);
+        // Sizes instead of scales may be what an empty tensor says.
+        if step.input(3).is_some() || known.is_some_and(|scales| scales.iter().all(|scale| scale.fract() == 0.)) {
+            return Ok(false);
+        }
+        let (x, scales) = (self.need(0)?, scales.to_owned());
+        let mut shape = self.make("Shape", &[&x], Vec::new());
+        if let Some(axes) = step.attr("axes").map(|a| a.ints.clone()) {
+            let axes = self.integers(&axes);
+            shape = self.make("Gather", &[&shape, &axes], Vec::new());
+        }
+        let to = |dtype: DataType| vec![Attr::int("to", dtype.code().into())];
+        let lengths = self.make("Cast", &[&shape], to(DataType::Float));
+        let product = self.make("Mul", &[&lengths, &scales], Vec::new());
+        let whole = self.make("Floor", &[&product], Vec::new());
+        let sizes = self.make("Cast", &[&whole], to(DataType::Int64));
+        let mut same = step.clone();
+        same.node.input.resize(4, String::new());
+        same.node.input[2].clear();
+        same.node.input[3] = sizes;
+        // The first in which scales may be left out.
+        same.opset = step.opset.max(13);
+        self.out.push(same);
+        Ok(true)
     }
 
     /// `(n · mean(|x|^p))^(1/p)` over windows of n elements.
