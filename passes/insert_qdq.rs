@@ -21,9 +21,8 @@ use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
-use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
+use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, User, ValueId, tensor_type};
 use crate::numerics::pack;
-use crate::onnx::DataType;
 use crate::plan::form::is_bytes;
 use crate::plan::{Activation, Barrier, Mode, Plan, Readers, Slot, Stop, Weight};
 use crate::quant::{Format, Granularity, QParam};
@@ -83,12 +82,11 @@ pub(super) struct Insert<'a> {
 impl<'a> Insert<'a> {
     /// Checks that the opset has every format, and raises the IR version to one that does.
     fn versions(&mut self, model: &mut Model) -> Result<()> {
-        let activations = self.plan.activations.iter().map(|(name, a)| (name, &a.quantizer));
+        let activations = self.plan.activations.iter().map(|(name, a)| (name, a.quantizer.since()));
         let typed: Vec<&Weight> = self.plan.weights.iter().filter(|w| !is_bytes(model, w)).collect();
-        let weights = typed.into_iter().map(|w| (&w.tensor, &w.quantizer));
+        let weights = typed.into_iter().map(|w| (&w.tensor, w.since()));
         let mut ir = model.ir_version();
-        for (name, quantizer) in activations.chain(weights) {
-            let (need_opset, need_ir, what) = quantizer.since();
+        for (name, (need_opset, need_ir, what)) in activations.chain(weights) {
             let opset = model.opset().unwrap_or(0);
             if opset < need_opset {
                 return Err(Error::new(
@@ -316,8 +314,11 @@ impl<'a> Insert<'a> {
                 Self::dequantize(model, Place::Before(node), &weight.tensor, &[value, scale, zero], granularity)
             };
             self.coded.extend(model.producer(back).map(|node| (node, first)));
+            if let Some(node) = model.producer(back).filter(|_| weight.has_float_scales()) {
+                model.set_attr(node, Attr::int("output_dtype", weight.float.code().into()));
+            }
             let shape: Vec<Option<usize>> = solved.dims().iter().copied().map(Some).collect();
-            model.set_type(back, tensor_type(DataType::Float, Some(&shape)));
+            model.set_type(back, tensor_type(weight.float, Some(&shape)));
             model.set_input(node, weight.at.input, Some(back));
             if weight.transpose {
                 Self::untranspose(model, node, weight)?;

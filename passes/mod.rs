@@ -34,6 +34,7 @@ pub mod standard_quantizers;
 pub mod support;
 pub mod switch_quantizers;
 pub mod unfold_weights;
+pub mod widen_floats;
 
 use std::fmt;
 

@@ -32,6 +32,7 @@ use super::simulate::Simulate;
 use super::standard_quantizers::StandardQuantizers;
 use super::switch_quantizers::{Switch, SwitchQuantizers};
 use super::unfold_weights::UnfoldWeights;
+use super::widen_floats::WidenFloats;
 use crate::ops::Form;
 
 /// Passes that run one after the other on a model.
@@ -231,6 +232,7 @@ pub const QUANTIZE: Recipe = Recipe {
     name: "quantize",
     steps: &[
         planned(&RaiseOpset),
+        planned(&WidenFloats),
         planned(&InsertQdq),
         planned(&FoldWeights),
         planned(&PerToken),
@@ -248,6 +250,7 @@ pub const FAKE: Recipe = Recipe {
     name: "fake",
     steps: &[
         planned(&RaiseOpset),
+        planned(&WidenFloats),
         planned(&InsertQdq),
         planned(&FoldWeights),
         planned(&UnfoldWeights),

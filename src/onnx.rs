@@ -167,6 +167,18 @@ impl DataType {
         }
     }
 
+    /// Whether quantizers take numbers of this type and give them back (`float`, `float16`, `bfloat16`).
+    #[must_use]
+    pub fn has_quantizers(self) -> bool {
+        self == Self::Float || self.is_half()
+    }
+
+    /// Whether it is a float of 16 bits (`float16`, `bfloat16`).
+    #[must_use]
+    pub fn is_half(self) -> bool {
+        matches!(self, Self::Float16 | Self::Bfloat16)
+    }
+
     /// Whether graphs compute in this type (`float`, `float16`, `bfloat16`, `double`).
     #[must_use]
     pub fn is_float(self) -> bool {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Def, Model, NodeId, Tensor, User, ValueId, view};
+use crate::ir::{Def, GraphId, Model, NodeId, Tensor, User, ValueId, view};
 use crate::numerics::pair_safe;
 use crate::onnx::DataType;
 
@@ -333,29 +333,63 @@ const OTHER_TYPE: &[&str] = &[
     "Xor",
 ];
 
-/// The element types of what nodes of the main graph make, where the model does not declare them and operators tell.
+/// Integers that operators make beside what they compute, by operator and output.
+const INDICES: &[(&str, usize)] =
+    &[("Dropout", 1), ("MaxPool", 1), ("TopK", 1), ("Unique", 1), ("Unique", 2), ("Unique", 3)];
+
+/// The element types of what nodes make, in every graph, where the model does not declare them and operators tell.
 #[must_use]
 pub fn undeclared_types(model: &Model) -> BTreeMap<ValueId, DataType> {
     let mut found = BTreeMap::new();
-    for &node in model.graph(model.main()).nodes() {
-        let at = model.node(node);
-        let Some(output) = at.output(0).filter(|&v| model.value(v).ty().is_none()) else { continue };
-        if !at.domain().is_empty() || at.bodies().next().is_some() {
-            continue;
-        }
-        let of = |index: usize| at.input(index).and_then(|v| model.dtype(v).or_else(|| found.get(&v).copied()));
-        let dtype = match at.op_type() {
-            "Cast" => at.int("to").and_then(|code| DataType::from_code(i32::try_from(code).ok()?)),
-            "DequantizeLinear" | "CastLike" => of(1),
-            "Where" => of(1).or_else(|| of(2)),
-            op if OTHER_TYPE.contains(&op) => None,
-            // Data and weights have one type.
-            _ if find(at.op_type()).is_some_and(Row::has_weight) => of(0).or_else(|| of(1)),
-            _ => of(0),
-        };
-        found.extend(dtype.map(|dtype| (output, dtype)));
-    }
+    types_in(model, model.main(), &mut found);
     found
+}
+
+fn types_in(model: &Model, graph: GraphId, found: &mut BTreeMap<ValueId, DataType>) {
+    for &node in model.graph(graph).nodes() {
+        let at = model.node(node);
+        let known = |v: ValueId, found: &BTreeMap<ValueId, DataType>| model.dtype(v).or_else(|| found.get(&v).copied());
+        // What a Loop or Scan carries keeps its type; a Loop has a count and a condition in front.
+        for body in at.bodies() {
+            for (index, input) in model.graph(body).inputs().enumerate() {
+                let outer = at.input(index).filter(|_| model.dtype(input).is_none());
+                found.extend(outer.and_then(|v| known(v, found)).map(|dtype| (input, dtype)));
+            }
+            types_in(model, body, found);
+        }
+        let of = |index: usize, found: &_| at.input(index).and_then(|v| known(v, found));
+        for (index, output) in at.outputs().iter().enumerate() {
+            let Some(output) = output.filter(|&v| model.dtype(v).is_none()) else { continue };
+            let dtype = match at.op_type() {
+                _ if at.bodies().next().is_some() => {
+                    let skip = usize::from(at.is("Loop"));
+                    at.bodies().find_map(|body| known(model.graph(body).outputs().nth(index + skip)?, found))
+                }
+                "Cast" => at.int("to").and_then(|code| DataType::from_code(i32::try_from(code).ok()?)),
+                "RandomNormalLike" | "RandomUniformLike" | "EyeLike" | "Bernoulli" if at.int("dtype").is_none() => {
+                    of(0, found)
+                }
+                "RandomNormal" | "RandomUniform" | "RandomNormalLike" | "RandomUniformLike" | "EyeLike"
+                | "Bernoulli" => {
+                    let code = at.int("dtype").unwrap_or(i64::from(DataType::Float.code()));
+                    i32::try_from(code).ok().and_then(DataType::from_code)
+                }
+                "ConstantOfShape" | "Constant" => match at.attr("value") {
+                    Some(value) => value.proto().t.as_ref().and_then(|t| DataType::from_code(t.data_type?)),
+                    None => at.is("ConstantOfShape").then_some(DataType::Float),
+                },
+                "DequantizeLinear" | "CastLike" => of(1, found),
+                "GatherBlockQuantized" | "EmbedLayerNormalization" | "OneHot" => of(2, found).filter(|_| index == 0),
+                "QAttention" => of(3, found),
+                "Where" => of(1, found).or_else(|| of(2, found)),
+                op if OTHER_TYPE.contains(&op) || INDICES.contains(&(op, index)) => None,
+                // Data and weights have one type.
+                op if find(op).is_some_and(Row::has_weight) => of(0, found).or_else(|| of(1, found)),
+                _ => of(0, found),
+            };
+            found.extend(dtype.map(|dtype| (output, dtype)));
+        }
+    }
 }
 
 /// Operators without a row whose inputs behind the first are parameters.

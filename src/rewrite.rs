@@ -12,6 +12,7 @@ use crate::ir::{Model, file};
 use crate::numerics::Granularity;
 use crate::observe::run::{How, memory_method, run_methods};
 use crate::observe::{compare, fits_twice};
+use crate::onnx::DataType;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::pipeline::{self, After};
 use crate::passes::recipes::{FAKE, PREPARE, QUANTIZE, Recipe};
@@ -178,7 +179,7 @@ impl<'a> Rewrite<'a> {
         };
         if fake {
             // QuantizeLinear divides by positive scales.
-            positive = Target { signed_scales: false, ..target.clone() };
+            positive = Target { signed_scales: false, floats: vec![DataType::Float], ..target.clone() };
             target = &positive;
         }
         Job { rewrite: self, config, target, fake }.run()

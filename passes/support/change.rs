@@ -16,6 +16,9 @@ sentences! {
     /// A node means in the newer opset what it meant in the older one.
     Raised { op: String, what: String, opset: i64 } => "{op}: {what} (opset {opset})";
 
+    /// Nodes compute in another type than before.
+    ComputesIn { dtype: DataType } => "computes in {dtype}";
+
     // Clean-up.
     /// A graph input with an initializer.
     Frozen => "no longer a graph input, only an initializer";

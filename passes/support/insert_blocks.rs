@@ -61,10 +61,14 @@ pub(crate) fn dequantize(
     };
     let groups = |node| along(node, &weight.quantizer.granularity);
     if whole == scale {
-        let float = i64::from(DataType::Float.code());
+        let float = i64::from(weight.float.code());
         return insert("", &[codes, scale], &|node| groups(node).with(Attr::int("output_dtype", float)));
     }
     let scale = insert("_scale", &[scale, whole], &|node| node);
+    let float = i64::from(weight.float.code());
+    if weight.float.is_half() {
+        return insert("", &[codes, scale], &|node| groups(node).with(Attr::int("output_dtype", float)));
+    }
     insert("", &[codes, scale], &groups)
 }
 

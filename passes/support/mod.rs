@@ -11,3 +11,4 @@ pub(crate) mod nodes;
 pub mod operands;
 pub(crate) mod qoperator;
 pub(crate) mod raise;
+pub(crate) mod retype;

@@ -1,5 +1,6 @@
 //! Which nodes a pass works on: those that a plan means, or all but those of functions.
 
+use super::retype::widened;
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
@@ -27,12 +28,12 @@ fn in_function(model: &Model, mut graph: GraphId) -> bool {
     }
 }
 
-/// The tensor that a plan names.
+/// The tensor that a plan names; where floats of 16 bits became float32, that which they became.
 ///
 /// # Errors
 /// The plan is for another model.
 pub(crate) fn named(model: &Model, name: &str) -> Result<ValueId> {
-    model.value_named(name).ok_or_else(|| unknown("tensor", name))
+    model.value_named(name).map(|value| widened(model, value)).ok_or_else(|| unknown("tensor", name))
 }
 
 /// The node that gives a tensor, or that gave it before a pair took the tensor's name.
@@ -41,11 +42,13 @@ pub(crate) fn named(model: &Model, name: &str) -> Result<ValueId> {
 /// The plan is for another model.
 pub(crate) fn planned(model: &Model, name: &str) -> Result<NodeId> {
     let unknown = || unknown("node", name);
-    let mut node = model.producer(named(model, name)?).ok_or_else(unknown)?;
+    let value = model.value_named(name).ok_or_else(unknown)?;
+    let mut node = model.producer(value).ok_or_else(unknown)?;
     loop {
         let slot = model.node(node);
         let fence = slot.is("Sum") && slot.inputs().len() == 1;
-        let pair = ["DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"].iter().any(|op| slot.is(op));
+        // No plan is about a Cast: it stands where a graph output keeps its type.
+        let pair = ["DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Cast"].iter().any(|op| slot.is(op));
         if !pair && !fence {
             return Ok(node);
         }

@@ -10,7 +10,6 @@ use crate::config::rules::Resolved;
 use crate::config::spec::{Dtype, Field, Form};
 use crate::error::{Error, Kind, Result};
 use crate::ir::{NodeId, ValueId};
-use crate::onnx::DataType;
 use crate::ops::{self, Channel, Role, Row};
 use crate::reason::Reason;
 use crate::targets::Anchor;
@@ -120,7 +119,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The row of a node that has something to quantize whatever its neighbours are.
-    fn may_anchor(&self, node: NodeId) -> Option<&'static Row> {
+    pub(super) fn may_anchor(&self, node: NodeId) -> Option<&'static Row> {
         let row = ops::of(self.model, node)?;
         // A weight needs no integer kernel to be stored in few bits.
         let transposed = row.role(1) == Role::Weight(Channel::ConvTranspose) && !self.knowledge.calibrated;
@@ -150,7 +149,7 @@ impl<'a> Planner<'a> {
     /// Whether a node reads rows of a float table that is to be stored in a form of its own: the target would dequantize
     /// any other as a whole at every run.
     fn is_table(&self, node: NodeId) -> bool {
-        let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype() == DataType::Float);
+        let floats = self.model.constant_input(node, 0).is_some_and(|t| t.dtype().has_quantizers());
         ops::constant_weight(self.model, node, 0) == Some(Channel::Rows)
             && floats
             && self.asks_for(node, Form::GatherBlockQuantized)
@@ -202,7 +201,8 @@ impl<'a> Planner<'a> {
         if !self.is_table(node) {
             return Ok(());
         }
-        let constant = Constant { node, index, scheme, runs: Runs::Float, transposed: false };
+        let float = self.float_at(node, index);
+        let constant = Constant { node, index, scheme, float, runs: Runs::Float, transposed: false };
         fits(self.model, self.target, Form::GatherBlockQuantized, &constant)
     }
 

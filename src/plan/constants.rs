@@ -68,7 +68,14 @@ impl Planner<'_> {
             quantizer.granularity = turned(quantizer.granularity);
         }
         let runs = self.runs(node, kind);
-        let chosen = settle(self.form(&Constant { node, index, scheme: &quantizer, runs, transposed: transpose }))?;
+        let chosen = settle(self.form(&Constant {
+            node,
+            index,
+            scheme: &quantizer,
+            float: self.float_at(node, index),
+            runs,
+            transposed: transpose,
+        }))?;
         let pair_safe = self.pair_safe(node, index, &layout, &quantizer, chosen.form);
         self.complete(node, kind, &mut quantizer)?;
         self.zero_points(node, chosen.form, &mut quantizer)?;
@@ -83,6 +90,7 @@ impl Planner<'_> {
             at: self.slot(node, index),
             tensor: self.name(value),
             quantizer,
+            float: self.float_at(node, index),
             transpose,
             pair_safe,
             form: chosen.form,
@@ -140,6 +148,7 @@ impl Planner<'_> {
             at: self.slot(node, index),
             tensor: self.name(value),
             quantizer: self.by_hand(Some(value), quantizer)?,
+            float: self.float_at(node, index),
             transpose: false,
             pair_safe: None,
             form: Form::Qdq,
@@ -205,6 +214,11 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// The float type that the constant at an input has in the result.
+    pub(super) fn float_at(&self, node: NodeId, index: usize) -> DataType {
+        self.model.constant_input(node, index).map_or(DataType::Float, |tensor| self.float(tensor.dtype()))
+    }
+
     fn is_off_by_hand(&self, value: ValueId) -> bool {
         self.given.get(&value).is_some_and(|g| g.enable == Some(false))
     }
@@ -230,7 +244,7 @@ impl Planner<'_> {
         let plain = ops::factor(self.model, node).is_none();
         let asked = kind == Kindness::Integer && !self.ask(node, SiteKind::Bias).is_off();
         let wanted = (asked || self.place.quantizes_biases() && !self.target.simulate)
-            && tensor.dtype() == DataType::Float
+            && self.float(tensor.dtype()) == DataType::Float
             && fixed
             && accumulates(&weights[weight])
             && fits

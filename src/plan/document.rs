@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::nearest::nearest;
 use crate::numerics::Granularity;
+use crate::onnx::DataType;
 use crate::targets::Target;
 
 impl Plan {
@@ -54,6 +55,7 @@ impl Plan {
     pub fn check(&self, model: &Model, target: &Target) -> Result<()> {
         let Self {
             schema: _,
+            float32: _,
             target: name,
             opset,
             activations,
@@ -185,7 +187,7 @@ impl Check<'_> {
         if self.model.constant(value).is_some() {
             return Err(wrong("the tensor is constant; constants are planned under weights"));
         }
-        if self.model.dtype(value).is_some_and(|d| d != crate::onnx::DataType::Float) {
+        if self.model.dtype(value).is_some_and(|d| d != DataType::Float && !(self.plan.float32 && d.is_half())) {
             return Err(wrong("only float tensors are quantized"));
         }
         self.quantizer(&activation.quantizer, None)?;

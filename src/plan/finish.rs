@@ -77,6 +77,7 @@ impl Planner<'_> {
             schema: SCHEMA,
             target: self.target.name.clone(),
             opset,
+            float32: self.float32,
             simulate: self.target.simulate,
             activations: std::mem::take(&mut self.pairs),
             weights,
@@ -100,12 +101,9 @@ impl Planner<'_> {
         if activations.is_empty() && weights.is_empty() {
             return Ok(self.model.opset().unwrap_or(0));
         }
-        let quantizers = activations
-            .values()
-            .map(|a| &a.quantizer)
-            .chain(weights.iter().filter(|w| !is_bytes(self.model, w)).map(|w| &w.quantizer));
-        let needs = |q: &Scheme| (q.since().0, q.since().2);
-        let (needed, name) = quantizers.map(needs).max().unwrap_or((opset, ""));
+        let weights = weights.iter().filter(|w| !is_bytes(self.model, w)).map(Weight::since);
+        let needs = activations.values().map(|a| a.quantizer.since()).chain(weights);
+        let (needed, name) = needs.map(|(opset, _, name)| (opset, name)).max().unwrap_or((opset, ""));
         if self.target.simulate {
             return Ok(opset);
         }

@@ -8,7 +8,9 @@ use crate::config::spec::{Field, Form};
 use crate::ir::view::{Gather, axis_in};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::numerics::{Format, Granularity};
+use crate::onnx::DataType;
 use crate::ops;
+use crate::quant::ScaleDtype;
 use crate::reason::{Kernel, Reason};
 use crate::targets::Target;
 
@@ -111,6 +113,8 @@ pub(super) struct Constant<'a> {
     /// Which input it is.
     pub(super) index: usize,
     pub(super) scheme: &'a Scheme,
+    /// The float type that it has in the result.
+    pub(super) float: DataType,
     pub(super) runs: Runs,
     /// It is stored as `[K, N]` though its operator has `transB`; the scheme's axes are those of what is stored.
     pub(super) transposed: bool,
@@ -134,7 +138,8 @@ pub(super) fn fits(model: &Model, target: &Target, form: Form, constant: &Consta
     if form == Form::Qdq {
         return columns_fit(model, target, constant);
     }
-    if scheme.scale_dtype.is_block() {
+    let other = constant.float.is_half() && scheme.scale_dtype == ScaleDtype::Float32;
+    if scheme.scale_dtype.is_block() || other {
         return Err(Reason::FormScales { form, scales: scheme.scale_dtype.into() });
     }
     if !target.forms.contains(&form) {

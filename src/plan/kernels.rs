@@ -5,7 +5,6 @@ use crate::config::spec::ScaleDtype;
 use crate::ir::view::{Gemm, Lstm};
 use crate::ir::{Def, Model, NodeId, Tensor, ValueId};
 use crate::numerics::{Format, Granularity};
-use crate::onnx::DataType;
 use crate::ops::{self, Channel, Number, Role, Row};
 use crate::reason::{Kernel, Operand, Reason};
 use crate::targets::Target;
@@ -64,10 +63,11 @@ pub(super) fn sums(model: &Model, node: NodeId, index: usize) -> Result<(), Reas
 
 /// Whether a constant is a float, as all that is quantized.
 pub(super) fn float(tensor: &Tensor, what: Operand) -> Result<(), Reason> {
-    match tensor.dtype() {
-        DataType::Float => Ok(()),
-        found => Err(Reason::WrongType { what, found, wanted: DataType::Float.to_string() }),
+    let found = tensor.dtype();
+    if found.has_quantizers() {
+        return Ok(());
     }
+    Err(Reason::WrongType { what, found, wanted: "float, float16 or bfloat16".to_owned() })
 }
 
 /// Why an operand is not a constant.
@@ -193,7 +193,7 @@ fn integer_convolution(model: &Model, node: NodeId, dims: &[usize], scheme: &Sch
     if !(3..=5).contains(&dims.len()) {
         return Err(Reason::KernelShape { kernel, dims: dims.to_vec() });
     }
-    let list = |v| model.constant(v).is_some_and(|t| t.dims().len() == 1 && t.dtype() == DataType::Float);
+    let list = |v| model.constant(v).is_some_and(|t| t.dims().len() == 1 && t.dtype().has_quantizers());
     if model.node(node).input(2).is_some_and(|v| !list(v)) {
         return Err(Reason::NotConstant { what: Operand::Bias });
     }

@@ -39,7 +39,9 @@ use serde::{Deserialize, Serialize};
 pub use planner::{Knowledge, Veto, plan};
 
 use crate::ir::Model;
+use crate::onnx::DataType;
 use crate::ops::{Form, Reduction};
+use crate::quant::ScaleDtype;
 pub use crate::quant::{Given, Scheme};
 use crate::reason::Reason;
 
@@ -57,6 +59,9 @@ pub struct Plan {
     pub target: String,
     /// Version of the default opset that the result needs.
     pub opset: i64,
+    /// Whether floats of 16 bits become float32 first: the target computes with no others where it quantizes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub float32: bool,
     /// Whether quantizers become float operators in the end, which any runtime has.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulate: bool,
@@ -91,6 +96,7 @@ impl Plan {
             schema: self.schema,
             target: self.target.clone(),
             opset: self.opset,
+            float32: self.float32,
             simulate: self.simulate,
             activations: BTreeMap::new(),
             weights: Vec::new(),
@@ -243,6 +249,9 @@ pub struct Weight {
     pub tensor: String,
     /// How it is quantized.
     pub quantizer: Scheme,
+    /// The float type that it has in the graph.
+    #[serde(default = "float", skip_serializing_if = "is_float")]
+    pub float: DataType,
     /// It is the right operand of a Gemm with `transB`, and stored as `[K, N]`: the operator loses `transB`, so that
     /// groups run along axis 0. The quantizer's axes are those of `[K, N]`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -261,6 +270,37 @@ pub struct Weight {
     /// Why it is not stored in the form that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gave_way: Option<Reason>,
+}
+
+impl Weight {
+    /// The opset and the IR version that have a DequantizeLinear of it, and the name of what needs them.
+    #[must_use]
+    pub fn since(&self) -> (i64, i64, &'static str) {
+        let need = self.quantizer.since();
+        let own = if !self.float.is_half() {
+            need
+        } else if self.has_float_scales() || self.quantizer.scale_dtype.is_block() {
+            (23, 11, "scales of another type than its result")
+        } else {
+            (19, 9, self.float.name())
+        };
+        if own.0 > need.0 { own } else { need }
+    }
+
+    /// Whether it has float32 scales beside a float of 16 bits.
+    #[must_use]
+    pub fn has_float_scales(&self) -> bool {
+        self.float.is_half() && self.quantizer.scale_dtype == ScaleDtype::Float32
+    }
+}
+
+fn float() -> DataType {
+    DataType::Float
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_float(dtype: &DataType) -> bool {
+    *dtype == DataType::Float
 }
 
 /// A bias stored as int32 at the product of the scales of input and weight.

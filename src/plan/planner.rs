@@ -70,6 +70,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         rules,
         given: given(model, config)?,
         types: ops::undeclared_types(model),
+        float32: false,
         quantized: BTreeMap::new(),
         notes: BTreeMap::new(),
         reasons: BTreeMap::new(),
@@ -79,6 +80,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         listed: BTreeMap::new(),
     };
     planner.validate(&nodes)?;
+    planner.float32 = planner.needs_float32(&nodes);
     for &node in &nodes {
         planner.anchor(node)?;
     }
@@ -133,6 +135,8 @@ pub(super) struct Planner<'a> {
     pub(super) given: BTreeMap<ValueId, &'a ByHand>,
     /// Element types that the model does not declare.
     types: BTreeMap<ValueId, DataType>,
+    /// Whether floats of 16 bits become float32.
+    pub(super) float32: bool,
     /// Nodes that run in integers, anchors and joins.
     pub(super) quantized: BTreeMap<NodeId, Kindness>,
     /// Why only the weight of a node is quantized.
@@ -269,8 +273,30 @@ impl Planner<'_> {
         let value = self.model.node(node).input(index);
         let ask = self.ask(node, SiteKind::Weight);
         let ask = value.map_or_else(|| ask.clone(), |value| self.ask_of(value, ask));
-        let quantizer = self.reader(&self.site(node, SiteKind::Weight), SiteKind::Weight, &ask).weight(&shape)?;
+        let site = self.site(node, SiteKind::Weight);
+        let quantizer = self.reader(&site, SiteKind::Weight, &ask).weight(&shape, self.float(tensor.dtype()))?;
         self.by_hand(value, quantizer).map_err(Refusal::Wrong)
+    }
+
+    /// The type that a float has in the result.
+    pub(super) fn float(&self, dtype: DataType) -> DataType {
+        if self.float32 && dtype.is_half() { DataType::Float } else { dtype }
+    }
+
+    /// Whether floats of 16 bits have to become float32: the target has no kernels for the type, or activations are quantized,
+    /// for which there are kernels of float32 only.
+    fn needs_float32(&self, nodes: &[NodeId]) -> bool {
+        let reads = |&node: &NodeId| self.model.node(node).inputs().iter().flatten().filter_map(|&v| self.dtype(v));
+        let halves = || nodes.iter().filter(|node| reads(node).any(DataType::is_half));
+        let unknown = |node: &&NodeId| reads(node).any(|d| d.is_half() && !self.target.floats.contains(&d));
+        let quantized = |&&node: &&NodeId| {
+            let ask = self.ask(node, SiteKind::Input);
+            let ranged = self.knowledge.calibrated || ask.spec.dynamic == Some(true);
+            self.may_anchor(node).is_some_and(|row| row.role(0) != Role::Weight(Channel::Rows))
+                && !ask.is_off()
+                && ranged
+        };
+        halves().any(|node| unknown(&node) || quantized(&node))
     }
 
     /// Why a node may not be touched at all.
@@ -286,7 +312,7 @@ impl Planner<'_> {
         // A float weight is there to be quantized, whatever is multiplied by it.
         let weight = |index: usize| {
             let constant = ops::constant_weight(self.model, node, index);
-            constant.is_some() && self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float)
+            constant.is_some() && self.model.constant_input(node, index).is_some_and(|t| t.dtype().has_quantizers())
         };
         (quantized && !(0..self.model.node(node).inputs().len()).any(weight)).then_some(Reason::QuantizedAlready)
     }
@@ -320,7 +346,10 @@ impl Planner<'_> {
             return Some(Reason::TensorOff { tensor });
         }
         match self.dtype(value) {
-            Some(DataType::Float) | None => None,
+            None => None,
+            Some(found) if self.float(found) == DataType::Float => None,
+            // A weight is dequantized to its own type.
+            Some(found) if found.is_half() && self.model.constant(value).is_some() => None,
             Some(found) => Some(Reason::WrongTensorType { tensor, found, wanted: DataType::Float.to_string() }),
         }
     }

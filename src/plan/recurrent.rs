@@ -46,7 +46,8 @@ impl Planner<'_> {
             // What was asked for only where it is run like that.
             let lstm = Form::DynamicQuantizeLstm;
             if self.asks_for(node, lstm) && !self.is_forced(node, SiteKind::Weight) {
-                let constant = Constant { node, index, scheme: &scheme, runs: Runs::Float, transposed: false };
+                let float = self.float_at(node, index);
+                let constant = Constant { node, index, scheme: &scheme, float, runs: Runs::Float, transposed: false };
                 fits(self.model, self.target, lstm, &constant)?;
             }
         }

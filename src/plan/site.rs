@@ -9,6 +9,7 @@ use crate::config::spec::{Arithmetic, Block, Dtype, Field, ObserverKind, ScaleDt
 use crate::config::{SiteKind, Spec};
 use crate::error::{Error, Kind};
 use crate::ir::view::axis_in;
+use crate::onnx::DataType;
 use crate::ops::WeightLayout;
 use crate::quant::{Format, Granularity, Observer, Round, check_least_scale};
 use crate::reason::Reason;
@@ -417,7 +418,7 @@ impl Reader<'_> {
     }
 
     /// How a constant weight is quantized.
-    pub(super) fn weight(&self, shape: &Shape<'_>) -> Outcome<Scheme> {
+    pub(super) fn weight(&self, shape: &Shape<'_>, float: DataType) -> Outcome<Scheme> {
         let spec = self.spec();
         if spec.dynamic == Some(true) {
             return self.wrong(Field::Dynamic, "a weight is the same at every run", "set it for input");
@@ -429,7 +430,23 @@ impl Reader<'_> {
             return self.wrong(Field::Observer, "this observer is for activations", hint);
         }
         self.conventions(&mut quantizer)?;
+        self.half_scales(float, &mut quantizer)?;
         Ok(quantizer)
+    }
+
+    /// Scales beside a float of 16 bits are of its type, unless float32 is asked for.
+    fn half_scales(&self, float: DataType, quantizer: &mut Scheme) -> Outcome<()> {
+        let (own, found) = (ScaleDtype::of(float), quantizer.scale_dtype);
+        let asked = self.resolved.from(Field::ScaleDtype) > Some(0);
+        if !float.is_half() || found.is_block() || asked && matches!(found, ScaleDtype::Float32) {
+            return Ok(());
+        }
+        if asked && found != own && self.rule(Field::ScaleDtype).is_some_and(|rule| !rule.preset) {
+            let message = format!("scales of a {float} weight are {} or float32", own.name());
+            return self.wrong(Field::ScaleDtype, message, "leave it out");
+        }
+        quantizer.scale_dtype = own;
+        Ok(())
     }
 
     /// Only one form has levels of accuracy.

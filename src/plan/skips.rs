@@ -6,7 +6,6 @@ use super::planner::Planner;
 use super::{Bias, Skip, Slot, Weight};
 use crate::config::rules::Rule;
 use crate::ir::{GraphId, NodeId, ValueId};
-use crate::onnx::DataType;
 use crate::ops::{self, Channel, Form};
 use crate::reason::Reason;
 
@@ -75,7 +74,7 @@ impl Planner<'_> {
 
     /// Whether a node has a float weight that it could read from few bits, though nothing runs it on integers.
     fn stores_weight(&self, node: NodeId) -> bool {
-        let float = |index: usize| self.model.constant_input(node, index).is_some_and(|t| t.dtype() == DataType::Float);
+        let float = |index: usize| self.model.constant_input(node, index).is_some_and(|t| t.dtype().has_quantizers());
         let weighs = |index: usize| {
             matches!(ops::constant_weight(self.model, node, index), Some(Channel::Rows | Channel::Gates))
                 && float(index)

@@ -349,6 +349,16 @@ impl ScaleDtype {
     /// Those that only groups have.
     pub const BLOCKS: [Self; 2] = [Self::Float8e4m3fn, Self::Float8e8m0];
 
+    /// That of scales which are of the type of what they multiply.
+    #[must_use]
+    pub fn of(float: DataType) -> Self {
+        match float {
+            DataType::Float16 => Self::Float16,
+            DataType::Bfloat16 => Self::Bfloat16,
+            _ => Self::Float32,
+        }
+    }
+
     /// As it is written.
     #[must_use]
     pub fn name(self) -> &'static str {

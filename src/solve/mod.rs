@@ -67,6 +67,7 @@ pub struct Solved(BTreeMap<String, Vec<(Key, StoredWeight)>>);
 #[derive(Clone, Debug, PartialEq)]
 struct Key {
     scheme: Scheme,
+    float: DataType,
     transpose: bool,
     pair_safe: Option<Reduction>,
 }
@@ -78,6 +79,7 @@ impl Key {
             at: _,
             tensor: _,
             quantizer,
+            float,
             transpose,
             pair_safe,
             form: _,
@@ -85,7 +87,7 @@ impl Key {
             why: _,
             gave_way: _,
         } = weight;
-        Self { scheme: quantizer.clone(), transpose: *transpose, pair_safe: *pair_safe }
+        Self { scheme: quantizer.clone(), float: *float, transpose: *transpose, pair_safe: *pair_safe }
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::document;
 use crate::error::{Error, Kind, Result};
 use crate::nearest::nearest;
+use crate::onnx::DataType;
 use crate::ops::Form;
 use crate::quant::{Format, ScaleDtype};
 
@@ -49,6 +50,9 @@ pub struct Target {
     pub formats: Vec<Format>,
     /// Those of them that activations may have around any operator.
     pub activation_formats: Vec<Format>,
+    /// Float types in which it computes with quantized weights; models of others become float32.
+    #[serde(default = "float")]
+    pub floats: Vec<DataType>,
     /// 8-bit scale types that groups may have.
     #[serde(default)]
     pub block_scales: Vec<ScaleDtype>,
@@ -98,6 +102,10 @@ pub struct Target {
     /// Operators that vanish into the quantizer after them.
     #[serde(default)]
     pub absorb: Ops,
+}
+
+fn float() -> Vec<DataType> {
+    vec![DataType::Float]
 }
 
 fn one() -> usize {
@@ -208,6 +216,7 @@ impl Target {
         self.activation_formats.clone_from(&self.formats);
         self.block_scales = ScaleDtype::BLOCKS.to_vec();
         self.forms = vec![Form::Qdq];
+        self.floats = float();
         self.simulate = true;
         self.zero_points = true;
         self

@@ -259,6 +259,7 @@ OTHERS = {
     "qoperator": "operators on codes and back",
     "qat": "fake quantizers, before and after",
     "weights": "weights as exporters write them",
+    "exports": "models as exporters of transformers write them",
     "sandwich": "every operator between two quantized ones",
     "configurations": "random configurations",
     "clipped": "products in front of a Relu or Clip",

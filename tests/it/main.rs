@@ -23,6 +23,8 @@ mod edits;
 mod file;
 mod formats;
 mod forms;
+#[cfg(feature = "tract")]
+mod halves;
 mod hostile;
 mod large;
 mod library;

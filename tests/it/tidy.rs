@@ -143,6 +143,7 @@ const PLANNED: &[(&str, &str)] = &[
     ("recover-codes", "tests/it/qat.rs"),
     ("switch-quantizers", "tests/it/qat.rs"),
     ("unfold-weights", "tests/it/qat.rs"),
+    ("widen-floats", "tests/it/halves.rs"),
     ("per-token", "tests/it/qat.rs"),
 ];
 

@@ -129,7 +129,7 @@ fn joins(
         && keeps_rank
         && dims.last() == Some(&channels)
         && one_each(&dims, channels)
-        && tensor.dtype() == DataType::Float
+        && planner.float(tensor.dtype()) == DataType::Float
         && !planner.ask(node, SiteKind::Bias).is_off()
         && planner.untouchable(add).is_none();
     fits.then(|| Bias {

@@ -220,11 +220,17 @@ impl<'a> Solver<'a> {
             dims: self.dims.clone(),
             granularity: self.scheme.granularity,
             scales: qparams.scales,
-            scale_dtype: self.scheme.scale_dtype.stored().unwrap_or(DataType::Float),
+            scale_dtype: self.scale_type(),
             tensor_scale,
             zero_points: ZeroPoints::Integers(qparams.zero_points),
             codes: codes.into(),
         }
+    }
+
+    /// The type that scales are stored in.
+    fn scale_type(&self) -> DataType {
+        let own = if self.weight.has_float_scales() { DataType::Float } else { self.weight.float };
+        self.scheme.scale_dtype.stored().unwrap_or(own)
     }
 
     /// How codes are made.

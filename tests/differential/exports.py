@@ -1,0 +1,169 @@
+"""Models as exporters of transformers write them: floats of 16 bits, bodies, functions, onnxruntime's own operators.
+
+    python3 tests/differential/exports.py [AMAX]
+
+Each kind is made here, small and with random weights, beside the float32 model in standard operators that computes the same.
+`amax rewrite` must quantize as many weights of it as of that model, in every recipe, and what onnxruntime makes of the result
+must be within half a decibel of what it makes of the float32 one, or better. Needs onnx, onnxruntime, numpy and ml_dtypes;
+writes the table, then "N passed, N failed", and ends with 1 if anything failed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[2]
+onnxruntime.set_default_logger_severity(4)
+D, HIDDEN, WORDS = 64, 128, 96
+# What 4 bits of random weights are off by between two summation orders and roundings of scales.
+SLACK_DB = 0.5
+RECIPES = ["w4", "w8", "int8-dynamic", "8da4w", "int8"]
+TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+class Build:
+    """A graph of one float type, node by node."""
+
+    def __init__(self, dtype):
+        self.dtype, self.nodes, self.constants = TYPES[dtype], [], []
+        self.type = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        self.noise = np.random.default_rng(1)
+
+    def constant(self, name, value, dtype=None):
+        self.constants.append(numpy_helper.from_array(np.asarray(value).astype(dtype or self.dtype), name))
+        return name
+
+    def weight(self, name, *dims):
+        return self.constant(name, self.noise.standard_normal(dims) / np.sqrt(dims[0]))
+
+    def node(self, op, inputs, output, **attributes):
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}_node", **attributes))
+        return output
+
+    def norm(self, x, output):
+        scale = self.constant(f"{output}_scale", 1 + 0.1 * self.noise.standard_normal(D))
+        bias = self.constant(f"{output}_bias", 0.1 * self.noise.standard_normal(D))
+        return self.node("LayerNormalization", [x, scale, bias], output, axis=-1, epsilon=1e-5)
+
+    def model(self, inputs, output, opset=18):
+        graph = helper.make_graph(self.nodes, "g", inputs, [output], self.constants)
+        imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=9)
+
+
+def block(dtype, result=None):
+    """A table, norms, attention, two linear layers and a head; `result` is the type of the output."""
+    b = Build(dtype)
+    b.node("Gather", [b.constant("table", b.noise.standard_normal((WORDS, D))), "ids"], "x0")
+    h = b.norm("x0", "h1")
+    for part in "qkv":
+        b.node("MatMul", [h, b.weight(f"w{part}", D, D)], f"{part}0")
+        b.node("Add", [f"{part}0", b.constant(f"b{part}", 0.1 * b.noise.standard_normal(D))], part)
+    b.node("Transpose", ["k"], "kt", perm=[0, 2, 1])
+    b.node("MatMul", ["q", "kt"], "s0")
+    b.node("Mul", ["s0", b.constant("factor", D ** -0.5)], "s1")
+    b.node("Softmax", ["s1"], "p", axis=-1)
+    b.node("MatMul", ["p", "v"], "a0")
+    b.node("MatMul", ["a0", b.weight("wo", D, D)], "a1")
+    b.node("Add", ["x0", "a1"], "x1")
+    h = b.norm("x1", "h2")
+    b.node("MatMul", [h, b.weight("w1", D, HIDDEN)], "m0")
+    b.node("Relu", ["m0"], "m1")
+    b.node("MatMul", ["m1", b.weight("w2", HIDDEN, D)], "m2")
+    b.node("Add", ["x1", "m2"], "x2")
+    h = b.norm("x2", "h3")
+    b.node("Reshape", [h, b.constant("flat", [-1, D], np.int64)], "h4")
+    last = "y" if result is None else "y0"
+    b.node("Gemm", ["h4", b.constant("head", 2 * b.noise.standard_normal((WORDS, D)) / 8), b.constant("hb", np.zeros(WORDS))], last, transB=1)
+    kind = b.type
+    if result is not None:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[result]))
+        b.node("Cast", [last], "y", to=kind)
+    info = helper.make_tensor_value_info
+    return b.model([info("ids", TensorProto.INT64, ["b", "s"])], info("y", kind, ["n", WORDS]))
+
+
+def ids():
+    noise = np.random.default_rng(7)
+    return [{"ids": noise.integers(0, WORDS, (2, 12))} for _ in range(12)]
+
+
+# By name: the model, the float32 model of the same, and samples.
+KINDS = {
+    "float16": (lambda: block("float16"), lambda: block("float32"), ids),
+    "float16, float32 outside": (lambda: block("float16", "float32"), lambda: block("float32"), ids),
+    "bfloat16, float32 outside": (lambda: block("bfloat16", "float32"), lambda: block("float32"), ids),
+}
+
+
+def run(path, samples):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, sample)[0].astype(np.float64).ravel() for sample in samples])
+
+
+def rewrite(amax, source, target, recipe, folder):
+    options = ["--preset", recipe] + (["--calib", folder] if recipe == "int8" else [])
+    report = f"{target}.json"
+    done = subprocess.run([amax, "-q", "rewrite", source, target, "--report", report, *options], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip())
+    onnx.checker.check_model(onnx.load(target), full_check=True)
+    return len(json.loads(Path(report).read_text())["weights"])
+
+
+def decibels(wanted, found):
+    return 10 * np.log10((wanted ** 2).sum() / max(((wanted - found) ** 2).sum(), 1e-300))
+
+
+def main():
+    amax = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else str(ROOT / "target/debug/amax")
+    passed, failures = 0, []
+    print(f"{'kind':<28}" + "".join(f"{recipe:>22}" for recipe in RECIPES))
+    for kind, (make, plain, samples) in KINDS.items():
+        cells = []
+        with tempfile.TemporaryDirectory() as folder:
+            at = lambda name: os.path.join(folder, name)
+            onnx.save(make(), at("m.onnx"))
+            onnx.save(plain(), at("plain.onnx"))
+            given = samples()
+            os.mkdir(at("samples"))
+            for index, sample in enumerate(given):
+                np.savez(at(f"samples/{index}.npz"), **sample)
+            wanted = run(at("plain.onnx"), given)
+            for recipe in RECIPES:
+                try:
+                    count = rewrite(amax, at("plain.onnx"), at("plain.q.onnx"), recipe, at("samples"))
+                    found = rewrite(amax, at("m.onnx"), at("q.onnx"), recipe, at("samples"))
+                    least = decibels(wanted, run(at("plain.q.onnx"), given)) - SLACK_DB
+                    quality = decibels(wanted, run(at("q.onnx"), given))
+                    size = os.path.getsize(at("q.onnx")) / os.path.getsize(at("m.onnx"))
+                    cells.append(f"{found} w, {size:.2f}, {quality:.1f} dB")
+                    if found != count:
+                        failures.append(f"{kind}, {recipe}: {found} weights are quantized, not {count}")
+                    elif quality < least:
+                        failures.append(f"{kind}, {recipe}: {quality:.2f} dB, below {least:.2f}")
+                    else:
+                        passed += 1
+                except Exception as error:  # noqa: BLE001
+                    cells.append("failed")
+                    failures.append(f"{kind}, {recipe}: {error}")
+        print(f"{kind:<28}" + "".join(f"{cell:>22}" for cell in cells))
+    for failure in failures:
+        print(f"FAILED {failure}")
+    print(f"{passed} passed, {len(failures)} failed")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
