@@ -284,6 +284,9 @@ sentences! {
     BatchFirst => "its batch comes first";
     /// A table is cut along an axis that it does not have.
     AxisOutside { axis: i64 } => "its axis {axis} is outside the table";
+    /// A recurrent layer whose gates would feel the rounding of its input.
+    SteepGates { norm: f64 } => "a gate's weights have a norm of {norm:.0}, so that an input rounded to 8 bits moves it far; with \
+        samples the outputs are measured instead";
     /// A product whose sums have one term each.
     NoSum => "it only scales each row by the numbers of its weight, which rounding them would make worse";
     /// A product of two constants.

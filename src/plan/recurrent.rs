@@ -49,6 +49,10 @@ impl Planner<'_> {
                 let float = self.float_at(node, index);
                 let constant = Constant { node, index, scheme: &scheme, float, runs: Runs::Float, transposed: false };
                 fits(self.model, self.target, lstm, &constant)?;
+                // With samples the outputs are measured, and what costs most is vetoed.
+                if index == 1 && !self.knowledge.calibrated {
+                    kernels::calm_gates(self.model, node)?;
+                }
             }
         }
         match self.knowledge.vetoes.get(&self.site(node, SiteKind::Weight)) {

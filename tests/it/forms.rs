@@ -378,6 +378,32 @@ fn gates_are_stored_where_asked_for() {
     );
 }
 
+/// Without samples, a kernel that rounds its input takes no gates that this would move far.
+#[test]
+fn steep_gates_stay_float() {
+    let target = Target::load("ort-cpu").unwrap();
+    let check = |largest: f32, text: &str, calibrated: bool, quantized: bool| {
+        let model = parse(&format!(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+net (float[s,1,2] x) => (float[s,1,1,1] y) <float[1,4,2] w = {{1, 2, 3, {largest}, 5, 6, 7, 8}}, float[1,4,1] r = {{1, 2, 3, 4}}> {{
+  [lstm] y = LSTM <hidden_size = 1> (x, w, r)
+}}"#
+        ))
+        .unwrap();
+        let config = amax::config::Config::parse(text).unwrap();
+        let knowledge = amax::plan::Knowledge { calibrated, ..amax::plan::Knowledge::default() };
+        let plan = amax::plan::plan(&model, &config, &target, &knowledge).unwrap();
+        assert_eq!(plan.weights.len(), if quantized { 2 } else { 0 }, "{largest}, {text}");
+        let steep = plan.skipped.iter().any(|skip| matches!(skip.why, Reason::SteepGates { .. }));
+        assert_eq!(steep, !quantized, "{:?}", plan.skipped);
+    };
+    let dynamic = "preset = \"int8-dynamic\"";
+    check(43.0, dynamic, false, true);
+    check(-44.0, dynamic, false, false);
+    check(44.0, dynamic, true, true);
+    check(44.0, &format!("{dynamic}\n[op_type.LSTM.weight]\nenable = true"), false, true);
+}
+
 /// Codes and scales of two directions, to the lowered form and back.
 #[test]
 fn gates_come_back_as_they_were() {
