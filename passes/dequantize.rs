@@ -51,7 +51,7 @@ impl Pass for Dequantize {
 }
 
 /// Makes the result of a DequantizeLinear of a constant a constant.
-pub(super) fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
+pub(crate) fn constant(model: &mut Model, node: NodeId) -> Result<Change, Reason> {
     let output = model.node(node).output(0).ok_or(Reason::NoOutput)?;
     let tensor = numbers(model, node)?;
     let dtype = tensor.dtype();

@@ -69,6 +69,8 @@ mod quantize;
 #[doc(hidden)]
 pub mod reason;
 #[doc(hidden)]
+pub mod reopen;
+#[doc(hidden)]
 pub mod report;
 #[doc(hidden)]
 pub mod rewrite;

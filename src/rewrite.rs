@@ -17,8 +17,9 @@ use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::pipeline::{self, After};
 use crate::passes::recipes::{FAKE, PREPARE, QUANTIZE, Recipe};
 use crate::passes::{Context, Evaluate, Pass};
-use crate::plan::{Plan, Weight};
+use crate::plan::{Knowledge, Plan, Weight};
 use crate::reason::Reason;
+use crate::reopen::{self, reopen};
 use crate::report::{self, PassRow, QualityRow, Report};
 use crate::runtime::{TractEvaluate, onnxruntime};
 use crate::samples::SampleSet;
@@ -234,6 +235,12 @@ impl Job<'_> {
             return Ok(log.stopped(self, prepared, None));
         }
 
+        let calibrated = self.rewrite.samples.is_some() || self.rewrite.statistics.is_some();
+        let knowledge = Knowledge { calibrated, ..Knowledge::default() };
+        let opened = reopen(&mut prepared, self.config, self.target, &knowledge, self.rewrite.plan)?;
+        if !opened.changes.is_empty() {
+            log.report.passes.push(PassRow::new(reopen::PASS, &opened));
+        }
         let measure = self.can_measure(&prepared, &mut log);
         let Decided { plan, solution, statistics, made } = decide(self, &prepared, measure, &mut log)?;
         if self.fake {

@@ -9,6 +9,7 @@ use amax::observe::calibrate::prepare;
 use amax::ops::Form;
 use amax::plan::explain::{Change, Explanation, Outcome, explain};
 use amax::plan::{Knowledge, plan};
+use amax::reopen::reopen;
 
 use super::inspect::print;
 use super::{Console, SampleArgs, configure, set_inputs, wrap};
@@ -42,9 +43,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let pattern = Pattern::new(&args.pattern)?;
     let mut model = file::load(&args.model)?;
     set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some(Path::new("none")), &args.model, console)?;
-    let prepared = prepare(&model, &amax::runtime::TractEvaluate, !args.configure.keeps_inputs())
+    let mut prepared = prepare(&model, &amax::runtime::TractEvaluate, !args.configure.keeps_inputs())
         .map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
+    reopen(&mut prepared, &config, &target, &knowledge, None)?;
     let made = plan(&prepared, &config, &target, &knowledge)?;
     let found = explain(&prepared, &config, &target, &made, &pattern)?;
     if args.json {

@@ -7,6 +7,7 @@ use amax::ir::file;
 use amax::observe::calibrate::prepare;
 use amax::ops::Form;
 use amax::plan::{Knowledge, Mode, Plan, Readers, plan};
+use amax::reopen::reopen;
 
 use super::inspect::print;
 use super::output::stage;
@@ -52,9 +53,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         file::check_outputs(read, &written)?;
     }
     set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some(Path::new("none")), &args.model, console)?;
-    let prepared = prepare(&model, &amax::runtime::TractEvaluate, !args.configure.keeps_inputs())
+    let mut prepared = prepare(&model, &amax::runtime::TractEvaluate, !args.configure.keeps_inputs())
         .map_err(|e| e.in_file(&args.model))?;
     let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
+    reopen(&mut prepared, &config, &target, &knowledge, None)?;
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {
         stage(path, made.to_json()?)?.keep()?;

@@ -8,6 +8,7 @@ use super::{AlgorithmRow, FloatQuality, QualityRow, Report, Unlike, WeightRow};
 use crate::algorithms::sufficiency::{FEW, Sufficiency};
 use crate::plan::Skip;
 use crate::reason::Reason;
+use crate::reopen;
 
 pub(super) const WIDTH: usize = 80;
 
@@ -31,6 +32,11 @@ pub fn text(report: &Report, verbose: bool, total: f64) -> String {
             "{} of the model made constant: weights with defaults; --keep-inputs leaves them",
             count(report.frozen_inputs, "input")
         );
+        let _ = writeln!(out, "{}", wrap(&line, 0, 0, WIDTH));
+    }
+    let opened: usize = report.passes.iter().filter(|row| row.pass == reopen::PASS).map(|row| row.changes).sum();
+    if opened > 0 {
+        let line = format!("{} in 8 bits quantized again, with their inputs", count(opened, "weight"));
         let _ = writeln!(out, "{}", wrap(&line, 0, 0, WIDTH));
     }
     out.push_str(&floats(report));

@@ -238,3 +238,33 @@ fn the_report_says_whether_the_samples_were_enough() {
     let clipped = found.sites.values().map(|s| s.clipped).fold(0.0, f64::max);
     assert!((0.002..0.03).contains(&clipped), "{clipped}");
 }
+
+/// What quantizes weights alone leaves can be quantized further: the weights are the codes that they were, nearly.
+#[test]
+fn weights_in_8_bits_are_quantized_with_their_inputs() {
+    let (model, samples) = digits();
+    let preset = |name: &str| amax::config::presets::load(name).unwrap();
+    let (w8, int8) = (preset("w8"), preset("int8"));
+    let stored = Rewrite::new(&model).config(&w8).run().unwrap().model;
+    let check = |config: &Config, samples: Option<&SampleSet>, opened: usize| {
+        let done = Rewrite::new(&stored).config(config).samples(samples).run().unwrap();
+        let row = done.report.passes.iter().find(|row| row.pass == "dequantize");
+        assert_eq!(row.map_or(0, |row| row.changes), opened);
+        done
+    };
+    let done = check(&int8, Some(&samples), 5);
+    assert_eq!(done.report.operators["Conv"], (4, 4));
+    assert!(done.report.summary().contains("5 weights in 8 bits quantized again"), "{}", done.report.summary());
+    // The noise of weights that were rounded twice.
+    let quality = |quantized: &Model| {
+        let rows = Compare::new(&model, quantized).samples(&samples).outputs().unwrap();
+        rows[0].sqnr_db().unwrap()
+    };
+    let direct = Rewrite::new(&model).config(&int8).samples(&samples).run().unwrap().model;
+    assert!(quality(&done.model) > quality(&direct) - 3.0);
+    check(&int8, None, 0);
+    check(&w8, Some(&samples), 0);
+    let mut excluded = int8.clone();
+    excluded.exclude.push("stem".to_owned());
+    check(&excluded, Some(&samples), 4);
+}
