@@ -8,7 +8,6 @@ use super::forms::{MICROSOFT, QuantizedTensor};
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::base_name;
 use super::support::granularity::{granularity, typed_scales};
-use super::support::nodes::nodes;
 use super::support::raise;
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
@@ -29,7 +28,7 @@ impl Pass for Dequantize {
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        for node in nodes(model) {
+        for node in model.nodes_outside_functions() {
             let at = model.node(node);
             let name = model.node_name(node).to_owned();
             let done = match (at.domain(), at.op_type()) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::forms::{MICROSOFT, Packed, QuantizedTensor, block_of, find_dequantized};
 use super::lower_matmulnbits::base_name;
-use super::support::nodes::{carry_out, nodes};
+use super::support::nodes::carry_out;
 use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
@@ -42,7 +42,7 @@ impl Pass for LowerGather {
 
 /// The Gathers of a model that read a dequantized constant.
 fn gathers(model: &Model) -> Vec<NodeId> {
-    let mut found = nodes(model);
+    let mut found = model.nodes_outside_functions();
     found.retain(|&n| model.node(n).is("Gather") && table(model, n).is_some());
     found
 }
@@ -96,6 +96,8 @@ impl Lower {
         let rank = model.constant_input(dequantize, 0).map_or(0, |codes| codes.dims().len());
         let axis = Gather::of(at).map_or(0, |gather| gather.axis);
         let axis = axis_in(axis, rank).ok_or(Reason::AxisOutside { axis })?;
+        // Where the quantized values are, every graph that reads them finds what becomes of them.
+        let graph = model.node(dequantize).input(0).and_then(|codes| model.home(codes)).unwrap_or(graph);
         let stored = self.stored(model, graph, node, dequantize, axis)?;
         model.set_op(node, MICROSOFT, "GatherBlockQuantized");
         model.remove_attr(node, "axis");
@@ -171,7 +173,7 @@ impl Lower {
     }
 }
 
-/// A `MatMulNBits` of this graph whose weight is this table: its name, codes and scales, and zero points.
+/// A `MatMulNBits` whose weight, in this graph, is this table: its name, codes and scales, and zero points.
 fn tied(model: &Model, graph: GraphId, packed: &Packed) -> Option<(String, [ValueId; 2], Option<ValueId>)> {
     let bits = packed.bits?;
     let dims = packed.scales.dims();
@@ -183,7 +185,7 @@ fn tied(model: &Model, graph: GraphId, packed: &Packed) -> Option<(String, [Valu
             _ => false,
         }
     };
-    model.graph(graph).nodes().iter().find_map(|&node| {
+    model.nodes_outside_functions().into_iter().find_map(|node| {
         let at = model.node(node);
         let fits = MatMulNBits::of(at).is_some_and(|m| m.bits == bits as i64 && m.block_size == Some(packed.block))
             && at.input(2).and_then(|v| model.constant(v)).is_some_and(|scales| scales.dims() == dims)
@@ -191,6 +193,7 @@ fn tied(model: &Model, graph: GraphId, packed: &Packed) -> Option<(String, [Valu
             && same(at.input(3), packed.zero_points.as_ref())
             && same(at.input(1), Some(&packed.codes));
         let (codes, scales) = (at.input(1)?, at.input(2)?);
+        let fits = fits && model.home(codes) == Some(graph);
         fits.then(|| (model.node_name(node).to_owned(), [codes, scales], at.input(3)))
     })
 }

@@ -6,7 +6,7 @@
 
 use super::forms::{LstmWeight, MICROSOFT, QuantizedTensor, find_dequantized};
 use super::lower_matmulnbits::base_name;
-use super::support::nodes::{carry_out, nodes};
+use super::support::nodes::carry_out;
 use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
@@ -32,7 +32,7 @@ impl Pass for LowerLstm {
             })?;
             return Ok(outcome);
         }
-        let mut candidates = nodes(model);
+        let mut candidates = model.nodes_outside_functions();
         candidates.retain(|&n| {
             let at = model.node(n);
             let constant = |i: usize| at.input(i).and_then(|v| find_dequantized(model, v)).is_some();

@@ -12,7 +12,7 @@
 
 use super::forms::{QuantizedTensor, ZeroPoints, find_dequantized};
 use super::lower_matmulnbits::{add_behind, base_name};
-use super::support::nodes::{carry_out, nodes, plain_gemm};
+use super::support::nodes::{carry_out, plain_gemm};
 use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
@@ -37,7 +37,7 @@ impl Pass for LowerMatmulinteger {
             carry_out(model, plan, Form::Matmulinteger, |model, node, _| lower(model, node, &mut outcome))?;
             return Ok(outcome);
         }
-        let mut candidates = nodes(model);
+        let mut candidates = model.nodes_outside_functions();
         candidates.retain(|&n| {
             let at = model.node(n);
             let constant = at.input(1).and_then(|v| find_dequantized(model, v)).is_some();

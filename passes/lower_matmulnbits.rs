@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::forms::{Blocks, MICROSOFT, QuantizedTensor, Shifted, ZeroPoints, find_shifted};
-use super::support::nodes::{carry_out, nodes, plain_gemm};
+use super::support::nodes::{carry_out, plain_gemm};
 use super::{Change, Context, Outcome, Pass};
 use crate::config::spec::Form;
 use crate::error::Result;
@@ -54,7 +54,7 @@ impl Pass for LowerMatmulnbits {
 
 /// The products of a model that read a dequantized constant.
 fn products(model: &Model) -> Vec<NodeId> {
-    let mut found = nodes(model);
+    let mut found = model.nodes_outside_functions();
     found.retain(|&n| {
         let at = model.node(n);
         let constant = at.input(1).and_then(|v| find_shifted(model, v)).is_some();

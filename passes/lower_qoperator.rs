@@ -6,7 +6,7 @@
 //! fuses the pairs itself. What has no such operator, or not for its types, stays between its quantizers.
 
 use super::forms::MICROSOFT;
-use super::support::nodes::{nodes, plain_gemm};
+use super::support::nodes::plain_gemm;
 use super::support::qoperator::{Coded, is_quantized, moved, moves, only_reader, rank, rewire};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
@@ -26,7 +26,7 @@ impl Pass for LowerQoperator {
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        for node in nodes(model) {
+        for node in model.nodes_outside_functions() {
             // What was taken in by an operator is in no graph any more.
             let Some(graph) = model.node(node).graph() else { continue };
             if !reads_codes(model, node) {
@@ -38,7 +38,7 @@ impl Pass for LowerQoperator {
                 Err(why) => outcome.skipped(name, why),
             }
         }
-        let mut all = nodes(model).into_iter();
+        let mut all = model.nodes_outside_functions().into_iter();
         if all.any(|n| model.node(n).domain() == MICROSOFT) && model.domain_version(MICROSOFT).is_none() {
             model.set_domain_version(MICROSOFT, 1);
         }

@@ -51,7 +51,7 @@ impl Pass for PerToken {
 /// Adds the operators behind `value`; what they give. `eps` is the least scale.
 pub fn fake_quantize(model: &mut Model, value: ValueId, eps: f32) -> ValueId {
     let name = model.value(value).name().to_owned();
-    let graph = model.producer(value).and_then(|p| model.node(p).graph()).unwrap_or(model.main());
+    let graph = model.home(value).unwrap_or(model.main());
     let mut build =
         Build { last: model.producer(value).map_or(Place::First(graph), Place::After), name: format!("{name}_token") };
     let number = |model: &mut Model, what: &str, number: f32| {

@@ -10,7 +10,6 @@ use super::forms::{MICROSOFT, Pair, QuantizedTensor, ZeroPoints, find_dequantize
 use super::lower_gather::table_codes;
 use super::lower_matmulnbits::base_name;
 use super::raise_opset;
-use super::support::nodes::nodes;
 use super::support::raise;
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
@@ -31,7 +30,7 @@ impl Pass for RaiseQdq {
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let nodes = nodes(model);
+        let nodes = model.nodes_outside_functions();
         let mut made = BTreeMap::new();
         let mut activations = BTreeMap::new();
         let mut since = (0, 0);

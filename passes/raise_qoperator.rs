@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use super::forms::MICROSOFT;
 use super::lower_matmulnbits::add_behind;
 use super::raise_opset::raise;
-use super::support::nodes::nodes;
 use super::support::qoperator::{Coded, moved, moves, rank, rewire, zero_like};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
@@ -31,13 +30,15 @@ impl Pass for RaiseQoperator {
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let mut work = Raise::default();
-        if model.opset().is_some_and(|has| has < 13) && nodes(model).into_iter().any(|n| has_channels(model, n)) {
+        if model.opset().is_some_and(|has| has < 13)
+            && model.nodes_outside_functions().into_iter().any(|n| has_channels(model, n))
+        {
             let from = model.opset().unwrap_or(0);
             let raised = raise(model, 13)?;
             outcome.changed("model", Change::Opset { from, to: 13 });
             outcome.skips.extend(raised.skips);
         }
-        for node in nodes(model) {
+        for node in model.nodes_outside_functions() {
             let at = model.node(node);
             let Some(graph) = at.graph() else { continue };
             let name = model.node_name(node).to_owned();

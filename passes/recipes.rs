@@ -14,6 +14,7 @@ use super::fold_weights::FoldWeights;
 use super::freeze_inputs::FreezeInputs;
 use super::fuse_batchnorm::FuseBatchnorm;
 use super::fuse_scales::FuseScales;
+use super::inline_functions::InlineFunctions;
 use super::insert_qdq::InsertQdq;
 use super::lift_constants::LiftConstants;
 use super::lower_gather::LowerGather;
@@ -21,6 +22,7 @@ use super::lower_lstm::LowerLstm;
 use super::lower_matmulinteger::LowerMatmulinteger;
 use super::lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits};
 use super::lower_qoperator::LowerQoperator;
+use super::name_bodies::NameBodies;
 use super::name_quantizers::NameQuantizers;
 use super::per_token::PerToken;
 use super::raise_opset::RaiseOpset;
@@ -219,11 +221,13 @@ pub const PREPARE: Recipe = Recipe {
     name: "prepare",
     steps: &[
         tidy(&FreezeInputs),
+        tidy(&InlineFunctions),
         tidy(&LiftConstants),
         tidy(&FoldConstants),
         tidy(&FoldGemm),
         tidy(&FuseBatchnorm),
         tidy(&DropDead),
+        tidy(&NameBodies),
     ],
 };
 

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use super::support::nodes::nodes;
 use super::support::retype::{float_types, retype};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
@@ -27,7 +26,7 @@ impl Pass for WidenFloats {
         let Some((plan, _)) = context.quantization.filter(|(plan, _)| plan.float32) else { return Ok(outcome) };
         let types = float_types(model);
         let mut computes = BTreeMap::new();
-        for node in nodes(model) {
+        for node in model.nodes_outside_functions() {
             let at = model.node(node);
             let known = at.domain().is_empty() || at.domain() == MICROSOFT;
             let table = at.input(0).filter(|&v| at.is("Gather") && model.constant(v).is_some());

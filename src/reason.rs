@@ -299,8 +299,12 @@ sentences! {
     UnknownDomain { domain: String } => "operators of domain {domain} are not known";
     /// An operator that is not in the table.
     UnknownOperator => "the operator is never quantized";
+    /// A target that fuses dequantized weights of products in bodies, and fails to.
+    FusedInBody { target: String } => "{target} does not load products of dequantized weights in bodies";
+    /// What is inside an If, Loop or Scan.
+    InBody => "activations in bodies stay float";
     /// The graph inside an If, Loop or Scan.
-    Body { nodes: usize } => "{nodes} node{} inside a body, which is left as it is",
+    Body { nodes: usize } => "{nodes} node{} inside a body, of which only weights are quantized",
         if *nodes == 1 { "" } else { "s" };
 
     // Plans: what the target has.
@@ -597,6 +601,10 @@ sentences! {
          opset 10 shrinks";
     /// A Constant with several attributes, or none.
     NotOneValue => "it does not hold exactly one value";
+    /// A function under another opset.
+    OtherOpset { own: i64, outer: i64 } => "the function that it calls has opset {own}, the graph {outer}";
+    /// A function with bodies or constants of its own, or that passes an input on.
+    NotInlined => "the function that it calls has bodies or constants of its own, or passes an input on";
     /// A Constant of a function's parameter.
     FunctionParameter => "its value is a parameter of a function";
     /// A placeholder of `TensorRT` for quantized values.

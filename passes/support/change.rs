@@ -30,6 +30,10 @@ sentences! {
     ComputedFromConstants => "computed from constants";
     /// An If.
     BecameBranch => "became the branch that its constant condition takes";
+    /// A call of a function of the model.
+    Inlined { function: String } => "became the nodes of the function {function}";
+    /// A tensor of a body whose name others bear as well.
+    Renamed { name: String } => "called \"{name}\" here";
     /// A node that gives what it reads.
     Bypassed { op: String } => "bypassed: {op} only copies its input";
     /// Nothing depends on it.

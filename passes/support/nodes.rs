@@ -4,29 +4,9 @@ use super::retype::widened;
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::Gemm;
-use crate::ir::{GraphId, Model, NodeId, Owner, ValueId};
+use crate::ir::{Model, NodeId, ValueId};
 use crate::plan::Plan;
 use crate::reason::Reason;
-
-/// The nodes of a model in order, functions left out: these import opsets of their own.
-pub(crate) fn nodes(model: &Model) -> Vec<NodeId> {
-    let graphs = model.all_graphs().into_iter().filter(|&g| !in_function(model, g));
-    graphs.flat_map(|g| model.graph(g).nodes().to_vec()).collect()
-}
-
-/// Whether a graph is a function, or a body inside one.
-fn in_function(model: &Model, mut graph: GraphId) -> bool {
-    loop {
-        match model.graph(graph).owner() {
-            Owner::Function(..) => return true,
-            Owner::Main => return false,
-            Owner::Node(node) => match model.node(node).graph() {
-                Some(outer) => graph = outer,
-                None => return false,
-            },
-        }
-    }
-}
 
 /// The tensor that a plan names; where floats of 16 bits became float32, that which they became.
 ///

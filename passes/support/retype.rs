@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::nodes::nodes;
 use crate::ir::{Attr, Def, GraphId, Model, NewNode, NodeId, Owner, Place, Tensor, User, ValueId};
 use crate::onnx::{DataType, TypeProto, type_proto};
 use crate::ops;
@@ -46,7 +45,7 @@ struct Retype<'a> {
 /// The float types of all values that have one with quantizers.
 pub(crate) fn float_types(model: &Model) -> BTreeMap<ValueId, DataType> {
     let mut types = ops::undeclared_types(model);
-    for node in nodes(model) {
+    for node in model.nodes_outside_functions() {
         let at = model.node(node);
         let bodies = at.bodies().flat_map(|body| model.graph(body).inputs());
         let values = at.inputs().iter().chain(at.outputs()).flatten().copied().chain(bodies);
@@ -60,7 +59,7 @@ pub(crate) fn float_types(model: &Model) -> BTreeMap<ValueId, DataType> {
 
 /// Carries it out.
 pub(crate) fn retype(model: &mut Model, types: BTreeMap<ValueId, DataType>, computes: &BTreeMap<NodeId, DataType>) {
-    let all = nodes(model);
+    let all = model.nodes_outside_functions();
     let graphs = model.all_graphs();
     let homes = graphs.iter().flat_map(|&g| model.graph(g).initializers().iter().map(move |&v| (v, g))).collect();
     let mut retype = Retype { model, types, computes, homes, made: HashMap::new() };
@@ -87,8 +86,7 @@ impl Retype<'_> {
 
     /// The node whose body has this input.
     fn owner(&self, value: ValueId) -> Option<NodeId> {
-        let inside = |&graph: &GraphId| self.model.graph(graph).inputs().any(|v| v == value);
-        match self.model.graph(self.model.all_graphs().into_iter().find(inside)?).owner() {
+        match self.model.graph(self.model.home(value)?).owner() {
             Owner::Node(node) => Some(node),
             _ => None,
         }
@@ -134,14 +132,9 @@ impl Retype<'_> {
         let place = match (self.model.producer(value), home) {
             (Some(node), _) => Place::After(node),
             (None, Some(home)) => Place::First(home),
-            (None, None) => Place::First(self.graph_of(value)),
+            (None, None) => Place::First(self.model.home(value).unwrap_or(self.model.main())),
         };
         self.cast(value, wanted, place, &name_in(&name, wanted))
-    }
-
-    fn graph_of(&self, input: ValueId) -> GraphId {
-        let inside = |graph: &GraphId| self.model.graph(*graph).inputs().any(|v| v == input);
-        self.model.all_graphs().into_iter().find(inside).unwrap_or(self.model.main())
     }
 
     fn cast(&mut self, value: ValueId, to: DataType, place: Place, output: &str) -> ValueId {

@@ -331,7 +331,8 @@ impl Rules {
     /// # Errors
     /// The first of them, with the nearest name.
     pub fn check(&self, model: &Model) -> Result<()> {
-        let nodes = || model.graph(model.main()).nodes().iter().map(|&n| (model.node_name(n), model.node(n).op_type()));
+        let all = model.nodes_outside_functions();
+        let nodes = || all.iter().map(|&n| (model.node_name(n), model.node(n).op_type()));
         for rule in self.all.iter().filter(|r| !r.optional) {
             let Scope::Name(pattern) = &rule.scope else { continue };
             let matches = |kind: SiteKind| nodes().any(|(node, op)| rule.applies(&Names::new(node, kind), op));

@@ -373,13 +373,13 @@ impl Model {
             })
     }
 
-    /// The value of this name that the main graph defines, unless it is sparse.
+    /// The value of this name that the main graph defines, unless it is sparse, or the only one of the model, in a body.
     #[must_use]
     pub fn value_named(&self, name: &str) -> Option<ValueId> {
-        self.names.in_main(name)
+        self.names.meant(name)
     }
 
-    /// The node of the main graph that gives the value of this name.
+    /// The node that gives the value of this name.
     #[must_use]
     pub fn producer_named(&self, name: &str) -> Option<NodeId> {
         self.producer(self.value_named(name)?)
@@ -387,6 +387,12 @@ impl Model {
 }
 
 impl Function {
+    /// Attributes that it has where a call gives none.
+    #[must_use]
+    pub fn defaults(&self) -> &[AttributeProto] {
+        &self.rest.attribute_proto
+    }
+
     /// What a node of this domain, operator and overload calls.
     #[must_use]
     pub fn key(&self) -> (&str, &str, &str) {

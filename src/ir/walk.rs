@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use petgraph::algo::{astar, kosaraju_scc};
 use petgraph::graph::{DiGraph, NodeIndex};
 
-use super::{GraphId, Model, NodeId, Owner, User};
+use super::{GraphId, Model, NodeId, Owner, User, ValueId};
 
 impl Model {
     /// Every graph that is still part of the model: the main one first, each body after its node's graph, functions
@@ -23,6 +23,41 @@ impl Model {
             queue.extend(bodies.into_iter().rev());
         }
         found
+    }
+
+    /// The nodes of the main graph and its bodies, in the order of [`all_graphs`](Self::all_graphs); those of functions, which
+    /// import opsets of their own, are left out.
+    #[must_use]
+    pub fn nodes_outside_functions(&self) -> Vec<NodeId> {
+        let graphs = self.all_graphs().into_iter().filter(|&g| !self.in_function(g));
+        graphs.flat_map(|g| self.graph(g).nodes().to_vec()).collect()
+    }
+
+    /// Whether a graph is a function, or a body inside one.
+    fn in_function(&self, mut graph: GraphId) -> bool {
+        loop {
+            match self.graph(graph).owner {
+                Owner::Function(..) => return true,
+                Owner::Main => return false,
+                Owner::Node(node) => match self.node(node).graph {
+                    Some(outer) => graph = outer,
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    /// The graph that a value belongs to.
+    #[must_use]
+    pub fn home(&self, value: ValueId) -> Option<GraphId> {
+        if let Some(node) = self.producer(value) {
+            return self.node(node).graph;
+        }
+        let defines = |&g: &GraphId| {
+            let graph = self.graph(g);
+            graph.initializers.contains(&value) || graph.inputs().any(|v| v == value)
+        };
+        self.all_graphs().into_iter().find(defines)
     }
 
     /// The ancestor of `node` (itself included) that is in `graph`, if any.

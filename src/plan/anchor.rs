@@ -216,6 +216,9 @@ impl<'a> Planner<'a> {
         if self.per_token(node, SiteKind::Input) {
             return Err(self.tokens_of(heavy));
         }
+        if self.in_body(node) {
+            return Err(Reason::InBody.into());
+        }
         if !self.is_forced(node, SiteKind::Input)
             && let Some(why) = self.place.unfit_product(self.model, node)
         {

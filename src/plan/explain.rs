@@ -102,7 +102,7 @@ pub fn explain(
 ) -> Result<Vec<Explanation>> {
     let rules = Rules::new(target, config)?;
     let explainer = Explainer { model, target, rules, plan };
-    let nodes = model.graph(model.main()).nodes();
+    let nodes = model.nodes_outside_functions();
     let found: Vec<Explanation> = nodes.iter().flat_map(|&node| explainer.node(node, pattern)).collect();
     if !found.is_empty() {
         return Ok(found);

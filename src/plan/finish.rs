@@ -39,7 +39,9 @@ struct Pair<'a> {
 
 impl Planner<'_> {
     /// Writes the plan.
-    pub(super) fn finish(mut self, opset: i64, nodes: &[NodeId]) -> Result<Plan> {
+    ///
+    /// `nodes` are those of the main graph, `all` those of its bodies as well.
+    pub(super) fn finish(mut self, opset: i64, nodes: &[NodeId], all: &[NodeId]) -> Result<Plan> {
         self.pairs = self.activations()?;
         for (name, pair) in &self.pairs {
             let Readers::Listed(slots) = &pair.readers else { continue };
@@ -50,7 +52,7 @@ impl Planner<'_> {
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         let mut sums = Vec::new();
-        for &node in nodes {
+        for &node in all {
             if let Some(&kind) = self.quantized.get(&node) {
                 let first = weights.len();
                 self.constants(node, kind, &mut weights, &mut biases)?;
@@ -69,9 +71,9 @@ impl Planner<'_> {
             let at = self.slot(node, input);
             weighted.contains(&*at.node).then(|| Token { site: self.site(node, SiteKind::Input), at, eps })
         };
-        let tokens: Vec<Token> = nodes.iter().filter_map(read).collect();
+        let tokens: Vec<Token> = all.iter().filter_map(read).collect();
         let splits = super::constants::splits(&weights);
-        let skipped = self.skipped(nodes, &weights, &biases);
+        let skipped = self.skipped(nodes, all, &weights, &biases);
         let opset = self.needed(opset, &self.pairs, &weights)?;
         let mut plan = Plan {
             schema: SCHEMA,
@@ -92,7 +94,7 @@ impl Planner<'_> {
             plan.barriers = self.place.barriers(&self, nodes, &plan);
             plan.opset = plan.barriers.iter().map(|barrier| barrier.stop.opset()).fold(plan.opset, i64::max);
         }
-        self.refuse_idle_rules(nodes, &plan)?;
+        self.refuse_idle_rules(all, &plan)?;
         Ok(plan)
     }
 

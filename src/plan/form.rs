@@ -159,8 +159,14 @@ pub(super) fn fits(model: &Model, target: &Target, form: Form, constant: &Consta
     }
 }
 
-/// Whether a target computes with the columns of a 2-bit matrix as it should, where it fuses a Dequantize.
+/// Whether a target computes with a dequantized matrix as it should, where it fuses a Dequantize: in bodies, and with the columns of
+/// 2 bits.
 fn columns_fit(model: &Model, target: &Target, constant: &Constant<'_>) -> Result<(), Reason> {
+    let inside = model.node(constant.node).graph() != Some(model.main());
+    let form = Form::Matmulnbits;
+    if inside && fits(model, target, form, constant).is_ok() {
+        return Err(Reason::FusedInBody { target: target.name.clone() });
+    }
     let &Constant { node, index, scheme, transposed, .. } = constant;
     let (format, multiple) = (scheme.dtype, target.two_bit_columns);
     let across = ops::is_transposed(model, node) && !transposed;

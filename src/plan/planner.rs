@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, NodeId, User, ValueId};
 use crate::numerics::Format;
 use crate::onnx::DataType;
-use crate::ops::{self, Channel, Role};
+use crate::ops::{self, Channel, Form, Role};
 use crate::reason::{Operand, Reason};
 use crate::targets::Target;
 
@@ -55,7 +55,8 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         .with_hint("export the model at an older opset, or choose another --target"));
     }
     let nodes = model.graph(model.main()).nodes().to_vec();
-    let sites = nodes.iter().map(|&node| {
+    let all = model.nodes_outside_functions();
+    let sites = all.iter().map(|&node| {
         let (name, op) = (model.node_name(node), model.node(node).op_type());
         let left = ops::constant_weight(model, node, 0) == Some(Channel::Left);
         (node, SiteKind::ALL.map(|kind| rules.site(name, op, kind, left)))
@@ -79,9 +80,9 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
         pairs: BTreeMap::new(),
         listed: BTreeMap::new(),
     };
-    planner.validate(&nodes)?;
-    planner.float32 = planner.needs_float32(&nodes);
-    for &node in &nodes {
+    planner.validate(&all)?;
+    planner.float32 = planner.needs_float32(&all);
+    for &node in &all {
         planner.anchor(node)?;
     }
     for &node in &nodes {
@@ -89,7 +90,7 @@ pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowled
     }
     planner.place.spread(&mut planner, &nodes);
     let algorithm = planner.rules.algorithm().cloned();
-    let plan = planner.finish(opset, &nodes)?;
+    let plan = planner.finish(opset, &nodes, &all)?;
     algorithms::refuse_idle(config, algorithm.as_ref(), &plan, knowledge)?;
     Ok(plan)
 }
@@ -283,6 +284,11 @@ impl Planner<'_> {
         if self.float32 && dtype.is_half() { DataType::Float } else { dtype }
     }
 
+    /// Whether a node is inside an If, Loop or Scan.
+    pub(super) fn in_body(&self, node: NodeId) -> bool {
+        self.model.node(node).graph() != Some(self.model.main())
+    }
+
     /// Whether floats of 16 bits have to become float32: the target has no kernels for the type, or activations are quantized,
     /// for which there are kernels of float32 only.
     fn needs_float32(&self, nodes: &[NodeId]) -> bool {
@@ -292,9 +298,12 @@ impl Planner<'_> {
         let quantized = |&&node: &&NodeId| {
             let ask = self.ask(node, SiteKind::Input);
             let ranged = self.knowledge.calibrated || ask.spec.dynamic == Some(true);
-            self.may_anchor(node).is_some_and(|row| row.role(0) != Role::Weight(Channel::Rows))
-                && !ask.is_off()
-                && ranged
+            let inside = self.in_body(node);
+            let asked = !ask.is_off() && ranged && (!inside || self.per_token(node, SiteKind::Input));
+            // onnxruntime 1.31 overwrites what float16 operators of a body still read, where a MatMulNBits is among them.
+            let overwrites = inside && self.target.forms.contains(&Form::Matmulnbits);
+            let weighs = self.may_anchor(node).is_some_and(|row| row.role(0) != Role::Weight(Channel::Rows));
+            weighs && (asked || overwrites)
         };
         halves().any(|node| unknown(&node) || quantized(&node))
     }

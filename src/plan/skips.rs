@@ -17,12 +17,15 @@ pub(super) fn switched_off(by: Option<&Rule>) -> Reason {
 
 impl Planner<'_> {
     /// Every node and constant that stays as it is.
-    pub(super) fn skipped(&self, nodes: &[NodeId], weights: &[Weight], biases: &[Bias]) -> Vec<Skip> {
+    pub(super) fn skipped(&self, nodes: &[NodeId], all: &[NodeId], weights: &[Weight], biases: &[Bias]) -> Vec<Skip> {
         let done: BTreeSet<&Slot> =
             weights.iter().map(|w| &w.at).chain(biases.iter().filter(|b| !b.float).map(|b| &b.at)).collect();
         let tensors: BTreeSet<&str> = weights.iter().map(|w| w.tensor.as_str()).collect();
         let mut skips = Vec::new();
-        for &node in nodes {
+        // In bodies, only what might have been quantized has a row of its own.
+        let main: BTreeSet<&NodeId> = nodes.iter().collect();
+        let inside = all.iter().filter(|node| !main.contains(node) && self.reasons.contains_key(node));
+        for &node in nodes.iter().chain(inside) {
             let at = self.model.node(node);
             let mut bytes: u64 = at
                 .inputs()
@@ -87,6 +90,9 @@ impl Planner<'_> {
         let nodes = self.model.graph(body).nodes();
         let mut count = nodes.len();
         for &node in nodes {
+            if self.reasons.contains_key(&node) || self.quantized.contains_key(&node) {
+                continue;
+            }
             let at = self.model.node(node);
             let float = |v: &ValueId| self.model.constant(*v).is_some_and(|t| t.dtype().is_float());
             read.extend(at.inputs().iter().flatten().copied().filter(float));

@@ -92,9 +92,36 @@ def block(dtype, result=None):
     return b.model([info("ids", TensorProto.INT64, ["b", "s"])], info("y", kind, ["n", WORDS]))
 
 
+def merged(dtype, result=None):
+    """Two branches with the same names, and the weights outside, as optimum merges decoders."""
+    model = block(dtype, result)
+    graph, info = model.graph, helper.make_tensor_value_info
+    first, second = [helper.make_graph(list(graph.node), name, [], list(graph.output)) for name in ("then", "other")]
+    for node in second.node:
+        node.op_type = node.op_type.replace("Relu", "Sigmoid")
+    choose = helper.make_node("If", ["use_cache_branch"], ["y_chosen"], name="choose", then_branch=first, else_branch=second)
+    output = helper.make_tensor_value_info("y_chosen", graph.output[0].type.tensor_type.elem_type, ["n", WORDS])
+    inputs = [*graph.input, info("use_cache_branch", TensorProto.BOOL, [])]
+    outer = helper.make_graph([choose], "g", inputs, [output], list(graph.initializer))
+    return helper.make_model(outer, opset_imports=model.opset_import, ir_version=9)
+
+
+def functions():
+    """The two linear layers behind each other as calls of one function."""
+    model = block("float32")
+    node = helper.make_node
+    linear = helper.make_function("torch.nn", "Linear", ["x", "w"], ["y"], [node("MatMul", ["x", "w"], ["y"])], [helper.make_opsetid("", 18)])
+    for product in model.graph.node:
+        if product.op_type == "MatMul" and product.input[1].startswith("w"):
+            product.op_type, product.domain = "Linear", "torch.nn"
+    model.functions.append(linear)
+    model.opset_import.append(helper.make_opsetid("torch.nn", 1))
+    return model
+
+
 def ids():
     noise = np.random.default_rng(7)
-    return [{"ids": noise.integers(0, WORDS, (2, 12))} for _ in range(12)]
+    return [{"ids": noise.integers(0, WORDS, (2, 12)), "use_cache_branch": np.array(True)} for _ in range(12)]
 
 
 # By name: the model, the float32 model of the same, and samples.
@@ -102,6 +129,9 @@ KINDS = {
     "float16": (lambda: block("float16"), lambda: block("float32"), ids),
     "float16, float32 outside": (lambda: block("float16", "float32"), lambda: block("float32"), ids),
     "bfloat16, float32 outside": (lambda: block("bfloat16", "float32"), lambda: block("float32"), ids),
+    "functions": (functions, lambda: block("float32"), ids),
+    "merged decoder": (lambda: merged("float32"), lambda: block("float32"), ids),
+    "merged decoder, float16": (lambda: merged("float16"), lambda: block("float32"), ids),
 }
 
 
@@ -109,7 +139,9 @@ def run(path, samples):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, sample)[0].astype(np.float64).ravel() for sample in samples])
+    names = {given.name for given in session.get_inputs()}
+    feeds = [{name: value for name, value in sample.items() if name in names} for sample in samples]
+    return np.concatenate([session.run(None, feed)[0].astype(np.float64).ravel() for feed in feeds])
 
 
 def rewrite(amax, source, target, recipe, folder):
@@ -137,19 +169,21 @@ def main():
             onnx.save(make(), at("m.onnx"))
             onnx.save(plain(), at("plain.onnx"))
             given = samples()
-            os.mkdir(at("samples"))
-            for index, sample in enumerate(given):
-                np.savez(at(f"samples/{index}.npz"), **sample)
+            for name in ["m", "plain"]:
+                os.mkdir(at(name))
+                inputs = {value.name for value in onnx.load(at(f"{name}.onnx")).graph.input}
+                for index, sample in enumerate(given):
+                    np.savez(at(f"{name}/{index}.npz"), **{key: sample[key] for key in sample if key in inputs})
             wanted = run(at("plain.onnx"), given)
             for recipe in RECIPES:
                 try:
-                    count = rewrite(amax, at("plain.onnx"), at("plain.q.onnx"), recipe, at("samples"))
-                    found = rewrite(amax, at("m.onnx"), at("q.onnx"), recipe, at("samples"))
+                    count = rewrite(amax, at("plain.onnx"), at("plain.q.onnx"), recipe, at("plain"))
+                    found = rewrite(amax, at("m.onnx"), at("q.onnx"), recipe, at("m"))
                     least = decibels(wanted, run(at("plain.q.onnx"), given)) - SLACK_DB
                     quality = decibels(wanted, run(at("q.onnx"), given))
                     size = os.path.getsize(at("q.onnx")) / os.path.getsize(at("m.onnx"))
                     cells.append(f"{found} w, {size:.2f}, {quality:.1f} dB")
-                    if found != count:
+                    if found < count:
                         failures.append(f"{kind}, {recipe}: {found} weights are quantized, not {count}")
                     elif quality < least:
                         failures.append(f"{kind}, {recipe}: {quality:.2f} dB, below {least:.2f}")

@@ -217,7 +217,8 @@ fn scales_that_are_not_taken_have_a_reason() {
     );
 }
 
-const PREPARED: &str = "freeze-inputs,lift-constants,fold-constants,fold-gemm,fuse-batchnorm,drop-dead";
+const PREPARED: &str =
+    "freeze-inputs,inline-functions,lift-constants,fold-constants,fold-gemm,fuse-batchnorm,drop-dead,name-bodies";
 
 #[test]
 fn lists_of_passes_are_read() {
@@ -239,8 +240,12 @@ fn a_name_that_is_no_pass_gets_the_nearest_that_is() {
     };
     check("fold-constant", "there is no pass \"fold-constant\"", "did you mean \"fold-constants\"?");
     check("drop-dead,fuse_batchnorm", "there is no pass \"fuse_batchnorm\"", "did you mean \"fuse-batchnorm\"?");
-    check("drop-dead,", "there is no pass \"\"", "the passes are freeze-inputs, lift-constants, ");
-    check("compress", "there is no pass \"compress\"", "the passes are freeze-inputs, lift-constants, ");
+    check("drop-dead,", "there is no pass \"\"", "the passes are freeze-inputs, inline-functions, lift-constants, ");
+    check(
+        "compress",
+        "there is no pass \"compress\"",
+        "the passes are freeze-inputs, inline-functions, lift-constants, ",
+    );
 }
 
 /// A pass made of a function.
@@ -296,7 +301,7 @@ fn a_run_stops_when_it_is_told_to() {
     })
     .unwrap();
     assert!(flow.is_break());
-    assert_eq!(seen, ["freeze-inputs", "lift-constants", "fold-constants"]);
+    assert_eq!(seen, ["freeze-inputs", "inline-functions", "lift-constants", "fold-constants"]);
 }
 
 /// A runtime that answers everything with the same tensors.

@@ -73,7 +73,9 @@ impl Place for Fused {
             value.is_some_and(|value| planner.model.value(value).users().iter().filter(|user| reads(user)).count() > 1)
         };
         let kernel = || fits(planner.model, planner.target, Form::Matmulnbits, constant).is_ok();
-        runs != Runs::Float || kernel() && scheme.granularity != Granularity::PerTensor && !shared()
+        // In a body it does not find the codes of weights from outside, and refuses the model.
+        runs != Runs::Float
+            || !planner.in_body(node) && kernel() && scheme.granularity != Granularity::PerTensor && !shared()
     }
 
     /// A clip is taken for a part of the pattern that is looked for, and a computed tensor for the third operand of a Gemm.
