@@ -23,6 +23,7 @@ pub mod lower_matmulnbits;
 pub mod lower_qoperator;
 pub mod name_bodies;
 pub mod name_quantizers;
+pub mod narrow_floats;
 pub mod per_token;
 pub mod pipeline;
 pub mod raise_opset;

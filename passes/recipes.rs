@@ -24,6 +24,7 @@ use super::lower_matmulnbits::{ACCURACY_LEVEL, LowerMatmulnbits};
 use super::lower_qoperator::LowerQoperator;
 use super::name_bodies::NameBodies;
 use super::name_quantizers::NameQuantizers;
+use super::narrow_floats::NarrowFloats;
 use super::per_token::PerToken;
 use super::raise_opset::RaiseOpset;
 use super::raise_qdq::RaiseQdq;
@@ -35,6 +36,7 @@ use super::standard_quantizers::StandardQuantizers;
 use super::switch_quantizers::{Switch, SwitchQuantizers};
 use super::unfold_weights::UnfoldWeights;
 use super::widen_floats::WidenFloats;
+use crate::onnx::DataType;
 use crate::ops::Form;
 
 /// Passes that run one after the other on a model.
@@ -70,6 +72,8 @@ pub enum When {
     To(&'static [To]),
     /// Where anything is asked for.
     ToAny,
+    /// Where floats get 16 bits.
+    Narrowed,
     /// Where quantizers become float operators.
     Simulated,
 }
@@ -146,6 +150,8 @@ pub struct Conversion<'a> {
     pub to: &'a [To],
     /// Sites whose quantizers are taken out, and sites that keep theirs; the last to match decides.
     pub switches: &'a [Switch],
+    /// The float type of 16 bits that what computes in float32 is to have.
+    pub dtype: Option<DataType>,
     /// Whether quantizers then become float operators.
     pub simulate: bool,
     /// Whether the scales of weights stay as they are where what follows could be fused into them.
@@ -157,7 +163,14 @@ pub struct Conversion<'a> {
 
 impl Default for Conversion<'_> {
     fn default() -> Self {
-        Self { to: &[], switches: &[], simulate: false, keep_scales: false, accuracy_level: ACCURACY_LEVEL }
+        Self {
+            to: &[],
+            switches: &[],
+            dtype: None,
+            simulate: false,
+            keep_scales: false,
+            accuracy_level: ACCURACY_LEVEL,
+        }
     }
 }
 
@@ -171,6 +184,7 @@ impl Recipe {
             When::Unswitched => asked.switches.is_empty(),
             When::To(any) => any.iter().any(|to| asked.to.contains(to)),
             When::ToAny => !asked.to.is_empty(),
+            When::Narrowed => asked.dtype.is_some(),
             When::Simulated => asked.simulate,
         })
     }
@@ -226,6 +240,7 @@ pub const PREPARE: Recipe = Recipe {
         tidy(&FoldConstants),
         tidy(&FoldGemm),
         tidy(&FuseBatchnorm),
+        tidy(&NarrowFloats),
         tidy(&DropDead),
         tidy(&NameBodies),
     ],
@@ -301,6 +316,8 @@ pub const CONVERT: Recipe = Recipe {
         // Tables look for products with the same weight.
         told(&LowerGather).when(When::To(&[To::Form(Form::GatherBlockQuantized)])),
         tidy(&DropDead).when(When::ToAny),
+        told(&NarrowFloats).when(When::Narrowed),
+        tidy(&DropDead).when(When::Narrowed),
         Step { notes: Notes::Simulated, ..tidy(&Simulate) }.when(When::Simulated),
         tidy(&DropDead).when(When::Simulated),
     ],

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::support::retype::{float_types, retype};
+use super::support::retype::{float_types, is_last, retype};
 use super::{Change, Context, Outcome, Pass};
 use crate::error::Result;
+use crate::ir::Model;
 use crate::ir::view::MICROSOFT;
-use crate::ir::{Model, User, ValueId};
 use crate::onnx::DataType;
 
 /// See the module.
@@ -43,10 +43,4 @@ impl Pass for WidenFloats {
         outcome.changed("model", Change::ComputesIn { dtype: DataType::Float });
         Ok(outcome)
     }
-}
-
-/// Whether a value is read as an output of the model alone.
-fn is_last(model: &Model, value: ValueId) -> bool {
-    let users = model.value(value).users();
-    users.iter().all(|user| matches!(user, User::Output { graph, .. } if *graph == model.main()))
 }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::error::{Error, Kind, Result};
 use crate::ir::Model;
+use crate::onnx::DataType;
 use crate::ops::Form;
 use crate::passes::pipeline::{self, After};
 use crate::passes::recipes::{CONVERT, Conversion, Notes, READ, Recipe, To, When};
@@ -39,6 +40,13 @@ impl<'a> Convert<'a> {
     /// Whether quantizers then become float operators with the same results: no unless this says otherwise.
     pub fn simulate(mut self, simulate: bool) -> Self {
         self.conversion.simulate = simulate;
+        self
+    }
+
+    /// A float type of 16 bits, [`DataType::Float16`] or [`DataType::Bfloat16`], for what computes in float32: none unless this
+    /// says otherwise.
+    pub fn dtype(mut self, dtype: impl Into<Option<DataType>>) -> Self {
+        self.conversion.dtype = dtype.into();
         self
     }
 

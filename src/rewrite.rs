@@ -15,7 +15,7 @@ use crate::observe::{compare, fits_twice};
 use crate::onnx::DataType;
 use crate::passes::freeze_inputs::FreezeInputs;
 use crate::passes::pipeline::{self, After};
-use crate::passes::recipes::{FAKE, PREPARE, QUANTIZE, Recipe};
+use crate::passes::recipes::{Conversion, FAKE, PREPARE, QUANTIZE, Recipe};
 use crate::passes::{Context, Evaluate, Pass};
 use crate::plan::{Knowledge, Plan, Weight};
 use crate::reason::Reason;
@@ -44,6 +44,7 @@ pub struct Rewrite<'a> {
     measure: bool,
     verify: Verify,
     keep_inputs: bool,
+    dtype: Option<DataType>,
 }
 
 /// Whether the result is run as deployed, beside the float model, on the samples that it is measured on.
@@ -76,6 +77,7 @@ impl<'a> Rewrite<'a> {
             measure: true,
             verify: Verify::Off,
             keep_inputs: false,
+            dtype: None,
         }
     }
 
@@ -126,6 +128,13 @@ impl<'a> Rewrite<'a> {
     /// this says otherwise. They are constants then, where all inputs with a default are such weights and no sample gives one.
     pub fn keep_inputs(mut self, keep: bool) -> Self {
         self.keep_inputs = keep;
+        self
+    }
+
+    /// A float type of 16 bits, [`DataType::Float16`] or [`DataType::Bfloat16`], for what stays float: none unless this says
+    /// otherwise.
+    pub fn dtype(mut self, dtype: impl Into<Option<DataType>>) -> Self {
+        self.dtype = dtype.into();
         self
     }
 
@@ -219,6 +228,7 @@ impl Job<'_> {
         let given = self.rewrite.samples.is_some_and(|samples| samples.give_defaults(original));
         let context =
             Context { freeze_weights: !self.rewrite.keep_inputs && !given, ..Context::new(self.rewrite.evaluate) };
+        let context = Context { conversion: Conversion { dtype: self.rewrite.dtype, ..context.conversion }, ..context };
         if self.follow(&PREPARE, &mut prepared, &context, &mut log)?.is_break() {
             return Ok(log.stopped(self, prepared, None));
         }

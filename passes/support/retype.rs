@@ -31,6 +31,12 @@ pub(crate) fn widened(model: &Model, value: ValueId) -> ValueId {
     other.filter(|&other| !constant && (cast(other, value) || cast(value, other))).unwrap_or(value)
 }
 
+/// Whether a value is read as an output of the model alone.
+pub(crate) fn is_last(model: &Model, value: ValueId) -> bool {
+    let users = model.value(value).users();
+    users.iter().all(|user| matches!(user, User::Output { graph, .. } if *graph == model.main()))
+}
+
 struct Retype<'a> {
     model: &'a mut Model,
     /// The float types that values had.

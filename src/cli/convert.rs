@@ -10,6 +10,7 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::file::SaveOptions;
 use amax::ir::{Model, file, text};
 use amax::observe::prove::Proof;
+use amax::onnx::DataType;
 use amax::passes::Outcome;
 use amax::passes::pipeline::After;
 use amax::passes::recipes::To;
@@ -20,7 +21,7 @@ use amax::targets::{self, Target};
 
 use super::inspect::print;
 use super::output::save_model;
-use super::{Console, SampleArgs, bytes, count, runtime};
+use super::{Console, SampleArgs, bytes, count, float_type, runtime};
 
 /// Made-up samples that `--check` runs where there are none.
 const RANDOM: usize = 4;
@@ -74,6 +75,10 @@ pub(crate) struct Args {
     /// Keep the scales of weights, even if a following BatchNormalization could be multiplied into them.
     #[arg(long)]
     keep_scales: bool,
+    /// Store and compute what is float32 in float16 or bfloat16, but for norms, softmax and the like. Inputs and outputs keep
+    /// their types.
+    #[arg(long, value_name = "TYPE", value_parser = float_type)]
+    dtype: Option<DataType>,
     /// Write quantizers as float operators with the same results, and quantized constants as floats.
     #[arg(long)]
     simulate: bool,
@@ -101,6 +106,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .keep_scales(args.keep_scales)
         .accuracy_level(args.accuracy_level)
         .switches(&switches)
+        .dtype(args.dtype)
         .simulate(args.simulate)
         .target(&target)
         .after(shown);

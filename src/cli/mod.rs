@@ -27,6 +27,7 @@ use amax::Result;
 use amax::error::{Error, Kind};
 use amax::ir::{Model, Tensor};
 use amax::observe::{Estimate, Progress};
+use amax::onnx::DataType;
 use amax::passes::freeze_inputs::set_input;
 pub(crate) use amax::report::layout::{bytes, count, decibels, table, wrap};
 use amax::runtime::Runtime;
@@ -311,6 +312,12 @@ pub(crate) fn threads(asked: Option<usize>) -> usize {
 pub(crate) fn runtime(text: &str) -> Result<Runtime, String> {
     let names = Runtime::ALL.map(Runtime::name);
     Runtime::ALL.into_iter().find(|r| r.name() == text).ok_or_else(|| format!("runtimes are {}", names.join(" and ")))
+}
+
+/// Reads the value of `--dtype`.
+pub(crate) fn float_type(text: &str) -> Result<DataType, String> {
+    let types = [DataType::Float16, DataType::Bfloat16];
+    types.into_iter().find(|t| t.name() == text).ok_or_else(|| "types are float16 and bfloat16".to_owned())
 }
 
 /// Reads the value of `--threads`.

@@ -9,6 +9,7 @@ use amax::error::{Error, Kind, Result};
 use amax::ir::file::{External, SaveOptions};
 use amax::ir::{Model, content_hash, file, text};
 use amax::observe::Memory;
+use amax::onnx::DataType;
 use amax::passes::Outcome;
 use amax::passes::pipeline::{self, After};
 use amax::plan::Plan;
@@ -22,7 +23,7 @@ use amax::statistics::Statistics;
 use super::calibrate::warn_of_missing;
 use super::inspect::print;
 use super::output::{Pending, save_model, scratch, stage};
-use super::{Console, SampleArgs, configure, memory_size, runtime, set_inputs, thread_count, threads};
+use super::{Console, SampleArgs, configure, float_type, memory_size, runtime, set_inputs, thread_count, threads};
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
@@ -88,6 +89,10 @@ pub(crate) struct Args {
     /// Write weights to OUTPUT.data beside the model, even if the input has no such file and the model is below 2 GB.
     #[arg(long)]
     external_data: bool,
+    /// Store and compute what stays float in float16 or bfloat16, but for norms, softmax and the like. Inputs and outputs keep
+    /// their types.
+    #[arg(long, value_name = "TYPE", value_parser = float_type)]
+    dtype: Option<DataType>,
     /// Write quantizers as float operators with the same results, to study any format on any runtime.
     #[arg(long)]
     simulate: bool,
@@ -178,6 +183,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console)
         .keep_inputs(args.configure.keeps_inputs())
+        .dtype(args.dtype)
         .passes(passes.as_deref())
         .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
         .measure(!args.no_measure)

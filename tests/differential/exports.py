@@ -129,6 +129,7 @@ KINDS = {
     "float16": (lambda: block("float16"), lambda: block("float32"), ids),
     "float16, float32 outside": (lambda: block("float16", "float32"), lambda: block("float32"), ids),
     "bfloat16, float32 outside": (lambda: block("bfloat16", "float32"), lambda: block("float32"), ids),
+    "float32, --dtype float16": (lambda: block("float32"), lambda: block("float32"), ids, "--dtype", "float16"),
     "functions": (functions, lambda: block("float32"), ids),
     "merged decoder": (lambda: merged("float32"), lambda: block("float32"), ids),
     "merged decoder, float16": (lambda: merged("float16"), lambda: block("float32"), ids),
@@ -144,10 +145,10 @@ def run(path, samples):
     return np.concatenate([session.run(None, feed)[0].astype(np.float64).ravel() for feed in feeds])
 
 
-def rewrite(amax, source, target, recipe, folder):
+def rewrite(amax, source, target, recipe, folder, *more):
     options = ["--preset", recipe] + (["--calib", folder] if recipe == "int8" else [])
     report = f"{target}.json"
-    done = subprocess.run([amax, "-q", "rewrite", source, target, "--report", report, *options], capture_output=True, text=True)
+    done = subprocess.run([amax, "-q", "rewrite", source, target, "--report", report, *options, *more], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     onnx.checker.check_model(onnx.load(target), full_check=True)
@@ -162,7 +163,7 @@ def main():
     amax = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else str(ROOT / "target/debug/amax")
     passed, failures = 0, []
     print(f"{'kind':<28}" + "".join(f"{recipe:>22}" for recipe in RECIPES))
-    for kind, (make, plain, samples) in KINDS.items():
+    for kind, (make, plain, samples, *more) in KINDS.items():
         cells = []
         with tempfile.TemporaryDirectory() as folder:
             at = lambda name: os.path.join(folder, name)
@@ -178,7 +179,7 @@ def main():
             for recipe in RECIPES:
                 try:
                     count = rewrite(amax, at("plain.onnx"), at("plain.q.onnx"), recipe, at("plain"))
-                    found = rewrite(amax, at("m.onnx"), at("q.onnx"), recipe, at("m"))
+                    found = rewrite(amax, at("m.onnx"), at("q.onnx"), recipe, at("m"), *more)
                     least = decibels(wanted, run(at("plain.q.onnx"), given)) - SLACK_DB
                     quality = decibels(wanted, run(at("q.onnx"), given))
                     size = os.path.getsize(at("q.onnx")) / os.path.getsize(at("m.onnx"))

@@ -6,7 +6,7 @@ use amax::ir::{Model, Tensor, file, text};
 use amax::onnx::DataType;
 use amax::samples::SampleSet;
 use amax::targets::Target;
-use amax::{Compare, Rewrite};
+use amax::{Compare, Convert, Rewrite};
 
 use crate::support::{folder, noise, npy};
 
@@ -98,4 +98,33 @@ fn results_are_as_close_as_those_of_float32() {
             file::load(&path).unwrap();
         }
     }
+}
+
+#[test]
+fn what_stays_float_is_stored_in_16_bits() {
+    let folder = folder();
+    std::fs::write(folder.path().join("x.npy"), npy(&[8, 1, 32], &noise(256))).unwrap();
+    let plain = model("float");
+    let samples = SampleSet::open(&folder.path().join("x.npy"), &plain).unwrap();
+    let types = |model: &Model| -> Vec<Option<DataType>> {
+        let main = model.graph(model.main());
+        main.inputs().chain(main.outputs()).map(|v| model.dtype(v)).collect()
+    };
+    for (dtype, least) in [(DataType::Float16, 50.0), (DataType::Bfloat16, 30.0)] {
+        let done = Convert::new(&plain).dtype(dtype).run().unwrap().model;
+        assert_eq!(types(&done), types(&plain), "{dtype}");
+        let main = done.graph(done.main());
+        for &value in main.initializers().iter().filter(|&&v| done.dtype(v) != Some(DataType::Int64)) {
+            assert_eq!(done.dtype(value), Some(dtype), "{}", done.value(value).name());
+        }
+        assert!(quality(&samples, &done).iter().all(|db| *db > least), "{dtype}: {:?}", quality(&samples, &done));
+        file::save(&done, &folder.path().join("out.onnx")).unwrap();
+        file::load(&folder.path().join("out.onnx")).unwrap();
+    }
+    // Four bits and the rest in 16, in one call.
+    let config = Config::parse("preset = \"w4\"").unwrap();
+    let done = Rewrite::new(&plain).config(&config).dtype(DataType::Float16).run().unwrap();
+    let own = done.plan.unwrap();
+    assert!(own.weights.len() == 4 && own.weights.iter().all(|weight| weight.float == DataType::Float16));
+    assert_eq!(types(&done.model), types(&plain));
 }

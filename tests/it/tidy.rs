@@ -144,6 +144,7 @@ const PLANNED: &[(&str, &str)] = &[
     ("switch-quantizers", "tests/it/qat.rs"),
     ("unfold-weights", "tests/it/qat.rs"),
     ("widen-floats", "tests/it/halves.rs"),
+    ("narrow-floats", "tests/it/halves.rs"),
     ("per-token", "tests/it/qat.rs"),
 ];
 
