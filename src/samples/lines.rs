@@ -2,7 +2,9 @@
 //!
 //! Inputs that a line leaves out are filled if their name says how: `attention_mask` and `input_mask` with
 //! ones, `token_type_ids` and `segment_ids` with zeros, `position_ids` with 0, 1, 2, … along its last axis. They take the
-//! shape of the tokens, the first integer input that the line gives.
+//! shape of the tokens, the first integer input that the line gives. Caches, floats of rank 3 or more with `past` or `cache` in
+//! their name, are empty: as many rows as tokens have, and 0 along the other axes that the model leaves open.
+//! `use_cache_branch` is false.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -43,6 +45,8 @@ enum Rule {
     Ones,
     Zeros,
     Count,
+    Empty,
+    False,
 }
 
 fn rule(input: &Input) -> Option<Rule> {
@@ -51,8 +55,36 @@ fn rule(input: &Input) -> Option<Rule> {
         "attention_mask" | "input_mask" => Some(Rule::Ones),
         "token_type_ids" | "segment_ids" => Some(Rule::Zeros),
         "position_ids" => Some(Rule::Count),
-        _ => None,
+        "use_cache_branch" => Some(Rule::False),
+        _ => is_cache(input).then_some(Rule::Empty),
     }
+}
+
+/// Whether an input is what a decoder remembers of tokens before.
+fn is_cache(input: &Input) -> bool {
+    let name = input.name.to_lowercase();
+    let float = input.dtype.is_some_and(DataType::is_float);
+    float
+        && input.dims.as_ref().is_some_and(|dims| dims.len() >= 3)
+        && (name.contains("past") || name.contains("cache"))
+}
+
+/// A tensor of zeros of the size that a cache has before the first token, with a row for each of the tokens.
+fn empty(input: &Input, tokens: Option<&[usize]>) -> Result<Tensor> {
+    let rows = tokens.and_then(|dims| dims.first()).copied().unwrap_or(1);
+    let dims = input.dims.iter().flatten().enumerate();
+    let shape: Vec<usize> = dims
+        .map(|(axis, dim)| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Free(_) if axis == 0 => rows,
+            Dim::Free(_) => 0,
+        })
+        .collect();
+    let dtype = input.dtype.unwrap_or(DataType::Float);
+    let count: usize = shape.iter().product();
+    let zeros = std::iter::repeat_n(0.0, count);
+    Tensor::from_f64(dtype, &shape, zeros)
+        .ok_or_else(|| Error::new(Kind::Samples, "a cache is of no float type").at_value(&input.name))
 }
 
 impl Lines {
@@ -172,7 +204,12 @@ fn parse(text: &[u8], inputs: &[Input]) -> Result<Sample> {
                 .at_value(&input.name)
                 .with_hint(format!("the model needs {}", names(inputs.iter().filter(|i| i.required)))));
         };
-        sample.insert(input.name.clone(), filled(input, rule, tokens.as_deref())?);
+        let value = match rule {
+            Rule::Empty => empty(input, tokens.as_deref())?,
+            Rule::False => Tensor::new(DataType::Bool, &vec![1; input.dims.as_ref().map_or(0, Vec::len)], vec![0]),
+            _ => filled(input, rule, tokens.as_deref())?,
+        };
+        sample.insert(input.name.clone(), value);
     }
     Ok(sample)
 }
@@ -301,7 +338,7 @@ fn filled(input: &Input, rule: Rule, tokens: Option<&[usize]>) -> Result<Tensor>
     let count: usize = shape.iter().product();
     let value = |i: usize| match rule {
         Rule::Ones => 1,
-        Rule::Zeros => 0,
+        Rule::Zeros | Rule::Empty | Rule::False => 0,
         Rule::Count => i % length,
     };
     let dtype = input.dtype.unwrap_or(DataType::Int64);

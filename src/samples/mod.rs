@@ -237,12 +237,23 @@ impl SampleSet {
         }
     }
 
-    /// The set in words: `32 samples of calib.npz`.
+    /// The set in words: `32 samples of calib.npz`, and which inputs have no elements in some of them.
     #[must_use]
     pub fn describe(&self) -> String {
         let plural = if self.len() == 1 { "" } else { "s" };
         match self.source {
-            Source::Files { .. } => format!("{} sample{plural} {}", self.len(), self.label),
+            Source::Files { .. } => {
+                let shapes = (0..self.len()).flat_map(|index| self.shape_key(index));
+                let empty: BTreeSet<String> =
+                    shapes.filter(|(_, shape)| shape.contains(&0)).map(|(name, _)| name).collect();
+                let more = empty.len().saturating_sub(1);
+                let empty = match empty.first() {
+                    None => String::new(),
+                    Some(only) if more == 0 => format!(", with empty {only}"),
+                    Some(first) => format!(", with empty {first} and {more} more like it"),
+                };
+                format!("{} sample{plural} {}{empty}", self.len(), self.label)
+            }
             Source::Random { .. } => format!("{} random sample{plural} ({})", self.len(), self.label),
         }
     }

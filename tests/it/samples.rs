@@ -366,7 +366,7 @@ fn sets_describe_themselves() {
     let describe = |path: &str, model: &str| open(path, &models[model]).unwrap().describe();
     assert_eq!(describe("good/rows.npz", "rows"), "4 samples of rows.npz");
     assert_eq!(describe("good/one.npz", "rows"), "1 sample of one.npz");
-    assert_eq!(describe("good/ragged", "tokens"), "4 samples of ragged");
+    assert_eq!(describe("good/ragged", "tokens"), "4 samples of ragged, with empty ids and 1 more like it");
     assert_eq!(SampleSet::random(&models["tokens"], 16, 3).unwrap().describe(), "16 random samples (seed 3)");
 }
 
@@ -457,4 +457,27 @@ fn samples_beside_the_model_are_found() {
     std::fs::write(&beside, "").unwrap();
     assert_eq!(samples::default_path(&model), Some(beside));
     assert_eq!(samples::default_path(Path::new("/")), None);
+}
+
+/// Lines of tokens for a decoder: what is remembered of tokens before is empty, and the summary says so.
+#[test]
+fn caches_that_no_line_gives_are_empty() {
+    let text = r#"<ir_version: 10, opset_import: ["": 21]>
+    decoder (int64[b,s] input_ids, int64[b,t] attention_mask, float16["b",2,past,4] past_key_values_0_key, float[b,8,3] cache_window, bool use_cache_branch)
+        => (int64[b,s] y) { y = Identity (input_ids) }"#;
+    let model = crate::support::parsed(text);
+    let folder = crate::support::folder();
+    let path = folder.path().join("tokens.jsonl");
+    std::fs::write(&path, "{\"input_ids\": [[1, 2, 3], [4, 5, 6]]}\n[7, 8]\n").unwrap();
+    let set = SampleSet::open(&path, &model).unwrap();
+    for (index, rows, tokens) in [(0, 2, 3), (1, 1, 2)] {
+        let sample = set.get(index).unwrap();
+        let of = |name: &str| &sample[name];
+        assert_eq!(of("past_key_values_0_key").dims(), [rows, 2, 0, 4]);
+        assert_eq!(of("past_key_values_0_key").dtype(), DataType::Float16);
+        assert_eq!(of("cache_window").to_f32().unwrap(), vec![0.0; rows * 24]);
+        assert_eq!(of("attention_mask").to_i64().unwrap(), vec![1; rows * tokens]);
+        assert_eq!((of("use_cache_branch").dims(), &*of("use_cache_branch").raw()), (vec![], &[0u8][..]));
+    }
+    assert_eq!(set.describe(), "2 samples of tokens.jsonl, with empty past_key_values_0_key");
 }
