@@ -33,6 +33,7 @@ pub mod recipes;
 pub mod recover_codes;
 pub mod settle_quantizers;
 pub mod simulate;
+pub mod smooth;
 pub mod standard_quantizers;
 pub mod support;
 pub mod switch_quantizers;

@@ -32,6 +32,7 @@ use super::raise_qoperator::RaiseQoperator;
 use super::recover_codes::RecoverCodes;
 use super::settle_quantizers::SettleQuantizers;
 use super::simulate::Simulate;
+use super::smooth::Smooth;
 use super::standard_quantizers::StandardQuantizers;
 use super::switch_quantizers::{Switch, SwitchQuantizers};
 use super::unfold_weights::UnfoldWeights;
@@ -250,6 +251,7 @@ pub const PREPARE: Recipe = Recipe {
 pub const QUANTIZE: Recipe = Recipe {
     name: "quantize",
     steps: &[
+        planned(&Smooth),
         planned(&RaiseOpset),
         planned(&WidenFloats),
         planned(&InsertQdq),
@@ -268,6 +270,7 @@ pub const QUANTIZE: Recipe = Recipe {
 pub const FAKE: Recipe = Recipe {
     name: "fake",
     steps: &[
+        planned(&Smooth),
         planned(&RaiseOpset),
         planned(&WidenFloats),
         planned(&InsertQdq),

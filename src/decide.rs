@@ -1,5 +1,6 @@
 //! The loop that decides: plan, observe, solve, and plan again without what turns out badly served.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Kind, Result};
@@ -8,11 +9,13 @@ use crate::observe::calibrate::{self, Calibrated, Observation, Site};
 use crate::observe::sensitivity::{self, Reference, Sensitivity};
 use crate::passes::recipes::QUANTIZE;
 use crate::passes::{Context, pipeline};
-use crate::plan::{Activation, Knowledge, Mode, Plan, Veto, plan};
-use crate::reason::Reason;
+use crate::plan::{Activation, Knowledge, Mode, Plan, Veto, plan, smoothing};
+use crate::quant::algorithm::Method;
+use crate::reason::{Decibels, Reason};
 use crate::report::{PassRow, QualityRow};
 use crate::rewrite::{Job, Log, interrupted, quality, split};
 use crate::samples::SampleSet;
+use crate::smooth::{self, Asked, Division, Divisions};
 use crate::solve::{Solution, Solved, guard, solve, solve_while};
 use crate::statistics::Statistics;
 
@@ -26,6 +29,8 @@ pub(crate) struct Decided {
     pub(crate) statistics: Statistics,
     /// The model that the plan makes, where it was made to measure it.
     pub(crate) made: Option<Made>,
+    /// The prepared model, with inputs divided, where some are.
+    pub(crate) smoothed: Option<Model>,
 }
 
 /// A quantized model, and how good it is.
@@ -35,6 +40,13 @@ pub(crate) struct Made {
     pub(crate) quality: Vec<QualityRow>,
 }
 
+impl Made {
+    /// The quality of the worst output.
+    fn worst(&self) -> f64 {
+        self.quality.iter().filter_map(QualityRow::sqnr_db).fold(f64::INFINITY, f64::min)
+    }
+}
+
 /// Decides everything about a prepared model. With `measure`, its outputs are held to the configuration's limit too.
 ///
 /// # Errors
@@ -42,15 +54,24 @@ pub(crate) struct Made {
 pub(crate) fn decide(job: &Job<'_>, model: &Model, measure: bool, log: &mut Log) -> Result<Decided> {
     let mut search = Search::begin(job, model, log)?;
     search.solve_until_served(log)?;
+    let mut search = search.smoothed(measure, log)?;
     if measure && job.config.guard.enabled && job.rewrite.plan.is_none() {
         search.reach_output_db(log)?;
+    }
+    if let Cow::Owned(model) = search.model {
+        search.decided.smoothed = Some(model);
     }
     Ok(search.decided)
 }
 
 struct Search<'a> {
     job: &'a Job<'a>,
-    model: &'a Model,
+    /// What the passes begin with.
+    prepared: &'a Model,
+    /// What is planned: the same, or with inputs divided.
+    model: Cow<'a, Model>,
+    /// By what.
+    divisions: Divisions,
     knowledge: Knowledge,
     solved: Solved,
     decided: Decided,
@@ -61,11 +82,16 @@ impl<'a> Search<'a> {
     fn begin(job: &'a Job<'a>, model: &'a Model, log: &mut Log) -> Result<Self> {
         let rewrite = job.rewrite;
         let calibrated = rewrite.samples.is_some() || rewrite.statistics.is_some();
-        let knowledge = Knowledge { calibrated, vetoes: BTreeMap::new() };
+        let knowledge = Knowledge { calibrated, ..Knowledge::default() };
+        let (mut smoothed, mut divisions) = (Cow::Borrowed(model), Divisions::new());
         let plan = match rewrite.plan {
             None => plan(model, job.config, job.target, &knowledge)?,
             Some(given) => {
-                given.check(model, job.target)?;
+                divisions = smooth::planned(job, model, given, log)?;
+                if !divisions.is_empty() {
+                    smoothed = Cow::Owned(smooth::divide(job, model, given, &divisions)?.model);
+                }
+                given.check(&smoothed, job.target)?;
                 given.clone()
             }
         };
@@ -77,8 +103,99 @@ impl<'a> Search<'a> {
             log.report.sample_counts = (calibrated, held_out.len());
         }
         let (solution, statistics) = (Solution::default(), Statistics::default());
-        let decided = Decided { plan, solution, statistics, made: None };
-        Ok(Self { job, model, knowledge, solved: Solved::default(), decided })
+        let decided = Decided { plan, solution, statistics, made: None, smoothed: None };
+        let (prepared, model, solved) = (model, smoothed, Solved::default());
+        Ok(Self { job, prepared, model, divisions, knowledge, solved, decided })
+    }
+
+    /// The same search with inputs divided, where that is asked for or helps inputs that were taken out, and the outputs are
+    /// no worse for it.
+    fn smoothed(mut self, measure: bool, log: &mut Log) -> Result<Self> {
+        let job = self.job;
+        let (algorithm, all) = match smooth::asked(job, log)? {
+            Asked::Not => return Ok(self),
+            Asked::All(algorithm) => (algorithm, true),
+            Asked::Poor(algorithm) => (algorithm, false),
+        };
+        let vetoes = &self.knowledge.vetoes;
+        if !all && vetoes.is_empty() {
+            return Ok(self);
+        }
+        let knowledge = Knowledge { calibrated: true, ..Knowledge::default() };
+        let first = plan(self.prepared, job.config, job.target, &knowledge)?;
+        let mut candidates = smoothing::candidates(self.prepared, &first, false);
+        if algorithm.method != Method::SmoothQuant {
+            candidates.extend(smoothing::candidates(self.prepared, &first, true));
+        }
+        candidates.retain(|candidate| match vetoes.get(&candidate.tensor) {
+            // What a runtime does not show cannot be kept either.
+            Some(veto) => !veto.why.is_unobserved(),
+            None => all,
+        });
+        if candidates.is_empty() {
+            return Ok(self);
+        }
+        let mut divisions = smooth::find(job, self.prepared, &first, &candidates, &algorithm, log)?;
+        while !divisions.is_empty() {
+            let guarded = log.report.guarded.clone();
+            let mut other = self.divided(&divisions, log)?;
+            other.solve_until_served(log)?;
+            let count = divisions.len();
+            divisions.retain(|(one, _)| {
+                let veto = smooth::read(&other.model, one).and_then(|tensor| other.knowledge.vetoes.get(&tensor));
+                let Some(veto) = veto else { return true };
+                log.report.unsmooth(&one.tensor, &veto.why);
+                false
+            });
+            if divisions.len() < count {
+                log.report.guarded = guarded;
+                continue;
+            }
+            if let Some(samples) = job.rewrite.samples.filter(|_| measure) {
+                let (before, after) = (self.measured(samples)?, other.measured(samples)?);
+                log.lap("measure");
+                let (worst, better) = (before.worst(), after.worst());
+                self.decided.made = Some(before);
+                if better < worst {
+                    log.report.guarded = guarded;
+                    let why = Reason::OutputsWorse { before: Decibels(worst), after: Decibels(better) };
+                    for (one, _) in &divisions {
+                        log.report.unsmooth(&one.tensor, &why);
+                    }
+                    log.report.warnings.push(format!("nothing is smoothed: {why}"));
+                    break;
+                }
+                other.decided.made = Some(after);
+            }
+            return Ok(other);
+        }
+        Ok(self)
+    }
+
+    /// A search for the model whose inputs are divided. What is known of other tensors still holds.
+    fn divided(&self, divisions: &Divisions, log: &mut Log) -> Result<Self> {
+        let job = self.job;
+        let Division { model, made, changed } = smooth::divide(job, self.prepared, &self.decided.plan, divisions)?;
+        let mut knowledge = self.knowledge.clone();
+        knowledge.smoothing = divisions.iter().map(|(one, _)| one.clone()).collect();
+        knowledge.divided = made;
+        for (one, _) in divisions {
+            knowledge.vetoes.remove(&one.tensor);
+            log.report.guarded.remove(&one.tensor);
+        }
+        let plan = plan(&model, job.config, job.target, &knowledge)?;
+        let mut statistics = self.decided.statistics.clone();
+        statistics.sites.retain(|tensor, _| !changed.contains(tensor));
+        let (solution, solved) = (Solution::default(), Solved::default());
+        Ok(Self {
+            job,
+            prepared: self.prepared,
+            model: Cow::Owned(model),
+            divisions: divisions.clone(),
+            knowledge,
+            solved,
+            decided: Decided { plan, solution, statistics, made: None, smoothed: None },
+        })
     }
 
     /// Solves the plan, and plans again without the tensors that turn out badly served, until there is none.
@@ -89,7 +206,8 @@ impl<'a> Search<'a> {
                 let progress = self.job.rewrite.run.progress;
                 let go_on = || if progress.interrupted() { Err(interrupted()) } else { Ok(()) };
                 let Decided { plan, statistics, solution, .. } = &mut self.decided;
-                *solution = solve_while(self.model, plan, Some(statistics), &mut self.solved, &go_on)?;
+                *solution = solve_while(&self.model, plan, Some(statistics), &mut self.solved, &go_on)?;
+                solution.smoothing = self.divisions.iter().map(|(_, scales)| scales.clone()).collect();
                 guard(plan, solution, statistics, &self.job.config.guard)
             } else {
                 unobserved
@@ -135,7 +253,7 @@ impl<'a> Search<'a> {
 
     /// Runs samples to observe tensors.
     fn run_samples(&mut self, samples: &SampleSet, missing: &[String]) -> Result<BTreeMap<String, Reason>> {
-        let (model, indices) = (self.model, split(samples).0);
+        let (model, indices) = (&*self.model, split(samples).0);
         let sites: Vec<Site> = missing.iter().map(|name| Site::plain(name)).collect();
         let run = self.job.rewrite.run.over(samples, &indices);
         let observation = Observation { model, sites: &sites, run, checkpoint: None };
@@ -149,7 +267,7 @@ impl<'a> Search<'a> {
 
     /// Takes tensors from statistics that were given.
     fn look_up(&mut self, given: &Statistics, missing: Vec<String>) -> Result<BTreeMap<String, Reason>> {
-        let Calibrated { statistics: mut found, unobserved: unusable } = calibrate::usable(self.model, given.clone())?;
+        let Calibrated { statistics: mut found, unobserved: unusable } = calibrate::usable(&self.model, given.clone())?;
         let mut known = std::mem::take(&mut self.decided.statistics);
         let mut unobserved = BTreeMap::new();
         for name in missing {
@@ -187,7 +305,7 @@ impl<'a> Search<'a> {
             log.report.guarded.insert(site.clone(), veto.why.clone());
         }
         self.knowledge.vetoes.extend(vetoes);
-        self.decided.plan = plan(self.model, self.job.config, self.job.target, &self.knowledge)?;
+        self.decided.plan = plan(&self.model, self.job.config, self.job.target, &self.knowledge)?;
         Ok(())
     }
 
@@ -206,10 +324,11 @@ impl<'a> Search<'a> {
             if plan.weights.is_empty() && plan.activations.is_empty() {
                 return Ok(());
             }
-            let (model, passes) = self.make(&self.decided.plan, &self.decided.solution)?;
-            let quality = quality(self.model, &model, samples, self.job)?;
-            let worst = quality.iter().filter_map(QualityRow::sqnr_db).fold(f64::INFINITY, f64::min);
-            let made = Made { model, passes, quality };
+            let made = match self.decided.made.take() {
+                Some(made) => made,
+                None => self.measured(samples)?,
+            };
+            let worst = made.worst();
             log.lap("measure");
             if worst >= floor {
                 self.decided.made = Some(made);
@@ -268,22 +387,30 @@ impl<'a> Search<'a> {
     /// What each group of layers costs at the outputs, quantized alone.
     fn measure_groups(&mut self, samples: &SampleSet) -> Result<Sensitivity> {
         let held_out = split(samples).1;
-        let reference = Reference::new(self.model, self.job.rewrite.run.over(samples, &held_out))?;
+        let reference = Reference::new(self.prepared, self.job.rewrite.run.over(samples, &held_out))?;
         let mut solved = std::mem::take(&mut self.solved);
         let found = sensitivity::measure(&self.decided.plan, &reference, |vetoes| {
             let mut knowledge = self.knowledge.clone();
             knowledge.vetoes.extend(vetoes.clone());
-            let plan = plan(self.model, self.job.config, self.job.target, &knowledge)?;
-            let solution = solve(self.model, &plan, Some(&self.decided.statistics), &mut solved)?;
+            let plan = plan(&self.model, self.job.config, self.job.target, &knowledge)?;
+            let mut solution = solve(&self.model, &plan, Some(&self.decided.statistics), &mut solved)?;
+            solution.smoothing.clone_from(&self.decided.solution.smoothing);
             Ok(self.make(&plan, &solution)?.0)
         })?;
         self.solved = solved;
         Ok(found)
     }
 
+    /// The model that the plan makes, measured.
+    fn measured(&self, samples: &SampleSet) -> Result<Made> {
+        let (model, passes) = self.make(&self.decided.plan, &self.decided.solution)?;
+        let quality = quality(self.prepared, &model, samples, self.job)?;
+        Ok(Made { model, passes, quality })
+    }
+
     /// The model that a plan makes, and what its passes did.
     fn make(&self, plan: &Plan, solution: &Solution) -> Result<(Model, Vec<PassRow>)> {
-        let mut model = self.model.clone();
+        let mut model = self.prepared.clone();
         let context = Context::planned(self.job.rewrite.evaluate, plan, solution);
         let mut rows = Vec::new();
         for pass in QUANTIZE.passes() {

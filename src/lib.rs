@@ -80,6 +80,7 @@ pub mod runtime;
 pub mod samples;
 #[doc(hidden)]
 pub mod scales;
+mod smooth;
 #[doc(hidden)]
 pub mod solve;
 #[doc(hidden)]

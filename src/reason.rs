@@ -408,6 +408,18 @@ sentences! {
         => "\"{tensor}\" keeps only {db} in {format}{}, below {limit} dB", over(range.as_ref());
     /// A layer costs too much at the outputs.
     Costly { db: Decibels } => "quantized alone it leaves {db} at the outputs";
+    /// Dividing the channels of an input does not lower the error of the products behind it.
+    SmoothedInVain { tensor: String, before: Decibels, after: Decibels } =>
+        "smoothing \"{tensor}\" is not worth it: on rows that were held out the products behind it keep {before} without it, \
+         {after} with it";
+    /// Dividing channels of inputs does not lower the error of the outputs.
+    OutputsWorse { before: Decibels, after: Decibels } =>
+        "the outputs keep {before} on held-out samples without it, {after} with it";
+    /// Rows of an input are too few to search and to prove on.
+    TooFewRows { tensor: String, rows: usize, least: usize } =>
+        "the samples have {rows} rows of \"{tensor}\" to prove smoothing on, fewer than {least}";
+    /// The rows of an input are not shown, or have other channels from sample to sample.
+    NoRows { tensor: String } => "the runtime shows no rows of \"{tensor}\"";
     /// A layer is left out to measure the others.
     LeftOut => "left out to measure others";
 
@@ -627,6 +639,11 @@ impl From<Error> for Reason {
 }
 
 impl Reason {
+    /// Whether samples show nothing of a tensor.
+    pub(crate) fn is_unobserved(&self) -> bool {
+        matches!(self, Self::Unobserved { .. } | Self::NoValues { .. } | Self::NeverFinite { .. })
+    }
+
     /// An operand has an element type that cannot be used here.
     pub(crate) fn wrong_type(what: Operand, found: DataType, wanted: &str) -> Self {
         Self::WrongType { what, found, wanted: wanted.to_owned() }

@@ -252,11 +252,12 @@ impl Job<'_> {
             log.report.passes.push(PassRow::new(reopen::PASS, &opened));
         }
         let measure = self.can_measure(&prepared, &mut log);
-        let Decided { plan, solution, statistics, made } = decide(self, &prepared, measure, &mut log)?;
+        let Decided { plan, solution, statistics, made, smoothed } = decide(self, &prepared, measure, &mut log)?;
+        let planned = smoothed.as_ref().unwrap_or(&prepared);
         if self.fake {
-            check_groups(&prepared, &plan)?;
+            check_groups(planned, &plan)?;
         }
-        self.describe(&prepared, &plan, &solution, &statistics, &mut log);
+        self.describe(planned, &plan, &solution, &statistics, &mut log);
         let (made, measured) = match made {
             Some(Made { model, passes, quality }) => (Some((model, passes)), Some(quality)),
             None => (None, None),
@@ -335,7 +336,7 @@ impl Job<'_> {
     }
 
     /// Whether a pass is among those that were asked for.
-    fn is_asked_for(&self, pass: &dyn Pass) -> bool {
+    pub(crate) fn is_asked_for(&self, pass: &dyn Pass) -> bool {
         self.rewrite.passes.is_none_or(|only| only.iter().any(|asked| asked.name() == pass.name()))
     }
 

@@ -56,6 +56,10 @@ sentences! {
     ScalesFused { ops: String, least: f64, most: f64 } =>
         "{ops} fused into it: quantized values of its weight stay, its scales are multiplied by {least:.6} to {most:.6}";
 
+    // What products read.
+    /// An input whose channels are divided by numbers that weights are multiplied by.
+    Smoothed { products: usize } => "divided channel by channel by what the weights of its {products} readers are multiplied by";
+
     // Quantized constants.
     /// Floats and their quantizer.
     StoredAs { dtype: DataType, scales: Granularity } => "stored as {dtype}, {scales}";

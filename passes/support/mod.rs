@@ -2,6 +2,7 @@
 
 pub mod change;
 pub(crate) mod channels;
+pub(crate) mod divide;
 pub mod evaluate;
 pub(crate) mod float_ops;
 pub(crate) mod granularity;

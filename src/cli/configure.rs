@@ -29,7 +29,7 @@ struct Given {
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Set one key, such as default.weight.dtype=int4, op_type.Conv.enable=false or layer.GLOB.input.dynamic=true;
-    /// repeatable. The last of --set, --enable, --disable, --exclude and --form wins.
+    /// repeatable. The last of --set, --enable, --disable, --exclude, --form and --algorithm wins.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Quantize nodes or sites whose name matches, whatever earlier rules say; repeatable.
@@ -45,6 +45,9 @@ struct Given {
     /// matmulinteger or dynamic-quantize-lstm; same as --set default.weight.form=FORM.
     #[arg(long, value_name = "FORM")]
     form: Vec<String>,
+    /// What improves on ranges and rounding: none, smoothquant, awq_lite, hqq or kquant; same as --set algorithm=NAME.
+    #[arg(long, value_name = "NAME")]
+    algorithm: Vec<String>,
     /// Quantize every planned tensor, however inaccurate the result.
     #[arg(long)]
     no_guard: bool,
@@ -61,7 +64,7 @@ struct Change {
 }
 
 /// The options whose order counts.
-const ORDERED: [&str; 5] = ["set", "enable", "disable", "exclude", "form"];
+const ORDERED: [&str; 6] = ["set", "enable", "disable", "exclude", "form", "algorithm"];
 
 impl clap::Args for Args {
     fn augment_args(command: Command) -> Command {
@@ -78,7 +81,7 @@ impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = Given::from_arg_matches(matches)?;
         let mut changes = Vec::new();
-        let lists = [&given.set, &given.enable, &given.disable, &given.exclude, &given.form];
+        let lists = [&given.set, &given.enable, &given.disable, &given.exclude, &given.form, &given.algorithm];
         for (option, values) in ORDERED.into_iter().zip(lists) {
             let places = matches.indices_of(option).into_iter().flatten();
             changes.extend(places.zip(values).map(|(at, value)| (at, Change { option, value: value.clone() })));
@@ -108,6 +111,7 @@ impl Args {
             disable: _,
             exclude: _,
             form: _,
+            algorithm: _,
             no_guard,
             keep_inputs: _,
         } = &self.given;
@@ -123,6 +127,7 @@ impl Args {
         for Change { option, value } in &self.changes {
             match *option {
                 "set" => config.set(value)?,
+                "algorithm" => config.set(&format!("algorithm={value}"))?,
                 "form" => config.set(&format!("default.weight.form={value}"))?,
                 option => config.switch(&format!("--{option}"), value, option == "enable")?,
             }

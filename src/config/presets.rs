@@ -8,6 +8,7 @@ use crate::nearest::nearest;
 /// The presets: name and text. The text begins with a description in comments.
 const BUILT_IN: &[(&str, &str)] = &[
     ("int8", include_str!("presets/int8.toml")),
+    ("int8-smooth", include_str!("presets/int8-smooth.toml")),
     ("int8-dynamic", include_str!("presets/int8-dynamic.toml")),
     ("a16w8", include_str!("presets/a16w8.toml")),
     ("w8", include_str!("presets/w8.toml")),

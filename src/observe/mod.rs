@@ -7,6 +7,7 @@ pub mod matrices;
 mod memory;
 mod pool;
 pub mod prove;
+pub mod rows;
 pub mod run;
 mod segmented;
 pub mod sensitivity;

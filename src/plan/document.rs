@@ -58,6 +58,8 @@ impl Plan {
             float32: _,
             target: name,
             opset,
+            // `smooth` refuses what is not there, before the other names mean anything.
+            smoothing: _,
             activations,
             weights,
             biases,

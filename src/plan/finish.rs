@@ -81,6 +81,7 @@ impl Planner<'_> {
             opset,
             float32: self.float32,
             simulate: self.target.simulate,
+            smoothing: self.knowledge.smoothing.clone(),
             activations: std::mem::take(&mut self.pairs),
             weights,
             biases,

@@ -28,6 +28,7 @@ mod planner;
 mod recurrent;
 mod site;
 mod skips;
+pub mod smoothing;
 mod spread;
 mod tokens;
 mod wants;
@@ -42,6 +43,7 @@ use crate::ir::Model;
 use crate::onnx::DataType;
 use crate::ops::{Form, Reduction};
 use crate::quant::ScaleDtype;
+use crate::quant::algorithm::Method;
 pub use crate::quant::{Given, Scheme};
 use crate::reason::Reason;
 
@@ -65,6 +67,10 @@ pub struct Plan {
     /// Whether quantizers become float operators in the end, which any runtime has.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulate: bool,
+    /// Inputs that are divided channel by channel before anything is quantized. All other names are those of the model after
+    /// that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub smoothing: Vec<Smoothing>,
     /// Quantized activations, by the name of the pair: that of the tensor, or for a second pair on one tensor the tensor's
     /// with the format behind it.
     pub activations: BTreeMap<String, Activation>,
@@ -98,6 +104,7 @@ impl Plan {
             opset: self.opset,
             float32: self.float32,
             simulate: self.simulate,
+            smoothing: Vec::new(),
             activations: BTreeMap::new(),
             weights: Vec::new(),
             biases: Vec::new(),
@@ -119,6 +126,33 @@ fn tensor_names(model: &Model) -> impl Iterator<Item = &str> {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// An input of products that is divided by one number for each channel, by which their weights are multiplied: channels of
+/// like ranges are served better by one scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Smoothing {
+    /// The tensor.
+    pub tensor: String,
+    /// The inputs of products that read it.
+    pub readers: Vec<Slot>,
+    /// How the numbers follow from ranges.
+    pub method: Method,
+    /// The exponent in them, from 0 to 1: how much of the range moves to the weights.
+    pub alpha: f64,
+    /// What divides.
+    pub divided: Divided,
+}
+
+/// What divides an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Divided {
+    /// What makes it, by its constants: it costs nothing when the model runs.
+    Producer,
+    /// A Mul in front of the products.
+    Mul,
 }
 
 /// An input with an operator in front that changes nothing and that the runtime moves nothing across.

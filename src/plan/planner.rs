@@ -1,13 +1,13 @@
 //! Decides which operators run quantized, and what that asks of the tensors around them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::by_hand::given;
 use super::kernels;
 use super::place::{self, Place};
 use super::site::{Reader, Refusal, Shape};
 use super::skips::switched_off;
-use super::{Activation, Mode, Plan, Scheme, Slot, algorithms};
+use super::{Activation, Mode, Plan, Scheme, Slot, Smoothing, algorithms};
 use crate::config::rules::{Resolved, Rule, Rules};
 use crate::config::spec::{Dtype, Field};
 use crate::config::{Config, SiteKind, Tensor as ByHand};
@@ -35,6 +35,10 @@ pub struct Knowledge {
     pub calibrated: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
+    /// What was done to the model before.
+    pub smoothing: Vec<Smoothing>,
+    /// The tensors that Muls divide for it: these stay float.
+    pub divided: BTreeSet<String>,
 }
 
 /// Decides.

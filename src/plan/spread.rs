@@ -94,7 +94,12 @@ impl Planner<'_> {
     /// Whether a node runs in integers between quantized neighbours, and is not planned yet.
     fn joins(&self, node: NodeId) -> bool {
         let at = self.model.node(node);
-        at.domain().is_empty() && self.target.join.has(at.op_type()) && !self.quantized.contains_key(&node)
+        // One scale for a tensor is what its division is to do without.
+        let divides = || at.output(0).is_some_and(|v| self.knowledge.divided.contains(self.model.value(v).name()));
+        at.domain().is_empty()
+            && self.target.join.has(at.op_type())
+            && !self.quantized.contains_key(&node)
+            && !divides()
     }
 
     /// What a join reads and makes in codes; or why it cannot be one.

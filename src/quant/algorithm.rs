@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Algorithm {
     /// The method.
     pub method: Method,
-    /// Migration strength of smoothquant, from 0 to 1.
+    /// Migration strength of smoothquant, from 0 to 1; searched for each input where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
     /// Step of the search in `awq_lite` and `awq_full`.
@@ -51,6 +51,8 @@ pub enum Scope {
     Nothing,
     /// The values of a weight, group by group.
     Groups,
+    /// The inputs of products, channel by channel, before anything is quantized.
+    Inputs,
     /// What amax does not give it yet.
     Missing,
 }
@@ -85,9 +87,9 @@ methods! {
     Max: Nothing;
     /// Moves scales from activations to weights.
     #[serde(rename = "smoothquant")]
-    SmoothQuant: Missing;
-    /// Searches scales by the size of activations.
-    AwqLite: Missing;
+    SmoothQuant: Inputs;
+    /// The same by the mean size of activations, for weights of few bits.
+    AwqLite: Inputs;
     /// Searches the clipping of weights.
     AwqClip: Missing;
     /// `awq_lite`, then `awq_clip`.
@@ -227,12 +229,12 @@ impl Algorithm {
     /// Refuses methods that are not implemented yet.
     ///
     /// # Errors
-    /// Every method but `none`, `max`, `hqq` and `kquant`.
+    /// Every method but `none`, `max`, `smoothquant`, `awq_lite`, `hqq` and `kquant`.
     pub fn refuse(&self) -> Result<()> {
         if self.scope() != Scope::Missing {
             return Ok(());
         }
         Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
-            .with_hint("use \"max\" (observed ranges, rounding to nearest) or, for weights, \"hqq\" or \"kquant\""))
+            .with_hint("use \"max\" (observed ranges, rounding to nearest), \"smoothquant\", \"awq_lite\" or, for weights, \"hqq\" or \"kquant\""))
     }
 }

@@ -16,7 +16,7 @@ use crate::ir::{Def, Model};
 use crate::observe::compare::Closeness;
 use crate::ops::{self, Form};
 use crate::passes::{Note, Outcome};
-use crate::plan::{Mode, Plan, Skip, Split};
+use crate::plan::{Divided, Mode, Plan, Skip, Split};
 use crate::reason::Reason;
 use crate::solve::{Fit, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
@@ -49,6 +49,9 @@ pub struct Report {
     pub activations: Vec<ActivationRow>,
     /// Quantized constants.
     pub weights: Vec<WeightRow>,
+    /// Inputs of products whose channels were to be divided.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub smoothing: Vec<SmoothingRow>,
     /// Constants that are stored more than once, and why.
     pub splits: Vec<Split>,
     /// What stays float, and why.
@@ -102,6 +105,41 @@ pub struct ActivationRow {
     pub sqnr_db: Option<f64>,
     /// Why it is quantized.
     pub why: Reason,
+}
+
+/// An input of products whose channels were to be divided, so that one scale serves them.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SmoothingRow {
+    /// Tensor.
+    pub tensor: String,
+    /// The products that read it, by their first output.
+    pub products: Vec<String>,
+    /// How the divisors follow from ranges.
+    pub method: String,
+    /// What was done.
+    #[serde(flatten)]
+    pub done: Option<Smoothed>,
+    /// Why nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Reason>,
+}
+
+/// How an input was divided.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Smoothed {
+    /// The exponent of its range.
+    pub alpha: f64,
+    /// What divides it.
+    pub divided: Divided,
+    /// Signal to quantization noise of the products on rows that were held out, as it would be without, in dB; absent where
+    /// it was not measured, since a plan asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_db: Option<f64>,
+    /// The same with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_db: Option<f64>,
 }
 
 /// A quantized constant.
@@ -246,6 +284,13 @@ impl Report {
         let mut out = text::text(self, false, total);
         out.extend(text::warnings(self, false).iter().map(|warning| format!("warning: {warning}\n")));
         out
+    }
+
+    /// An input is not divided after all.
+    pub(crate) fn unsmooth(&mut self, tensor: &str, why: &Reason) {
+        for row in self.smoothing.iter_mut().filter(|row| row.tensor == tensor) {
+            (row.done, row.why) = (None, Some(why.clone()));
+        }
     }
 
     /// Fills in what the plan for a prepared model and its solution say.

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::layout::{bytes, count, decibels, table, wrap};
 use super::{AlgorithmRow, FloatQuality, QualityRow, Report, Unlike, WeightRow};
 use crate::algorithms::sufficiency::{FEW, Sufficiency};
-use crate::plan::Skip;
+use crate::plan::{Divided, Skip};
 use crate::reason::Reason;
 use crate::reopen;
 
@@ -88,6 +88,8 @@ fn quantized(report: &Report, verbose: bool) -> String {
     let mut counts = Vec::new();
     counts.extend((tensors > 0).then(|| count(tensors, "activation tensor") + &ranged));
     counts.extend((constants > 0).then(|| count(constants, "constant")));
+    let smoothed = report.smoothing.iter().filter(|row| row.done.is_some()).count();
+    counts.extend((smoothed > 0).then(|| count(smoothed, "input") + " smoothed"));
     if rows.is_empty() && counts.is_empty() {
         let nothing = report.weights.is_empty();
         return if nothing { "\nquantized\n  nothing\n".to_owned() } else { String::new() };
@@ -431,5 +433,24 @@ fn details(report: &Report) -> String {
         let scales = count(w.scales, "scale");
         rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), how]);
     }
-    if rows.is_empty() { String::new() } else { format!("\ntensors\n{}", table(&rows, &[3])) }
+    let tensors = if rows.is_empty() { String::new() } else { format!("\ntensors\n{}", table(&rows, &[3])) };
+    let smoothed = report.smoothing.iter().map(|row| {
+        let Some(done) = &row.done else {
+            return vec![
+                row.tensor.clone(),
+                String::new(),
+                row.why.as_ref().map(Reason::to_string).unwrap_or_default(),
+            ];
+        };
+        let by = match done.divided {
+            Divided::Producer => "divided by what makes it",
+            Divided::Mul => "divided by a Mul",
+        };
+        let measured = done.before_db.zip(done.after_db);
+        let gain = measured.map(|(before, after)| format!(": {} instead of {}", decibels(after), decibels(before)));
+        vec![row.tensor.clone(), format!("alpha {:.2}", done.alpha), format!("{by}{}", gain.unwrap_or_default())]
+    });
+    let smoothed: Vec<_> = smoothed.collect();
+    let smoothed = if smoothed.is_empty() { String::new() } else { format!("\nsmoothed\n{}", table(&smoothed, &[])) };
+    smoothed + &tensors
 }

@@ -3,6 +3,7 @@
 mod activation;
 mod guard;
 mod microscaled;
+pub mod smoothing;
 mod source;
 mod stored;
 mod weight;
@@ -29,6 +30,8 @@ use weight::Solver;
 /// The numbers of a plan.
 #[derive(Clone, Debug, Default)]
 pub struct Solution {
+    /// What the channels of each of [`Plan::smoothing`] are divided by.
+    pub smoothing: Vec<Vec<f32>>,
     /// Scale and zero point of each static activation, by the name of its pair.
     pub activations: BTreeMap<String, QParam>,
     /// One entry for each of [`Plan::weights`].

@@ -374,7 +374,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 fn presets_print_as_what_they_are() {
     let folder = folder();
     let names: Vec<&str> = presets::names().collect();
-    assert_eq!(names.len(), 25);
+    assert_eq!(names.len(), 26);
     for name in names {
         let path = folder.path().join("amax.toml");
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();

@@ -46,6 +46,8 @@ mod samples;
 mod scales;
 #[cfg(feature = "tract")]
 mod segments;
+#[cfg(feature = "tract")]
+mod smooth;
 mod snapshot;
 mod solve;
 mod statistics_file;

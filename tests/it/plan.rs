@@ -3,7 +3,6 @@
 //! The snapshot of a fixture holds the plan for each target, and the model that onnxruntime's profile makes of it. What
 //! onnxruntime fuses of such graphs is measured by `tests/differential/fusion.py`.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::snapshot;
@@ -35,7 +34,7 @@ pub fn ready(mut model: Model) -> Model {
 }
 
 fn knowledge(calibrated: bool) -> Knowledge {
-    Knowledge { calibrated, vetoes: BTreeMap::new() }
+    Knowledge { calibrated, ..Knowledge::default() }
 }
 
 /// Plans `model` and carries the plan out; all activations were seen between -1 and 3, or from 0 behind a Relu.

@@ -146,6 +146,7 @@ const PLANNED: &[(&str, &str)] = &[
     ("widen-floats", "tests/it/halves.rs"),
     ("narrow-floats", "tests/it/halves.rs"),
     ("per-token", "tests/it/qat.rs"),
+    ("smooth", "tests/it/smooth.rs"),
 ];
 
 /// What lies in `passes/` and is not a pass.
