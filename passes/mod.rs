@@ -34,6 +34,7 @@ pub mod recover_codes;
 pub mod settle_quantizers;
 pub mod simulate;
 pub mod smooth;
+pub mod split_attention;
 pub mod standard_quantizers;
 pub mod support;
 pub mod switch_quantizers;

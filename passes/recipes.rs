@@ -33,6 +33,7 @@ use super::recover_codes::RecoverCodes;
 use super::settle_quantizers::SettleQuantizers;
 use super::simulate::Simulate;
 use super::smooth::Smooth;
+use super::split_attention::SplitAttention;
 use super::standard_quantizers::StandardQuantizers;
 use super::switch_quantizers::{Switch, SwitchQuantizers};
 use super::unfold_weights::UnfoldWeights;
@@ -239,6 +240,7 @@ pub const PREPARE: Recipe = Recipe {
         tidy(&InlineFunctions),
         tidy(&LiftConstants),
         tidy(&FoldConstants),
+        tidy(&SplitAttention),
         tidy(&FoldGemm),
         tidy(&FuseBatchnorm),
         tidy(&NarrowFloats),

@@ -613,6 +613,8 @@ sentences! {
          opset 10 shrinks";
     /// A Constant with several attributes, or none.
     NotOneValue => "it does not hold exactly one value";
+    /// An Attention of onnxruntime's that does more than three projections and a product.
+    AttentionWithMore => "it has a past, a mask, sizes or a rotation that MultiHeadAttention takes otherwise";
     /// A function under another opset.
     OtherOpset { own: i64, outer: i64 } => "the function that it calls has opset {own}, the graph {outer}";
     /// A function with bodies or constants of its own, or that passes an input on.

@@ -106,6 +106,28 @@ def merged(dtype, result=None):
     return helper.make_model(outer, opset_imports=model.opset_import, ir_version=9)
 
 
+def fused(operator):
+    """onnxruntime's own attention, with the projections inside or in front."""
+    b = Build("float32")
+    weight, bias = b.weight("wqkv", D, 3 * D), b.constant("bqkv", 0.1 * b.noise.standard_normal(3 * D))
+    own = {"num_heads": 4, "domain": "com.microsoft"}
+    if operator == "Attention":
+        b.node("Attention", ["x", weight, bias], "a", **own)
+    else:
+        b.node("MatMul", ["x", weight], "p")
+        b.node("Add", ["p", bias], "s")
+        b.nodes.append(helper.make_node("Split", ["s", b.constant("sizes", [D] * 3, np.int64)], ["q", "k", "v"], name="split", axis=2))
+        b.node("MultiHeadAttention", ["q", "k", "v"], "a", **own)
+    b.node("MatMul", ["a", b.weight("wo", D, D)], "y")
+    info = helper.make_tensor_value_info
+    return b.model([info("x", TensorProto.FLOAT, ["b", "s", D])], info("y", TensorProto.FLOAT, ["b", "s", D]))
+
+
+def features():
+    noise = np.random.default_rng(7)
+    return [{"x": noise.standard_normal((2, 12, D)).astype(np.float32)} for _ in range(12)]
+
+
 def functions():
     """The two linear layers behind each other as calls of one function."""
     model = block("float32")
@@ -129,6 +151,7 @@ KINDS = {
     "float16": (lambda: block("float16"), lambda: block("float32"), ids),
     "float16, float32 outside": (lambda: block("float16", "float32"), lambda: block("float32"), ids),
     "bfloat16, float32 outside": (lambda: block("bfloat16", "float32"), lambda: block("float32"), ids),
+    "Attention": (lambda: fused("Attention"), lambda: fused("MultiHeadAttention"), features),
     "float32, --dtype float16": (lambda: block("float32"), lambda: block("float32"), ids, "--dtype", "float16"),
     "functions": (functions, lambda: block("float32"), ids),
     "merged decoder": (lambda: merged("float32"), lambda: block("float32"), ids),
