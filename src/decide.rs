@@ -13,7 +13,7 @@ use crate::plan::{Activation, Knowledge, Mode, Plan, Veto, plan, smoothing};
 use crate::quant::algorithm::Method;
 use crate::reason::{Decibels, Reason};
 use crate::report::{PassRow, QualityRow};
-use crate::rewrite::{Job, Log, interrupted, quality, split};
+use crate::rewrite::{Job, Log, quality, split};
 use crate::samples::SampleSet;
 use crate::smooth::{self, Asked, Division, Divisions};
 use crate::solve::{Solution, Solved, guard, solve, solve_while};
@@ -204,7 +204,7 @@ impl<'a> Search<'a> {
             let unobserved = self.observe_missing(log)?;
             let vetoes = if unobserved.is_empty() {
                 let progress = self.job.rewrite.run.progress;
-                let go_on = || if progress.interrupted() { Err(interrupted()) } else { Ok(()) };
+                let go_on = || if progress.interrupted() { Err(Error::interrupted()) } else { Ok(()) };
                 let Decided { plan, statistics, solution, .. } = &mut self.decided;
                 *solution = solve_while(&self.model, plan, Some(statistics), &mut self.solved, &go_on)?;
                 solution.smoothing = self.divisions.iter().map(|(_, scales)| scales.clone()).collect();
@@ -417,7 +417,7 @@ impl<'a> Search<'a> {
             let outcome = pipeline::apply(&mut model, pass, &context)?;
             rows.push(PassRow::new(pass.name(), &outcome));
             if self.job.rewrite.run.progress.interrupted() {
-                return Err(interrupted());
+                return Err(Error::interrupted());
             }
         }
         Ok((model, rows))

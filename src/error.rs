@@ -88,6 +88,12 @@ impl Error {
         Self { inner: Box::new(inner) }
     }
 
+    /// The user asked to stop before anything was written.
+    #[must_use]
+    pub fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted; nothing was written")
+    }
+
     /// Shorthand for [`Kind::Model`].
     #[must_use]
     pub fn model(message: impl Into<String>) -> Self {

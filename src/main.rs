@@ -36,6 +36,9 @@ struct Cli {
     /// Print errors only.
     #[arg(long, short, global = true, display_order = 998)]
     quiet: bool,
+    /// Read external data also from hard links, which may be files of elsewhere.
+    #[arg(long, global = true, display_order = 998)]
+    allow_hard_links: bool,
     /// Print every decision, not only a summary.
     #[arg(long, short, global = true, display_order = 998)]
     verbose: bool,
@@ -83,7 +86,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let Cli { command, quiet, verbose } = Cli::parse();
+    let Cli { command, quiet, verbose, allow_hard_links } = Cli::parse();
+    if allow_hard_links {
+        amax::ir::file::allow_hard_links();
+    }
     let console = cli::Console::new(quiet, verbose);
     // Where the system has no more threads, this one does the work.
     let threads = rayon::ThreadPoolBuilder::new();

@@ -353,7 +353,7 @@ impl Job<'_> {
         pipeline::run(model, &passes, context, &mut |model, name, outcome| {
             log.report.passes.push(PassRow::new(name, outcome));
             if self.rewrite.run.progress.interrupted() {
-                return Err(interrupted());
+                return Err(Error::interrupted());
             }
             self.rewrite.after.map_or(Ok(ControlFlow::Continue(())), |after| after(model, name, outcome))
         })
@@ -455,11 +455,6 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 pub(crate) fn quality(float: &Model, quantized: &Model, samples: &SampleSet, job: &Job<'_>) -> Result<Vec<QualityRow>> {
     let found = compare::compare(float, quantized, &job.rewrite.run.over(samples, &split(samples).1))?;
     Ok(found.iter().map(QualityRow::new).collect())
-}
-
-/// The error of an interruption.
-pub(crate) fn interrupted() -> Error {
-    Error::new(Kind::Interrupted, "interrupted; nothing was written")
 }
 
 /// Indices for statistics, and indices held out for measuring: as [`statistics::split`].

@@ -110,7 +110,7 @@ pub(crate) fn find(
         let products = candidate.readers.iter().map(|slot| slot.node.clone()).collect();
         log.report.smoothing.push(SmoothingRow { tensor: tensor.clone(), products, method: method.name(), done, why });
         if progress.interrupted() {
-            return Err(crate::rewrite::interrupted());
+            return Err(Error::interrupted());
         }
         progress.tick();
     }

@@ -21,7 +21,7 @@ use amax::targets::Target;
 
 use super::output::{save_statistics, scratch};
 use super::{
-    Console, SampleArgs, bytes, configure, count, inspect::print, memory_size, runtime, set_inputs, table,
+    Console, SampleArgs, bytes, configure, count, inspect::print, memory_size, runtime, seconds, set_inputs, table,
     thread_count, threads,
 };
 
@@ -75,6 +75,9 @@ pub(crate) struct Args {
     /// Samples that run at once; does not change the result.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Seconds that one sample may run; default: as long as it takes.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
     /// Memory limit, such as 2GB: fewer samples run at once, and larger models run in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
@@ -128,6 +131,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .runtime(args.runtime)
         .keep_inputs(args.configure.keeps_inputs())
         .threads(threads(args.threads))
+        .timeout(args.timeout)
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console);
     if args.planned {
@@ -181,7 +185,21 @@ fn state(args: &Args, partial: &Path, console: &Console) -> Result<Option<Statis
         return Ok(None);
     }
     if args.resume {
-        let state = Statistics::load(partial)?;
+        let bytes = std::fs::read(partial).map_err(|e| Error::io(Kind::Samples, "read", partial, e))?;
+        let state = match Statistics::from_bytes(&bytes) {
+            Ok(state) => state,
+            Err(damage) => {
+                let aside = partial.with_extension("damaged");
+                std::fs::rename(partial, &aside).map_err(|e| Error::io(Kind::Output, "rename", partial, e))?;
+                console.say(&format!(
+                    "warning: {} is damaged, and is {} now; beginning again: {}",
+                    partial.display(),
+                    aside.display(),
+                    damage.message()
+                ));
+                return Ok(None);
+            }
+        };
         console.say(&format!("continuing after {}", count(state.ran.len(), "sample")));
         return Ok(Some(state));
     }

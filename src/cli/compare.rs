@@ -1,6 +1,7 @@
 //! `amax compare`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use amax::compare::Compare;
 use amax::error::{Error, Kind, Result};
@@ -12,7 +13,9 @@ use amax::report::text::quality;
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 
-use super::{Console, SampleArgs, decibels, inspect::print, runtime, set_inputs, table, thread_count, threads};
+use super::{
+    Console, SampleArgs, decibels, inspect::print, runtime, seconds, set_inputs, table, thread_count, threads,
+};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
@@ -38,6 +41,9 @@ pub(crate) struct Args {
     /// Samples that run at once.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Seconds that one sample may run; default: as long as it takes.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
     /// Compare each quantized site instead of the outputs, worst first.
     #[arg(long)]
     sites: bool,
@@ -100,6 +106,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .samples(&samples)
         .runtime(args.runtime)
         .threads(threads(args.threads))
+        .timeout(args.timeout)
         .progress(console);
     if args.sites {
         let mut found = comparison.sites()?;

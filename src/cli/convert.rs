@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         _ => e,
     })?;
     if amax::observe::Progress::interrupted(console) {
-        return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+        return Err(Error::interrupted());
     }
     let proof = args.check.then(|| check(args, &model, &done, samples.as_ref(), console)).transpose()?;
     if let Some(proof) = &proof

@@ -66,6 +66,8 @@ impl Console {
         // A file that passes the user's limit is an error of the write then, and not the end of the process.
         #[cfg(unix)]
         let _ = flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+        #[cfg(unix)]
+        end_at_cut_files();
         for signal in [SIGINT, SIGTERM] {
             let _ = flag::register_conditional_shutdown(signal, 130, INTERRUPTED.clone());
             let _ = flag::register(signal, INTERRUPTED.clone());
@@ -118,6 +120,26 @@ pub(crate) fn admit(panic: &PanicHookInfo<'_>) {
     }
 }
 
+/// A file that is cut while it is mapped ends the process, with a word and the exit code of models.
+#[cfg(unix)]
+fn end_at_cut_files() {
+    extern "C" fn say(_signal: libc::c_int) {
+        const WORDS: &[u8] = b"error: a file was cut while it was read, or the disk is full\n\
+            hint: let whatever writes the model or its data end first, and run the command again\n";
+        // SAFETY: these two functions may be called from a handler, and the bytes are constant.
+        #[allow(unsafe_code, reason = "a signal handler")]
+        unsafe {
+            libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len());
+            libc::_exit(i32::from(Kind::Model.exit_code()));
+        }
+    }
+    // SAFETY: the handler calls only what a handler may.
+    #[allow(unsafe_code, reason = "no crate registers handlers of SIGBUS, as returning from one is never right")]
+    unsafe {
+        libc::signal(libc::SIGBUS, say as extern "C" fn(libc::c_int) as libc::sighandler_t);
+    }
+}
+
 impl Progress for Console {
     fn start(&self, step: &str, total: u64) {
         let now = Instant::now();
@@ -159,6 +181,13 @@ impl Progress for Console {
 
     fn interrupted(&self) -> bool {
         INTERRUPTED.load(Ordering::SeqCst)
+    }
+
+    fn stuck(&self, error: &Error) {
+        self.clear();
+        complain(error);
+        // Outputs appear whole when they are complete, so there is nothing to clean up.
+        std::process::exit(i32::from(error.kind().exit_code()));
     }
 
     fn memory(&self, estimate: &Estimate) {
@@ -326,6 +355,13 @@ pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err("a number from 1 to 1024 is needed".to_owned()),
     }
+}
+
+/// Reads the value of `--timeout`.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.strip_suffix('s').unwrap_or(text).trim().parse::<f64>().ok();
+    let found = seconds.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    found.ok_or_else(|| "a number of seconds above 0 is needed".to_owned())
 }
 
 /// Reads the value of `--max-memory`.

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
@@ -23,7 +23,9 @@ use amax::statistics::Statistics;
 use super::calibrate::warn_of_missing;
 use super::inspect::print;
 use super::output::{Pending, save_model, scratch, stage};
-use super::{Console, SampleArgs, configure, float_type, memory_size, runtime, set_inputs, thread_count, threads};
+use super::{
+    Console, SampleArgs, configure, float_type, memory_size, runtime, seconds, set_inputs, thread_count, threads,
+};
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
@@ -83,6 +85,9 @@ pub(crate) struct Args {
     /// Samples that run at once; does not change the result.
     #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Seconds that one sample may run; default: as long as it takes.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
     /// Memory limit, such as 2GB: fewer samples run at once, and larger models run in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
@@ -180,6 +185,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .statistics(statistics.as_ref())
         .runtime(args.runtime)
         .threads(threads(args.threads))
+        .timeout(args.timeout)
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console)
         .keep_inputs(args.configure.keeps_inputs())
@@ -190,7 +196,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .verify(args.verify);
     let mut done = finish(&rewrite).map_err(|e| in_file(e, args))?;
     if amax::observe::Progress::interrupted(console) {
-        return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+        return Err(Error::interrupted());
     }
     // The report is complete before the model appears, so that either both are there or neither is.
     let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;

@@ -23,13 +23,14 @@ mod staged;
 mod strays;
 mod wire;
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
 
+pub use external::allow_hard_links;
 pub use mapped::release;
 pub(super) use mapped::{is_mapped, share};
 pub use outputs::{STDOUT, check_outputs};
@@ -60,6 +61,9 @@ pub enum External {
     Never,
 }
 
+/// Files up to this size are read at once, so that nothing can happen to them later.
+const SMALL: u64 = 1 << 20;
+
 /// How a model is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveOptions {
@@ -77,7 +81,8 @@ impl Default for SaveOptions {
 
 /// Loads a model. The file is mapped; tensors are slices of it, and may be unaligned.
 ///
-/// A file that another process cuts while it is mapped ends this one, as with any mapped input.
+/// A file that another process cuts while it is mapped raises SIGBUS, as with any mapped input; files up to 1 MB are not
+/// mapped.
 ///
 /// # Errors
 /// [`Kind::Model`]: a file that is missing, unreadable, cut, of another kind, newer than IR version
@@ -203,28 +208,48 @@ fn open(path: &Path) -> Result<Bytes> {
             None => error.with_hint("name the .onnx file"),
         });
     }
-    map(path, &metadata)
+    read(path, &metadata, File::options().read(true))
 }
 
-/// Maps a regular file.
+/// The bytes of a regular file: in memory where it is small, and else mapped.
 #[allow(unsafe_code, reason = "a mapped file")]
-fn map(path: &Path, metadata: &Metadata) -> Result<Bytes> {
+fn read(path: &Path, metadata: &Metadata, options: &OpenOptions) -> Result<Bytes> {
     let fail = |e| Error::io(Kind::Model, "read", path, e);
     // Asked before opening, since opening a pipe waits for its writer.
     if !metadata.is_file() {
         return Err(Error::model(format!("{} is not a regular file", path.display()))
             .with_hint("models are mapped: write the stream to a file first"));
     }
-    let mut file = File::open(path).map_err(fail)?;
-    if file.metadata().map_err(fail)?.len() == 0 {
-        return Ok(Bytes::new());
+    let mut file = options.open(path).map_err(fail)?;
+    let opened = file.metadata().map_err(fail)?;
+    if !is_same(metadata, &opened) {
+        return Err(Error::model(format!("{} was replaced while it was opened", path.display()))
+            .with_hint("let whatever writes it end first"));
     }
-    // A folder or a failing disk shows as an error here, and as SIGBUS once mapped.
+    if opened.len() <= SMALL {
+        let mut bytes = Vec::with_capacity(opened.len() as usize);
+        file.read_to_end(&mut bytes).map_err(fail)?;
+        return Ok(bytes.into());
+    }
+    // A failing disk shows as an error here, and as SIGBUS once mapped.
     file.read_exact(&mut [0]).map_err(fail)?;
     // SAFETY: the mapping is private and read-only. A file that another process truncates while it is mapped raises
-    // SIGBUS, as with any mapped input; models are not edited while they are compiled.
+    // SIGBUS, as with any mapped input; the program says so and ends.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
     Ok(share(map))
+}
+
+/// Whether what was opened is the file that was looked at.
+fn is_same(looked_at: &Metadata, opened: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (looked_at.dev(), looked_at.ino()) == (opened.dev(), opened.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        opened.is_file() && looked_at.is_file()
+    }
 }
 
 fn missing(path: &Path) -> Error {

@@ -297,7 +297,7 @@ impl Block<'_> {
     fn each(&self, what: &str, threads: usize, work: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
         let progress = self.run.progress;
         progress.start(&format!("{}, {what}", self.step), self.order.len() as u64);
-        run(self.run.samples, self.order, threads, progress, |(), index| work(index), || ())?;
+        run(&self.run, self.order, threads, |(), index| work(index), || ())?;
         progress.finish();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What samples show of a model's tensors, as statistics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -144,7 +144,7 @@ impl Observation<'_> {
     /// checkpoint that fails, a limit that nothing can be kept to or in a runtime other than tract, or an interruption.
     pub fn run(&self, start: Statistics) -> Result<Statistics> {
         let Self { model, sites, checkpoint, .. } = *self;
-        let Run { samples, indices, runtime, threads, progress, memory } = self.run;
+        let Run { samples, indices, runtime, threads, progress, memory, .. } = self.run;
         if runtime != Runtime::Tract && (memory.limit.is_some() || memory.segment.is_some()) {
             return Err(Error::new(Kind::Usage, format!("the runtime {} keeps to no memory limit", runtime.name()))
                 .with_hint("drop the limit, or run in tract"));
@@ -180,11 +180,11 @@ impl Observation<'_> {
         let every_site: Arc<[Option<usize>]> = (0..sites.len()).map(Some).collect();
         let saved = Mutex::new(Instant::now());
         progress.start("calibrate", order.len() as u64);
+        let torn = AtomicBool::new(false);
         let ran = run(
-            samples,
+            &self.run,
             &order,
             threads,
-            progress,
             |watch: &Arc<Watch>, index| {
                 let sample = samples.get(index)?;
                 {
@@ -192,7 +192,7 @@ impl Observation<'_> {
                     let _open = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
                     watch.sample.store(index, Ordering::Relaxed);
                     let observe: Arc<dyn Observe> = watch.clone();
-                    session.run(&sample, &observe)?;
+                    session.run(&sample, &observe).inspect_err(|_| torn.store(true, Ordering::Relaxed))?;
                     let mut statistics = lock(&shared.rest);
                     let at = statistics.ran.partition_point(|&i| i < index as u32);
                     statistics.ran.insert(at, index as u32);
@@ -210,7 +210,10 @@ impl Observation<'_> {
         );
         match (ran, checkpoint) {
             (Ok(_), _) => {}
-            (Err(error), Some(Checkpoint { save, .. })) if error.kind() == Kind::Interrupted => {
+            // What a sample showed until it was stopped cannot be taken back.
+            (Err(error), Some(Checkpoint { save, .. }))
+                if error.kind() == Kind::Interrupted && !torn.load(Ordering::Relaxed) =>
+            {
                 shared.with_all(session.unobserved(), |all| save(all))?;
                 return Err(error);
             }

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::calibrate::channel_axis;
-use super::pool::{Blind, by_shape, run};
+use super::pool::{Blind, Unseen, by_shape, lock, run};
 use super::run::Run;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
@@ -56,15 +56,14 @@ pub fn compare(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Clo
     progress.start("compare", order.len() as u64);
     let found: Mutex<BTreeMap<usize, Vec<Closeness>>> = Mutex::new(BTreeMap::new());
     run(
-        samples,
+        how,
         &order,
         threads,
-        progress,
         |(), index| {
             let sample = samples.get(index)?;
             let nothing: Arc<dyn Observe> = Arc::new(Blind);
             let rows = pairs.rows(&first.run(&sample, &nothing)?, &second.run(&sample, &nothing)?);
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert(index, rows);
+            lock(&found).insert(index, rows);
             Ok(())
         },
         || (),
@@ -240,17 +239,22 @@ fn showing(model: &Model, tensors: &BTreeMap<String, String>) -> Model {
 /// # Errors
 /// As [`compare`].
 pub fn outputs(model: &Model, how: &Run<'_>) -> Result<Vec<Vec<(String, Tensor)>>> {
-    let Run { samples, indices, runtime, progress, .. } = *how;
+    let Run { samples, indices, runtime, .. } = *how;
     // The float model was checked against the plain plan already; what is compared here differs in its quantizers only.
     let session = Session::with_options(model, &[], Options { runtime, check: false, ..Options::default() })?;
-    let nothing: Arc<dyn Observe> = Arc::new(Blind);
-    indices
-        .iter()
-        .map(|&index| {
-            if progress.interrupted() {
-                return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
-            }
-            session.run(&samples.get(index)?, &nothing)
-        })
-        .collect()
+    let found: Mutex<BTreeMap<usize, Vec<(String, Tensor)>>> = Mutex::default();
+    run(
+        &Run { progress: &Unseen(how.progress), ..*how },
+        indices,
+        1,
+        |(), index| {
+            let nothing: Arc<dyn Observe> = Arc::new(Blind);
+            let outputs = session.run(&samples.get(index)?, &nothing)?;
+            lock(&found).insert(index, outputs);
+            Ok(())
+        },
+        || (),
+    )?;
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(indices.iter().filter_map(|index| found.remove(index)).collect())
 }

@@ -1,5 +1,7 @@
 //! What runs, and how: the same for everything that runs samples.
 
+use std::time::Duration;
+
 use super::memory::Memory;
 use super::pool::{Progress, Silent};
 use crate::runtime::Runtime;
@@ -14,6 +16,8 @@ pub struct How<'a> {
     pub threads: usize,
     /// What running them may take in memory.
     pub memory: Memory<'a>,
+    /// How long one of them may run; `None` for as long as it takes.
+    pub timeout: Option<Duration>,
     /// Told how far things are, and asked whether to go on.
     pub progress: &'a dyn Progress,
 }
@@ -25,6 +29,7 @@ impl Default for How<'_> {
             runtime: Runtime::default(),
             threads: crate::machine::processors(),
             memory: Memory::default(),
+            timeout: None,
             progress: &Silent,
         }
     }
@@ -34,8 +39,8 @@ impl<'a> How<'a> {
     /// The samples at `indices`, run like this.
     #[must_use]
     pub fn over(&self, samples: &'a SampleSet, indices: &'a [usize]) -> Run<'a> {
-        let Self { runtime, threads, memory, progress } = *self;
-        Run { samples, indices, runtime, threads, memory, progress }
+        let Self { runtime, threads, memory, timeout, progress } = *self;
+        Run { samples, indices, runtime, threads, memory, timeout, progress }
     }
 }
 
@@ -52,6 +57,8 @@ pub struct Run<'a> {
     pub threads: usize,
     /// What it may take in memory.
     pub memory: Memory<'a>,
+    /// How long one of them may run; `None` for as long as it takes.
+    pub timeout: Option<Duration>,
     /// Told how far things are.
     pub progress: &'a dyn Progress,
 }
@@ -61,7 +68,7 @@ impl<'a> Run<'a> {
     #[must_use]
     pub fn new(samples: &'a SampleSet, indices: &'a [usize]) -> Self {
         let (runtime, memory) = (Runtime::default(), Memory::default());
-        Self { samples, indices, runtime, threads: 1, memory, progress: &Silent }
+        Self { samples, indices, runtime, threads: 1, memory, timeout: None, progress: &Silent }
     }
 }
 
@@ -78,6 +85,13 @@ macro_rules! run_methods {
         /// do not depend on it.
         pub fn threads(mut self, threads: usize) -> Self {
             self.run.threads = threads.max(1);
+            self
+        }
+
+        /// How long one sample may run, which is an error beyond: as long as it takes unless this says otherwise. A run stops
+        /// between two nodes.
+        pub fn timeout(mut self, timeout: impl Into<Option<std::time::Duration>>) -> Self {
+            self.run.timeout = timeout.into();
             self
         }
 

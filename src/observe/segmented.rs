@@ -82,7 +82,7 @@ impl Observation<'_> {
         silent: &mut BTreeMap<String, String>,
     ) -> Result<()> {
         let Self { model, sites, .. } = *self;
-        let Run { samples, threads, progress, memory, .. } = self.run;
+        let Run { threads, progress, memory, .. } = self.run;
         let Stage { segment, stream, share, .. } = *stage;
         stream.turn();
         let part = segment.model(model, &stream.types())?;
@@ -101,10 +101,9 @@ impl Observation<'_> {
         let which: Arc<[Option<usize>]> = stage.own.iter().map(shown).collect();
         progress.start(&stage.step, order.len() as u64);
         run(
-            samples,
+            &self.run,
             order,
             threads,
-            progress,
             |watch: &Arc<Watch>, index| {
                 let sample = stream.feed(segment, index)?;
                 watch.sample.store(index, Ordering::Relaxed);

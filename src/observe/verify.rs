@@ -51,7 +51,7 @@ pub fn verify(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Found> {
             break;
         }
         if progress.interrupted() {
-            return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+            return Err(Error::interrupted());
         }
         let sample = samples.get(index)?;
         let run = |deployed: &Deployed| deployed.run(&sample).map_err(|e| e.at_sample(&samples.place(index)));

@@ -23,6 +23,7 @@ mod inputs;
 #[cfg(feature = "ort")]
 mod ort;
 pub mod segments;
+mod stop;
 #[cfg(feature = "tract")]
 mod tract;
 
@@ -47,6 +48,7 @@ pub use tract::TractEvaluate;
 pub use crate::samples::Sample;
 pub use carried::Carried;
 pub use deployed::{Deployed, Kernels};
+pub(crate) use stop::stoppable;
 
 /// Called for each observed tensor of a run.
 pub trait Observe: Send + Sync {

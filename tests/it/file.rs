@@ -239,6 +239,7 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
     symlink("..", folder.join("folder_out")).unwrap();
     symlink("sub/w.bin", folder.join("link_in")).unwrap();
     symlink("/dev/zero", folder.join("device")).unwrap();
+    fs::hard_link(outer.path().join("secret"), folder.join("hard_link")).unwrap();
     let secret = outer.path().join("secret").to_str().unwrap().to_owned();
     let load = |entries: &[(&str, &str)], dims: &[i64]| {
         let path = folder.join("m.onnx");
@@ -253,6 +254,7 @@ fn external_data_stays_in_the_folder_and_in_bounds() {
         (&[("location", "link_out")], &[outside]),
         (&[("location", "folder_out/secret")], &[outside]),
         (&[("location", "device")], &[outside]),
+        (&[("location", "hard_link")], &["\"hard_link\" is a hard link", "--allow-hard-links"]),
         (&[("location", "C:\\w.bin")], &[outside]),
         (&[("location", "")], &[outside]),
         (&[("location", "w.bin\0")], &[outside]),
@@ -435,6 +437,7 @@ fn inputs_folders_and_devices_are_not_written_over() {
     let at = |name: &str| folder.path().join(name);
     file::save_with(&layers(1, 32), &at("in.onnx"), &external()).unwrap();
     let before = fs::read(at("in.onnx")).unwrap();
+    let model = file::load(&at("in.onnx")).unwrap();
     symlink("in.onnx", at("symlink.onnx")).unwrap();
     fs::hard_link(at("in.onnx"), at("hardlink.onnx")).unwrap();
     let data = data_of(folder.path(), "in.onnx");
@@ -445,7 +448,6 @@ fn inputs_folders_and_devices_are_not_written_over() {
     symlink("dir.onnx", at("dirlink.onnx")).unwrap();
     symlink("nowhere.onnx", at("dangling.onnx")).unwrap();
     symlink("/dev/null", at("nulllink.onnx")).unwrap();
-    let model = file::load(&at("in.onnx")).unwrap();
     let listed = names_in(folder.path());
     let default = SaveOptions::default();
     let read_from = "the model is read from this file";

@@ -20,6 +20,7 @@ mod configured;
 mod crossed;
 mod documents;
 mod edits;
+mod endless;
 mod file;
 mod formats;
 mod forms;

@@ -174,7 +174,7 @@ impl Case {
 
     fn observation<'a>(&'a self, threads: usize, memory: Memory<'a>, progress: &'a dyn Progress) -> Observation<'a> {
         let Self { model, samples, sites, indices } = self;
-        let run = Run { samples, indices, runtime: Runtime::Tract, threads, memory, progress };
+        let run = Run { samples, indices, runtime: Runtime::Tract, threads, memory, timeout: None, progress };
         Observation { model, sites, run, checkpoint: None }
     }
 

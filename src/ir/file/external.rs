@@ -1,12 +1,14 @@
 //! External data of a model that is read: tensors in other files of its folder.
 
 use std::collections::HashMap;
+use std::fs::{File, Metadata};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::{files_in, folder_of, map};
+use super::{files_in, folder_of, read};
 use crate::error::{Error, Kind, Result};
 use crate::ir::element_count;
 use crate::nearest::nearest;
@@ -99,9 +101,20 @@ impl Folder {
         if let Some(bytes) = self.files.get(location) {
             return Ok(bytes.clone());
         }
-        let path = self.resolve(location)?;
-        let metadata = std::fs::metadata(&path).map_err(|e| Error::io(Kind::Model, "read", &path, e))?;
-        let bytes = map(&path, &metadata)?;
+        let (path, real) = self.resolve(location)?;
+        let metadata = std::fs::symlink_metadata(&real).map_err(|e| Error::io(Kind::Model, "read", &path, e))?;
+        if is_hard_linked(&metadata) && !HARD_LINKS.load(Ordering::Relaxed) {
+            return Err(Error::model(format!(
+                "external data \"{location}\" is a hard link, and may be a file of elsewhere"
+            ))
+            .with_hint("copy the file, or pass --allow-hard-links if you trust the model"));
+        }
+        let mut options = File::options();
+        options.read(true);
+        // Links were followed, to where they may lead.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW);
+        let bytes = read(&real, &metadata, &options)?;
         self.files.insert(location.to_owned(), bytes.clone());
         self.sources.push(path);
         Ok(bytes)
@@ -119,7 +132,8 @@ impl Folder {
         .with_hint("the data file belongs to another model, or is damaged; get both files again"))
     }
 
-    fn resolve(&self, location: &str) -> Result<PathBuf> {
+    /// Where a location leads, as it is written and with its links followed.
+    fn resolve(&self, location: &str) -> Result<(PathBuf, PathBuf)> {
         let Some(folder) = &self.path else {
             return Err(Error::model(format!("the tensor is in the file \"{location}\", but the model is not a file"))
                 .with_hint("load the model by its path"));
@@ -139,7 +153,26 @@ impl Folder {
         if !self.roots.iter().any(|root| real.starts_with(root)) {
             return Err(outside(location));
         }
-        Ok(path)
+        Ok((path, real))
+    }
+}
+
+/// Whether external data may have several names.
+static HARD_LINKS: AtomicBool = AtomicBool::new(false);
+
+/// Takes external data also from files that have several names (hard links), from here on and in the whole process. They are
+/// refused otherwise, as by the Python package of ONNX: a model that was unpacked from an archive could name any file so.
+pub fn allow_hard_links() {
+    HARD_LINKS.store(true, Ordering::Relaxed);
+}
+
+fn is_hard_linked(metadata: &Metadata) -> bool {
+    #[cfg(unix)]
+    return metadata.is_file() && std::os::unix::fs::MetadataExt::nlink(metadata) > 1;
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        false
     }
 }
 

@@ -161,7 +161,7 @@ impl Target {
         match content(&mut writer).and_then(|()| writer.flush()) {
             Ok(()) => {}
             Err(_) if interrupted() => {
-                return Err(Error::new(Kind::Interrupted, "interrupted; nothing was written"));
+                return Err(Error::interrupted());
             }
             Err(error) => return Err(fail(error)),
         }

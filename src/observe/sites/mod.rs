@@ -104,10 +104,9 @@ pub fn sites(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Site>
     let planned = Arc::new(planned);
     progress.start("compare", order.len() as u64);
     run(
-        samples,
+        how,
         &order,
         threads,
-        progress,
         |(), index| {
             let sample = samples.get(index)?;
             let watch = Arc::new(Watch::new(planned.clone(), shown.len()));

@@ -5,19 +5,18 @@ use std::collections::BTreeMap;
 
 use super::constant::Constant;
 use super::functions::rename;
-use super::program::{Program, Step, attr, node};
+use super::program::{MAX_STEPS, Program, Step, attr, node};
 use super::sequences::Sequences;
 use crate::error::Result;
 use crate::ir::{Attr, Tensor};
-use crate::onnx::{DataType, GraphProto, NodeProto};
+use crate::onnx::{DataType, GraphProto, NodeProto, ValueInfoProto};
+use crate::runtime::stop::is_stopped;
 
 /// Returns the integers or booleans of a tensor, if that is possible without running the model. It may evaluate shapes.
 pub(super) type Known<'a> = dyn FnMut(&Program, &str) -> Option<Vec<i64>> + 'a;
 
 /// Rounds a loop may have.
 const MAX_ROUNDS: usize = 10_000;
-/// Steps a program may grow to.
-const MAX_STEPS: usize = 200_000;
 /// Attribute of a `Loop` that some rounds of were already taken out of.
 const PEELED: &str = "amax.rounds";
 
@@ -48,6 +47,9 @@ pub(super) fn inline(program: &mut Program, known: &mut Known<'_>) -> Result<()>
             let steps = branch(program, &step, taken)?;
             program.steps.splice(at..at, steps);
         } else if step.is("Loop") {
+            if is_stopped() {
+                return Err(step.refuse("stopped"));
+            }
             let step = step.clone();
             let steps = peel(program, &step, &mut rounds, known)?;
             program.steps.splice(at..=at, steps);
@@ -130,6 +132,21 @@ struct Rounds {
     scans: Vec<Vec<String>>,
 }
 
+/// Whether the condition that a body of a loop gives is the one that it gets.
+fn passes_condition_on(body: &GraphProto) -> bool {
+    let name = |info: &ValueInfoProto| info.name.clone().unwrap_or_default();
+    let (Some(given), Some(mut result)) = (body.input.get(1).map(name), body.output.first().map(name)) else {
+        return false;
+    };
+    while result != given {
+        let maker = body.node.iter().find(|node| node.output.first() == Some(&result));
+        let Some(node) = maker.filter(|node| node.op_type() == "Identity") else { return false };
+        let Some(source) = node.input.first().filter(|source| **source != result) else { return false };
+        result = source.clone();
+    }
+    true
+}
+
 /// The first round of a loop followed by a loop of the others, or what follows its last round.
 fn peel(program: &mut Program, step: &Step, rounds: &mut Vec<Rounds>, known: &mut Known<'_>) -> Result<Vec<Step>> {
     let body = body(step, "body")?;
@@ -155,7 +172,9 @@ fn peel(program: &mut Program, step: &Step, rounds: &mut Vec<Rounds>, known: &mu
     if limit.is_some_and(|limit| done as i64 >= limit) || tell(1)? == Some(0) {
         return finish(program, step, &rounds[id].scans, carried);
     }
-    if done >= MAX_ROUNDS {
+    // Said before the rounds are unrolled, where no round can be the last one early.
+    let endless = done == 0 && limit.is_none_or(|limit| limit > MAX_ROUNDS as i64) && passes_condition_on(&body);
+    if endless || done >= MAX_ROUNDS {
         return Err(step.refuse(format!("it has more than {MAX_ROUNDS} rounds")));
     }
     let round = program.add_constant("round", Constant::Plain(Tensor::from_i64(&[], &[done as i64])));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::program::{Program, Step, is_default, refusal};
+use super::program::{MAX_STEPS, Program, Step, is_default, refusal};
 use crate::error::Result;
 use crate::onnx::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
 
@@ -55,6 +55,9 @@ impl Functions {
     ) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(refusal("a function calls itself"));
+        }
+        if out.len() > MAX_STEPS {
+            return Err(refusal(format!("its functions come to more than {MAX_STEPS} nodes")));
         }
         let Some(function) = self.find(&node) else {
             for attribute in &mut node.attribute {

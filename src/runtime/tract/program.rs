@@ -336,6 +336,27 @@ impl Program {
         reads
     }
 
+    /// The program that computes `wanted` alone, with all inputs, and without outputs.
+    pub fn part(&self, wanted: &str) -> Self {
+        let steps = self.ancestors(wanted);
+        let mut names = BTreeSet::from([wanted.to_owned()]);
+        for step in &steps {
+            names.extend(step.node.output.iter().cloned());
+            visit_reads(&step.node, &mut |name| {
+                names.insert(name.to_owned());
+            });
+        }
+        names.extend(self.inputs.iter().map(|input| input.name.clone()));
+        Self {
+            inputs: self.inputs.clone(),
+            constants: only(&self.constants, &names),
+            steps,
+            outputs: Vec::new(),
+            dtypes: only(&self.dtypes, &names),
+            names,
+        }
+    }
+
     /// The steps that `wanted` depends on, in order.
     pub fn ancestors(&self, wanted: &str) -> Vec<Step> {
         let mut needed: BTreeSet<String> = BTreeSet::from([wanted.to_owned()]);
@@ -352,6 +373,14 @@ impl Program {
         kept
     }
 }
+
+/// The entries of these names.
+fn only<T: Clone>(all: &BTreeMap<String, T>, names: &BTreeSet<String>) -> BTreeMap<String, T> {
+    names.iter().filter_map(|name| Some((name.clone(), all.get(name)?.clone()))).collect()
+}
+
+/// Steps a program may grow to.
+pub(super) const MAX_STEPS: usize = 200_000;
 
 /// Calls `see` with each name that a node or a body in it reads, names defined inside bodies included.
 pub(super) fn visit_reads(node: &NodeProto, see: &mut dyn FnMut(&str)) {

@@ -244,9 +244,7 @@ impl Session {
             if let Some(tensor) = program.tensor(name) {
                 return tensor.to_i64();
             }
-            let mut program = program.clone();
-            program.steps = program.ancestors(name);
-            program.outputs.clear();
+            let mut program = program.part(name);
             program.lower().ok()?;
             let array = match program.tensor(name) {
                 Some(tensor) => return tensor.to_i64(),

@@ -21,7 +21,10 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 
-use tract_core::internal::{IntoRunnable, TValue, TVec, Tensor as Array, TractResult, TypedModel, TypedSimplePlan};
+use tract_core::internal::{
+    IntoRunnable, TValue, TVec, Tensor as Array, TractResult, TypedModel, TypedSimplePlan, TypedSimpleState, ensure,
+};
+use tract_core::plan::eval;
 
 pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate, origin};
 pub(super) use divide::DIVIDE;
@@ -31,6 +34,8 @@ pub(super) use narrow::NARROW;
 pub(super) use operators::{knows, without_fake_quant};
 pub(super) use tap::{Listener, watch};
 pub(super) use tensors::{from_array, to_array};
+
+use crate::runtime::stop::is_stopped;
 
 /// How far tract may go in rewriting a model; each rung is slower and safer than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +96,13 @@ pub(super) fn compile(model: TypedModel, rung: Rung) -> Result<Plan, String> {
 /// tract's message.
 pub(super) fn run(plan: &Plan, inputs: &[Arc<Array>]) -> Result<Vec<TValue>, String> {
     let inputs: TVec<TValue> = inputs.iter().map(|a| TValue::from_const(a.clone())).collect();
-    guarded(|| Ok(plan.run(inputs)?.into_iter().collect()))
+    guarded(|| {
+        let outputs = TypedSimpleState::new(plan)?.run_plan_with_eval(inputs, |context, state, node, inputs| {
+            ensure!(!is_stopped(), "stopped");
+            eval(context, state, node, inputs)
+        })?;
+        Ok(outputs.into_iter().collect())
+    })
 }
 
 thread_local! {
