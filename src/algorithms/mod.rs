@@ -3,6 +3,7 @@
 pub mod hqq;
 pub mod kquant;
 pub mod observers;
+pub mod quadratic;
 pub mod smooth;
 pub mod sufficiency;
 pub mod tinygemm;
