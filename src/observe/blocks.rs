@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex};
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::matrices::{MatrixSite, matrix_sites};
 use super::memory::{Share, UNLIMITED, too_low};
 use super::pool::{Blind, by_shape, lock, run};
 use super::run::Run;
@@ -20,7 +19,6 @@ use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Tensor};
 use crate::runtime::segments::{self, Segment};
 use crate::runtime::{Observe, Options, Sample, Session};
-use crate::statistics::MatrixStatistics;
 
 /// Where a model is cut into blocks.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +51,18 @@ impl Blocks<'_> {
     /// # Errors
     /// What `visit` fails with; no samples; a block that the runtime cannot run; a memory limit that cannot be kept to; a
     /// changed block with other inputs or outputs, or that does not fit into the model; an interruption.
-    pub fn walk(&self, mut visit: impl FnMut(&Block<'_>) -> Result<Option<Model>>) -> Result<Model> {
+    pub fn walk(&self, visit: impl FnMut(&Block<'_>) -> Result<Option<Model>>) -> Result<Model> {
+        self.model.with_parts(self.parts(visit)?)
+    }
+
+    /// As [`walk`](Self::walk), with the changed blocks as the result, and the nodes that they stand for.
+    ///
+    /// # Errors
+    /// As [`walk`](Self::walk), but for parts that do not fit into the model.
+    pub fn parts(
+        &self,
+        mut visit: impl FnMut(&Block<'_>) -> Result<Option<Model>>,
+    ) -> Result<Vec<(Range<usize>, Model)>> {
         let Run { samples, indices, memory, .. } = self.run;
         let order = by_shape(samples, indices);
         if order.is_empty() {
@@ -94,7 +103,7 @@ impl Blocks<'_> {
             block.finish(made.as_ref())?;
             parts.extend(made.map(|made| (segment.nodes.clone(), made)));
         }
-        self.model.with_parts(parts)
+        Ok(parts)
     }
 }
 
@@ -127,12 +136,12 @@ pub struct Block<'a> {
     pub model: Model,
     segment: &'a Segment,
     streams: Streams<'a>,
-    order: &'a [usize],
+    pub(super) order: &'a [usize],
     share: Share,
     step: String,
     /// Whether the float stream has gone through it.
     moved: AtomicBool,
-    run: Run<'a>,
+    pub(super) run: Run<'a>,
 }
 
 /// Tensors of one sample, in the order in which they were asked for; `None` for one that holds no floats, is constant, or is
@@ -197,38 +206,6 @@ impl Block<'_> {
             };
             see(&Seen { sample: index, float: &seen, changed: seen_changed.as_deref() })
         })
-    }
-
-    /// What the inputs of the block's products show, by [site](matrix_sites): in the model as changed so far, and beside it in
-    /// the float model where they differ. Of a sample at most `most` rows count. Sites whose tensor is not shown are left out.
-    ///
-    /// # Errors
-    /// As [`observe`](Self::observe); a row with NaN or infinity, with its sample.
-    pub fn matrices(&self, most: usize) -> Result<Vec<(MatrixSite, MatrixStatistics)>> {
-        let sites = matrix_sites(&self.model);
-        let tensors: Vec<String> = sites.iter().map(|site| site.tensor.clone()).collect();
-        let states: Vec<Mutex<Option<MatrixStatistics>>> = sites.iter().map(|_| Mutex::default()).collect();
-        self.observe(None, &tensors, &|seen| {
-            for (at, (site, state)) in sites.iter().zip(&states).enumerate() {
-                let Some(float) = &seen.float[at] else { continue };
-                let changed = seen.changed.and_then(|changed| changed[at].as_ref());
-                let here = |e: Error| e.at_value(&site.tensor);
-                let float = site.rows.matrix(&float.view(), most).map_err(here)?;
-                let changed = changed.map(|of| site.rows.matrix(&of.view(), most)).transpose().map_err(here)?;
-                let (rows, beside) = match &changed {
-                    Some(changed) => (changed.view(), Some(float.view())),
-                    None => (float.view(), None),
-                };
-                let own = MatrixStatistics::of(seen.sample as u32, site.rows.blocks(), rows, beside).map_err(here)?;
-                match &mut *lock(state) {
-                    Some(all) => all.merge(&own).map_err(here)?,
-                    none => *none = Some(own),
-                }
-            }
-            Ok(())
-        })?;
-        let found = sites.into_iter().zip(states).map(|(site, state)| Some((site, lock(&state).take()?)));
-        Ok(found.flatten().collect())
     }
 
     /// Brings both streams behind the block, which `made` may have taken the place of.

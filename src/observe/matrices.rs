@@ -76,7 +76,8 @@ pub fn matrix_sites(model: &Model) -> Vec<MatrixSite> {
 }
 
 /// What a product with a constant reads, how, and how many columns its weight has.
-fn product(model: &Model, node: NodeId) -> Option<(ValueId, Rows, usize)> {
+#[must_use]
+pub fn product(model: &Model, node: NodeId) -> Option<(ValueId, Rows, usize)> {
     let of = model.node(node);
     let value = of.input(0).filter(|&value| model.constant(value).is_none())?;
     let dims = model.constant(of.input(1)?)?.dims();

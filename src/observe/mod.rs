@@ -3,6 +3,7 @@
 pub mod blocks;
 pub mod calibrate;
 pub mod compare;
+pub mod gather;
 pub mod matrices;
 mod memory;
 mod pool;

@@ -4,15 +4,15 @@
 //! the rows of the float model differ from those of the model as changed so far, `X̂ᵀX` of both. The columns are those of the
 //! product's weight; a convolution in groups has as many blocks of columns, and a matrix for each.
 //!
-//! Like all statistics a state depends neither on the order of samples nor on how they were grouped. Within a sample, rows are
-//! added in their order, in float64; over samples, [`Sums`] are exact in that sense.
+//! Like all statistics a state depends neither on the order of samples nor on how they were grouped. Rows that are given
+//! together are added in float64 by one product of matrices; beyond these, [`Sums`] are exact in that sense.
 //!
 //! A state takes 17 bytes an element of one triangle of each matrix, and as much for each element of `X̂ᵀX`, whatever the
 //! number of rows.
 
 #![allow(clippy::needless_pass_by_value, reason = "views of arrays are passed as slices are")]
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use super::Range;
 use super::sums::{MOST, Sums};
@@ -81,6 +81,20 @@ impl MatrixStatistics {
         rows: ArrayView2<'_, f32>,
         float: Option<ArrayView2<'_, f32>>,
     ) -> Result<Self> {
+        Self::of_samples(vec![sample], blocks, rows, float)
+    }
+
+    /// As [`of`](Self::of), of several samples, in order, whose rows are one after the other. Which samples are taken
+    /// together decides the last bits.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn of_samples(
+        samples: Vec<u32>,
+        blocks: usize,
+        rows: ArrayView2<'_, f32>,
+        float: Option<ArrayView2<'_, f32>>,
+    ) -> Result<Self> {
         let width = rows.ncols();
         if blocks == 0 || !width.is_multiple_of(blocks) || float.is_some_and(|float| float.dim() != rows.dim()) {
             let other = float.map(|float| format!(" and {:?}", float.dim())).unwrap_or_default();
@@ -88,7 +102,8 @@ impl MatrixStatistics {
         }
         for rows in [Some(rows), float].into_iter().flatten() {
             if let Some(at) = rows.rows().into_iter().position(|row| row.iter().any(|x| !x.is_finite())) {
-                return Err(Error::new(Kind::Samples, format!("row {at} is NaN or infinite in sample {sample}"))
+                let first = samples.first().copied().unwrap_or_default();
+                return Err(Error::new(Kind::Samples, format!("row {at} is NaN or infinite in sample {first}"))
                     .with_hint("look at how this sample is preprocessed, or leave it out"));
             }
         }
@@ -97,7 +112,7 @@ impl MatrixStatistics {
             blocks,
             columns,
             rows: rows.nrows() as u64,
-            samples: vec![sample],
+            samples,
             moments: Moments::of(rows),
             gram: Sums::of(&gram(rows, columns)),
             float: float
@@ -256,23 +271,20 @@ impl Moments {
     }
 }
 
-/// Rows whose products are added before the next columns are looked at, so that they stay in the cache.
-const TOGETHER: usize = 32;
+/// Columns of one product of matrices: above the diagonal there is nothing to compute.
+const PANEL: usize = 128;
 
 /// One triangle of `XᵀX` for each block of `columns` columns.
 fn gram(rows: ArrayView2<'_, f32>, columns: usize) -> Vec<f64> {
-    let width = rows.ncols().max(1);
-    let wide: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
-    let mut sums = vec![0f64; rows.ncols() * (columns + 1) / 2];
-    for some in wide.chunks(width * TOGETHER) {
-        let mut rest = sums.as_mut_slice();
-        for column in 0..rows.ncols() {
-            let end = (column / columns + 1) * columns;
-            let (own, later) = rest.split_at_mut(end - column);
-            for row in some.chunks_exact(width) {
-                add_scaled(own, row[column], &row[column..end]);
+    let wide = rows.mapv(f64::from);
+    let mut sums = Vec::with_capacity(rows.ncols() * (columns + 1) / 2);
+    for block in wide.axis_chunks_iter(Axis(1), columns.max(1)) {
+        for start in (0..columns).step_by(PANEL) {
+            let panel = block.slice(s![.., start..columns.min(start + PANEL)]);
+            let products = panel.t().dot(&block.slice(s![.., start..]));
+            for (at, row) in products.rows().into_iter().enumerate() {
+                sums.extend(row.iter().skip(at));
             }
-            rest = later;
         }
     }
     sums
@@ -280,23 +292,10 @@ fn gram(rows: ArrayView2<'_, f32>, columns: usize) -> Vec<f64> {
 
 /// `X̂ᵀX` for each block of `columns` columns.
 fn cross(left: ArrayView2<'_, f32>, right: ArrayView2<'_, f32>, columns: usize) -> Vec<f64> {
-    let width = left.ncols().max(1);
-    let [left, right]: [Vec<f64>; 2] = [left, right].map(|rows| rows.iter().map(|&x| f64::from(x)).collect());
-    let mut sums = vec![0f64; width * columns];
-    for (left, right) in left.chunks(width * TOGETHER).zip(right.chunks(width * TOGETHER)) {
-        for (column, own) in sums.chunks_exact_mut(columns.max(1)).enumerate() {
-            let start = column / columns * columns;
-            for (left, right) in left.chunks_exact(width).zip(right.chunks_exact(width)) {
-                add_scaled(own, left[column], &right[start..start + columns]);
-            }
-        }
-    }
-    sums
-}
-
-/// Adds `factor · values`, each product rounded for itself.
-fn add_scaled(sums: &mut [f64], factor: f64, values: &[f64]) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += factor * value;
-    }
+    let [left, right] = [left, right].map(|rows| rows.mapv(f64::from));
+    let blocks = |of: &'_ Array2<f64>| {
+        of.axis_chunks_iter(Axis(1), columns.max(1)).map(|block| block.to_owned()).collect::<Vec<_>>()
+    };
+    let products = blocks(&left).into_iter().zip(blocks(&right)).map(|(left, right)| left.t().dot(&right));
+    products.flat_map(|products| products.iter().copied().collect::<Vec<_>>()).collect()
 }

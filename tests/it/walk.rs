@@ -1,7 +1,7 @@
 //! Block after block: what the driver shows is what the models compute, and what it puts together is what was asked for.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "helpers of tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,8 @@ use amax::error::{Error, Kind};
 use amax::ir::text::{PrintOptions, parse, print_with};
 use amax::ir::{Model, Tensor};
 use amax::observe::blocks::{Block, Blocks, Cut};
-use amax::observe::matrices::MatrixSite;
+use amax::observe::gather::Asked;
+use amax::observe::matrices::{MatrixSite, matrix_sites};
 use amax::observe::{Memory, Run};
 use amax::runtime::segments::{cut, weights};
 use amax::runtime::{Observe, Session};
@@ -246,9 +247,19 @@ fn matrices(case: &Case, blocks: &Blocks<'_>, change: impl Fn(&Block<'_>) -> Opt
     let mut all = Matrices::new();
     blocks
         .walk(|block| {
-            for (site, found) in block.matrices(100)? {
+            let asked = Asked {
+                sites: matrix_sites(&block.model),
+                most: 100,
+                paired: true,
+                held_out: &BTreeSet::new(),
+                together: 0,
+                quantize: &|_, _| {},
+            };
+            for (site, found) in asked.sites.iter().zip(block.matrices(&asked)?) {
                 let of = site.nodes.join(" ");
-                assert!(all.insert(of, (site, found)).is_none());
+                if let Some(found) = found?.own {
+                    assert!(all.insert(of, (site.clone(), found)).is_none());
+                }
             }
             Ok(change(block))
         })
