@@ -136,7 +136,7 @@ impl<'a> Calibrate<'a> {
     fn asked(&self, prepared: &Model) -> Result<(Vec<Site>, String)> {
         let all = sites(prepared);
         let Some((config, target)) = self.planned else { return Ok((all, "every float activation".to_owned())) };
-        let knowledge = Knowledge { calibrated: true, ..Knowledge::default() };
+        let knowledge = Knowledge { calibrated: true, samples: true, ..Knowledge::default() };
         let plan = plan(prepared, config, target, &knowledge)?;
         let wanted = |name: &str| plan.activations.get(name).is_some_and(|a| a.mode == Mode::Static);
         let mut found: Vec<Site> = all.into_iter().filter(|site| wanted(&site.name)).collect();

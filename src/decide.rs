@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Kind, Result};
+use crate::improve::improve;
 use crate::ir::Model;
 use crate::observe::calibrate::{self, Calibrated, Observation, Site};
 use crate::observe::sensitivity::{self, Reference, Sensitivity};
@@ -82,7 +83,7 @@ impl<'a> Search<'a> {
     fn begin(job: &'a Job<'a>, model: &'a Model, log: &mut Log) -> Result<Self> {
         let rewrite = job.rewrite;
         let calibrated = rewrite.samples.is_some() || rewrite.statistics.is_some();
-        let knowledge = Knowledge { calibrated, ..Knowledge::default() };
+        let knowledge = Knowledge { calibrated, samples: rewrite.samples.is_some(), ..Knowledge::default() };
         let (mut smoothed, mut divisions) = (Cow::Borrowed(model), Divisions::new());
         let plan = match rewrite.plan {
             None => plan(model, job.config, job.target, &knowledge)?,
@@ -214,13 +215,33 @@ impl<'a> Search<'a> {
             };
             log.lap("solve");
             if vetoes.is_empty() {
-                return Ok(());
+                return self.improve(log);
             }
             if self.job.rewrite.plan.is_some() {
-                return self.warn_of(vetoes, log);
+                self.warn_of(vetoes, log)?;
+                return self.improve(log);
             }
             self.plan_without(vetoes, log)?;
         }
+    }
+
+    /// Solves weights again with what samples show of their inputs. Where a part of the model does not run by itself, what was
+    /// solved without stays.
+    fn improve(&mut self, log: &mut Log) -> Result<()> {
+        let before = self.decided.solution.clone();
+        match improve(self.job, &self.model, &self.decided.plan, &mut self.decided.solution) {
+            Ok(()) => {}
+            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+            Err(e) => {
+                self.decided.solution = before;
+                let warning = format!("samples improve neither weights nor biases: {e}");
+                if !log.report.warnings.contains(&warning) {
+                    log.report.warnings.push(warning);
+                }
+            }
+        }
+        log.lap("improve");
+        Ok(())
     }
 
     /// Observes the planned tensors that no statistics are known of yet; those that cannot be observed are returned.
@@ -410,7 +431,7 @@ impl<'a> Search<'a> {
 
     /// The model that a plan makes, and what its passes did.
     fn make(&self, plan: &Plan, solution: &Solution) -> Result<(Model, Vec<PassRow>)> {
-        let mut model = self.prepared.clone();
+        let mut model = solution.corrected(self.prepared);
         let context = Context::planned(self.job.rewrite.evaluate, plan, solution);
         let mut rows = Vec::new();
         for pass in QUANTIZE.passes() {

@@ -44,6 +44,7 @@ mod decide;
 pub mod document;
 #[doc(hidden)]
 pub mod error;
+mod improve;
 #[doc(hidden)]
 pub mod ir;
 #[doc(hidden)]

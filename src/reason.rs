@@ -420,6 +420,26 @@ sentences! {
         "the samples have {rows} rows of \"{tensor}\" to prove smoothing on, fewer than {least}";
     /// The rows of an input are not shown, or have other channels from sample to sample.
     NoRows { tensor: String } => "the runtime shows no rows of \"{tensor}\"";
+    /// Samples would have to show what a weight is multiplied with, and there are none.
+    NoSamples => "without samples it is rounded";
+    /// A gain cannot be proven on so few samples.
+    FewSamples { samples: usize } => "{samples} samples are too few to prove a gain: it takes 8";
+    /// Samples show too little of what a weight is multiplied with.
+    FewRows { rows: u64 } => "samples show only {rows} rows of its input, or none to prove a gain on";
+    /// The input of an operator is not seen as rows.
+    NoRowsKnown => "its input is not seen as rows of a matrix";
+    /// A runtime shows nothing of an input.
+    NotShown { tensor: String } => "\"{tensor}\" is not shown by the runtime";
+    /// An input has NaN or infinity.
+    NotFinite { tensor: String } => "\"{tensor}\" is NaN or infinite in some sample";
+    /// A weight is multiplied with several tensors.
+    SharedWeight => "it has several readers, each with an input of its own";
+    /// A Hessian cannot be factored.
+    NotDefinite => "what samples show of its input does not tell errors apart";
+    /// What was solved is not better on samples that were held out.
+    NoGain => "on samples that were held out it would be no better than rounding";
+    /// A correction does not help on samples that were held out.
+    NoCloser => "on samples that were held out its output would be no closer";
     /// A layer is left out to measure the others.
     LeftOut => "left out to measure others";
 

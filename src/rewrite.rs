@@ -105,7 +105,7 @@ impl<'a> Rewrite<'a> {
         self
     }
 
-    /// What a calibration saw. Ranges come from it, and samples only measure the result.
+    /// What a calibration saw. Ranges come from it, not from the samples.
     pub fn statistics(mut self, statistics: impl Into<Option<&'a Statistics>>) -> Self {
         self.statistics = statistics.into();
         self
@@ -246,7 +246,7 @@ impl Job<'_> {
         }
 
         let calibrated = self.rewrite.samples.is_some() || self.rewrite.statistics.is_some();
-        let knowledge = Knowledge { calibrated, ..Knowledge::default() };
+        let knowledge = Knowledge { calibrated, samples: self.rewrite.samples.is_some(), ..Knowledge::default() };
         let opened = reopen(&mut prepared, self.config, self.target, &knowledge, self.rewrite.plan)?;
         if !opened.changes.is_empty() {
             log.report.passes.push(PassRow::new(reopen::PASS, &opened));
@@ -268,7 +268,7 @@ impl Job<'_> {
             log.report.passes.extend(passes);
             model
         } else {
-            let mut model = prepared.clone();
+            let mut model = solution.corrected(&prepared);
             let context = Context::planned(self.rewrite.evaluate, &plan, &solution);
             if self.follow(recipe, &mut model, &context, &mut log)?.is_break() {
                 return Ok(log.stopped(self, model, Some(plan)));

@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     set_inputs(&mut model, &args.set_input, &SampleArgs::default(), Some(Path::new("none")), &args.model, console)?;
     let mut prepared = prepare(&model, &amax::runtime::TractEvaluate, !args.configure.keeps_inputs())
         .map_err(|e| e.in_file(&args.model))?;
-    let knowledge = Knowledge { calibrated: !args.no_samples, ..Knowledge::default() };
+    let knowledge = Knowledge { calibrated: !args.no_samples, samples: !args.no_samples, ..Knowledge::default() };
     reopen(&mut prepared, &config, &target, &knowledge, None)?;
     let made = plan(&prepared, &config, &target, &knowledge)?;
     if let Some(path) = &args.output {

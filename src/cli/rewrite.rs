@@ -73,7 +73,7 @@ pub(crate) struct Args {
     calib: Option<PathBuf>,
     #[command(flatten)]
     sampling: SampleArgs,
-    /// Take ranges from these statistics of calibrate or merge; samples then only measure the result.
+    /// Take ranges from these statistics of calibrate or merge; samples then measure the result.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// Turn an input of the model into a constant; repeatable. VALUE is a number, true, false, or lists: [1, 2].

@@ -115,14 +115,18 @@ pub struct Layer {
     /// Constant biases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<Spec>,
+    /// The algorithm for their weights, instead of that for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::quant::algorithm::Written>"))]
+    pub algorithm: Option<Algorithm>,
 }
 
 impl Layer {
     /// Its keys, without the pattern.
     #[must_use]
     pub fn level(&self) -> Level {
-        let Self { pattern: _, op_type: _, optional: _, enable, input, output, weight, bias } = self.clone();
-        Level { enable, input, output, weight, bias }
+        let Self { pattern: _, op_type: _, optional: _, enable, input, output, weight, bias, algorithm } = self.clone();
+        Level { enable, input, output, weight, bias, algorithm }
     }
 }
 
@@ -156,7 +160,7 @@ impl Adjusted {
     fn level(&self) -> Level {
         let Self { pattern: _, optional: _, scale, min, max, power_of_two } = *self;
         let spec = Spec { postprocess: Some(Postprocess { scale, min, max, power_of_two }), ..Spec::default() };
-        Level { enable: None, input: Some(spec.clone()), output: Some(spec.clone()), weight: Some(spec), bias: None }
+        Level { input: Some(spec.clone()), output: Some(spec.clone()), weight: Some(spec), ..Level::default() }
     }
 }
 

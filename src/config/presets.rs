@@ -13,6 +13,8 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("a16w8", include_str!("presets/a16w8.toml")),
     ("w8", include_str!("presets/w8.toml")),
     ("w4", include_str!("presets/w4.toml")),
+    ("w4-gptq", include_str!("presets/w4-gptq.toml")),
+    ("w4-best", include_str!("presets/w4-best.toml")),
     ("w4-kquant", include_str!("presets/w4-kquant.toml")),
     ("w4-hqq", include_str!("presets/w4-hqq.toml")),
     ("w4-mlas", include_str!("presets/w4-mlas.toml")),

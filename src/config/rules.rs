@@ -243,6 +243,15 @@ impl Rules {
         self.algorithm.as_ref()
     }
 
+    /// The algorithm for the weights of a node: that of the last rule which names one, or the one for all.
+    #[must_use]
+    pub fn algorithm_at(&self, node: &str, op: &str) -> Option<&Algorithm> {
+        let names = Names::new(node, SiteKind::Weight);
+        let rules = self.all.iter().rev().filter(|rule| rule.level.algorithm.is_some());
+        let own = rules.into_iter().find(|rule| rule.applies(&names, op));
+        own.and_then(|rule| rule.level.algorithm.as_ref()).or(self.algorithm.as_ref())
+    }
+
     /// The algorithms for the float model, of the configuration or of its preset.
     #[must_use]
     pub fn pre_quant_opt(&self) -> &[Algorithm] {
@@ -414,6 +423,7 @@ fn defaults(target: &Target) -> Rule {
         any_kind: false,
         level: Level {
             enable: None,
+            algorithm: None,
             input: Some(activation_spec(target.activation)),
             output: Some(activation_spec(target.activation)),
             weight: Some(weight_spec(target.weight)),
@@ -611,7 +621,10 @@ fn level_key<'a>(section: &str, rest: &'a str) -> Option<(&'a str, &'a str)> {
     let is_kind = |word: &str| SiteKind::ALL.iter().any(|k| k.name() == word);
     let dot = rest.rfind('.');
     let key_at = match dot {
-        Some(dot) if rest[dot + 1..] != *"enable" || rest[..dot].rsplit('.').next().is_some_and(is_kind) => {
+        Some(dot)
+            if !matches!(&rest[dot + 1..], "enable" | "algorithm")
+                || rest[..dot].rsplit('.').next().is_some_and(is_kind) =>
+        {
             rest[..dot].rfind('.').map_or(0, |d| d + 1)
         }
         Some(dot) => dot + 1,

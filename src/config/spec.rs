@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::ops::Form;
+use crate::quant::algorithm::Algorithm;
 pub use crate::quant::{
     Arithmetic, Block, Dtype, Format, MxRounding, ObserverKind, Postprocess, Round, ScaleDtype, ScaleType,
 };
@@ -174,6 +175,10 @@ pub struct Level {
     /// Their constant biases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<Spec>,
+    /// The algorithm for their weights, instead of that for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::quant::algorithm::Written>"))]
+    pub algorithm: Option<Algorithm>,
 }
 
 /// A kind of site.

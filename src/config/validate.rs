@@ -17,6 +17,9 @@ impl Level {
     /// # Errors
     /// The first of them, with its key: `weight.group_size`.
     pub fn validate(&self) -> Result<(), (String, Error)> {
+        if let Some(algorithm) = &self.algorithm {
+            algorithm.validate().and_then(|()| algorithm.refuse()).map_err(|e| ("algorithm".to_owned(), e))?;
+        }
         for kind in SiteKind::ALL {
             let Some(spec) = self.spec(kind) else { continue };
             if let Some((field, message, hint)) = contradiction(spec, kind) {

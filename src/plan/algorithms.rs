@@ -3,8 +3,8 @@
 use super::{Knowledge, Plan};
 use crate::config::Config;
 use crate::config::rules::Rules;
-use crate::error::{Error, Result};
-use crate::quant::algorithm::{Algorithm, Scope};
+use crate::error::{Error, Kind, Result};
+use crate::quant::algorithm::{Algorithm, Method, Scope};
 
 /// Refuses an algorithm for weights that has none to work on.
 pub(super) fn refuse_idle(
@@ -13,21 +13,29 @@ pub(super) fn refuse_idle(
     plan: &Plan,
     knowledge: &Knowledge,
 ) -> Result<()> {
-    let Some(algorithm) = algorithm.filter(|a| a.scope() == Scope::Groups) else { return Ok(()) };
+    let asks = |a: &&Algorithm| match a.scope() {
+        Scope::Groups => true,
+        Scope::Samples => a.method != Method::Best,
+        Scope::Nothing | Scope::Inputs | Scope::Missing => false,
+    };
+    let Some(algorithm) = algorithm.filter(asks) else { return Ok(()) };
     let idle = plan.weights.iter().all(|w| w.quantizer.algorithm.is_none());
     if plan.weights.is_empty() || !idle || !knowledge.vetoes.is_empty() {
         return Ok(());
     }
     let name = algorithm.method.name();
-    let message =
-        format!("\"{name}\" is for integer weights of products whose activations stay float, and there are none");
+    let of = if algorithm.scope() == Scope::Groups {
+        "integer weights of products whose activations stay float"
+    } else {
+        "weights of products and convolutions"
+    };
     Err(config
-        .error("algorithm", message)
+        .error("algorithm", format!("\"{name}\" is for {of}, and there are none"))
         .with_hint("preset = \"w4\" has such weights; algorithm = \"max\" needs none"))
 }
 
-/// Refuses algorithms that do not exist yet.
-pub(super) fn refuse_missing(config: &Config, rules: &Rules) -> Result<()> {
+/// Refuses algorithms that do not exist yet, or that lack samples.
+pub(super) fn refuse_missing(config: &Config, rules: &Rules, knowledge: &Knowledge) -> Result<()> {
     let place = |error: Error, own: bool, path: &str| {
         if own {
             return config.source.at(error, path);
@@ -37,11 +45,27 @@ pub(super) fn refuse_missing(config: &Config, rules: &Rules) -> Result<()> {
             .with_hint("--set algorithm.method=max uses its formats without the algorithm")
     };
     if let Some(algorithm) = rules.algorithm() {
-        algorithm.refuse().map_err(|e| place(e, config.algorithm.is_some(), "algorithm"))?;
+        let own = config.algorithm.is_some();
+        algorithm.refuse().map_err(|e| place(e, own, "algorithm"))?;
+        needs_samples(algorithm, knowledge).map_err(|e| if own { config.source.at(e, "algorithm") } else { e })?;
+    }
+    for rule in rules.all() {
+        let Some(algorithm) = &rule.level.algorithm else { continue };
+        needs_samples(algorithm, knowledge).map_err(|e| rule.origin.at(e, "algorithm"))?;
     }
     for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
         let own = !config.pre_quant_opt.is_empty();
         algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
     }
     Ok(())
+}
+
+/// Refuses an algorithm that can do nothing without samples where there are none.
+fn needs_samples(algorithm: &Algorithm, knowledge: &Knowledge) -> Result<()> {
+    if knowledge.samples || algorithm.scope() != Scope::Samples || algorithm.method == Method::Best {
+        return Ok(());
+    }
+    let message = format!("\"{}\" needs samples of the model's inputs", algorithm.method.name());
+    Err(Error::new(Kind::Samples, message)
+        .with_hint("give --calib PATH, or use \"best\", which takes samples where there are some, or \"max\""))
 }

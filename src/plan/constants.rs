@@ -14,7 +14,7 @@ use crate::ir::{NodeId, Tensor, ValueId};
 use crate::numerics::{Format, Granularity};
 use crate::onnx::DataType;
 use crate::ops::{self, Channel, Reduction, Role, WeightLayout};
-use crate::quant::algorithm::{Method, Scope};
+use crate::quant::algorithm::{Algorithm, Method, Scope};
 use crate::reason::{Difference, Reason};
 
 impl Planner<'_> {
@@ -177,9 +177,20 @@ impl Planner<'_> {
         // Integer kernels may ask for pairs that do not saturate, and for a scale that fits the bias.
         let plain = quantizer.given.is_none() && !quantizer.scale_dtype.is_block();
         let free = kind == Kindness::WeightOnly && bytes && plain;
-        quantizer.algorithm =
-            self.rules.algorithm().filter(|a| free && a.scope() == Scope::Groups).cloned().map(Box::new);
-        if let (Some(algorithm), Some(_)) = (&quantizer.algorithm, quantizer.postprocess) {
+        // What samples say of a weight goes into the codes that any format and any kernel has.
+        let product = matches!(ops::constant_weight(self.model, node, 1), Some(Channel::Right | Channel::Conv));
+        let between = quantizer.arithmetic.is_between();
+        let plain = quantizer.given.is_none() && quantizer.dtype.bits() <= 8 && !between;
+        let learned = self.knowledge.samples && product && plain;
+        let applies = |a: &&Algorithm| match a.scope() {
+            Scope::Groups => free,
+            Scope::Samples => learned,
+            Scope::Nothing | Scope::Inputs | Scope::Missing => false,
+        };
+        let asked = self.rules.algorithm_at(self.model.node_name(node), self.model.node(node).op_type());
+        quantizer.algorithm = asked.filter(applies).cloned().map(Box::new);
+        let groups = quantizer.algorithm.as_ref().filter(|a| a.scope() == Scope::Groups);
+        if let (Some(algorithm), Some(_)) = (groups, quantizer.postprocess) {
             let site = self.site(node, SiteKind::Weight);
             let message =
                 format!("\"{}\" chooses scales itself, so there are no ranges to change", algorithm.method.name());

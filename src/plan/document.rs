@@ -63,6 +63,7 @@ impl Plan {
             activations,
             weights,
             biases,
+            corrections,
             sums,
             barriers,
             tokens,
@@ -99,6 +100,13 @@ impl Plan {
         }
         for bias in biases {
             check.bias(bias).map_err(|e| e.at_value(&bias.tensor))?;
+        }
+        for super::Correction { product, at, tensor, .. } in corrections {
+            let (node, _) = (check.node(&at.node)?, check.node(product)?);
+            if model.node(node).input(at.input) != Some(check.value(tensor)?) {
+                let message = format!("input {} of \"{}\" is not this tensor", at.input, at.node);
+                return Err(wrong(message).at_value(tensor));
+            }
         }
         for token in tokens {
             check.token(token)?;

@@ -74,6 +74,7 @@ impl Planner<'_> {
         let tokens: Vec<Token> = all.iter().filter_map(read).collect();
         let splits = super::constants::splits(&weights);
         let skipped = self.skipped(nodes, all, &weights, &biases);
+        let corrections = self.corrections(&weights);
         let opset = self.needed(opset, &self.pairs, &weights)?;
         let mut plan = Plan {
             schema: SCHEMA,
@@ -84,6 +85,7 @@ impl Planner<'_> {
             smoothing: self.knowledge.smoothing.clone(),
             activations: std::mem::take(&mut self.pairs),
             weights,
+            corrections,
             biases,
             sums,
             barriers: Vec::new(),

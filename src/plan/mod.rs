@@ -18,6 +18,7 @@ mod algorithms;
 mod anchor;
 mod by_hand;
 mod constants;
+mod corrections;
 mod document;
 pub mod explain;
 mod finish;
@@ -78,6 +79,9 @@ pub struct Plan {
     pub weights: Vec<Weight>,
     /// Quantized biases.
     pub biases: Vec<Bias>,
+    /// Biases that take up what quantization moves the mean of each output channel by, as samples show it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<Correction>,
     /// Outputs of Adds behind a product that become a Sum of two, which is the same: onnxruntime makes a Gemm of a MatMul
     /// and an Add before it looks for quantizers, and a Gemm with a float bias does not run in integers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -108,6 +112,7 @@ impl Plan {
             activations: BTreeMap::new(),
             weights: Vec::new(),
             biases: Vec::new(),
+            corrections: Vec::new(),
             sums: Vec::new(),
             barriers: Vec::new(),
             tokens: Vec::new(),
@@ -356,6 +361,20 @@ pub struct Bias {
     /// It is stored as it is, and the runtime quantizes it: the scale of the weight alone makes sure that it fits.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub float: bool,
+}
+
+/// A bias that takes up what quantization moves means by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Correction {
+    /// `<node>.bias`, of the product.
+    pub site: String,
+    /// Which input of which node reads the bias: of the product, or of the Add behind it.
+    pub at: Slot,
+    /// First output of the product.
+    pub product: String,
+    /// The bias, one value for each output channel.
+    pub tensor: String,
 }
 
 /// Something that stays float.

@@ -33,6 +33,8 @@ pub struct Veto {
 pub struct Knowledge {
     /// Whether there are samples; without, activations stay float unless their range is given or found at run time.
     pub calibrated: bool,
+    /// Whether weights are solved with samples at hand.
+    pub samples: bool,
     /// Tensors and constant sites (`<node>.weight`) that must not be quantized.
     pub vetoes: BTreeMap<String, Veto>,
     /// What was done to the model before.
@@ -49,7 +51,7 @@ pub struct Knowledge {
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
-    algorithms::refuse_missing(config, &rules)?;
+    algorithms::refuse_missing(config, &rules, knowledge)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(

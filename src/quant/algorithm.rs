@@ -53,6 +53,8 @@ pub enum Scope {
     Groups,
     /// The inputs of products, channel by channel, before anything is quantized.
     Inputs,
+    /// A weight and what samples show of the product's input.
+    Samples,
     /// What amax does not give it yet.
     Missing,
 }
@@ -96,7 +98,9 @@ methods! {
     #[serde(alias = "awq")]
     AwqFull: Missing;
     /// Later columns compensate rounding errors.
-    Gptq: Missing;
+    Gptq: Samples;
+    /// Whatever is best known: with samples `gptq`, then a local search of codes and scales; without, rounding.
+    Best: Samples;
     /// Half-quadratic quantization: zero points and scales for many small errors.
     Hqq: Groups;
     /// Scales and zero points by weighted least squares, as in llama.cpp's k-quants.
@@ -229,12 +233,12 @@ impl Algorithm {
     /// Refuses methods that are not implemented yet.
     ///
     /// # Errors
-    /// Every method but `none`, `max`, `smoothquant`, `awq_lite`, `hqq` and `kquant`.
+    /// `awq_clip` and `awq_full`.
     pub fn refuse(&self) -> Result<()> {
         if self.scope() != Scope::Missing {
             return Ok(());
         }
         Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
-            .with_hint("use \"max\" (observed ranges, rounding to nearest), \"smoothquant\", \"awq_lite\" or, for weights, \"hqq\" or \"kquant\""))
+            .with_hint("use \"max\" (observed ranges, rounding to nearest), \"smoothquant\", \"awq_lite\" or, for weights, \"best\", \"gptq\", \"hqq\" or \"kquant\""))
     }
 }

@@ -18,7 +18,7 @@ use crate::ops::{self, Form};
 use crate::passes::{Note, Outcome};
 use crate::plan::{Divided, Mode, Plan, Skip, Split};
 use crate::reason::Reason;
-use crate::solve::{Fit, Solution};
+use crate::solve::{Corrected, Fit, Learned, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
 
 pub use deployment::Deployment;
@@ -52,6 +52,9 @@ pub struct Report {
     /// Inputs of products whose channels were to be divided.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub smoothing: Vec<SmoothingRow>,
+    /// Biases that take up what quantization moved means by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<Corrected>,
     /// Constants that are stored more than once, and why.
     pub splits: Vec<Split>,
     /// What stays float, and why.
@@ -73,6 +76,9 @@ pub struct Report {
     pub deployed: Option<Deployment>,
     /// Seconds by stage, in order.
     pub seconds: Vec<(String, f64)>,
+    /// How long it took to solve weights with samples, by their sites.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub weight_seconds: BTreeMap<String, f64>,
     /// Things the user should know.
     pub warnings: Vec<String>,
     /// The files that were read: the model with its external data, samples, a configuration. Not part of the document.
@@ -165,6 +171,9 @@ pub struct WeightRow {
     /// What an algorithm made of it, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<AlgorithmRow>,
+    /// What samples made of it, where an algorithm that looks at them was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Learned>,
 }
 
 /// What an algorithm made of a constant.
@@ -326,7 +335,8 @@ impl Report {
             .weights
             .iter()
             .zip(&solution.weights)
-            .map(|(weight, solved)| WeightRow {
+            .enumerate()
+            .map(|(at, (weight, solved))| WeightRow {
                 site: weight.site.clone(),
                 tensor: weight.tensor.clone(),
                 dtype: weight.quantizer.dtype.name(),
@@ -337,10 +347,14 @@ impl Report {
                     .fit()
                     .zip(weight.quantizer.algorithm.as_ref())
                     .map(|(fit, algorithm)| AlgorithmRow { method: algorithm.method.name(), fit }),
+                learned: solution.learned.get(&at).cloned(),
                 form: weight.form,
                 why: weight.why.clone(),
             })
             .collect();
+        let times = solution.learned.iter().filter(|(_, learned)| learned.fell_back.is_none());
+        self.weight_seconds = times.map(|(&at, learned)| (plan.weights[at].site.clone(), learned.seconds)).collect();
+        self.corrections.clone_from(&solution.corrected);
         self.splits.clone_from(&plan.splits);
         self.skipped.clone_from(&plan.skipped);
         let mut constant = self.activations.iter().filter(|a| a.range.is_some_and(|(low, high)| low >= high));

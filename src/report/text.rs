@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::layout::{bytes, count, decibels, table, wrap};
+use crate::solve::{Corrected, Learned};
+
 use super::{AlgorithmRow, FloatQuality, QualityRow, Report, Unlike, WeightRow};
 use crate::algorithms::sufficiency::{FEW, Sufficiency};
 use crate::plan::{Divided, Skip};
@@ -153,6 +155,9 @@ fn figures(report: &Report, verbose: bool, total: f64) -> String {
             Split::Shared => writeln!(out, "samples  {samples}, for ranges and quality: too few to hold any out"),
             Split::Apart => writeln!(out, "samples  {samples}: {used} for ranges, {held} held out"),
         };
+    }
+    if let Some(gains) = gains(report) {
+        let _ = writeln!(out, "{}", wrap(&format!("gains    {gains}"), 0, 9, WIDTH));
     }
     if let Some(found) = &report.sufficiency {
         let line = format!("ranges   {}", ranges(found));
@@ -410,6 +415,37 @@ fn span(decibels: &[f64]) -> String {
     }
 }
 
+/// What samples made of weights and biases, all together.
+fn gains(report: &Report) -> Option<String> {
+    let learned: Vec<&Learned> = report.weights.iter().filter_map(|w| w.learned.as_ref()).collect();
+    let solved = learned.iter().filter(|l| l.fell_back.is_none());
+    let by: Vec<f64> = solved.map(|l| l.held_out_db - l.held_out_rounding_db).collect();
+    let rounded = learned.len() - by.len();
+    let corrected = report.corrections.iter().filter(|c| c.fell_back.is_none()).count();
+    let mut parts = Vec::new();
+    if !by.is_empty() {
+        parts.push(format!("{} solved with samples, outputs {} dB closer", count(by.len(), "weight"), span(&by)));
+    }
+    if rounded > 0 {
+        parts.push(format!("{} rounded, since samples do not help", count(rounded, "weight")));
+    }
+    if corrected > 0 {
+        parts.push(format!("{} with a corrected bias", count(corrected, "product")));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// What samples made of a weight.
+fn improved(learned: &Learned) -> String {
+    let Learned { method, rows, columns, damp, held_out_rounding_db, held_out_db, fell_back, .. } = learned;
+    let method = method.name();
+    let (from, to) = (decibels(*held_out_rounding_db), decibels(*held_out_db));
+    match fell_back {
+        Some(why) => format!("{method}: {why}"),
+        None => format!("{method}: output {to}, {from} by rounding ({rows} rows, {columns} columns, damp {damp:.3})"),
+    }
+}
+
 /// Every quantized tensor.
 fn details(report: &Report) -> String {
     let mut rows = Vec::new();
@@ -419,19 +455,29 @@ fn details(report: &Report) -> String {
         rows.push(vec![a.tensor.clone(), a.dtype.to_owned(), range, quality, a.why.to_string()]);
     }
     for w in &report.weights {
-        let how = match &w.algorithm {
-            Some(AlgorithmRow { method, fit }) => {
+        let how = match (&w.learned, &w.algorithm) {
+            (Some(learned), _) => improved(learned),
+            (None, Some(AlgorithmRow { method, fit })) => {
                 let kept = match fit.fell_back {
                     0 => String::new(),
                     some => format!(", which {some} of {} groups keep", fit.groups),
                 };
                 format!("{method}: {} by rounding{kept}", decibels(fit.rounding_db))
             }
-            None if w.pair_safe => "pair-safe".to_owned(),
-            None => String::new(),
+            (None, None) if w.pair_safe => "pair-safe".to_owned(),
+            (None, None) => String::new(),
         };
         let scales = count(w.scales, "scale");
         rows.push(vec![w.site.clone(), w.dtype.to_owned(), scales, decibels(w.sqnr_db), how]);
+    }
+    for Corrected { site, before_db, after_db, fell_back, .. } in &report.corrections {
+        let (quality, how) = match fell_back {
+            Some(why) => (String::new(), format!("not corrected: {why}")),
+            None => {
+                (decibels(*after_db), format!("corrected: output {} before, on held out samples", decibels(*before_db)))
+            }
+        };
+        rows.push(vec![site.clone(), "bias".to_owned(), String::new(), quality, how]);
     }
     let tensors = if rows.is_empty() { String::new() } else { format!("\ntensors\n{}", table(&rows, &[3])) };
     let smoothed = report.smoothing.iter().map(|row| {

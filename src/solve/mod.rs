@@ -15,6 +15,7 @@ use rayon::prelude::*;
 pub use activation::judge;
 pub use guard::guard;
 pub use stored::StoredWeight;
+pub use weight::{Evidence, FEW};
 
 use crate::error::{Error, Kind, Result};
 use crate::ir::{Model, Scratch, Tensor};
@@ -22,7 +23,9 @@ use crate::numerics;
 use crate::onnx::DataType;
 use crate::ops::Reduction;
 use crate::plan::{Bias, Plan, Weight};
+use crate::quant::algorithm::{Algorithm, Method};
 use crate::quant::{Format, Granularity, QParam, QuantizedTensor, Scheme, ZeroPoints};
+use crate::reason::Reason;
 use crate::statistics::Statistics;
 use source::Source;
 use weight::Solver;
@@ -36,6 +39,12 @@ pub struct Solution {
     pub activations: BTreeMap<String, QParam>,
     /// One entry for each of [`Plan::weights`].
     pub weights: Vec<StoredWeight>,
+    /// What samples made of weights, by their place in [`Plan::weights`].
+    pub learned: BTreeMap<usize, Learned>,
+    /// Float biases that take the place of the model's, by their tensors.
+    pub constants: BTreeMap<String, Tensor>,
+    /// What became of each of [`Plan::corrections`] that was tried.
+    pub corrected: Vec<Corrected>,
     /// The int32 values of each of [`Plan::biases`], whose scales are products of input scale and weight scale.
     pub biases: Vec<QuantizedTensor>,
 }
@@ -60,6 +69,120 @@ pub struct Fit {
     pub groups: usize,
     /// How many of them are rounded plainly, since the algorithm does not lower the error that it minimizes.
     pub fell_back: usize,
+}
+
+/// What an algorithm that weighs errors by samples made of a weight. Qualities are those of the product's output, in dB.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Learned {
+    /// The method.
+    pub method: Method,
+    /// Rows that the samples have of what the weight is multiplied with.
+    pub rows: u64,
+    /// Columns of the weight.
+    pub columns: usize,
+    /// What was added to the diagonal of the Hessian, of its mean.
+    pub damp: f64,
+    /// On the samples that it was solved with, by plain rounding.
+    pub rounding_db: f64,
+    /// On these as solved.
+    pub db: f64,
+    /// On the samples that were held out, by plain rounding.
+    pub held_out_rounding_db: f64,
+    /// On these as solved.
+    pub held_out_db: f64,
+    /// How long it took; documents keep times apart, so that the rest of them is the same each time.
+    #[serde(skip)]
+    pub seconds: f64,
+    /// Why it is rounded plainly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fell_back: Option<Reason>,
+}
+
+impl Learned {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(method: Method, rows: u64, columns: usize) -> Self {
+        let (damp, seconds) = (0.0, 0.0);
+        let [rounding_db, db, held_out_rounding_db, held_out_db] = [0.0; 4];
+        let fell_back = None;
+        Self { method, rows, columns, damp, rounding_db, db, held_out_rounding_db, held_out_db, seconds, fell_back }
+    }
+
+    /// The weight is rounded.
+    #[must_use]
+    pub fn unchanged(self, why: Reason) -> Self {
+        Self { fell_back: Some(why), ..self }
+    }
+}
+
+/// What a bias makes up for. Qualities are those of the product's output on samples that were held out, in dB.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Corrected {
+    /// `<node>.bias`.
+    pub site: String,
+    /// As it was.
+    pub before_db: f64,
+    /// Corrected.
+    pub after_db: f64,
+    /// Why it stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fell_back: Option<Reason>,
+}
+
+impl Corrected {
+    /// What was tried, and what became of it.
+    #[must_use]
+    pub fn new(site: String, (before_db, after_db): (f64, f64), fell_back: Option<Reason>) -> Self {
+        Self { site, before_db, after_db, fell_back }
+    }
+}
+
+impl Solution {
+    /// The model with the biases that take the place of its own.
+    #[must_use]
+    pub fn corrected(&self, model: &Model) -> Model {
+        let mut made = model.clone();
+        for (name, tensor) in &self.constants {
+            if let Some(value) = made.value_named(name).filter(|&value| made.constant(value).is_some()) {
+                made.set_constant(value, tensor.clone());
+            }
+        }
+        made
+    }
+}
+
+/// Solves the biases of a plan once more, for weights and biases that were changed since.
+///
+/// # Errors
+/// As [`solve`].
+pub fn solve_biases(model: &Model, plan: &Plan, solution: &mut Solution) -> Result<()> {
+    let model = solution.corrected(model);
+    let mut biases = Vec::with_capacity(plan.biases.len());
+    for bias in &plan.biases {
+        biases.push(solve_bias(&model, plan, bias, &solution.activations, &mut solution.weights)?);
+    }
+    solution.biases = biases;
+    Ok(())
+}
+
+/// Solves a weight with what samples show of its input, beginning with what plain rounding made of it. `None` where that
+/// stays. With `fixed`, its scales are not changed.
+///
+/// # Errors
+/// A weight that the plan does not fit.
+pub fn learn(
+    model: &Model,
+    weight: &Weight,
+    plain: &StoredWeight,
+    algorithm: &Algorithm,
+    evidence: Evidence<'_>,
+    fixed: bool,
+) -> Result<(Option<StoredWeight>, Learned)> {
+    let solver = Solver::new(model, weight)?;
+    let (solved, learned) = solver.learned(model, &plain.tensor(), algorithm, evidence, fixed)?;
+    Ok((solved.map(|solved| StoredWeight::new(model, solved)), learned))
 }
 
 /// Weights that were solved already, by their tensor: a plan is made several times, and layers share weights.

@@ -374,7 +374,7 @@ fn the_chain_of_rules_accounts_for_a_site() {
 fn presets_print_as_what_they_are() {
     let folder = folder();
     let names: Vec<&str> = presets::names().collect();
-    assert_eq!(names.len(), 26);
+    assert_eq!(names.len(), 28);
     for name in names {
         let path = folder.path().join("amax.toml");
         std::fs::write(&path, presets::text(name).unwrap()).unwrap();
@@ -605,7 +605,7 @@ fn every_key_survives_toml() {
     }
     let [input, weight, bias, output] = specs.map(Some);
     let mut config = Config::default();
-    config.default = Some(Level { enable: Some(true), input, output, weight, bias });
+    config.default = Some(Level { enable: Some(true), input, output, weight, bias, algorithm: None });
     let read = Config::parse(&config.to_toml().unwrap()).unwrap();
     assert_eq!(read.default, config.default);
     let json = serde_json::to_string(&config).unwrap();

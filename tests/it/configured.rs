@@ -39,7 +39,7 @@ fn net() -> String {
 fn planned_for(target: &str, config: &Config, calibrated: bool) -> Result<Plan, Error> {
     let model = prepared(&net());
     let target = Target::load(target).unwrap();
-    plan(&model, config, &target, &Knowledge { calibrated, ..Knowledge::default() })
+    plan(&model, config, &target, &Knowledge { calibrated, samples: calibrated, ..Knowledge::default() })
 }
 
 fn planned(text: &str) -> Result<Plan, Error> {
@@ -181,7 +181,7 @@ fn mistakes_are_named_with_their_place() {
         "[tensor.cb]\nscale = 0.5",
         "[tensor.x]\nzero_point = 3",
         "[tensor.x]\nscale = 0.5\nzero_point = 300",
-        "[algorithm]\nmethod = \"gptq\"",
+        "[algorithm]\nmethod = \"awq_full\"",
         "[algorithm]\nmethod = \"max\"\nalpha = 0.5",
         "preset = \"int9\"",
         "[[postprocess]]\nmatch = \"fc9\"\nscale = 2.0",
@@ -428,7 +428,7 @@ fn random_configurations_are_refused_or_planned() {
         }
         for (target, calibrated) in [("ort-cpu", true), ("generic", true), ("tensorrt", true), ("ort-cpu", false)] {
             let profile = Target::load(target).unwrap();
-            let known = Knowledge { calibrated, ..Knowledge::default() };
+            let known = Knowledge { calibrated, samples: calibrated, ..Knowledge::default() };
             match Config::parse(&text).and_then(|config| plan(&model, &config, &profile, &known)) {
                 Ok(plan) => {
                     plan.check(&model, &profile).unwrap_or_else(|e| panic!("{target}\n{text}\n{e}"));

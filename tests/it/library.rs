@@ -259,7 +259,7 @@ fn builders_do_what_the_steps_do() -> Result<()> {
     assert_eq!(Rewrite::new(&model).config(&elsewhere).run()?.report.target, "generic");
 
     let statistics = Calibrate::new(&model, &samples).hold_out(true).run()?;
-    let from_file = Rewrite::new(&model).config(&config).statistics(&statistics).run()?;
+    let from_file = Rewrite::new(&model).config(&config).statistics(&statistics).samples(&samples).run()?;
     assert_eq!(amax::ir::file::to_bytes(&from_file.model)?, amax::ir::file::to_bytes(&done.model)?);
     let mut halves = [1, 2].map(|part| Calibrate::new(&model, &samples).shard((part, 2)).run().unwrap());
     assert_eq!(halves[0].sample_count + halves[1].sample_count, 64);

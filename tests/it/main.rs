@@ -27,6 +27,8 @@ mod forms;
 #[cfg(feature = "tract")]
 mod halves;
 mod hostile;
+#[cfg(feature = "tract")]
+mod improve;
 mod large;
 mod library;
 mod limits;
@@ -41,6 +43,7 @@ mod pipeline;
 mod plan;
 mod postprocess;
 mod qat;
+mod quadratic;
 mod roundtrip;
 mod runtime;
 mod samples;

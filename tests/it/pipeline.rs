@@ -9,6 +9,7 @@ use amax::compare::Compare;
 use amax::config::Config;
 use amax::ir::{Def, Model, file, verify};
 use amax::onnx::DataType;
+use amax::quant::algorithm::{Algorithm, Method};
 use amax::reason::Reason;
 use amax::report::Report;
 use amax::rewrite::{Rewrite, Rewritten, split};
@@ -44,6 +45,7 @@ fn types(model: &Model, op: &str, index: usize) -> Vec<DataType> {
 fn stable(report: &Report) -> serde_json::Value {
     let mut value = serde_json::to_value(report).unwrap();
     value["seconds"].take();
+    value.as_object_mut().unwrap().remove("weight_seconds");
     value
 }
 
@@ -244,7 +246,9 @@ fn the_report_says_whether_the_samples_were_enough() {
 fn weights_in_8_bits_are_quantized_with_their_inputs() {
     let (model, samples) = digits();
     let preset = |name: &str| amax::config::presets::load(name).unwrap();
-    let (w8, int8) = (preset("w8"), preset("int8"));
+    let (w8, mut int8) = (preset("w8"), preset("int8"));
+    // Biases would be corrected towards weights that were rounded already.
+    int8.algorithm = Some(Algorithm::new(Method::None));
     let stored = Rewrite::new(&model).config(&w8).run().unwrap().model;
     let check = |config: &Config, samples: Option<&SampleSet>, opened: usize| {
         let done = Rewrite::new(&stored).config(config).samples(samples).run().unwrap();

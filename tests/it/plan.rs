@@ -34,7 +34,7 @@ pub fn ready(mut model: Model) -> Model {
 }
 
 fn knowledge(calibrated: bool) -> Knowledge {
-    Knowledge { calibrated, ..Knowledge::default() }
+    Knowledge { calibrated, samples: calibrated, ..Knowledge::default() }
 }
 
 /// Plans `model` and carries the plan out; all activations were seen between -1 and 3, or from 0 behind a Relu.

@@ -1,5 +1,6 @@
 //! Algorithms that weigh errors by what samples show, against definitions in float64.
 #![allow(clippy::many_single_char_names, reason = "matrices have names of one letter")]
+#![allow(clippy::float_cmp, reason = "levels are whole numbers")]
 
 use amax::algorithms::quadratic::factor::{self, Damped, damped};
 use amax::algorithms::quadratic::{Coded, Levels, Problem, gptq, local, loss, scales};

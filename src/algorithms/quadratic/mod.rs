@@ -4,6 +4,9 @@
 //! everything that samples say of a weight is in `H`, and what is to be solved is one quadratic form over codes. Rows of a
 //! weight, its outputs, have nothing to do with each other.
 
+#![allow(clippy::needless_pass_by_value, reason = "views of arrays are passed as slices are")]
+#![allow(clippy::float_cmp, reason = "levels are whole numbers, or those of a table")]
+
 pub mod factor;
 pub mod gptq;
 pub mod local;

@@ -297,7 +297,7 @@ impl Out {
     }
 
     fn push(&mut self, pattern: &str, op_type: Vec<String>, level: Level, optional: bool) {
-        let Level { enable, input, output, weight, bias } = level;
+        let Level { enable, input, output, weight, bias, algorithm } = level;
         self.config.layer.push(Layer {
             pattern: pattern.to_owned(),
             op_type,
@@ -307,6 +307,7 @@ impl Out {
             output,
             weight,
             bias,
+            algorithm,
         });
     }
 

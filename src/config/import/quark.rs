@@ -206,7 +206,7 @@ impl Out {
     }
 
     fn layer(&mut self, pattern: &str, ops: &[&str], level: Level) {
-        let Level { enable, input, output, weight, bias } = level;
+        let Level { enable, input, output, weight, bias, algorithm } = level;
         self.config.layer.push(Layer {
             pattern: pattern.to_owned(),
             op_type: ops.iter().map(|op| (*op).to_owned()).collect(),
@@ -216,6 +216,7 @@ impl Out {
             output,
             weight,
             bias,
+            algorithm,
         });
     }
 

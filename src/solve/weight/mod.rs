@@ -5,8 +5,11 @@
 //! codes that depend on their neighbours, are solved on all values at once.
 
 mod grouped;
+mod learned;
 mod pairs;
 mod rounding;
+
+pub use learned::{Evidence, FEW};
 
 use super::source::Source;
 use super::{Fit, SolvedWeight};
@@ -87,7 +90,7 @@ impl<'a> Solver<'a> {
         Ok(Self { weight, scheme, spec, dims, source })
     }
 
-    /// The algorithm for this weight.
+    /// The algorithm for this weight, as long as no sample says anything of it.
     fn pick(&self) -> Picked<'a> {
         // Without `..`: whoever adds a key decides here which algorithms may overlook it.
         let Scheme {
