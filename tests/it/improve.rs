@@ -26,7 +26,7 @@ fn rewrite(model: &Model, samples: Option<&SampleSet>, config: &str, threads: us
 
 /// The least quality of the outputs, in dB.
 fn quality(done: &Rewritten) -> f64 {
-    done.report.quality.iter().filter_map(|row| row.sqnr_db()).fold(f64::INFINITY, f64::min)
+    done.report.quality.iter().filter_map(amax::QualityRow::sqnr_db).fold(f64::INFINITY, f64::min)
 }
 
 #[test]
