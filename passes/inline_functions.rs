@@ -73,7 +73,17 @@ fn unfit(model: &Model, node: NodeId, function: usize) -> Option<Reason> {
     let nested = model.graph(body).nodes().iter().any(|&n| model.node(n).bodies().next().is_some());
     let returned: Vec<ValueId> = model.graph(body).outputs().collect();
     let passed = returned.iter().any(|&v| model.producer(v).is_none());
-    (nested || passed || !model.graph(body).initializers().is_empty()).then_some(Reason::NotInlined)
+    // An operator may need what the call leaves out.
+    let lacking: Vec<ValueId> = model
+        .graph(body)
+        .inputs()
+        .enumerate()
+        .filter_map(|(index, formal)| model.node(node).input(index).is_none().then_some(formal))
+        .collect();
+    let read =
+        |value: &ValueId| model.graph(body).nodes().iter().any(|&n| model.node(n).inputs().contains(&Some(*value)));
+    (nested || passed || lacking.iter().any(read) || !model.graph(body).initializers().is_empty())
+        .then_some(Reason::NotInlined)
 }
 
 fn inline(model: &mut Model, call: NodeId, function: usize) {

@@ -577,8 +577,8 @@ sentences! {
     AttentionWithMore => "it has a past, a mask, sizes or a rotation that MultiHeadAttention takes otherwise";
     /// A function under another opset.
     OtherOpset { own: i64, outer: i64 } => "the function that it calls has opset {own}, the graph {outer}";
-    /// A function with bodies or constants of its own, or that passes an input on.
-    NotInlined => "the function that it calls has bodies or constants of its own, or passes an input on";
+    /// A function with bodies or constants of its own, or that passes an input on, or that reads one that the call leaves out.
+    NotInlined => "the function that it calls has bodies or constants of its own, passes an input on, or reads one that is left out";
     /// A Constant of a function's parameter.
     FunctionParameter => "its value is a parameter of a function";
     /// A placeholder of `TensorRT` for quantized values.

@@ -40,6 +40,7 @@ NOT_RUN = {
     "dequantize_block_scales",
     "raise_qdq_foreign",
     "raise_qoperator_refuses",
+    "split_attention",
     "standard_quantizers_refuses",
 }
 # What passes refuse because it is no valid model.
