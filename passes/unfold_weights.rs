@@ -84,6 +84,7 @@ fn unfold(
     let missing = || Error::new(Kind::Internal, "the weight of a plan is gone");
     let float = model.value_named(&weight.tensor).ok_or_else(missing)?;
     let own = model.constant(float).ok_or_else(missing)?.clone();
+    let own_dtype = own.dtype();
     let tensor = model.constant(codes).ok_or_else(missing)?.clone();
     let (format, dims) = (weight.quantizer.dtype, tensor.dims());
     let granularity = &weight.quantizer.granularity;
@@ -105,11 +106,16 @@ fn unfold(
             return Err(Error::model("its values are too large to be quantized to these codes"));
         }
     }
-    let source = if replaced == 0 && !weight.transpose {
+    // QuantizeLinear takes both in one type, and a model of 16-bit floats may compute in float32.
+    let scale = model.constant_input(dequantize, 1).map(Tensor::dtype);
+    let widened = scale.is_some_and(|scale| scale != own_dtype);
+    let source = if replaced == 0 && !weight.transpose && !widened {
         float
     } else {
-        let name = format!("{}_{}", weight.tensor, if replaced == 0 { "transposed" } else { "prepared" });
-        model.add_initializer(graph, &name, Tensor::from_f32(&dims, &values))
+        let turned = replaced == 0 && weight.transpose;
+        let name = format!("{}_{}", weight.tensor, if turned { "transposed" } else { "prepared" });
+        let stored = Tensor::from_f64(scale.unwrap_or(DataType::Float), &dims, values.iter().map(|&v| f64::from(v)));
+        model.add_initializer(graph, &name, stored.unwrap_or_else(|| Tensor::from_f32(&dims, &values)))
     };
     // The node takes over everything that is said about the codes.
     let name = model.value(codes).name().to_owned();
