@@ -374,6 +374,8 @@ def judge(c, amax, folder):
         # What random samples of integers hold.
         x = np.random.default_rng(3).integers(0, 8, c["x"])
     x = np.abs(x * 9) if "table" in c["name"] else x
+    # Within what random samples hold: a product of activations has no weight to hide what is clipped.
+    x = np.tanh(x) if "undeclared" in c["name"] else x
     # Weights for other targets may saturate where onnxruntime adds pairs of products in 16 bits.
     other = "--target" in c["options"]
     try:
