@@ -128,3 +128,19 @@ fn what_stays_float_is_stored_in_16_bits() {
     assert!(own.weights.len() == 4 && own.weights.iter().all(|weight| weight.float == DataType::Float16));
     assert_eq!(types(&done.model), types(&plain));
 }
+
+/// QuantizeLinear takes a weight and its scales in one type.
+#[test]
+fn fake_quantizers_have_the_type_of_their_scales() {
+    for (float, preset) in [("float16", "w8"), ("float16", "8da4w"), ("bfloat16", "w8"), ("float", "w8")] {
+        let config = amax::config::presets::load(preset).unwrap();
+        let fake = Rewrite::new(&model(float)).config(&config).prepare().unwrap().model;
+        let quantizers = fake.graph(fake.main()).nodes().iter().filter(|&&node| fake.node(node).is("QuantizeLinear"));
+        let dtype = |node, index| fake.constant_input(node, index).map(Tensor::dtype);
+        let types: Vec<_> = quantizers.filter_map(|&node| Some([dtype(node, 0)?, dtype(node, 1)?])).collect();
+        assert!(
+            types.len() >= 3 && types.iter().all(|[weight, scale]| weight == scale),
+            "{float}, {preset}: {types:?}"
+        );
+    }
+}
