@@ -2,7 +2,7 @@
 //!
 //! Functions without bodies of their own, under the opset of the graph that calls them; others stay calls.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::support::graphs::graphs_outside_functions;
 use super::{Change, Context, Outcome, Pass};
@@ -11,8 +11,8 @@ use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, ValueId, canonical
 use crate::onnx::AttributeProto;
 use crate::reason::Reason;
 
-/// Calls that one graph may have inside each other: more are taken for a recursion.
-const MOST: usize = 64;
+/// Nodes that all calls together may become.
+const MOST: usize = 100_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,38 +28,73 @@ impl Pass for InlineFunctions {
         if model.functions().is_empty() {
             return Ok(outcome);
         }
-        for _ in 0..MOST {
+        let functions = Functions::of(model);
+        let mut left = MOST;
+        let mut kept: HashSet<NodeId> = HashSet::new();
+        loop {
             let calls: Vec<(NodeId, usize)> = graphs_outside_functions(model)
                 .into_iter()
                 .flat_map(|graph| model.graph(graph).nodes())
-                .filter_map(|&node| Some((node, called(model, node)?)))
+                .filter(|node| !kept.contains(node))
+                .filter_map(|&node| Some((node, functions.called(model, node)?)))
                 .collect();
-            let mut left = true;
+            if calls.is_empty() {
+                return Ok(outcome);
+            }
             for (node, function) in calls {
                 let (name, op) = (model.node_name(node).to_owned(), model.node(node).op_type().to_owned());
-                if let Some(why) = unfit(model, node, function) {
-                    if outcome.skips.iter().all(|skip| skip.at != name) {
-                        outcome.skipped(name, why);
-                    }
+                let long = (functions.sizes[function] > left).then_some(Reason::LongFunction { most: MOST });
+                if let Some(why) = long.or_else(|| unfit(model, node, function)) {
+                    outcome.skipped(name, why);
+                    kept.insert(node);
                     continue;
                 }
+                left -= model.graph(model.functions()[function].graph).nodes().len();
                 inline(model, node, function);
                 outcome.changed(name, Change::Inlined { function: op });
-                left = false;
-            }
-            if left {
-                break;
             }
         }
-        Ok(outcome)
     }
 }
 
-/// The function that a node calls, by its position.
-fn called(model: &Model, node: NodeId) -> Option<usize> {
-    let at = model.node(node);
-    let key = (at.domain(), at.op_type(), at.overload());
-    model.functions().iter().position(|function| function.key() == key)
+/// The functions of a model by what calls them, and the nodes that each comes to with all that it calls.
+struct Functions {
+    by_key: HashMap<(String, String, String), usize>,
+    sizes: Vec<usize>,
+}
+
+impl Functions {
+    fn of(model: &Model) -> Self {
+        let key =
+            |(domain, name, overload): (&str, &str, &str)| (domain.to_owned(), name.to_owned(), overload.to_owned());
+        let by_key = model.functions().iter().enumerate().map(|(at, function)| (key(function.key()), at)).collect();
+        let mut found = Self { by_key, sizes: vec![usize::MAX; model.functions().len()] };
+        // Each round settles those that call only settled ones; what calls itself never is.
+        let calls: Vec<Vec<usize>> = (model.functions().iter())
+            .map(|function| {
+                model.graph(function.graph).nodes().iter().filter_map(|&n| found.called(model, n)).collect()
+            })
+            .collect();
+        let mut settled = true;
+        while std::mem::take(&mut settled) {
+            for (at, calls) in calls.iter().enumerate() {
+                if found.sizes[at] == usize::MAX && calls.iter().all(|&other| found.sizes[other] < usize::MAX) {
+                    let own = model.graph(model.functions()[at].graph).nodes().len();
+                    let all = calls.iter().fold(own, |sum, &other| sum.saturating_add(found.sizes[other]));
+                    found.sizes[at] = all.min(usize::MAX - 1);
+                    settled = true;
+                }
+            }
+        }
+        found
+    }
+
+    /// The function that a node calls, by its position.
+    fn called(&self, model: &Model, node: NodeId) -> Option<usize> {
+        let at = model.node(node);
+        let key = (at.domain().to_owned(), at.op_type().to_owned(), at.overload().to_owned());
+        self.by_key.get(&key).copied()
+    }
 }
 
 /// Why a call stays one.

@@ -579,6 +579,8 @@ sentences! {
     OtherOpset { own: i64, outer: i64 } => "the function that it calls has opset {own}, the graph {outer}";
     /// A function with bodies or constants of its own, or that passes an input on, or that reads one that the call leaves out.
     NotInlined => "the function that it calls has bodies or constants of its own, passes an input on, or reads one that is left out";
+    /// A function that would become too many nodes, as those do that call others twice.
+    LongFunction { most: usize } => "with the function that it calls, calls come to more than {most} nodes";
     /// A Constant of a function's parameter.
     FunctionParameter => "its value is a parameter of a function";
     /// A placeholder of `TensorRT` for quantized values.

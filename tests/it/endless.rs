@@ -6,6 +6,8 @@ use std::time::Duration;
 use amax::compare::Compare;
 use amax::error::{Error, Kind};
 use amax::ir::Model;
+use amax::reason::Reason;
+use amax::rewrite::Rewrite;
 use amax::samples::SampleSet;
 
 use crate::support::parsed;
@@ -36,7 +38,11 @@ loop (float[2] x) => (float[n] y) <int64 n = {{{count}}}, bool t = {{1}}> {{
     check(&turns("1099511627776", "n, , x", "Neg (a)"), "more than 10000 rounds");
     check(&turns("1", ", t, x", "Neg (a)"), "more than 10000 rounds");
     check(&turns("60", "n, , x", "Concat <axis = 0> (a, a)"), "memory");
-    // Forty functions that call the next one twice.
+    check(&doubling(), "more than 200000 nodes");
+}
+
+/// Forty functions that call the next one twice.
+fn doubling() -> String {
     let twice = |at: usize| {
         let body =
             if at == 39 { "c = Relu (a)".to_owned() } else { format!("b = f.f{0} (a)\n  c = f.f{0} (b)", at + 1) };
@@ -48,7 +54,15 @@ main (float[2] x) => (float[2] y) {
   y = f.f0 (x)
 }
 "#;
-    check(&format!("{main}{functions}"), "more than 200000 nodes");
+    format!("{main}{functions}")
+}
+
+#[test]
+fn functions_that_multiply_stay_calls() {
+    let done = Rewrite::new(&parsed(&doubling())).run().unwrap();
+    let row = done.report.passes.iter().find(|row| row.pass == "inline-functions").unwrap();
+    assert_eq!(row.changes, 0);
+    assert!(matches!(&row.skips[..], [skip] if matches!(skip.what, Reason::LongFunction { .. })), "{:?}", row.skips);
 }
 
 #[test]
