@@ -87,8 +87,8 @@ struct State {
 
 impl Block<'_> {
     /// What the inputs of the block's products show: in the model as changed so far, and where that is asked for beside it
-    /// in the float model. Tokens that an input `attention_mask` takes out do not count. The error of a site is a row with NaN or infinity, with its sample. Of a tensor that is not shown
-    /// nothing is known.
+    /// in the float model. Tokens that an input `attention_mask` takes out do not count. The error of a site is a row with NaN
+    /// or infinity, with its sample or those that it was added with. Of a tensor that is not shown nothing is known.
     ///
     /// # Errors
     /// As [`observe`](Self::observe).

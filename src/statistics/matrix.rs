@@ -102,8 +102,12 @@ impl MatrixStatistics {
         }
         for rows in [Some(rows), float].into_iter().flatten() {
             if let Some(at) = rows.rows().into_iter().position(|row| row.iter().any(|x| !x.is_finite())) {
-                let first = samples.first().copied().unwrap_or_default();
-                return Err(Error::new(Kind::Samples, format!("row {at} is NaN or infinite in sample {first}"))
+                let place = match samples.as_slice() {
+                    [first, .., last] => format!("one of samples {first} to {last}"),
+                    [only] => format!("sample {only}"),
+                    [] => "no sample".to_owned(),
+                };
+                return Err(Error::new(Kind::Samples, format!("row {at} is NaN or infinite in {place}"))
                     .with_hint("look at how this sample is preprocessed, or leave it out"));
             }
         }
