@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Kind, Result};
-use crate::improve::improve;
+use crate::improve::{improve, is_asked};
 use crate::ir::Model;
 use crate::observe::calibrate::{self, Calibrated, Observation, Site};
 use crate::observe::sensitivity::{self, Reference, Sensitivity};
@@ -228,6 +228,9 @@ impl<'a> Search<'a> {
     /// Solves weights again with what samples show of their inputs. Where a part of the model does not run by itself, what was
     /// solved without stays.
     fn improve(&mut self, log: &mut Log) -> Result<()> {
+        if !is_asked(&self.decided.plan) {
+            return Ok(());
+        }
         let before = self.decided.solution.clone();
         match improve(self.job, &self.model, &self.decided.plan, &mut self.decided.solution) {
             Ok(()) => {}

@@ -35,17 +35,22 @@ const TOGETHER: usize = 4096;
 /// Rows for each column of a weight that are enough, and the least number of a sample's rows that count.
 const ROWS: (usize, usize) = (32, 256);
 
+/// Whether a plan has weights that samples say something of, or biases.
+pub(crate) fn is_asked(plan: &Plan) -> bool {
+    !plan.corrections.is_empty() || plan.weights.iter().any(is_learned)
+}
+
+fn is_learned(weight: &Weight) -> bool {
+    weight.quantizer.algorithm.as_ref().is_some_and(|a| a.scope() == Scope::Samples)
+}
+
 /// Solves the weights of a plan whose algorithm looks at samples, and puts what it finds into the solution.
 ///
 /// # Errors
 /// A block that the runtime cannot run, a memory limit that cannot be kept to, an interruption.
 pub(crate) fn improve(job: &Job<'_>, model: &Model, plan: &Plan, solution: &mut Solution) -> Result<()> {
-    let asked = |weight: &Weight| weight.quantizer.algorithm.as_ref().is_some_and(|a| a.scope() == Scope::Samples);
-    let wanted: Vec<usize> = (0..plan.weights.len()).filter(|&at| asked(&plan.weights[at])).collect();
+    let wanted: Vec<usize> = (0..plan.weights.len()).filter(|&at| is_learned(&plan.weights[at])).collect();
     let mut walk = Walk { job, model, plan, solution, layers: Vec::new() };
-    if wanted.is_empty() && plan.corrections.is_empty() {
-        return Ok(());
-    }
     let samples = match job.rewrite.samples {
         Some(samples) if samples.len() >= ENOUGH => samples,
         few => {
