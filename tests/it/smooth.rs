@@ -349,6 +349,28 @@ fn what_does_not_gain_is_left_alone() {
     assert!(row.done.as_ref().is_some_and(|done| (done.alpha - 0.65).abs() < 1e-9), "{row:?}");
 }
 
+/// What gains at a product on the samples that it was searched with, and loses at the outputs on those that were held out.
+#[test]
+fn what_makes_outputs_worse_is_undone() {
+    let model = one_product();
+    let samples = samples(&model, 32, |values| {
+        rare(values);
+        // Every eighth sample is held out; in these the other channels fill the range that channel 3 asks for.
+        for sample in values.chunks_exact_mut(12 * 32).skip(7).step_by(8) {
+            for row in sample.chunks_exact_mut(32) {
+                row.iter_mut().for_each(|x| *x *= 50.0);
+                row[3] = 0.0;
+            }
+        }
+    });
+    let done = rewrite(&model, &samples, "guard.enabled=false algorithm=smoothquant", 2);
+    let off = rewrite(&model, &samples, "guard.enabled=false algorithm=none", 2);
+    assert_eq!(bytes(&done), bytes(&off));
+    let [row] = done.report.smoothing.as_slice() else { panic!("{:?}", done.report.smoothing) };
+    assert!(matches!(row.why, Some(Reason::OutputsWorse { .. })), "{row:?}");
+    assert!(done.report.warnings.iter().any(|w| w.contains("nothing is smoothed")), "{:?}", done.report.warnings);
+}
+
 #[test]
 fn awq_lite_divides_inputs_of_float_products() {
     let model = two_layers();
