@@ -48,6 +48,11 @@ fn size(model: &Model, node: NodeId) -> Result<usize, Reason> {
     let weight = model.constant_input(node, 1).ok_or(Reason::NotConstant { what })?;
     let dims = weight.dims();
     let &[_, columns] = dims.as_slice() else { return Err(Reason::WrongShape { what, dims }) };
+    let other =
+        |index: usize| at.input(index).and_then(|v| model.dtype(v)).is_some_and(|found| found != weight.dtype());
+    if other(0) || other(2) {
+        return Err(Reason::Mismatch { what: "type".into(), from: "that of its weight".into() });
+    }
     let mask = at.input(3).is_none_or(|v| model.shape(v).is_some_and(|shape| (1..=2).contains(&shape.len())));
     let present = at.output(1).is_some_and(|v| !model.value(v).users().is_empty());
     let other = at.attrs().iter().any(|attr| !SHARED.contains(&attr.name()) && attr.proto().i.unwrap_or(1) != 0);

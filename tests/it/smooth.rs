@@ -358,7 +358,9 @@ fn what_makes_outputs_worse_is_undone() {
         // Every eighth sample is held out; in these the other channels fill the range that channel 3 asks for.
         for sample in values.chunks_exact_mut(12 * 32).skip(7).step_by(8) {
             for row in sample.chunks_exact_mut(32) {
-                row.iter_mut().for_each(|x| *x *= 50.0);
+                for x in row.iter_mut() {
+                    *x *= 50.0;
+                }
                 row[3] = 0.0;
             }
         }
