@@ -3,11 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 /// What amax functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Which part of the work failed. Decides the exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Kind {
     /// A command line that makes no sense.
@@ -49,21 +52,28 @@ impl Kind {
 }
 
 /// Where an error happened; every part is optional.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct At {
     /// The file that was read or written.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// The line of a text file, counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
     /// The pass that was running.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pass: Option<String>,
     /// The graph, where it is not the main one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub graph: Option<String>,
     /// The node, with its operator: `"conv1" (Conv)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// The tensor.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
     /// The sample, by number and place.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }
 
@@ -135,6 +145,14 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         self.inner.hint.as_deref()
+    }
+
+    /// One JSON object: `kind`, `exit_code`, `message`, `at` with the parts that are known, and `hint` or null.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let Inner { kind, message, at, hint, source: _ } = &*self.inner;
+        let code = kind.exit_code();
+        serde_json::json!({ "kind": kind, "exit_code": code, "message": message, "at": at, "hint": hint }).to_string()
     }
 
     /// Adds the file, unless one is named already.

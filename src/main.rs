@@ -39,6 +39,17 @@ struct Cli {
     /// Read external data also from hard links, which may be files of elsewhere.
     #[arg(long, global = true, display_order = 998)]
     allow_hard_links: bool,
+    /// Form of errors: text, or json, one line each.
+    #[arg(
+        long,
+        global = true,
+        display_order = 998,
+        value_name = "FORM",
+        default_value = "text",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    error_format: cli::ErrorFormat,
     /// Print every decision, not only a summary.
     #[arg(long, short, global = true, display_order = 998)]
     verbose: bool,
@@ -47,6 +58,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Quantize a model: plan, calibrate, insert Q/DQ, fold weights, check, write.
+    #[command(visible_alias = "quantize")]
     Rewrite(Box<cli::rewrite::Args>),
     /// Insert fake-quantization (Q/DQ) nodes where rewrite would quantize; weights stay float.
     #[command(after_help = cli::rewrite::PREPARE_HELP)]
@@ -86,7 +98,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let Cli { command, quiet, verbose, allow_hard_links } = Cli::parse();
+    let Cli { command, quiet, verbose, allow_hard_links, error_format } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::refuse(&error),
+    };
+    error_format.set();
     if allow_hard_links {
         amax::ir::file::allow_hard_links();
     }

@@ -20,8 +20,8 @@ pub(crate) struct Args {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
-    /// List the nodes of the main graph by name, as --exclude matches them.
-    #[arg(long, conflicts_with_all = ["json", "text"])]
+    /// List the nodes of the main graph by name, as --exclude matches them; with --json as pairs of operator and name.
+    #[arg(long, conflicts_with = "text")]
     nodes: bool,
 }
 
@@ -34,13 +34,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let nodes = model.graph(model.main()).nodes();
         let rows: Vec<Vec<String>> =
             nodes.iter().map(|&n| vec![model.node(n).op_type().to_owned(), model.node_name(n).to_owned()]).collect();
+        if args.json {
+            return json(&rows);
+        }
         return print(&table(&rows, &[]));
     }
     let found = inspect(&model);
     if args.json {
-        let json = serde_json::to_string_pretty(&found)
-            .map_err(|e| Error::new(Kind::Internal, format!("cannot print the summary: {e}")))?;
-        return print(&(json + "\n"));
+        return json(&found);
     }
     let mut out = format!("{}: {}\n", args.model.display(), bytes(file::estimated_size(&model)));
     let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
@@ -70,6 +71,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let _ = writeln!(out, "\nquantized already: {}", list.join(", "));
     }
     print(&out)
+}
+
+fn json(found: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(found)
+        .map_err(|e| Error::new(Kind::Internal, format!("cannot print the summary: {e}")))?;
+    print(&(json + "\n"))
 }
 
 /// Prints data; a reader that has gone away (`| head`) is not an error.

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
@@ -35,6 +36,9 @@ use amax::samples::{self, SampleSet};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+
+/// Whether errors are JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
@@ -101,9 +105,40 @@ fn print_error(message: &str) {
 /// Prints an error; where an interruption was noticed says nothing to the user.
 pub(crate) fn complain(error: &Error) {
     match error.kind() {
+        _ if JSON.load(Ordering::Relaxed) => print_error(&error.to_json()),
         Kind::Interrupted => print_error(error.message()),
         _ => print_error(&format!("error: {error}")),
     }
+}
+
+/// How errors are printed.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+pub(crate) enum ErrorFormat {
+    Text,
+    Json,
+}
+
+impl ErrorFormat {
+    /// Prints errors in this form from now on.
+    pub(crate) fn set(self) {
+        JSON.store(self == Self::Json, Ordering::Relaxed);
+    }
+}
+
+/// Prints what is wrong with a command line, or the help that it asks for.
+pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
+    let mut words = std::env::args_os().skip_while(|word| !word.to_string_lossy().starts_with("--error-format"));
+    let json = match words.next() {
+        Some(word) if word == "--error-format" => words.next().is_some_and(|form| form == "json"),
+        word => word.is_some_and(|word| word == "--error-format=json"),
+    };
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        print_error(&Error::new(Kind::Usage, text.trim_start_matches("error: ").trim_end()).to_json());
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage.exit_code()))
 }
 
 /// Says that a panic is not the user's mistake.
@@ -111,10 +146,8 @@ pub(crate) fn admit(panic: &PanicHookInfo<'_>) {
     let payload = panic.payload();
     let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref().copied());
     let place = panic.location().map(|l| format!("\n  at {}:{}", l.file(), l.line())).unwrap_or_default();
-    print_error(&format!(
-        "error: a bug in amax: {}{place}\nhint: please report it with the command line and the model",
-        text.unwrap_or("panic")
-    ));
+    let message = format!("a bug in amax: {}{place}", text.unwrap_or("panic"));
+    complain(&Error::new(Kind::Internal, message).with_hint("please report it with the command line and the model"));
     if std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0") {
         print_error(&std::backtrace::Backtrace::force_capture().to_string());
     }
@@ -216,6 +249,7 @@ fn samples(
             return SampleSet::random(model, 16, 0).map(Some);
         }
         Some((_, Some("none"))) => None,
+        Some((_, Some("-"))) => return SampleSet::from_stream(&mut std::io::stdin().lock(), model, options).map(Some),
         Some((given, _)) => Some(given.to_owned()),
         None => samples::default_path(path),
     };

@@ -68,7 +68,8 @@ pub(crate) struct Args {
     /// Write the plan that was applied, without what the guard took out.
     #[arg(long, value_name = "FILE")]
     save_plan: Option<PathBuf>,
-    /// Samples: .npz, .npy or .jsonl; a folder of these or of .png, .jpg or .bin; test_data_set folders; random; none.
+    /// Samples: .npz, .npy or .jsonl; a folder of these or of .png, .jpg or .bin; test_data_set folders; random; none;
+    /// - for a stream on stdin.
     #[arg(long, value_name = "PATH")]
     calib: Option<PathBuf>,
     #[command(flatten)]
@@ -280,7 +281,7 @@ fn in_file(error: Error, args: &Args) -> Error {
 /// Where samples are read from.
 fn calib(args: &Args) -> Option<PathBuf> {
     match &args.calib {
-        Some(given) => Some(given.clone()).filter(|given| !matches!(given.to_str(), Some("none" | "random"))),
+        Some(given) => Some(given.clone()).filter(|given| !matches!(given.to_str(), Some("none" | "random" | "-"))),
         None => amax::samples::default_path(&args.input),
     }
 }

@@ -431,6 +431,8 @@ pub struct Inspection {
     pub producer: String,
     /// Inputs: name, element type, shape.
     pub inputs: Vec<(String, String)>,
+    /// The inputs that have a default.
+    pub defaults: Vec<String>,
     /// Outputs: name, element type, shape.
     pub outputs: Vec<(String, String)>,
     /// Nodes by operator, bodies and functions included.
@@ -463,6 +465,12 @@ pub fn inspect(model: &Model) -> Inspection {
             .collect::<Vec<_>>()
             .join(" "),
         inputs: model.graph(model.main()).inputs().map(|v| described(model, v)).collect(),
+        defaults: model
+            .graph(model.main())
+            .inputs()
+            .filter(|&v| matches!(model.value(v).def(), Def::Input { default: Some(_) }))
+            .map(|v| model.value(v).name().to_owned())
+            .collect(),
         outputs: model.graph(model.main()).outputs().map(|v| described(model, v)).collect(),
         operators: BTreeMap::new(),
         constants: BTreeMap::new(),

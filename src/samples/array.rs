@@ -71,7 +71,7 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io(Kind::Samples, "read", path, e))
 }
 
-fn temporary(source: io::Error) -> Error {
+pub(super) fn temporary(source: io::Error) -> Error {
     Error::io(Kind::Output, "use a temporary file in", &std::env::temp_dir(), source)
         .with_hint("set TMPDIR to a folder with room for the samples")
 }

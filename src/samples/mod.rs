@@ -41,9 +41,11 @@ mod random;
 mod raw;
 #[cfg_attr(not(feature = "images"), allow(dead_code, reason = "it makes inputs of images"))]
 mod resample;
+mod stream;
 mod zip;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -144,17 +146,35 @@ impl SampleSet {
         inputs::bind(&mut inputs, &options.dims)?;
         let beside = model.path().and_then(|model| beside(model, ".preprocess.toml"));
         let opening = Opening { inputs: &inputs, named: options.preprocess.as_deref(), beside };
-        let mut parts = opening.open(path)?;
+        let parts = opening.open(path)?;
+        let label = format!("of {}", path.file_name().unwrap_or(path.as_os_str()).to_string_lossy());
+        let read: BTreeSet<&PathBuf> = parts.iter().flat_map(Part::files).collect();
+        let unread = folder::others(path, &read)?;
+        Ok(Self::of_parts(parts, label, unread))
+    }
+
+    /// Samples from a stream: for each array a line with the name of its input and then the array as numpy's `.npy` has
+    /// it; an empty line ends a sample. A first axis of 1 may be left out. What is more than 256 MB is kept in an unnamed
+    /// file of the system's temporary folder.
+    ///
+    /// # Errors
+    /// As [`SampleSet::open_with`], and a stream that ends within a sample.
+    pub fn from_stream(from: &mut impl BufRead, model: &Model, options: &Options) -> Result<Self> {
+        let mut inputs = inputs::inputs(model)?;
+        inputs::bind(&mut inputs, &options.dims)?;
+        if options.preprocess.is_some() {
+            return Err(Error::new(Kind::Usage, "preprocessing is for images, but a stream has none"));
+        }
+        Ok(Self::of_parts(stream::read(from, &inputs)?, "of a stream".to_owned(), Vec::new()))
+    }
+
+    fn of_parts(mut parts: Vec<Part>, label: String, unread: Vec<PathBuf>) -> Self {
         let mut first = 0;
         for part in &mut parts {
             part.first = first;
             first += part.count;
         }
-        let label = format!("of {}", path.file_name().unwrap_or(path.as_os_str()).to_string_lossy());
-        let read: BTreeSet<&PathBuf> = parts.iter().flat_map(Part::files).collect();
-        let unread = folder::others(path, &read)?;
-        let source = Source::Files { parts, spill: Spill::default(), unread };
-        Ok(Self { source, label, dropped: BTreeSet::new() })
+        Self { source: Source::Files { parts, spill: Spill::default(), unread }, label, dropped: BTreeSet::new() }
     }
 
     /// Samples in memory: an array for each input, by name. An array with one axis more than its input holds a sample in
@@ -182,8 +202,7 @@ impl SampleSet {
             found.push((inputs::find(&inputs, name)?, Stored::Memory(Box::new(tensor))));
         }
         let parts = vec![array_part(None, found, &inputs)?];
-        let source = Source::Files { parts, spill: Spill::default(), unread: Vec::new() };
-        Ok(Self { source, label: "from memory".to_owned(), dropped: BTreeSet::new() })
+        Ok(Self::of_parts(parts, "from memory".to_owned(), Vec::new()))
     }
 
     /// The files that samples are read from, and what says how; sorted, each once.
@@ -291,7 +310,10 @@ impl SampleSet {
         match &self.source {
             Source::Files { parts, .. } if index < self.len() => {
                 let part = part_of(parts, index);
-                format!("{index} ({})", part.place(index - part.first))
+                match part.place(index - part.first) {
+                    place if place.is_empty() => index.to_string(),
+                    place => format!("{index} ({place})"),
+                }
             }
             _ => index.to_string(),
         }

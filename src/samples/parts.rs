@@ -8,6 +8,7 @@ use super::lines::Lines;
 use super::npy::Element;
 use super::picture::Picture;
 use super::raw::Raw;
+use super::stream::Streamed;
 use super::{Sample, convert, pb};
 use crate::error::{Error, Kind, Result};
 use crate::ir::Tensor;
@@ -47,11 +48,12 @@ enum Content {
     Picture(Picture),
 }
 
-/// An array, in a file or in memory.
+/// An array, in a file, in memory or from a stream.
 #[derive(Debug)]
 pub(super) enum Stored {
     File(Array),
     Memory(Box<Tensor>),
+    Stream(Streamed),
 }
 
 impl Stored {
@@ -59,6 +61,7 @@ impl Stored {
         match self {
             Self::File(array) => array.header.element,
             Self::Memory(tensor) => Element::Type(tensor.dtype()),
+            Self::Stream(array) => array.header.element,
         }
     }
 
@@ -66,6 +69,7 @@ impl Stored {
         match self {
             Self::File(array) => array.header.shape.clone(),
             Self::Memory(tensor) => tensor.dims(),
+            Self::Stream(array) => array.header.shape.clone(),
         }
     }
 
@@ -77,6 +81,7 @@ impl Stored {
                 let width = self.element().bytes();
                 Ok(tensor.raw()[first * width..(first + count) * width].to_vec())
             }
+            Self::Stream(array) => array.read(first, count),
         }
     }
 }
@@ -116,7 +121,7 @@ impl Part {
         let mut found = Vec::new();
         for feed in feeds {
             match &feed.content {
-                Content::Array { array: Stored::Memory(_), .. } => {}
+                Content::Array { array: Stored::Memory(_) | Stored::Stream(_), .. } => {}
                 Content::Array { array: Stored::File(array), .. } => found.push(&array.path),
                 Content::Proto { path, .. } => found.push(path),
                 Content::Raw(raw) => found.push(&raw.path),
@@ -126,7 +131,7 @@ impl Part {
         found
     }
 
-    /// Where one of its samples is.
+    /// Where one of its samples is; empty if it is the only one, and in no file.
     pub(super) fn place(&self, row: usize) -> String {
         let line = match &self.content {
             Rows::Lines(lines) => Some(lines.number(row)),
@@ -138,7 +143,8 @@ impl Part {
             (Some(line), Some(file)) => format!("line {line} of {file}"),
             (None, Some(file)) if self.count > 1 => format!("row {row} of {file}"),
             (None, Some(file)) => file,
-            (_, None) => format!("row {row}"),
+            (_, None) if self.count > 1 => format!("row {row}"),
+            (_, None) => String::new(),
         }
     }
 

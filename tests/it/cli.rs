@@ -225,6 +225,41 @@ fn quiet_says_nothing_and_errors_all_the_same() {
     assert!(String::from_utf8(answer.stderr).unwrap().starts_with("error: nowhere.onnx does not exist"));
 }
 
+/// With `--error-format json` the last line of stderr says what the text says.
+#[test]
+fn errors_are_json_on_request() {
+    let folder = folder();
+    std::fs::write(folder.path().join("wrong.toml"), "# one\n[default.weight]\ndtype = \"int9\"\n").unwrap();
+    for (words, kind, at) in [
+        ("rewrite nowhere.onnx out.onnx", "model", ""),
+        ("rewrite digits.onnx out.onnx --config wrong.toml", "config", "line"),
+        ("rewrite digits.onnx out.onnx --preset int9", "config", ""),
+        ("rewrite digits.onnx out.onnx --calib nowhere.npz", "samples", ""),
+        ("rewrite digits.onnx nowhere/out.onnx", "output", ""),
+        ("rewrite digits.onnx --no-such-option", "usage", ""),
+        ("rewrite digits.onnx out.onnx --threads none", "usage", ""),
+        ("no-such-command", "usage", ""),
+    ] {
+        let text = amax(folder.path(), words);
+        for words in [format!("{words} --error-format json"), format!("--error-format=json {words}")] {
+            let answer = amax(folder.path(), &words);
+            assert_eq!(answer.status.code(), text.status.code(), "{words}");
+            let said = String::from_utf8(answer.stderr).unwrap();
+            let error: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+            assert_eq!(
+                (error["kind"].as_str(), error["exit_code"].as_i64()),
+                (Some(kind), text.status.code().map(i64::from))
+            );
+            assert!(at.is_empty() || error["at"][at].is_u64(), "{error}");
+            let message = error["message"].as_str().unwrap();
+            assert!(String::from_utf8_lossy(&text.stderr).starts_with(&format!("error: {message}")), "{error}");
+            let hint = error["hint"].as_str().unwrap_or_default();
+            assert!(String::from_utf8_lossy(&text.stderr).contains(hint), "{error}");
+        }
+    }
+    assert!(amax(folder.path(), "--help --error-format json").status.success());
+}
+
 /// What a command writes to a file, it writes to stdout where that is called `-`; what else it says goes to stderr.
 #[test]
 fn a_dash_is_stdout() {

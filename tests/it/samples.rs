@@ -481,3 +481,85 @@ fn caches_that_no_line_gives_are_empty() {
     }
     assert_eq!(set.describe(), "2 samples of tokens.jsonl, with empty past_key_values_0_key");
 }
+
+/// What numpy.save writes; `None` for what numpy has no type for.
+fn npy(tensor: &Tensor) -> Option<Vec<u8>> {
+    let code = match tensor.dtype() {
+        DataType::Bool => "|b1",
+        DataType::Int8 => "|i1",
+        DataType::Int32 => "<i4",
+        DataType::Int64 => "<i8",
+        DataType::Uint8 => "|u1",
+        DataType::Float16 => "<f2",
+        DataType::Float => "<f4",
+        DataType::Double => "<f8",
+        _ => return None,
+    };
+    let dims: Vec<String> = tensor.dims().iter().map(|d| d.to_string() + ",").collect();
+    let header = format!("{{'descr': '{code}', 'fortran_order': False, 'shape': ({}), }}\n", dims.concat());
+    let length = u16::try_from(header.len()).unwrap().to_le_bytes();
+    Some([b"\x93NUMPY\x01\0", &length[..], header.as_bytes(), &tensor.raw()].concat())
+}
+
+/// The stream of a set.
+fn stream(set: &SampleSet) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for sample in read_all(set).unwrap() {
+        for (name, tensor) in &sample {
+            bytes.extend_from_slice(format!("{name}\n").as_bytes());
+            bytes.extend_from_slice(&npy(tensor)?);
+        }
+        bytes.push(b'\n');
+    }
+    Some(bytes)
+}
+
+#[test]
+fn a_stream_is_as_good_as_a_file() {
+    let Cases { models, cases } = cases();
+    let mut count = 0;
+    for case in cases.iter().filter(|c| c["samples"].is_array()) {
+        let (path, model) = (case["path"].as_str().unwrap(), &models[case["model"].as_str().unwrap()]);
+        let set = open_case(case, &models).unwrap();
+        let Some(bytes) = stream(&set) else { continue };
+        let options = Options::default();
+        let streamed = SampleSet::from_stream(&mut bytes.as_slice(), model, &options);
+        let streamed = streamed.unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!(streamed.content_hash().unwrap(), set.content_hash().unwrap(), "{path}");
+        assert!(read_all(&streamed).unwrap() == read_all(&set).unwrap(), "{path}");
+        // A stream that is cut holds fewer samples, or is an error; it never holds others.
+        for cut in (0..bytes.len()).step_by(bytes.len() / 50 + 1) {
+            match SampleSet::from_stream(&mut &bytes[..cut], model, &options) {
+                Ok(fewer) => assert!((0..fewer.len()).all(|i| fewer.get(i).unwrap() == set.get(i).unwrap()), "{path}"),
+                Err(error) => assert_eq!(error.kind(), Kind::Samples, "{path}: {error}"),
+            }
+        }
+        count += 1;
+    }
+    assert!(count > 20, "only {count} sets were streamed");
+}
+
+#[test]
+fn what_is_no_stream_is_refused() {
+    let Cases { models, .. } = cases();
+    let whole = stream(&open("good/rows.npz", &models["rows"]).unwrap()).unwrap();
+    let other = String::from_utf8_lossy(&whole).replacen("x\n", "y\n", 1);
+    let pickled = b"x\n\x93NUMPY\x01\0\x40\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }        \n";
+    let huge =
+        b"x\n\x93NUMPY\x01\0\x50\0{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999, 99999999), }    \n";
+    for (bytes, why) in [
+        (&b""[..], "the stream holds no samples"),
+        (b"PK\x03\x04", "the stream ends within a sample, or is not one of samples"),
+        (b"x", "the stream ends within a sample"),
+        (b"x\n", "truncated in its header"),
+        (b"\n", "no array for this input"),
+        (&whole[..whole.len() - 1], "the stream ends within a sample"),
+        (&whole[..whole.len() - 3], "the array is truncated"),
+        (other.as_bytes(), "no input \"y\""),
+        (pickled, "Python objects"),
+        (huge, "the array"),
+    ] {
+        let error = SampleSet::from_stream(&mut &*bytes, &models["rows"], &Options::default()).unwrap_err();
+        assert!(error.kind() == Kind::Samples && error.to_string().contains(why), "{why}: {error}");
+    }
+}
