@@ -49,7 +49,7 @@ def enter_environment():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", REQUIREMENTS], check=True)
         done.write_text(REQUIREMENTS.read_text())
-    os.execv(python, [python, __file__, *sys.argv[1:]])
+    os.execv(python, [python, *sys.argv])
 
 
 # name: {figure: (relation, limit)}. A figure is of `task`, as onnxruntime runs it, `..._drop` is float minus quantized, and
