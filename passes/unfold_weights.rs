@@ -13,7 +13,7 @@ use super::support::nodes::planned;
 use super::{Change, Context, Outcome, Pass};
 use crate::algorithms::tinygemm::{Grid, grid, middle};
 use crate::error::{Error, Kind, Result};
-use crate::ir::{Model, NewNode, NodeId, Place, Tensor, ValueId};
+use crate::ir::{Model, NewNode, NodeId, Place, Tensor, User, ValueId};
 use crate::numerics::{self, QParams, Round, pack};
 use crate::onnx::DataType;
 use crate::plan::Weight;
@@ -135,13 +135,15 @@ fn unfold(
     if inputs.len() < 3 {
         node = node.with(crate::ir::Attr::int("output_dtype", i64::from(DataType::from(format).code())));
     }
-    let first = model.value(codes).users().iter().filter_map(|u| match u {
-        crate::ir::User::Node { node, .. } => Some(*node),
-        crate::ir::User::Output { .. } => None,
-    });
-    let order = model.graph(graph).nodes().to_vec();
-    let first = first.min_by_key(|n| order.iter().position(|o| o == n)).unwrap_or(dequantize);
-    let quantize = model.insert(Place::Before(first), node);
+    // Bodies, too, see what stands first in the main graph.
+    let order = model.graph(graph).nodes();
+    let position = |user: &User| match user {
+        User::Node { node, .. } => order.iter().position(|n| n == node),
+        User::Output { .. } => None,
+    };
+    let first: Option<Vec<usize>> = model.value(codes).users().iter().map(position).collect();
+    let first = first.and_then(|at| at.into_iter().min());
+    let quantize = model.insert(first.map_or(Place::First(graph), |at| Place::Before(order[at])), node);
     if let Some(output) = model.node(quantize).output(0) {
         model.replace_uses(codes, output, |_| true);
         model.take_name(codes, output, &format!("{name}_folded"));
