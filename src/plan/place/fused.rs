@@ -170,8 +170,8 @@ fn exposed(planner: &Planner<'_>, value: ValueId) -> bool {
         op if planner.target.join.has(op) => {
             ops::unfit_attribute(model, node).is_some() && dequantized(planner, at.input(0))
         }
-        op if planner.target.carry.has(op) && ops::moves_codes(model, node) && dequantized(planner, at.input(0)) => {
-            planner.wants.get(&value).and_then(|w| w.made.as_ref()).is_some_and(|made| made.keeps.is_none())
+        op if planner.target.carry.has(op) && ops::moves_codes(model, node) && reads_codes(planner, node) => {
+            planner.wants.get(&value).and_then(|w| w.made.as_ref()).is_none_or(|made| made.keeps.is_none())
         }
         // A quantizer moves up through these.
         op if planner.target.absorb.has(op) || planner.target.carry.has(op) => {
@@ -179,6 +179,14 @@ fn exposed(planner: &Planner<'_>, value: ValueId) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a node reads a dequantized tensor, if only because a rule about this node asked for it.
+fn reads_codes(planner: &Planner<'_>, node: NodeId) -> bool {
+    let value = planner.model.node(node).input(0);
+    let asked =
+        |value: ValueId| planner.wants.get(&value).is_some_and(|w| w.reads.iter().any(|(at, _)| *at == (node, 0)));
+    dequantized(planner, value) || value.is_some_and(asked)
 }
 
 /// Whether a value comes from a Dequantize, directly or through operators that one moves down through.
