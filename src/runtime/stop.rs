@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 thread_local! {
     static OWN: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
@@ -19,5 +19,5 @@ pub(crate) fn stoppable<T>(stop: &Arc<AtomicBool>, run: impl FnOnce() -> T) -> T
 /// Whether the run of this thread is to stop.
 #[cfg(feature = "tract")]
 pub(super) fn is_stopped() -> bool {
-    OWN.with_borrow(|own| own.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)))
+    OWN.with_borrow(|own| own.as_ref().is_some_and(|stop| stop.load(std::sync::atomic::Ordering::Relaxed)))
 }

@@ -245,7 +245,11 @@ impl Target {
         })
     }
 
-    fn parse(name: &str, text: &str) -> Result<Self> {
+    /// The profile in a text, under a name.
+    ///
+    /// # Errors
+    /// A text that is not a profile.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
         let mut target: Self = toml::from_str(text).map_err(|e| document::syntax(text, &e))?;
         name.clone_into(&mut target.name);
         for op in target.anchor.iter().map(|a| &a.op).chain(&target.join.ops).chain(&target.carry.ops) {
