@@ -35,10 +35,12 @@ pub mod settle_quantizers;
 pub mod simulate;
 pub mod smooth;
 pub mod split_attention;
+pub mod split_embedding;
 pub mod standard_quantizers;
 pub mod support;
 pub mod switch_quantizers;
 pub mod unfold_weights;
+pub mod unfuse_matmul;
 pub mod widen_floats;
 
 use std::fmt;

@@ -34,9 +34,11 @@ use super::settle_quantizers::SettleQuantizers;
 use super::simulate::Simulate;
 use super::smooth::Smooth;
 use super::split_attention::SplitAttention;
+use super::split_embedding::SplitEmbedding;
 use super::standard_quantizers::StandardQuantizers;
 use super::switch_quantizers::{Switch, SwitchQuantizers};
 use super::unfold_weights::UnfoldWeights;
+use super::unfuse_matmul::UnfuseMatmul;
 use super::widen_floats::WidenFloats;
 use crate::onnx::DataType;
 use crate::ops::Form;
@@ -240,7 +242,9 @@ pub const PREPARE: Recipe = Recipe {
         tidy(&InlineFunctions),
         tidy(&LiftConstants),
         tidy(&FoldConstants),
+        tidy(&SplitEmbedding),
         tidy(&SplitAttention),
+        tidy(&UnfuseMatmul),
         tidy(&FoldGemm),
         tidy(&FuseBatchnorm),
         tidy(&NarrowFloats),

@@ -123,6 +123,57 @@ def fused(operator):
     return b.model([info("x", TensorProto.FLOAT, ["b", "s", D])], info("y", TensorProto.FLOAT, ["b", "s", D]))
 
 
+def products(operator):
+    """Two products, the second scaled and with its weight transposed where the operator has that."""
+    b = Build("float32")
+    first, second = b.weight("w1", D, HIDDEN), b.noise.standard_normal((HIDDEN, D)) / 8
+    if operator == "FusedMatMul":
+        own = {"domain": "com.microsoft"}
+        b.node("FusedMatMul", ["x", first], "h", **own)
+        b.node("FusedMatMul", ["h", b.constant("w2", second.T)], "y", alpha=0.25, transB=1, **own)
+    else:
+        b.node("MatMul", ["x", first], "h")
+        b.node("MatMul", ["h", b.constant("w2", second / 4)], "y")
+    info = helper.make_tensor_value_info
+    return b.model([info("x", TensorProto.FLOAT, ["b", "s", D])], info("y", TensorProto.FLOAT, ["b", "s", D]))
+
+
+def embedding(operator):
+    """Tables of words, positions and segments, the norm of their sum, and a product."""
+    b = Build("float32")
+    tables = [b.constant(name, b.noise.standard_normal((rows, D))) for name, rows in (("words", WORDS), ("places", 32), ("kinds", 2))]
+    scale, bias = b.constant("scale", 1 + 0.1 * b.noise.standard_normal(D)), b.constant("bias", 0.1 * b.noise.standard_normal(D))
+    if operator == "EmbedLayerNormalization":
+        outputs = ["e", "counted", "summed"]
+        own = {"domain": "com.microsoft", "epsilon": 1e-5}
+        b.nodes.append(helper.make_node(operator, ["ids", "segments", *tables, scale, bias, "mask"], outputs, name="embedding", **own))
+    else:
+        b.node("Gather", [tables[0], "ids"], "word")
+        b.node("Shape", ["ids"], "shape")
+        b.node("Gather", ["shape", b.constant("one", 1, np.int64)], "tokens")
+        b.node("Range", [b.constant("zero", 0, np.int64), "tokens", "one"], "range")
+        b.node("Gather", [tables[1], "range"], "place")
+        b.node("Gather", [tables[2], "segments"], "kind")
+        b.node("Add", ["word", "place"], "placed")
+        b.node("Add", ["placed", "kind"], "summed")
+        b.node("LayerNormalization", ["summed", scale, bias], "e", axis=-1, epsilon=1e-5)
+        b.node("ReduceSum", ["mask", b.constant("axis", [1], np.int64)], "counted", keepdims=0)
+    b.node("Add", ["e", "summed"], "r")
+    b.node("Cast", ["counted"], "share", to=TensorProto.FLOAT)
+    b.node("Reshape", ["share", b.constant("column", [-1, 1, 1], np.int64)], "weighing")
+    b.node("Mul", ["r", "weighing"], "weighed")
+    b.node("MatMul", ["weighed", b.weight("w", D, D)], "y")
+    info = helper.make_tensor_value_info
+    inputs = [info(name, TensorProto.INT32, ["b", "s"]) for name in ("ids", "segments", "mask")]
+    return b.model(inputs, info("y", TensorProto.FLOAT, ["b", "s", D]))
+
+
+def sentences():
+    noise = np.random.default_rng(7)
+    draw = lambda most: noise.integers(0, most, (2, 12)).astype(np.int32)
+    return [{"ids": draw(WORDS), "segments": draw(2), "mask": draw(2)} for _ in range(12)]
+
+
 def features():
     noise = np.random.default_rng(7)
     return [{"x": noise.standard_normal((2, 12, D)).astype(np.float32)} for _ in range(12)]
@@ -152,6 +203,8 @@ KINDS = {
     "float16, float32 outside": (lambda: block("float16", "float32"), lambda: block("float32"), ids),
     "bfloat16, float32 outside": (lambda: block("bfloat16", "float32"), lambda: block("float32"), ids),
     "Attention": (lambda: fused("Attention"), lambda: fused("MultiHeadAttention"), features),
+    "FusedMatMul": (lambda: products("FusedMatMul"), lambda: products("MatMul"), features),
+    "EmbedLayerNormalization": (lambda: embedding("EmbedLayerNormalization"), lambda: embedding("Gather"), sentences),
     "float32, --dtype float16": (lambda: block("float32"), lambda: block("float32"), ids, "--dtype", "float16"),
     "functions": (functions, lambda: block("float32"), ids),
     "merged decoder": (lambda: merged("float32"), lambda: block("float32"), ids),

@@ -217,7 +217,7 @@ fn scales_that_are_not_taken_have_a_reason() {
     );
 }
 
-const PREPARED: &str = "freeze-inputs,inline-functions,lift-constants,fold-constants,split-attention,fold-gemm,fuse-batchnorm,narrow-floats,drop-dead,name-bodies";
+const PREPARED: &str = "freeze-inputs,inline-functions,lift-constants,fold-constants,split-embedding,split-attention,unfuse-matmul,fold-gemm,fuse-batchnorm,narrow-floats,drop-dead,name-bodies";
 
 #[test]
 fn lists_of_passes_are_read() {
