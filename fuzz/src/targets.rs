@@ -87,6 +87,18 @@ fn again(model: &Model) -> Result<()> {
     Ok(())
 }
 
+/// A model in protobuf, calibrated on noise, quantized and compared.
+#[cfg(feature = "tract")]
+pub fn run(bytes: &[u8]) {
+    let ran = || -> Result<()> {
+        let model = file::from_bytes(bytes.to_vec())?;
+        let samples = SampleSet::random(&model, 2, 0)?;
+        let rewrite = Rewrite::new(&model).samples(&samples).threads(1).timeout(std::time::Duration::from_secs(2));
+        again(&rewrite.run()?.model)
+    };
+    answer(ran());
+}
+
 /// A small model with Convs and products, and statistics of it.
 static SUBJECT: LazyLock<(Model, Statistics)> = LazyLock::new(|| {
     let bytes = include_bytes!("../../models/digits.onnx");

@@ -98,6 +98,13 @@ fn models_are_quantized_or_refused() {
 }
 
 #[test]
+#[cfg(feature = "tract")]
+fn models_are_run_or_refused() {
+    let seeds = structure::seeds(&root(""));
+    check("run.onnx", 1000, |random| structure::mutant(&seeds, random), targets::run);
+}
+
+#[test]
 fn models_that_once_failed_do_not_again() {
     let kept = models_below(&root("tests/data/hostile"));
     assert!(!kept.is_empty());
