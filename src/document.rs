@@ -18,7 +18,7 @@ pub fn read(path: &Path, what: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| {
         Error::new(Kind::Config, "this is not a text file")
             .in_file(path)
-            .with_hint(format!("name the {what}, a .toml file"))
+            .with_hint(format!("name the {what}, a .toml or .json file"))
     })
 }
 

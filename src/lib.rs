@@ -117,7 +117,7 @@ pub use scales::{Scales, scales};
 pub use statistics::Statistics;
 pub use targets::Target;
 
-/// The examples of the README.
+/// The examples of the documentation.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/src/library.md")]
 struct Readme;

@@ -87,6 +87,10 @@ enum Command {
   amax scales model.int8.onnx --output scales.json
   amax rewrite finetuned.onnx finetuned.int8.onnx --config scales.json")]
     Scales(cli::scales::Args),
+    /// Print completions for a shell.
+    Completions(cli::shell::Completions),
+    /// Write manual pages.
+    Man(cli::shell::Man),
     /// Print the configuration's JSON Schema, or convert another tool's configuration.
     Config(cli::config::Args),
 }
@@ -126,6 +130,8 @@ fn run() -> ExitCode {
         Command::Verify(args) => cli::verify::run(&args, &console),
         Command::Presets(args) => cli::presets::run(&args),
         Command::Scales(args) => cli::scales::run(&args, &console),
+        Command::Completions(args) => cli::shell::completions::<Cli>(&args),
+        Command::Man(args) => cli::shell::man::<Cli>(&args),
         Command::Config(args) => cli::config::run(&args, &console),
     };
     match result {

@@ -20,7 +20,7 @@ use amax::samples::SampleSet;
 use amax::targets::{self, Target};
 
 use super::inspect::print;
-use super::output::save_model;
+use super::output::{Destination, save_model};
 use super::{Console, SampleArgs, bytes, count, float_type, runtime};
 
 /// Made-up samples that `--check` runs where there are none.
@@ -42,8 +42,8 @@ Examples:
 pub(crate) struct Args {
     /// Quantized model.
     input: PathBuf,
-    /// Where to write the result; - is stdout.
-    output: PathBuf,
+    #[command(flatten)]
+    output: Destination,
     /// Storage format: qdq, matmulnbits, gather-block-quantized, matmulinteger, dynamic-quantize-lstm, qoperator
     /// (operators on integers, such as QLinearConv), or float (not quantized). Integers and scales stay the same. All
     /// but qdq and float may be combined, with commas.
@@ -179,7 +179,7 @@ fn check_paths(args: &Args, model: &Model, samples: Option<&SampleSet>) -> Resul
     read.extend(file::inputs(model).map(|path| ("the model", path.clone())));
     read.extend(samples.iter().flat_map(|set| set.files()).map(|path| ("the samples", path)));
     let printed = (!args.print_after.is_empty()).then_some(("--print-after", Path::new(file::STDOUT)));
-    let written: Vec<_> = [("the model", args.output.as_path())].into_iter().chain(printed).collect();
+    let written: Vec<_> = [("the model", &*args.output)].into_iter().chain(printed).collect();
     file::check_outputs(read, &written)
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod compare;
 pub(crate) mod config;
 pub(crate) mod configure;
 pub(crate) mod convert;
+pub(crate) mod depfile;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod merge;
@@ -13,6 +14,7 @@ pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
 pub(crate) mod scales;
+pub(crate) mod shell;
 pub(crate) mod verify;
 
 use std::collections::BTreeMap;
@@ -63,6 +65,15 @@ struct Step {
     bar: Option<ProgressBar>,
 }
 
+impl Step {
+    /// How fast it goes, and how long it will take.
+    fn pace(&self) -> String {
+        let seconds = self.since.elapsed().as_secs_f64();
+        let left = seconds / self.done as f64 * self.total.saturating_sub(self.done) as f64;
+        format!("{:.1} a second, {left:.0} s to go", self.done as f64 / seconds)
+    }
+}
+
 impl Console {
     /// Listens to Ctrl-C and SIGTERM: the first one asks the running step to stop, the second one ends the process.
     pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
@@ -84,6 +95,12 @@ impl Console {
         if !self.quiet {
             print_error(message);
         }
+    }
+
+    /// Prints what even those have to know who want to hear of errors only.
+    pub(crate) fn insist(&self, message: &str) {
+        self.clear();
+        print_error(message);
     }
 
     /// Has the runs that start from here on say what they take in memory.
@@ -132,7 +149,13 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
         Some(word) if word == "--error-format" => words.next().is_some_and(|form| form == "json"),
         word => word.is_some_and(|word| word == "--error-format=json"),
     };
-    if json && error.use_stderr() {
+    let model = error.kind() == clap::error::ErrorKind::InvalidSubcommand
+        && std::env::args_os().nth(1).is_some_and(|word| Path::new(&word).extension().is_some_and(|e| e == "onnx"));
+    if model && !json {
+        print_error(
+            "error: a command is missing\nhint: amax rewrite MODEL OUTPUT quantizes a model, amax inspect MODEL describes it",
+        );
+    } else if json && error.use_stderr() {
         let text = error.render().to_string();
         print_error(&Error::new(Kind::Usage, text.trim_start_matches("error: ").trim_end()).to_json());
     } else {
@@ -186,21 +209,18 @@ impl Progress for Console {
         step.done += 1;
         if step.said.elapsed() > SILENCE && !std::io::stderr().is_terminal() {
             step.said = Instant::now();
-            let seconds = step.since.elapsed().as_secs_f64();
-            let left = seconds / step.done as f64 * step.total.saturating_sub(step.done) as f64;
-            let rate = step.done as f64 / seconds;
-            self.say(&format!("{} {}/{}, {rate:.1} a second, {left:.0} s to go", step.name, step.done, step.total));
+            self.say(&format!("{} {}/{}, {}", step.name, step.done, step.total, step.pace()));
         }
         let long = step.since.elapsed() > Duration::from_secs(1);
         if step.bar.is_none() && long && !self.quiet && std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(step.total);
-            let style = ProgressStyle::with_template("{msg:10} [{bar:30}] {pos}/{len} {per_sec} eta {eta}");
+            let style = ProgressStyle::with_template("{prefix:10} [{bar:30}] {pos}/{len}, {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-            bar.set_message(step.name.clone());
-            bar.reset_elapsed();
+            bar.set_prefix(step.name.clone());
             step.bar = Some(bar);
         }
         if let Some(bar) = &step.bar {
+            bar.set_message(step.pace());
             bar.set_position(step.done);
         }
     }
@@ -243,7 +263,7 @@ fn samples(
     let given = match calib.map(|path| (path, path.to_str())) {
         Some((_, Some("random"))) => {
             console.say(
-                "warning: calibrating with random noise: ranges will be wrong for real data\n         \
+                "warning: the samples are random noise: ranges and figures will be wrong for real data\n         \
                  use this only to try things out",
             );
             return SampleSet::random(model, 16, 0).map(Some);

@@ -1,6 +1,7 @@
 //! Where commands write: to a file, or to stdout, which is called `-`.
 
 use std::io::{IsTerminal, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use amax::error::{Error, Kind, Result};
@@ -9,6 +10,25 @@ use amax::ir::file::{self, STDOUT, SaveOptions, Staged};
 use amax::statistics::Statistics;
 
 use super::inspect::print;
+
+/// Where a model is written: the second argument, or an option.
+#[derive(clap::Args)]
+pub(crate) struct Destination {
+    /// Where to write the model; - is stdout.
+    #[arg(value_name = "OUTPUT", required_unless_present = "to")]
+    output: Option<PathBuf>,
+    /// Where to write the model, instead of the second argument.
+    #[arg(id = "to", long = "output", short = 'o', value_name = "FILE", conflicts_with = "output")]
+    to: Option<PathBuf>,
+}
+
+impl Deref for Destination {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        self.output.as_deref().or(self.to.as_deref()).unwrap_or(Path::new(STDOUT))
+    }
+}
 
 /// An output that is complete and has yet to appear.
 pub(crate) enum Pending<'a> {

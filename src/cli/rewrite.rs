@@ -14,15 +14,16 @@ use amax::passes::Outcome;
 use amax::passes::pipeline::{self, After};
 use amax::plan::Plan;
 use amax::reason::Reason;
-use amax::report::{Report, text as summary};
+use amax::report::{Report, page, text as summary};
 use amax::rewrite::{Rewrite, Rewritten, Verify, split};
 use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 
 use super::calibrate::warn_of_missing;
+use super::depfile;
 use super::inspect::print;
-use super::output::{Pending, save_model, scratch, stage};
+use super::output::{Destination, Pending, save_model, scratch, stage};
 use super::{
     Console, SampleArgs, configure, float_type, memory_size, runtime, seconds, set_inputs, thread_count, threads,
 };
@@ -57,9 +58,9 @@ Examples:
   amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
 pub(crate) struct Args {
     /// Float model.
-    pub(super) input: PathBuf,
-    /// Where to write the quantized model; - is stdout.
-    pub(super) output: PathBuf,
+    input: PathBuf,
+    #[command(flatten)]
+    output: Destination,
     #[command(flatten)]
     configure: configure::Args,
     /// Apply this plan instead of computing one; amax plan -o writes it.
@@ -102,7 +103,16 @@ pub(crate) struct Args {
     /// Write quantizers as float operators with the same results, to study any format on any runtime.
     #[arg(long)]
     simulate: bool,
-    /// Write a report as JSON.
+    /// Write a rule for make or ninja with every file that was read.
+    #[arg(long, value_name = "FILE")]
+    depfile: Option<PathBuf>,
+    /// Fail, and write nothing, if less of the bytes of weights is quantized, such as 90%.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    min_coverage: Option<f64>,
+    /// Fail if there are no samples.
+    #[arg(long)]
+    require_samples: bool,
+    /// Write a report as JSON, or as a page to look at if the name ends in .html.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Do not measure the result on held-out samples.
@@ -155,6 +165,10 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     }
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.input, console)?;
+    if args.require_samples && samples.is_none() {
+        let hint = "pass --calib PATH, or put them beside the model: MODEL.calib.npz";
+        return Err(Error::new(Kind::Usage, "there are no samples, which --require-samples asks for").with_hint(hint));
+    }
     check_paths(args, &model, &config, samples.as_ref())?;
     let statistics = args.stats.as_deref().map(Statistics::load).transpose()?;
     if let (Some(statistics), Some(path)) = (&statistics, &args.stats) {
@@ -199,17 +213,24 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::interrupted());
     }
+    if let Some(least) = args.min_coverage {
+        cover(&done.report, least)?;
+    }
     // The report is complete before the model appears, so that either both are there or neither is.
     let report = args.report.as_deref().map(|path| staged(path, &done.report)).transpose()?;
     let saved_plan = match (&args.save_plan, &done.plan) {
         (Some(path), Some(plan)) => Some(stage(path, plan.to_json()?)?),
         _ => None,
     };
+    let rule = |path| {
+        stage(path, depfile::rule(&args.output, read(args, &model, &config, samples.as_ref()).map(|(_, path)| path)))
+    };
+    let rule = args.depfile.as_deref().map(rule).transpose()?;
     let writing = Instant::now();
     let external = if args.external_data { External::Always } else { External::Auto };
     let options = SaveOptions { external, ..SaveOptions::default() };
     save_model(&done.model, &args.output, &options, &|| amax::observe::Progress::interrupted(console))?;
-    for pending in report.into_iter().chain(saved_plan) {
+    for pending in report.into_iter().chain(saved_plan).chain(rule) {
         pending.keep()?;
     }
     done.report.seconds.push(("write".to_owned(), writing.elapsed().as_secs_f64()));
@@ -224,15 +245,15 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     };
     if samples.is_none() && statistics.is_none() && done.plan.iter().flat_map(|p| &p.weights).any(waits) {
         let beside = args.input.with_extension("calib.npz");
-        console.say(&if args.calib.is_some() {
-            "note: no samples: weights are quantized, activations stay float".to_owned()
+        if args.calib.is_some() {
+            console.say("note: no samples: weights are quantized, activations stay float");
         } else {
-            format!(
+            console.insist(&format!(
                 "note: no samples: weights are quantized, activations stay float\n      \
                  pass --calib PATH, or put samples at {}",
                 beside.display()
-            )
-        });
+            ));
+        }
     }
     let said = summary::text(&done.report, console.verbose, begun.elapsed().as_secs_f64());
     console.say(&format!("{} -> {}\n{}", args.input.display(), args.output.display(), said.trim_end()));
@@ -254,16 +275,47 @@ fn verify(text: &str) -> Result<Verify, String> {
 
 /// Refuses to write over a file that is read, or one file twice, before any work is done.
 fn check_paths(args: &Args, model: &Model, config: &Config, samples: Option<&SampleSet>) -> Result<()> {
-    let mut read = args.configure.files(config);
-    read.extend(args.plan.iter().map(|path| ("the plan", path.clone())));
-    read.extend(args.stats.iter().map(|path| ("the statistics", path.clone())));
-    read.extend(file::inputs(model).map(|path| ("the model", path.clone())));
-    read.extend(samples.iter().flat_map(|set| set.files()).map(|path| ("the samples", path)));
-    let mut written = vec![("the model", args.output.as_path())];
+    let mut written = vec![("the model", &*args.output)];
     written.extend(args.report.iter().map(|path| ("the report", path.as_path())));
+    written.extend(args.depfile.iter().map(|path| ("the rule", path.as_path())));
     written.extend(args.save_plan.iter().map(|path| ("the plan", path.as_path())));
     written.extend((!args.print_after.is_empty()).then_some(("--print-after", Path::new(file::STDOUT))));
-    file::check_outputs(read, &written)
+    file::check_outputs(read(args, model, config, samples), &written)
+}
+
+/// Every file that is read, and what it is.
+fn read<'a>(
+    args: &'a Args,
+    model: &'a Model,
+    config: &Config,
+    samples: Option<&'a SampleSet>,
+) -> impl Iterator<Item = (&'static str, PathBuf)> + 'a {
+    let configured = args.configure.files(config).into_iter();
+    configured
+        .chain(args.plan.iter().map(|path| ("the plan", path.clone())))
+        .chain(args.stats.iter().map(|path| ("the statistics", path.clone())))
+        .chain(file::inputs(model).map(|path| ("the model", path.clone())))
+        .chain(samples.into_iter().flat_map(SampleSet::files).map(|path| ("the samples", path)))
+}
+
+/// Fails where too much of the weights stays float.
+fn cover(report: &Report, least: f64) -> Result<()> {
+    let (left, all) = report.float_bytes;
+    let covered = 1.0 - left as f64 / all.max(1) as f64;
+    if covered >= least {
+        return Ok(());
+    }
+    let (covered, least) = (covered * 100.0, least * 100.0);
+    let message =
+        format!("{covered:.1} % of the bytes of weights are quantized, less than the {least:.1} % of --min-coverage");
+    Err(Error::new(Kind::Check, message).with_hint("amax plan names what stays float, and why; nothing was written"))
+}
+
+/// Reads the value of `--min-coverage`.
+fn share(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let share = text.strip_suffix('%').map_or_else(|| number(text), |text| number(text).map(|percent| percent / 100.0));
+    share.filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "a share is needed, such as 90% or 0.9".to_owned())
 }
 
 /// Names the file that an error is about, where the pipeline itself knows only tensors.
@@ -290,5 +342,6 @@ fn calib(args: &Args) -> Option<PathBuf> {
 fn staged<'a>(path: &'a Path, report: &Report) -> Result<Pending<'a>> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Error::new(Kind::Internal, format!("cannot print the report: {e}")))?;
-    stage(path, json + "\n")
+    let html = path.extension().is_some_and(|e| e == "html");
+    stage(path, if html { page::html(&json) } else { json + "\n" })
 }

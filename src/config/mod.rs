@@ -280,7 +280,11 @@ impl Config {
     /// An unreadable file, a syntax error, an unknown key or word (with the nearest valid one), a value out of range.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut config = Self::parse(&document::read(path, "config")?).map_err(|e| e.in_file(path))?;
+        let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        let mut config = Self::parse(&document::read(path, "config")?).map_err(|e| {
+            let error = e.in_file(path);
+            if yaml { error.with_hint("configurations are TOML, or JSON; YAML is not read") } else { error }
+        })?;
         config.source.file = Some(path.to_owned());
         Ok(config)
     }

@@ -50,11 +50,14 @@ pub fn text(name: &str) -> Result<&'static str> {
     if let Some((_, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
         return Ok(text);
     }
-    let list = format!("presets are {}", names().collect::<Vec<_>>().join(", "));
     let error = Error::new(Kind::Config, format!("there is no preset \"{name}\""));
+    if matches!(name.to_lowercase().as_str(), "fp16" | "float16" | "half" | "bf16" | "bfloat16") {
+        let dtype = if name.to_lowercase().starts_with('b') { "bfloat16" } else { "float16" };
+        return Err(error.with_hint(format!("--dtype {dtype} stores in 16 bits what stays float, beside any preset")));
+    }
     Err(match nearest(name, names()) {
-        Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
-        None => error.with_hint(list),
+        Some(near) => error.with_hint(format!("did you mean \"{near}\"? `amax presets` lists all")),
+        None => error.with_hint(format!("presets are {}", names().collect::<Vec<_>>().join(", "))),
     })
 }
 

@@ -371,6 +371,11 @@ fn unmatched<'a>(rule: &Rule, pattern: &Pattern, nodes: impl Iterator<Item = &'a
     }
     let error = error(format!("{} matches no node and no site", rule.label));
     let (node, site) = pattern.parts();
+    if ops::find(node).is_some() && site.is_empty() {
+        return error.with_hint(format!(
+            "{node} is an operator: --set op_type.{node}.enable=false leaves all of its nodes in float"
+        ));
+    }
     match nearest(node, nodes) {
         Some(name) => error.with_hint(format!("did you mean \"{name}{site}\"? `amax inspect --nodes` lists them")),
         None => error.with_hint("`amax inspect --nodes` lists them"),

@@ -321,12 +321,22 @@ const OTHER_FORMATS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"<html", "a web page, not the model itself", "download the raw file"),
 ];
 
+/// Whether the first file of a zip archive is an array of numpy.
+fn holds_arrays(archive: &[u8]) -> bool {
+    let length = archive.get(26..28).map_or(0, |bytes| usize::from(bytes[0]) | usize::from(bytes[1]) << 8);
+    archive.get(30..30 + length).is_some_and(|name| name.ends_with(b".npy"))
+}
+
 fn refuse_other_formats(bytes: &[u8]) -> Result<()> {
     if bytes.is_empty() {
         return Err(Error::model("the file is empty").with_hint("the download or export was interrupted"));
     }
     for (at, mark, what, hint) in OTHER_FORMATS {
         if bytes.get(*at..).is_some_and(|tail| tail.starts_with(mark)) {
+            if *mark == b"PK\x03\x04" && holds_arrays(bytes) {
+                let error = Error::model("this is a .npz archive of arrays, not a model");
+                return Err(error.with_hint("samples go with a model: amax rewrite MODEL OUTPUT --calib FILE"));
+            }
             return Err(Error::model(format!("this is {what}")).with_hint(*hint));
         }
     }

@@ -135,9 +135,11 @@ pub fn fits_twice(model: &Model, limit: Option<u64>) -> bool {
 /// The error of a limit that cannot be kept to.
 pub(super) fn too_low(what: &str, needed: u64, limit: u64) -> Error {
     let mega = |bytes: u64| bytes.div_ceil(1_000_000);
-    Error::new(
-        Kind::Usage,
-        format!("the memory limit of {} MB is too low: {what} take about {} MB", mega(limit), mega(needed)),
-    )
-    .with_hint(format!("allow {} MB or more", mega(needed + needed / 8)))
+    let limit = match limit {
+        0..1_000 => format!("{limit} B"),
+        1_000..1_000_000 => format!("{} kB", limit.div_ceil(1_000)),
+        _ => format!("{} MB", mega(limit)),
+    };
+    Error::new(Kind::Usage, format!("the memory limit of {limit} is too low: {what} take about {} MB", mega(needed)))
+        .with_hint(format!("allow {} MB or more", mega(needed + needed / 8)))
 }

@@ -139,6 +139,12 @@ macro_rules! sentences {
             $($(#[$doc])* $name $({ $($field: $type),* })?,)*
         }
 
+        impl $table {
+            /// Every variant: its name, which in kebab case is its code, its fields, and its sentence.
+            pub const ALL: &'static [(&'static str, &'static [&'static str], &'static str)] =
+                &[$((stringify!($name), &[$($(stringify!($field)),*)?], $text),)*];
+        }
+
         impl std::fmt::Display for $table {
             #[allow(unused_variables, reason = "not every field is in the sentence")]
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -4,6 +4,8 @@ mod deployment;
 #[doc(hidden)]
 pub mod layout;
 #[doc(hidden)]
+pub mod page;
+#[doc(hidden)]
 pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -136,6 +136,8 @@ impl Input {
         let hint = if rows && shape.len() == dims.len() && shape.len() > 1 && matches(&[&[1], &shape[1..]].concat()) {
             // Many samples along the batch axis, the most common mistake.
             "these look like many samples; give them an axis of their own: array[:, None]".to_owned()
+        } else if let Some(change) = rows.then(|| mended(shape, dims.len(), &matches)).flatten() {
+            format!("{change} would fit: rows of shape {} are the samples", self.shape_text(None))
         } else if rows {
             format!("one sample has shape {}, many have {}", self.shape_text(None), self.shape_text(Some("samples")))
         } else {
@@ -168,6 +170,42 @@ impl Input {
         };
         Err(self.error(format!("the input takes {wanted}, but the samples give {given}")).with_hint(hint))
     }
+}
+
+/// What in numpy makes rows of a shape, or one sample, fit: axes of 1 that are missing, or another order of the axes.
+fn mended(shape: &[usize], rank: usize, matches: &dyn Fn(&[usize]) -> bool) -> Option<&'static str> {
+    const INDEXED: [(&str, &[usize]); 5] = [
+        ("array[:, None]", &[1]),
+        ("array[:, None, None]", &[1, 1]),
+        ("array[:, :, None]", &[2]),
+        ("array[None]", &[0]),
+        ("array[None, None]", &[0, 0]),
+    ];
+    const MOVED: [(&str, usize, usize); 4] = [
+        ("numpy.moveaxis(array, -1, 1)", usize::MAX, 1),
+        ("numpy.moveaxis(array, -1, 2)", usize::MAX, 2),
+        ("numpy.moveaxis(array, 1, -1)", 1, usize::MAX),
+        ("numpy.moveaxis(array, 2, -1)", 2, usize::MAX),
+    ];
+    let fits = |shape: &[usize]| {
+        (shape.len() == rank + 1 && matches(&shape[1..])) || (shape.len() == rank && shape[0] == 1 && matches(shape))
+    };
+    let indexed = INDEXED.into_iter().filter_map(|(text, places)| {
+        let mut shape = shape.to_vec();
+        for &at in places {
+            (at <= shape.len()).then(|| shape.insert(at, 1))?;
+        }
+        Some((text, shape))
+    });
+    let moved = MOVED.into_iter().filter_map(|(text, from, to)| {
+        let last = shape.len().checked_sub(1)?;
+        let (from, to) = (from.min(last), to.min(last));
+        let mut shape = shape.to_vec();
+        let axis = shape.remove(from);
+        shape.insert(to, axis);
+        (from != to).then_some((text, shape))
+    });
+    indexed.chain(moved).find(|(_, shape)| !shape.is_empty() && fits(shape)).map(|(text, _)| text)
 }
 
 fn numpy_knows(dtype: DataType) -> bool {

@@ -196,6 +196,10 @@ impl Ops {
     }
 }
 
+/// Runtimes and devices without a profile, by the names that users know them by.
+const ELSEWHERE: &[&str] =
+    &["coreml", "cuda", "directml", "dml", "gpu", "hailo", "npu", "openvino", "qnn", "rknn", "rocm", "vitis"];
+
 impl Target {
     /// Whether onnxruntime is what runs models of this target, on a CPU.
     #[must_use]
@@ -241,6 +245,9 @@ impl Target {
         let list = format!("targets are {}, or the path of a .toml profile", names.join(", "));
         Err(match nearest(name, names) {
             Some(near) => error.with_hint(format!("did you mean \"{near}\"? {list}")),
+            None if ELSEWHERE.contains(&name.to_lowercase().as_str()) => error.with_hint(format!(
+                "nothing here knows its kernels: generic puts quantizers wherever the operators allow; {list}"
+            )),
             None => error.with_hint(list),
         })
     }

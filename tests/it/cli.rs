@@ -17,7 +17,7 @@ use prost::Message;
 use regex::Regex;
 
 use crate::snapshot;
-use crate::support::{amax, noise, npy, program, root, succeed};
+use crate::support::{amax, fail, noise, npy, program, root, succeed};
 
 /// A folder with everything that the command lines name.
 fn folder() -> tempfile::TempDir {
@@ -93,6 +93,7 @@ fn folder() -> tempfile::TempDir {
         "old.json",
         b"{\"schema\": 2, \"skipped\": [{\"node\": \"a\", \"op\": \"Abs\", \"bytes\": 0, \"why\": \"a sentence\"}]}\n",
     );
+    put("conf.yaml", b"default:\n  weight:\n    dtype: int4\n");
     put("good.toml", b"target = \"tensorrt\"\nexclude = [\"stem\"]\n");
     folder
 }
@@ -172,6 +173,73 @@ fn help() {
 #[test]
 fn mistakes_on_the_command_line_and_in_documents() {
     session("usage.txt");
+}
+
+#[test]
+fn words_of_other_tools() {
+    session("newcomer.txt");
+}
+
+/// A build system reads what a rule says: every file that was read, and nothing else.
+#[test]
+fn rules_for_make() {
+    let folder = folder();
+    let rule = |words: &str| {
+        succeed(folder.path(), &format!("rewrite digits.onnx -o out.onnx --depfile out.d -q {words}"));
+        std::fs::read_to_string(folder.path().join("out.d")).unwrap()
+    };
+    assert_eq!(rule(""), "out.onnx: digits.calib.npz \\\n  digits.onnx\n");
+    assert_eq!(rule("--calib none --config good.toml"), "out.onnx: digits.onnx \\\n  good.toml\n");
+    std::fs::write(folder.path().join("a b#c$.toml"), "").unwrap();
+    let odd = [
+        "rewrite",
+        "digits.onnx",
+        "out.onnx",
+        "--calib",
+        "none",
+        "--config",
+        "a b#c$.toml",
+        "--depfile",
+        "out.d",
+        "-q",
+    ];
+    assert!(program(folder.path()).args(odd).status().unwrap().success());
+    let text = std::fs::read_to_string(folder.path().join("out.d")).unwrap();
+    assert_eq!(text, "out.onnx: a\\ b\\#c$$.toml \\\n  digits.onnx\n");
+    fail(folder.path(), "rewrite digits.onnx out.onnx --depfile out.onnx", 2, "cannot be both");
+}
+
+/// A report whose name ends in .html is one page around the same document, and loads nothing.
+#[test]
+fn reports_to_look_at() {
+    let folder = folder();
+    succeed(folder.path(), "rewrite digits.onnx out.onnx --report r.html -q --exclude wide");
+    let page = std::fs::read_to_string(folder.path().join("r.html")).unwrap();
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let shown: serde_json::Value = serde_json::from_str(data).unwrap();
+    let printed = succeed(folder.path(), "rewrite digits.onnx out.onnx --report - -q --exclude wide");
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    for part in ["target", "bytes", "operators", "activations", "weights", "skipped", "quality", "passes"] {
+        assert!(shown[part] == report[part] && !shown[part].is_null(), "{part}");
+    }
+    assert!(!page.contains("src=") && !page.contains("<link") && !page.contains("@import"), "the page loads something");
+}
+
+/// Completions and manual pages know every command.
+#[test]
+fn what_shells_and_man_read() {
+    let folder = folder();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = succeed(folder.path(), &format!("completions {shell}"));
+        assert!(script.contains("rewrite") && script.contains("min-coverage"), "{shell}");
+    }
+    succeed(folder.path(), "man pages");
+    for (page, word) in
+        [("amax.1", "calibrate"), ("amax-rewrite.1", "min\\-coverage"), ("amax-config-import.1", "Quark")]
+    {
+        let text = std::fs::read_to_string(folder.path().join("pages").join(page)).unwrap();
+        assert!(text.contains(word), "{page}: {text}");
+    }
 }
 
 #[test]

@@ -44,6 +44,7 @@ mod plan;
 mod postprocess;
 mod qat;
 mod quadratic;
+mod reference;
 mod roundtrip;
 mod runtime;
 mod samples;

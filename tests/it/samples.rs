@@ -269,6 +269,35 @@ fn the_hash_is_of_content_and_order() {
 }
 
 /// Decoders fill what is missing with gray, which is no picture.
+/// Arrays that lack an axis, or have them in another order, are refused with what to write.
+#[test]
+fn shapes_that_nearly_fit() {
+    let fixed = [Size::Free("N"), Size::Fixed(1), Size::Fixed(8), Size::Fixed(8)];
+    let colors = [Size::Free("N"), Size::Fixed(3), Size::Fixed(8), Size::Fixed(9)];
+    for (sizes, shape, change) in [
+        (fixed, &[64, 8, 8][..], "array[:, None, None]"),
+        (fixed, &[1, 8, 8], "array[:, None]"),
+        (fixed, &[8, 8], "array[None, None]"),
+        (fixed, &[64, 1, 8, 8, 1], "numpy.moveaxis(array, -1, 1)"),
+        (colors, &[64, 3, 1, 8, 9], ""),
+        (colors, &[3, 8, 9], "array[None]"),
+        (colors, &[64, 1, 8, 9, 3], "numpy.moveaxis(array, -1, 2)"),
+        (colors, &[1, 8, 9, 3], "numpy.moveaxis(array, -1, 1)"),
+        (colors, &[8, 9], ""),
+        (colors, &[64, 3, 9, 8], ""),
+    ] {
+        let model = model(&[input("x", DataType::Float, Some(&sizes))]);
+        let array = ndarray::ArrayD::<f32>::zeros(shape);
+        let error = SampleSet::from_arrays(&model, [("x", array.into())]).unwrap_err();
+        let hint = error.hint().unwrap();
+        assert_eq!(
+            hint.split(" would fit").next().filter(|start| *start != hint).unwrap_or_default(),
+            change,
+            "{shape:?}: {hint}"
+        );
+    }
+}
+
 #[test]
 fn a_cut_jpeg_is_an_error() {
     let Cases { models, .. } = cases();

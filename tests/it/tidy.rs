@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::support::{folder, root, succeed};
+use crate::support::root;
 
 const LIMIT: usize = 700;
 
@@ -190,34 +190,5 @@ fn no_snapshot_is_left_over() {
     for path in below("tests/cli").into_iter().filter(|p| p.ends_with(".txt")) {
         let name = path.rsplit('/').next().unwrap();
         assert!(session.contains(&format!("\"{name}\"")), "no test runs {path}");
-    }
-}
-
-/// The README names every flag that the program has.
-#[test]
-fn the_readme_names_every_flag() {
-    let readme = std::fs::read_to_string(root("README.md")).unwrap();
-    for command in [
-        "rewrite",
-        "inspect",
-        "plan",
-        "explain",
-        "calibrate",
-        "merge",
-        "compare",
-        "presets",
-        "scales",
-        "prepare",
-        "config import",
-        "convert",
-    ] {
-        let help = succeed(folder().path(), &format!("{command} --help"));
-        let options = help.split("Samples are").next().unwrap_or(&help);
-        let flags = options.split([' ', '\n', ',']).filter(|w| w.starts_with("--") && w.len() > 2 && *w != "--help");
-        let flags: BTreeSet<&str> = flags.map(|f| f.trim_end_matches(['.', ',', ';', '`'])).collect();
-        assert!(flags.len() > 2, "{help}");
-        for flag in flags {
-            assert!(readme.contains(flag), "README.md does not name {flag} of amax {command}");
-        }
     }
 }
