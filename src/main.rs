@@ -80,6 +80,8 @@ enum Command {
     Compare(cli::compare::Args),
     /// Run two models in onnxruntime as deployed: error, kernels, latency, size.
     Verify(cli::verify::Args),
+    /// Say in what two quantized models differ: operators, formats, scales.
+    Diff(cli::diff::Args),
     /// List the named configurations, or print one as TOML to start from.
     Presets(cli::presets::Args),
     /// Extract scales and zero points from a quantized model, as a configuration.
@@ -128,6 +130,7 @@ fn run() -> ExitCode {
         Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
         Command::Verify(args) => cli::verify::run(&args, &console),
+        Command::Diff(args) => cli::diff::run(&args),
         Command::Presets(args) => cli::presets::run(&args),
         Command::Scales(args) => cli::scales::run(&args, &console),
         Command::Completions(args) => cli::shell::completions::<Cli>(&args),

@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod configure;
 pub(crate) mod convert;
 pub(crate) mod depfile;
+pub(crate) mod diff;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod merge;

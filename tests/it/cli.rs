@@ -225,6 +225,33 @@ fn reports_to_look_at() {
     assert!(!page.contains("src=") && !page.contains("<link") && !page.contains("@import"), "the page loads something");
 }
 
+#[test]
+fn differences_of_two_models() {
+    let folder = folder();
+    for (name, options) in
+        [("a", ""), ("b", "--exclude wide"), ("c", "--set tensor.image.scale=0.5"), ("d", "--threads 1")]
+    {
+        succeed(folder.path(), &format!("rewrite digits.onnx {name}.onnx -q --no-guard --no-measure {options}"));
+    }
+    let diff = |words: &str| -> serde_json::Value {
+        serde_json::from_str(&succeed(folder.path(), &format!("diff {words} --json"))).unwrap()
+    };
+    let same = diff("a.onnx d.onnx --exit-code");
+    assert!(
+        same["operators"].as_object().unwrap().is_empty() && same["tensors"].as_object().unwrap().is_empty(),
+        "{same}"
+    );
+    let wide = diff("a.onnx b.onnx");
+    let keys: Vec<&String> = wide["tensors"].as_object().unwrap().keys().collect();
+    assert!(keys.iter().any(|k| *k == "wide.weight") && !keys.iter().any(|k| *k == "stem.weight"), "{wide}");
+    assert_eq!(wide["tensors"]["wide.weight"]["dtype"], serde_json::json!(["int8", null]));
+    assert!(wide["operators"]["DequantizeLinear"][0].as_u64() > wide["operators"]["DequantizeLinear"][1].as_u64());
+    let scaled = diff("a.onnx c.onnx");
+    assert_eq!(scaled["tensors"]["image"]["scale"][1], 0.5);
+    assert!(succeed(folder.path(), "diff a.onnx c.onnx").contains("scale 0.00392"));
+    fail(folder.path(), "diff a.onnx c.onnx --exit-code", 7, "quantized differently");
+}
+
 /// Completions and manual pages know every command.
 #[test]
 fn what_shells_and_man_read() {
