@@ -107,8 +107,8 @@ pub use passes::switch_quantizers::Switch;
 pub use plan::Plan;
 pub use quantize::{load, quantize, save};
 pub use report::{
-    ActivationRow, AlgorithmRow, Deployment, FloatQuality, Inspection, PassRow, QualityRow, Report, Unlike, WeightRow,
-    inspect,
+    ActivationRow, AlgorithmRow, Deployment, FloatQuality, Inspection, LogitsQuality, PassRow, QualityRow, Report,
+    Unlike, WeightRow, inspect,
 };
 pub use rewrite::{Rewrite, Rewritten, Verify};
 pub use runtime::{Kernels, Runtime};

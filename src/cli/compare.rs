@@ -23,6 +23,11 @@ use super::{
     after_help = "Integer kernels are simulated: quantizers run as defined, everything between them in float. Errors
 that a processor's integer kernels add (saturation, rounding) are not included.
 
+Logits of a language model (an output whose last axis is as long as the table that the tokens of an
+input are looked up in) are compared as distributions, too: the mean KL divergence of a position, how
+often the most likely token is the same, and the perplexity on the samples' own tokens. Positions that
+an input attention_mask leaves out do not count.
+
 With --sites, each quantized activation and each node with a quantized weight is listed with two
 errors. Own: what this site alone adds to the float model. Accumulated: the error of the quantized
 model up to here.
@@ -128,12 +133,25 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     print(&format!("{}\n{}", samples.describe(), quality("output", &rows, [6, 5])))
 }
 
-const OUTPUT_COLUMNS: [&str; 8] =
-    ["output", "sqnr_db", "cosine", "max_abs_error", "median_channel_db", "agreement", "unlike_samples", "into"];
+const OUTPUT_COLUMNS: [&str; 12] = [
+    "output",
+    "sqnr_db",
+    "cosine",
+    "max_abs_error",
+    "median_channel_db",
+    "agreement",
+    "unlike_samples",
+    "into",
+    "kl",
+    "top1",
+    "perplexity_reference",
+    "perplexity",
+];
 
-fn output_fields(row: &QualityRow) -> [String; 8] {
+fn output_fields(row: &QualityRow) -> [String; 12] {
     let number = |figure: Option<f64>| figure.map_or_else(String::new, |figure| figure.to_string());
-    let floats = row.floats.as_ref();
+    let (floats, logits) = (row.floats.as_ref(), row.logits.as_ref());
+    let perplexity = |model: usize| number(logits.and_then(|l| l.perplexity).map(|both| both[model]));
     [
         row.output.clone(),
         number(row.sqnr_db()),
@@ -143,6 +161,10 @@ fn output_fields(row: &QualityRow) -> [String; 8] {
         number(row.agreement),
         row.unlike.as_ref().map_or_else(String::new, |unlike| unlike.samples.to_string()),
         row.into.clone().unwrap_or_default(),
+        number(logits.map(|l| l.kl)),
+        number(logits.map(|l| l.top1)),
+        perplexity(0),
+        perplexity(1),
     ]
 }
 

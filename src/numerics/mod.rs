@@ -46,6 +46,7 @@ mod fake;
 mod format;
 mod grid;
 mod kernels;
+pub mod logits;
 pub mod metrics;
 mod minifloat;
 pub mod pack;

@@ -9,11 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::calibrate::channel_axis;
 use super::pool::{Blind, Unseen, by_shape, lock, run};
 use super::run::Run;
+use super::vocabulary::{Vocabulary, logits, vocabularies};
 use crate::error::{Error, Result};
 use crate::ir::{Model, Tensor, ValueId};
+use crate::numerics::logits::Logits;
 use crate::numerics::metrics::Metrics;
 use crate::onnx::DataType;
 use crate::runtime::{Observe, Options, Session};
+use crate::samples::Sample;
 
 /// Operators whose results have as many elements as their values say.
 const DECIDING: [&str; 4] = ["Compress", "NonMaxSuppression", "NonZero", "Unique"];
@@ -32,6 +35,8 @@ pub struct Closeness {
     pub metrics: Metrics,
     /// The same for each channel, where there are some.
     pub channels: Vec<Metrics>,
+    /// The same as distributions over a vocabulary, where they are logits.
+    pub logits: Option<Logits>,
     /// Whether the elements are floats; of others only those count that are the same.
     pub float: bool,
     /// Elements that are the same in both models.
@@ -62,7 +67,7 @@ pub fn compare(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Vec<Clo
         |(), index| {
             let sample = samples.get(index)?;
             let nothing: Arc<dyn Observe> = Arc::new(Blind);
-            let rows = pairs.rows(&first.run(&sample, &nothing)?, &second.run(&sample, &nothing)?);
+            let rows = pairs.rows(&sample, &first.run(&sample, &nothing)?, &second.run(&sample, &nothing)?);
             lock(&found).insert(index, rows);
             Ok(())
         },
@@ -79,6 +84,8 @@ pub(super) struct Pairs {
     axes: BTreeMap<String, Option<isize>>,
     /// The tensors that decide how large outputs are, each with the operator that it goes into.
     deciding: BTreeMap<String, String>,
+    /// The outputs that may be logits.
+    vocabularies: BTreeMap<String, Vec<Vocabulary>>,
 }
 
 impl Pairs {
@@ -100,14 +107,15 @@ impl Pairs {
         }
         let axis = |name: &str| reference.value_named(name).and_then(|value| channel_axis(reference, value));
         let axes = outputs.iter().chain(deciding.keys()).map(|name| (name.clone(), axis(name))).collect();
-        Ok(Self { axes, deciding })
+        Ok(Self { axes, deciding, vocabularies: vocabularies(reference) })
     }
 
     /// How close the tensors of one sample are.
-    pub(super) fn rows(&self, a: &[(String, Tensor)], b: &[(String, Tensor)]) -> Vec<Closeness> {
+    pub(super) fn rows(&self, sample: &Sample, a: &[(String, Tensor)], b: &[(String, Tensor)]) -> Vec<Closeness> {
         let row = |(name, a): &(String, Tensor)| {
             let (_, b) = b.iter().find(|(n, _)| n == name)?;
-            let mut row = Closeness::of(a, b, self.axes.get(name).copied().flatten())?;
+            let logits = |x: &[f32], y: &[f32]| logits(self.vocabularies.get(name)?, sample, &a.dims(), x, y);
+            let mut row = Closeness::of(a, b, self.axes.get(name).copied().flatten(), logits)?;
             row.name.clone_from(name);
             row.into = self.deciding.get(name).cloned();
             Some(row)
@@ -132,7 +140,12 @@ impl Pairs {
 }
 
 impl Closeness {
-    fn of(a: &Tensor, b: &Tensor, axis: Option<isize>) -> Option<Self> {
+    fn of(
+        a: &Tensor,
+        b: &Tensor,
+        axis: Option<isize>,
+        logits: impl Fn(&[f32], &[f32]) -> Option<Logits>,
+    ) -> Option<Self> {
         let mut found = Self { float: a.dtype().is_float(), ..Self::default() };
         if a.dims() != b.dims() {
             found.unlike = Some((1, [a.dims(), b.dims()]));
@@ -147,6 +160,7 @@ impl Closeness {
             found.metrics = Metrics::of(&x, &y);
             found.equal = x.iter().zip(&y).filter(|(x, y)| x.to_bits() == y.to_bits()).count() as u64;
             found.channels = by_channel(&x, &y, &a.dims(), axis);
+            found.logits = logits(&x, &y);
         }
         Some(found)
     }
@@ -154,6 +168,9 @@ impl Closeness {
     fn merge(&mut self, other: Self) {
         self.metrics.merge(&other.metrics);
         self.equal += other.equal;
+        if let Some(more) = &other.logits {
+            self.logits.get_or_insert_default().merge(more);
+        }
         if self.channels.len() == other.channels.len() {
             self.channels.iter_mut().zip(&other.channels).for_each(|(sum, channel)| sum.merge(channel));
         } else {

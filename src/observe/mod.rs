@@ -15,6 +15,7 @@ pub mod sensitivity;
 pub mod sites;
 mod stream;
 pub mod verify;
+mod vocabulary;
 
 pub use memory::{Estimate, Memory, fits_twice};
 pub use pool::{Progress, Silent};

@@ -65,7 +65,7 @@ pub fn verify(reference: &Model, test: &Model, how: &Run<'_>) -> Result<Found> {
         times[0].push(one);
         times[1].push(other);
         if !again {
-            rows.extend(pairs.rows(&a, &b));
+            rows.extend(pairs.rows(&sample, &a, &b));
             progress.tick();
         }
     }

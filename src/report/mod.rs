@@ -224,6 +224,9 @@ pub struct QualityRow {
     /// The share of elements that are the same, of outputs that are no floats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agreement: Option<f64>,
+    /// How far logits of a language model are apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits: Option<LogitsQuality>,
     /// Why it cannot be compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unlike: Option<Unlike>,
@@ -242,6 +245,20 @@ pub struct FloatQuality {
     pub cosine: f64,
     /// Largest absolute difference.
     pub max_abs_error: f32,
+}
+
+/// How far logits of a language model are apart: those of outputs whose last axis is as long as the table that the tokens of an
+/// input are looked up in.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct LogitsQuality {
+    /// Kullback–Leibler divergence of the quantized model's distribution from the float one's, the mean over positions, in nats.
+    pub kl: f64,
+    /// The share of positions at which both go on with the same token.
+    pub top1: f64,
+    /// Perplexity of the float and of the quantized model on the samples' own tokens, where outputs have a row for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<[f64; 2]>,
 }
 
 /// Shapes that differ, since they follow from values.
@@ -277,7 +294,12 @@ impl QualityRow {
             cosine: metrics.cosine(),
             max_abs_error: metrics.max_abs_error(),
         };
-        Self { floats: Some(floats), ..row }
+        let logits = found.logits.filter(|logits| logits.positions > 0).map(|logits| LogitsQuality {
+            kl: logits.kl(),
+            top1: logits.top1(),
+            perplexity: logits.perplexity(),
+        });
+        Self { floats: Some(floats), logits, ..row }
     }
 
     /// The SQNR of floats, where they can be compared.

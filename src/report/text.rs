@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::layout::{bytes, count, decibels, table, wrap};
 use crate::solve::{Corrected, Learned};
 
-use super::{AlgorithmRow, FloatQuality, QualityRow, Report, Unlike, WeightRow};
+use super::{AlgorithmRow, FloatQuality, LogitsQuality, QualityRow, Report, Unlike, WeightRow};
 use crate::algorithms::sufficiency::{FEW, Sufficiency};
 use crate::plan::{Divided, Skip};
 use crate::reason::Reason;
@@ -213,6 +213,14 @@ pub fn quality(heading: &str, rows: &[QualityRow], places: [usize; 2]) -> String
             if let Some(median) = median_channel_db {
                 let _ = writeln!(notes, "  {name}: {} in the median of its channels", decibels(*median));
             }
+        }
+        if let Some(LogitsQuality { kl, top1, perplexity }) = &row.logits {
+            let perplexity = perplexity.map_or_else(String::new, |[a, b]| format!(", perplexity {a:.3} -> {b:.3}"));
+            let _ = writeln!(
+                notes,
+                "  {name}: KL divergence {kl:.5} nats, top-1 agreement {:.1} %{perplexity}",
+                top1 * 100.0
+            );
         }
         if let Some(agreement) = row.agreement {
             figures[0] = format!("{:.1} % equal", agreement * 100.0);

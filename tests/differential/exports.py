@@ -231,6 +231,48 @@ def rewrite(amax, source, target, recipe, folder, *more):
     return len(json.loads(Path(report).read_text())["weights"])
 
 
+def figures(amax):
+    """What `amax compare` says of logits, beside what follows from onnxruntime's outputs in float64."""
+    model = block("float32")
+    head = next(node for node in model.graph.node if node.name == "y_node")
+    head.op_type, head.input[0] = "MatMul", "h3"
+    del head.attribute[:], head.input[2:]
+    table = next(t for t in model.graph.initializer if t.name == "head")
+    table.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(table).T), "head"))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for size in ("b", "s", WORDS):
+        model.graph.output[0].type.tensor_type.shape.dim.add(**{"dim_value" if size == WORDS else "dim_param": size})
+    model.graph.input.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["b", "s"]))
+    noise = np.random.default_rng(3)
+    with tempfile.TemporaryDirectory() as folder:
+        at = lambda name: os.path.join(folder, name)
+        onnx.save(model, at("m.onnx"))
+        os.mkdir(at("samples"))
+        given = []
+        for index in range(6):
+            mask = np.ones((2, 12), np.int64)
+            mask[1, 12 - index:] = 0
+            given.append({"ids": noise.integers(0, WORDS, (2, 12)), "attention_mask": mask})
+            np.savez(at(f"samples/{index}.npz"), **given[-1])
+        rewrite(amax, at("m.onnx"), at("q.onnx"), "w4", None)
+        words = [amax, "compare", at("m.onnx"), at("q.onnx"), "--calib", at("samples"), "--json"]
+        said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)[0]["logits"]
+        rows, following = [[], []], []
+        for sample in given:
+            kept = sample["attention_mask"] != 0
+            for side, name in enumerate(["m.onnx", "q.onnx"]):
+                logits = run(at(name), [sample]).reshape(2, 12, WORDS)
+                rows[side].append((logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[kept])
+            next_kept = np.concatenate([kept[:, 1:], np.zeros((2, 1), bool)], 1)
+            following.append(np.where(next_kept, np.roll(sample["ids"], -1, 1), -1)[kept])
+        (first, second), following = map(np.concatenate, rows), np.concatenate(following)
+    known = np.flatnonzero(following >= 0)
+    perplexity = [np.exp(-side[known, following[known]].mean()) for side in (first, second)]
+    wanted = {"kl": (np.exp(first) * (first - second)).sum(-1).mean(), "top1": (first.argmax(-1) == second.argmax(-1)).mean(), "perplexity": perplexity}
+    print(f"logits: {said}")
+    return [f"logits, {name}: {said[name]}, not {wanted[name]}" for name in wanted if not np.allclose(said[name], wanted[name], rtol=0.01)]
+
+
 def decibels(wanted, found):
     return 10 * np.log10((wanted ** 2).sum() / max(((wanted - found) ** 2).sum(), 1e-300))
 
@@ -270,6 +312,8 @@ def main():
                     cells.append("failed")
                     failures.append(f"{kind}, {recipe}: {error}")
         print(f"{kind:<28}" + "".join(f"{cell:>22}" for cell in cells))
+    wrong = figures(amax)
+    passed, failures = passed + 3 - len(wrong), failures + wrong
     for failure in failures:
         print(f"FAILED {failure}")
     print(f"{passed} passed, {len(failures)} failed")

@@ -124,7 +124,9 @@ fn the_command_prints_tables_json_and_csv() {
     assert!(csv.starts_with("site,kind,node,op,tensor,format,granularity,own_sqnr_db,"), "{csv}");
     let (_, csv, _) = run(&["--csv"]);
     assert!(
-        csv.starts_with("output,sqnr_db,cosine,max_abs_error,median_channel_db,agreement,unlike_samples,into\ny,"),
+        csv.starts_with(
+            "output,sqnr_db,cosine,max_abs_error,median_channel_db,agreement,unlike_samples,into,kl,top1,perplexity_reference,perplexity\ny,"
+        ),
         "{csv}"
     );
     assert_eq!(run(&["--top", "2"]).0, Some(2));

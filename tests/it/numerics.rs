@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, and bits are compared on purpose"
 )]
 
+use amax::numerics::logits::Logits;
 use amax::numerics::pair_safe::{self, Rows};
 use amax::numerics::{
     bias_scale, channel_ranges, dequantize, dequantize_serial, fake_quantize, fake_quantize_nd, fake_quantize_serial,
@@ -937,4 +938,29 @@ fn measures_merge() {
     assert_eq!((pieces.count, pieces.max_abs_error()), (1000, whole.max_abs_error()));
     assert!((pieces.sqnr_db() - whole.sqnr_db()).abs() < 1e-9);
     assert!((pieces.cosine() - whole.cosine()).abs() < 1e-12);
+}
+
+/// By hand: `KL = Σ p log(p / q)`, and the perplexity of one token is one over its probability.
+#[test]
+fn logits_are_compared_as_distributions() {
+    let none = f32::NEG_INFINITY;
+    let cases: &[(&[f32], &[f32], Option<usize>, f64, f64, Option<[f64; 2]>)] = &[
+        (&[0.0, 0.0], &[3f32.ln(), 0.0], Some(0), 0.143_841_036, 1.0, Some([2.0, 4.0 / 3.0])),
+        (&[0.0, 0.0], &[0.0, 3f32.ln()], Some(1), 0.143_841_036, 0.0, Some([2.0, 4.0 / 3.0])),
+        (&[none, 0.0], &[0.0, 0.0], None, std::f64::consts::LN_2, 0.0, None),
+        (&[0.0, 0.0], &[none, 0.0], None, f64::INFINITY, 0.0, None),
+        (&[1000.0, 1000.0], &[-1000.0, -1000.0], Some(7), 0.0, 1.0, None),
+    ];
+    for &(reference, test, next, kl, top1, perplexity) in cases {
+        let mut found = Logits::default();
+        found.feed(reference, test, next);
+        assert!(found.kl() == kl || (found.kl() - kl).abs() < 1e-6, "{reference:?} {test:?}: {}", found.kl());
+        assert_eq!(found.top1().to_bits(), top1.to_bits(), "{reference:?} {test:?}");
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-6;
+        let same = match (found.perplexity(), perplexity) {
+            (Some(a), Some(b)) => a.iter().zip(&b).all(near),
+            (a, b) => a == b,
+        };
+        assert!(same, "{reference:?} {test:?}: {:?}", found.perplexity());
+    }
 }
