@@ -159,7 +159,8 @@ def plan(model: Any, *, config: Path_ | Mapping[str, Any] | None = None, **optio
     """Every decision about a model, without running it (``amax plan --json``). ``quantize(plan=…)`` takes a file of it."""
     with tempfile.TemporaryDirectory(prefix="amax-") as scratch, _model(model, scratch) as file:
         out = _run(["plan", file, "--json"], file, None, {"config": config, **options}, scratch, False)
-    return json.loads(out.stdout)
+    made: dict[str, Any] = json.loads(out.stdout)
+    return made
 
 
 def explain(
@@ -224,7 +225,9 @@ def _arguments(options: Mapping[str, Any], scratch: str) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else os.fspath(value) if isinstance(value, os.PathLike) else json.dumps(value)
+    return (
+        value if isinstance(value, str) else os.fspath(value) if isinstance(value, os.PathLike) else json.dumps(value)
+    )
 
 
 @contextmanager

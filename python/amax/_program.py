@@ -11,8 +11,9 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from ._errors import InternalError, error_of
 
@@ -27,7 +28,10 @@ class Output(NamedTuple):
 def find() -> str:
     """The path of the program: ``AMAX_BIN``, that of this environment, or the first on the ``PATH``."""
     name = "amax" + (sysconfig.get_config_var("EXE") or "")
-    folders = [sysconfig.get_path("scripts"), sysconfig.get_path("scripts", scheme=sysconfig.get_preferred_scheme("user"))]
+    folders = [
+        sysconfig.get_path("scripts"),
+        sysconfig.get_path("scripts", scheme=sysconfig.get_preferred_scheme("user")),
+    ]
     # `pip install --target DIR` puts programs into DIR/bin.
     folders.append(str(Path(__file__).resolve().parents[1] / "bin"))
     candidates = [os.environ.get("AMAX_BIN"), *(os.path.join(folder, name) for folder in folders), shutil.which(name)]
@@ -37,7 +41,7 @@ def find() -> str:
     raise FileNotFoundError(f"the program {name} is neither in {folders[0]} nor on the PATH; set AMAX_BIN to its path")
 
 
-def run(arguments: Sequence[str], feed: Callable[[BinaryIO], None] | None = None, echo: bool = False) -> Output:
+def run(arguments: Sequence[str], feed: Callable[[IO[bytes]], None] | None = None, echo: bool = False) -> Output:
     """Runs the program to its end; raises its error if there is one.
 
     ``feed`` writes to its stdin. ``echo`` prints its messages to ``sys.stderr`` as they come. An exception of ``feed``,
@@ -46,17 +50,19 @@ def run(arguments: Sequence[str], feed: Callable[[BinaryIO], None] | None = None
     command = [find(), *arguments, "--error-format", "json"]
     stdin = subprocess.PIPE if feed else subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr, "they are pipes"
+    out, messages = process.stdout, process.stderr
     stdout: list[bytes] = []
     lines: list[str] = []
     readers = [
-        threading.Thread(target=lambda: stdout.append(process.stdout.read()), daemon=True),
-        threading.Thread(target=lambda: _collect(process.stderr, lines, echo), daemon=True),
+        threading.Thread(target=lambda: stdout.append(out.read()), daemon=True),
+        threading.Thread(target=lambda: _collect(messages, lines, echo), daemon=True),
     ]
     for reader in readers:
         reader.start()
     try:
-        if feed:
-            _feed(process, feed)
+        if feed and process.stdin:
+            _feed(process.stdin, feed)
         process.wait()
     except BaseException:
         _stop(process)
@@ -64,14 +70,14 @@ def run(arguments: Sequence[str], feed: Callable[[BinaryIO], None] | None = None
     finally:
         for reader in readers:
             reader.join()
-        process.stdout.close()
-        process.stderr.close()
+        out.close()
+        messages.close()
     if process.returncode:
         raise _failure(process.returncode, lines)
     return Output(b"".join(stdout), "".join(lines))
 
 
-def _collect(stream: BinaryIO, lines: list[str], echo: bool) -> None:
+def _collect(stream: IO[bytes], lines: list[str], echo: bool) -> None:
     for line in stream:
         text = line.decode(errors="replace")
         lines.append(text)
@@ -80,16 +86,14 @@ def _collect(stream: BinaryIO, lines: list[str], echo: bool) -> None:
             sys.stderr.flush()
 
 
-def _feed(process: subprocess.Popen[bytes], feed: Callable[[BinaryIO], None]) -> None:
+def _feed(stdin: IO[bytes], feed: Callable[[IO[bytes]], None]) -> None:
     try:
-        feed(process.stdin)
-        process.stdin.close()
+        feed(stdin)
+        stdin.close()
     except BrokenPipeError:
         # The program has ended, and its exit code says why. Closing would write once more what it did not take.
-        try:
-            process.stdin.close()
-        except BrokenPipeError:
-            pass
+        with suppress(BrokenPipeError):
+            stdin.close()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -97,10 +101,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
     if process.stdin:
-        try:
+        with suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,9 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """The model as a file would hold it; without external data, if it has some."""
-        if self._content is None:
-            with open(self.path, "rb") as file:
-                return file.read()
-        return self._content
+        if self._content is None and self.path is not None:
+            return Path(self.path).read_bytes()
+        return self._content or b""
 
     @property
     def model(self) -> Any:
@@ -40,7 +40,7 @@ class Model:
         return self.log.strip() or f"<{type(self).__name__} {self.path or 'in memory'}>"
 
 
-class Report(Model, Mapping):
+class Report(Model, Mapping[str, Any]):
     """What :func:`amax.quantize` did: a mapping, as ``amax rewrite --report`` writes it. Prints as the summary."""
 
     def __init__(self, path: str | None, content: bytes | None, log: str, document: dict[str, Any]) -> None:
@@ -83,21 +83,21 @@ class Report(Model, Mapping):
         return "".join(tables)
 
 
-class Comparison(list):
+class Comparison(list[dict[str, Any]]):
     """Rows of :func:`amax.compare`: an output or a site each, as ``amax compare --json`` prints them."""
 
     def _repr_html_(self) -> str:
         return quality_table(self)
 
 
-class Explanation(list):
+class Explanation(list[dict[str, Any]]):
     """Rows of :func:`amax.explain`: a site each, as ``amax explain --json`` prints them."""
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(json.dumps(list(self), indent=1))}</pre>"
 
 
-class Statistics(Mapping):
+class Statistics(Mapping[str, Any]):
     """What calibration saw: numpy arrays by name, and a header. A path of a file works wherever this does."""
 
     def __init__(self, content: bytes, path: str | None = None) -> None:
@@ -148,7 +148,9 @@ _TYPES = {
 
 
 def quality_table(rows: list[dict[str, Any]]) -> str:
-    heads = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, (dict, list))))
+    heads = list(
+        dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, (dict, list)))
+    )
     return table(heads, [[_cell(row.get(head)) for head in heads] for row in rows])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def is_path(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike))
 
 
-def write(data: Any, inputs: Callable[[], list[Input]], stream: BinaryIO) -> None:
+def write(data: Any, inputs: Callable[[], list[Input]], stream: IO[bytes]) -> None:
     """Writes every sample of ``data``."""
     for sample in samples(data, inputs()):
         for name, array in sample.items():
@@ -99,7 +99,7 @@ def _named(item: Any, inputs: Sequence[Input], known: set[str]) -> Sample:
     if len(values) < len(inputs):
         names = ", ".join(i.name for i in inputs)
         raise ValueError(f"a sample has {len(values)} values, but the inputs are {names}: give a dict by input")
-    return {i.name: _array(value) for i, value in zip(inputs, values)}
+    return {i.name: _array(value) for i, value in zip(inputs, values, strict=False)}
 
 
 def _say_once(message: str) -> None:

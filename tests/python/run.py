@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Tests the Python package with the program that is $AMAX, else target/debug/amax, in the environment of the differential tests.
+"""Tests the Python package with the program that is $AMAX, else target/debug/amax.
 
-    python3 tests/python/run.py [NAME...]
+The environment is that of the differential tests.
+
+python3 tests/python/run.py [NAME...]
 """
 
 import os

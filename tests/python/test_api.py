@@ -11,10 +11,9 @@ import unittest
 import warnings
 from pathlib import Path
 
+import amax
 import numpy as np
 import onnx
-
-import amax
 from amax import _program, _samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +97,10 @@ class Quantize(unittest.TestCase):
             with self.subTest(type(model).__name__):
                 report = amax.quantize(model, data=FORMS["rows"], no_measure=True)
                 onnx.checker.check_model(report.model, full_check=True)
-                self.assertEqual({n.op_type for n in report.model.graph.node}, {n.op_type for n in onnx.load_from_string(self.expected).graph.node})
+                self.assertEqual(
+                    {n.op_type for n in report.model.graph.node},
+                    {n.op_type for n in onnx.load_from_string(self.expected).graph.node},
+                )
 
     def test_a_report(self):
         report = amax.quantize(DIGITS)
@@ -152,7 +154,7 @@ class Errors(unittest.TestCase):
             (amax.UsageError, "--no-such", lambda: amax.quantize(DIGITS, no_such=True)),
             (amax.ModelError, "", lambda: amax.quantize(b"not a model")),
             (amax.ModelError, "does not exist", lambda: amax.quantize("no-such.onnx", data=rows)),
-            (amax.SamplesError, "no input \"imgae\"", lambda: amax.quantize(DIGITS, data=[{"imgae": IMAGES[0]}])),
+            (amax.SamplesError, 'no input "imgae"', lambda: amax.quantize(DIGITS, data=[{"imgae": IMAGES[0]}])),
             (amax.SamplesError, "holds no samples", lambda: amax.quantize(DIGITS, data=[])),
             (amax.SamplesError, "takes [N, 1, 8, 8]", lambda: amax.quantize(DIGITS, data={"image": IMAGES[:, :, :4]})),
             (amax.SamplesError, "takes float32", lambda: amax.quantize(DIGITS, data=IMAGES.astype(np.int32))),

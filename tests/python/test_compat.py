@@ -5,17 +5,15 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import amax
 import numpy as np
 import onnx
 import onnxruntime
 import onnxruntime.quantization as theirs
+from amax.compat import UnsupportedOption, modelopt
+from amax.compat import onnxruntime as ours
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer as TheirNBits
-
-import amax
-from amax.compat import UnsupportedOption
-from amax.compat import modelopt
-from amax.compat import onnxruntime as ours
 
 # What the other tools tell is not ours to judge.
 logging.disable(logging.WARNING)
@@ -67,7 +65,10 @@ def encoder(width=64, hidden=128):
         helper.make_node("Transpose", ["y"], ["yt"], "/block/transpose", perm=[0, 2, 1]),
         helper.make_node("MatMul", ["y", "yt"], ["z"], "/block/scores"),
     ]
-    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["b", "t", width]), ("z", ["b", "t", "t"]))]
+    info = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("x", ["b", "t", width]), ("z", ["b", "t", "t"]))
+    ]
     constants = [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()]
     graph = helper.make_graph(nodes, "encoder", info[:1], info[1:], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -106,7 +107,9 @@ class Static(Folder):
         self.assertGreater(sqnr(DIGITS, prepared, feeds), 90)
         arguments = dict(quant_format=ours.QuantFormat.QDQ, weight_type=ours.QuantType.QInt8, reduce_range=False)
         ours.quantize_static(prepared, self.out, Reader(), **arguments)
-        theirs.quantize_static(prepared, their_out, Reader(), quant_format=theirs.QuantFormat.QDQ, weight_type=theirs.QuantType.QInt8)
+        theirs.quantize_static(
+            prepared, their_out, Reader(), quant_format=theirs.QuantFormat.QDQ, weight_type=theirs.QuantType.QInt8
+        )
         self.assertGreater(sqnr(DIGITS, self.out, feeds), sqnr(DIGITS, their_out, feeds))
 
     def test_what_is_asked_for_is_done(self):
@@ -133,7 +136,9 @@ class Static(Folder):
             activation_type=q.QInt8, per_channel=True, extra_options={"ActivationSymmetric": True}, target="generic"
         )
         self.assertEqual(({"int8"}, {1}), (activations, shapes))
-        _, _, _, found, constants = kinds(activation_type=q.QInt8, extra_options={"ActivationSymmetric": True}, target="generic")
+        _, _, _, found, constants = kinds(
+            activation_type=q.QInt8, extra_options={"ActivationSymmetric": True}, target="generic"
+        )
         self.assertEqual({0}, {int(constants[n.input[2]]) for n in found["QuantizeLinear"]})
         _, weights, _, found, constants = kinds(reduce_range=True, weight_type=q.QInt8)
         largest = max(abs(int(c)) for n in found["DequantizeLinear"] if n.input[0] in constants
@@ -152,16 +157,26 @@ class Static(Folder):
         self.assertEqual({"classifier"}, quantized(op_types_to_quantize=["Gemm"]))
         self.assertEqual({"stem"}, quantized(nodes_to_quantize=["stem"]))
         self.assertEqual(everything - {"stem"}, quantized(nodes_to_exclude=["stem", "not in the model"]))
-        self.assertEqual(everything - {"classifier"}, quantized(nodes_to_exclude=lambda model, node: node.op_type == "Gemm"))
-        report = ours.quantize_static(ENCODER, self.out, iter_reader(tokens()), no_guard=True, extra_options={"MatMulConstBOnly": True})
+        self.assertEqual(
+            everything - {"classifier"}, quantized(nodes_to_exclude=lambda model, node: node.op_type == "Gemm")
+        )
+        report = ours.quantize_static(
+            ENCODER, self.out, iter_reader(tokens()), no_guard=True, extra_options={"MatMulConstBOnly": True}
+        )
         products = {a["tensor"] for a in report["activations"]}
         self.assertNotIn("yt", products)
 
     def test_methods_of_calibration(self):
         found = []
-        for method in (ours.CalibrationMethod.MinMax, ours.CalibrationMethod.Entropy, theirs.CalibrationMethod.Percentile):
+        for method in (
+            ours.CalibrationMethod.MinMax,
+            ours.CalibrationMethod.Entropy,
+            theirs.CalibrationMethod.Percentile,
+        ):
             extra = {"CalibPercentile": 99.0} if method.name == "Percentile" else {}
-            report = ours.quantize_static(DIGITS, self.out, Reader(), calibrate_method=method, extra_options=extra, no_guard=True)
+            report = ours.quantize_static(
+                DIGITS, self.out, Reader(), calibrate_method=method, extra_options=extra, no_guard=True
+            )
             found.append({a["tensor"]: a["scale"] for a in report["activations"]}["stem_relu_out"])
         self.assertTrue(found[2] < found[1] <= found[0], found)
 
@@ -177,14 +192,25 @@ class Static(Folder):
         self.assertIn("QLinearConv", self.operators()[0])
         ours.quantize_static(DIGITS, self.out, Reader(), extra_options={"AddQDQPairToWeight": True})
         found, constants = self.operators()
-        self.assertIn("float32", {constants[n.input[0]].dtype.name for n in found["QuantizeLinear"] if n.input[0] in constants})
-        config = ours.get_qdq_config(DIGITS, Reader(), activation_type=ours.QuantType.QUInt16, weight_type=ours.QuantType.QInt8)
+        self.assertIn(
+            "float32", {constants[n.input[0]].dtype.name for n in found["QuantizeLinear"] if n.input[0] in constants}
+        )
+        config = ours.get_qdq_config(
+            DIGITS, Reader(), activation_type=ours.QuantType.QUInt16, weight_type=ours.QuantType.QInt8
+        )
         ours.quantize(DIGITS, self.out, config)
         self.assertGreater(sqnr(DIGITS, self.out, {"image": IMAGES}), 30)
-        overrides = {"stem_relu_out": [{"rmin": np.float32(0.0), "rmax": np.float32(2.55)}], "image": [{"scale": 0.5, "zero_point": 3}]}
-        ours.quantize_static(DIGITS, self.out, Reader(), extra_options={"TensorQuantOverrides": overrides}, no_guard=True)
+        overrides = {
+            "stem_relu_out": [{"rmin": np.float32(0.0), "rmax": np.float32(2.55)}],
+            "image": [{"scale": 0.5, "zero_point": 3}],
+        }
+        ours.quantize_static(
+            DIGITS, self.out, Reader(), extra_options={"TensorQuantOverrides": overrides}, no_guard=True
+        )
         found, constants = self.operators()
-        scales = {n.input[0]: (float(constants[n.input[1]]), int(constants[n.input[2]])) for n in found["QuantizeLinear"]}
+        scales = {
+            n.input[0]: (float(constants[n.input[1]]), int(constants[n.input[2]])) for n in found["QuantizeLinear"]
+        }
         self.assertEqual((0.5, 3), scales["image"])
         self.assertAlmostEqual(0.01, scales["stem_relu_out"][0], places=6)
 
@@ -200,7 +226,9 @@ class Static(Folder):
         }.items():
             with self.subTest(part), self.assertRaisesRegex(UnsupportedOption, part):
                 ours.quantize_static(DIGITS, self.out, Reader(), **arguments)
-        ours.quantize_static(DIGITS, self.out, Reader(), extra_options={"DedicatedQDQPair": False, "CalibStridedMinMax": 4})
+        ours.quantize_static(
+            DIGITS, self.out, Reader(), extra_options={"DedicatedQDQPair": False, "CalibStridedMinMax": 4}
+        )
         self.assertTrue(issubclass(UnsupportedOption, amax.UsageError) and self.out.exists())
 
 
@@ -224,7 +252,9 @@ class Dynamic(Folder):
         theirs.quantize_dynamic(ENCODER, their_out, weight_type=theirs.QuantType.QInt8)
         source = ENCODER.SerializeToString()
         self.assertGreater(sqnr(source, self.out, feeds), sqnr(source, their_out, feeds))
-        report = ours.quantize_dynamic(ENCODER, self.out, nodes_to_exclude=["/block/fc1"], weight_type=ours.QuantType.QUInt8)
+        report = ours.quantize_dynamic(
+            ENCODER, self.out, nodes_to_exclude=["/block/fc1"], weight_type=ours.QuantType.QUInt8
+        )
         self.assertEqual(["/block/fc2.weight"], [w["site"] for w in report["weights"]])
         self.assertEqual("uint8", report["weights"][0]["dtype"])
         with self.assertRaisesRegex(UnsupportedOption, "NoSuch"):
@@ -240,7 +270,10 @@ class NBits(Folder):
             dict(bits=8, block_size=64),
         ):
             with self.subTest(arguments):
-                mine, other = ours.MatMulNBitsQuantizer(ENCODER, **arguments), TheirNBits(onnx.load_from_string(source), **arguments)
+                mine, other = (
+                    ours.MatMulNBitsQuantizer(ENCODER, **arguments),
+                    TheirNBits(onnx.load_from_string(source), **arguments),
+                )
                 mine.process()
                 other.process()
                 mine.model.save_model_to_file(self.out)
@@ -250,8 +283,14 @@ class NBits(Folder):
                 self.assertEqual(arguments["bits"], bits)
                 got = sqnr(source, self.out, feeds)
                 self.assertGreaterEqual(got, sqnr(source, other.model.model.SerializeToString(), feeds) - 0.05)
-        for config in (ours.HQQWeightOnlyQuantConfig(block_size=32), ours.KQuantWeightOnlyQuantConfig(), ours.RTNWeightOnlyQuantConfig()):
-            quantizer = ours.MatMulNBitsQuantizer(ENCODER, block_size=32, nodes_to_exclude=["/block/fc1"], algo_config=config)
+        for config in (
+            ours.HQQWeightOnlyQuantConfig(block_size=32),
+            ours.KQuantWeightOnlyQuantConfig(),
+            ours.RTNWeightOnlyQuantConfig(),
+        ):
+            quantizer = ours.MatMulNBitsQuantizer(
+                ENCODER, block_size=32, nodes_to_exclude=["/block/fc1"], algo_config=config
+            )
             quantizer.process()
             self.assertEqual(1, sum(n.op_type == "MatMulNBits" for n in quantizer.model.model.graph.node), config)
         with self.assertRaisesRegex(UnsupportedOption, "ratios"):
@@ -276,11 +315,17 @@ class ModelOpt(Folder):
                 )
                 self.assertEqual(kinds, {w["dtype"] for w in report["weights"]})
                 self.operators()
-        report = modelopt.quantize(DIGITS, calibration_data={"image": IMAGES}, output_path=self.out, nodes_to_exclude=["st.*", "wide"])
+        report = modelopt.quantize(
+            DIGITS, calibration_data={"image": IMAGES}, output_path=self.out, nodes_to_exclude=["st.*", "wide"]
+        )
         self.assertFalse({"stem.weight", "wide.weight"} & {w["site"] for w in report["weights"]})
-        modelopt.quantize(DIGITS, calibration_data=IMAGES, output_path=self.out, dq_only=False, op_types_to_exclude=["Gemm"])
+        modelopt.quantize(
+            DIGITS, calibration_data=IMAGES, output_path=self.out, dq_only=False, op_types_to_exclude=["Gemm"]
+        )
         found, constants = self.operators()
-        self.assertEqual(4, sum(n.input[0] in constants and constants[n.input[0]].ndim == 4 for n in found["QuantizeLinear"]))
+        self.assertEqual(
+            4, sum(n.input[0] in constants and constants[n.input[0]].ndim == 4 for n in found["QuantizeLinear"])
+        )
         with self.assertRaisesRegex(UnsupportedOption, "int2"):
             modelopt.quantize(DIGITS, "int2", output_path=self.out)
         with self.assertRaisesRegex(amax.UsageError, "trt-plugins"):

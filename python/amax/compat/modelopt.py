@@ -23,7 +23,14 @@ from ._nodes import Nodes, left_out
 __all__ = ["quantize", "quantize_int4"]
 
 _OBSERVERS = {"max": "minmax", "minmax": "minmax", "entropy": "entropy"}
-_ALGORITHMS = {"rtn": None, "rtn_dq": None, "awq_lite": "awq_lite", "awq_clip": "awq_clip", "awq": "awq_full", "awq_full": "awq_full"}
+_ALGORITHMS = {
+    "rtn": None,
+    "rtn_dq": None,
+    "awq_lite": "awq_lite",
+    "awq_clip": "awq_clip",
+    "awq": "awq_full",
+    "awq_full": "awq_full",
+}
 _FLOATS = {None: None, "fp32": None, "fp16": "float16", "bf16": "bfloat16"}
 
 #: Options that concern logs and files beside the result, of which there are none here.
@@ -65,7 +72,9 @@ def quantize(
     if high_precision_dtype not in _FLOATS:
         raise UnsupportedOption("high_precision_dtype", high_precision_dtype)
     nodes = Nodes(onnx_path)
-    config = _config(quantize_mode, calibration_method, block_size, use_zero_point, gather_block_size, gather_quantize_axis, nodes)
+    config = _config(
+        quantize_mode, calibration_method, block_size, use_zero_point, gather_block_size, gather_quantize_axis, nodes
+    )
     types = nodes.types if op_types_to_quantize is None else set(op_types_to_quantize)
     left = nodes.all_but(types - set(op_types_to_exclude or ()) or {""})
     for name in nodes.operators:
@@ -83,7 +92,9 @@ def quantize(
     out = output_path or Path(onnx_path).with_suffix(".quant.onnx")
     options = {"target": "generic" if quantize_mode == "int4" else "tensorrt", **options}
     dtype = _FLOATS[high_precision_dtype]
-    return _quantize(onnx_path, out, data, config=config, dtype=dtype, external_data=use_external_data_format, **options)
+    return _quantize(
+        onnx_path, out, data, config=config, dtype=dtype, external_data=use_external_data_format, **options
+    )
 
 
 def quantize_int4(
@@ -137,7 +148,9 @@ def _config(
             "form": "qdq",
         }
         off = {"enable": False}
-        operators: dict[str, Mapping[str, Any]] = {t: {"weight": weight} for t in ("MatMul", "Gemm") if t in nodes.types}
+        operators: dict[str, Mapping[str, Any]] = {
+            t: {"weight": weight} for t in ("MatMul", "Gemm") if t in nodes.types
+        }
         if gather_block_size and "Gather" in nodes.types:
             axis = {} if gather_axis is None else {"ch_axis": gather_axis}
             operators["Gather"] = {"weight": {**weight, "group_size": gather_block_size, **axis}}
@@ -146,7 +159,9 @@ def _config(
             config["algorithm"] = {"method": _ALGORITHMS[method]}
         return config
     if mode not in ("int8", "fp8"):
-        raise UnsupportedOption("quantize_mode", mode, "modes are int8, fp8 and int4; amax.quantize has many more presets")
+        raise UnsupportedOption(
+            "quantize_mode", mode, "modes are int8, fp8 and int4; amax.quantize has many more presets"
+        )
     if method is not None and method not in _OBSERVERS:
         raise UnsupportedOption("calibration_method", method)
     observer = {} if method is None else {"observer": _OBSERVERS[method]}

@@ -3,8 +3,8 @@
     from amax.compat.onnxruntime import CalibrationDataReader, QuantType, quantize_static
 
 Differences: a parameter that is not given is amax's own choice for the target (uint8 activations, int8 weights with one
-scale per channel, changed where 16-bit sums of processors without VNNI could saturate), and amax leaves in float what it
-measures to be too inaccurate, unless ``no_guard=True`` is given. Functions return the report, and every option of
+scale per channel, changed where 16-bit sums of processors without VNNI could saturate), and amax leaves in float what
+it measures to be too inaccurate, unless ``no_guard=True`` is given. Functions return the report, and every option of
 :func:`amax.quantize`, such as ``target`` or ``verbose``, is a keyword here, too. Enumerations of onnxruntime are accepted
 as well as those of this module.
 """
@@ -207,7 +207,9 @@ def quantize_static(
     if _name(quant_format) == "QDQ":
         return _quantize(model_input, model_output, **options)
     if pairs:
-        raise UnsupportedOption('extra_options["AddQDQPairToWeight"]', True, "QOperator has no pairs; use QuantFormat.QDQ")
+        raise UnsupportedOption(
+            'extra_options["AddQDQPairToWeight"]', True, "QOperator has no pairs; use QuantFormat.QDQ"
+        )
     with tempfile.TemporaryDirectory(prefix="amax-") as scratch:
         between = Path(scratch) / "qdq.onnx"
         report = _quantize(model_input, between, **options)
@@ -229,7 +231,7 @@ def quantize_dynamic(
     extra_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Report:
-    """Quantizes weights, and activations with ranges that are computed each time the model runs (preset int8-dynamic)."""
+    """Quantizes weights, and activations with ranges that are computed each time the model runs."""
     extra = _Extra(extra_options)
     # Only weights are constants of products here, and those in bodies of If, Loop and Scan are quantized, too.
     extra.take("MatMulConstBOnly")
@@ -336,8 +338,11 @@ def quant_pre_process(
     external_data_location: str | None = None,
     external_data_size_threshold: int = 1024,
 ) -> None:
-    """Folds constants and fuses batch normalizations. amax does this by itself, and infers shapes from samples, so models
-    need no such step: it is here for scripts that have one."""
+    """Folds constants and fuses batch normalizations.
+
+    amax does this by itself, and infers shapes from samples, so models need no such step: it is here for scripts that
+    have one.
+    """
     if external_data_location is not None:
         raise UnsupportedOption("external_data_location", external_data_location)
     passes = "lift-constants" if skip_optimization else "lift-constants,fold-constants,fuse-batchnorm"
@@ -580,7 +585,9 @@ def _overrides(tensors: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
     found = {}
     for tensor, channels in tensors.items():
         if len(channels) != 1 or "axis" in channels[0]:
-            raise UnsupportedOption(f'TensorQuantOverrides["{tensor}"]', channels, "one dict, for the whole tensor, can be given")
+            raise UnsupportedOption(
+                f'TensorQuantOverrides["{tensor}"]', channels, "one dict, for the whole tensor, can be given"
+            )
         given = dict(channels[0])
         spec: dict[str, Any] = {"optional": True}
         if "quant_type" in given:
