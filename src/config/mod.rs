@@ -83,6 +83,8 @@ pub struct Source {
     pub file: Option<PathBuf>,
     /// The line of each key.
     pub lines: Lines,
+    /// The preset, if it was one: keys that the target does not support are dropped.
+    pub preset: Option<String>,
 }
 
 /// A rule for names.

@@ -75,6 +75,6 @@ pub fn summary(name: &str) -> Result<&'static str> {
 /// As [`text`].
 pub fn load(name: &str) -> Result<Config> {
     let (mut config, lines): (Config, _) = document::parse(text(name)?)?;
-    config.source = Source { file: Some(format!("preset {name}").into()), lines };
+    config.source = Source { file: Some(format!("preset {name}").into()), lines, preset: Some(name.to_owned()) };
     Ok(config)
 }

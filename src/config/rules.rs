@@ -208,6 +208,13 @@ pub struct Rules {
     pre_quant_opt: Vec<Algorithm>,
 }
 
+/// The rules of a preset, of which those that do not apply are no mistake.
+fn from_preset(preset: &Config, name: &str) -> Result<Vec<Rule>> {
+    let mut rules = from_document(preset, &format!("preset {name}: "))?;
+    rules.iter_mut().for_each(|rule| (rule.optional, rule.preset) = (true, true));
+    Ok(rules)
+}
+
 impl Rules {
     /// The levels of a configuration on a target.
     ///
@@ -218,14 +225,14 @@ impl Rules {
         let (mut algorithm, mut pre_quant_opt) = (config.algorithm.clone(), config.pre_quant_opt.clone());
         if let Some(name) = &config.preset {
             let preset = presets::load(name).map_err(|e| config.source.at(e, "preset"))?;
-            rules.extend(from_document(&preset, &format!("preset {name}: "))?.into_iter().map(|mut rule| {
-                (rule.optional, rule.preset) = (true, true);
-                rule
-            }));
+            rules.extend(from_preset(&preset, name)?);
             algorithm = algorithm.or(preset.algorithm);
             pre_quant_opt = if pre_quant_opt.is_empty() { preset.pre_quant_opt } else { pre_quant_opt };
         }
-        rules.extend(from_document(config, "")?);
+        rules.extend(match &config.source.preset {
+            Some(name) => from_preset(config, name)?,
+            None => from_document(config, "")?,
+        });
         rules.extend(config.overrides.iter().cloned());
         let specs = rules.iter().map(|rule| SiteKind::ALL.map(|kind| effective(&rule.level, kind))).collect();
         let left_weight = weight_spec(target.left_weight.unwrap_or(target.weight));

@@ -4,11 +4,15 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use amax::ir::file;
 use amax::passes::Outcome;
 use amax::passes::pipeline::{After, parse_pipeline};
 use amax::passes::recipes::{CONVERT, Conversion, FAKE, PREPARE, QUANTIZE, READ, Recipe, To};
 use amax::passes::switch_quantizers::Switch;
-use amax::{Calibrate, Compare, Config, Convert, Form, Kind, Model, Pattern, Result, Rewrite, SampleSet, Values};
+use amax::{
+    Calibrate, Compare, Config, Convert, Form, Kind, Model, Pattern, Result, Rewrite, SampleSet, Target, Values,
+    presets,
+};
 use ndarray::{Array, Array1, Array3, Axis, Ix5, array};
 
 fn models(name: &str) -> PathBuf {
@@ -276,4 +280,37 @@ fn builders_do_what_the_steps_do() -> Result<()> {
     let folded = Convert::new(&Rewrite::new(&model).samples(&samples).prepare()?.model).run()?;
     assert!(!folded.folded.is_empty() && folded.reference.is_none());
     Ok(())
+}
+
+/// A preset that is loaded is the preset that is named: keys that a target or a fake quantizer does not have are dropped.
+#[test]
+fn presets_may_be_loaded_or_named() {
+    let model = amax::load(models("digits.onnx")).unwrap();
+    for name in ["w4", "w8", "int8", "w4-best"] {
+        let (loaded, mut named) = (presets::load(name).unwrap(), Config::default());
+        named.preset = Some(name.to_owned());
+        for target in ["ort-cpu", "generic", "tensorrt"] {
+            let target = Target::load(target).unwrap();
+            for fake in [false, true] {
+                let bytes = |config: &Config| {
+                    let rewrite = Rewrite::new(&model).config(config).target(&target);
+                    let done = if fake { rewrite.prepare() } else { rewrite.run() };
+                    let model = done.map_err(|e| e.kind())?.model;
+                    for &node in model.graph(model.main()).nodes() {
+                        if let Some(scale) =
+                            model.constant_input(node, 1).filter(|_| fake && model.node(node).is("QuantizeLinear"))
+                        {
+                            assert!(
+                                scale.to_f32().unwrap().iter().all(|&s| s > 0.0),
+                                "{name} {}",
+                                model.node_name(node)
+                            );
+                        }
+                    }
+                    Ok::<_, Kind>(file::to_bytes(&model).unwrap())
+                };
+                assert_eq!(bytes(&loaded), bytes(&named), "{name} on {}, fake: {fake}", target.name);
+            }
+        }
+    }
 }

@@ -586,3 +586,25 @@ fn integer_weights_do_not_saturate_pair_sums_by_brute_force() {
         assert!(largest(&rows_for("ort-cpu")) > Some(64), "more than seven bits are used");
     }
 }
+
+#[test]
+fn what_is_dequantized_keeps_its_scale_where_the_format_is_the_same() {
+    let symmetric = "default.input = { dtype = \"int8\", symmetric = true }";
+    let cases =
+        [("uint8", 3, "", true), ("int8", 0, "", false), ("int8", 0, symmetric, true), ("int8", 3, symmetric, false)];
+    for (format, zero, config, kept) in cases {
+        let model = prepared(&format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]>
+            g ({format}[1,2,4,4] x) => (float[1,2,4,4] y)
+            <float s = {{0.5}}, {format} z = {{{zero}}}, float[2,2,1,1] w = {{1, 2, 3, 4}}> {{
+              f = DequantizeLinear (x, s, z)
+              c = Conv (f, w)
+              y = Relu (c)
+            }}"
+        ));
+        let target = Target::load("ort-cpu").unwrap();
+        let made = plan(&model, &Config::parse(config).unwrap(), &target, &knowledge(true)).unwrap();
+        let given = made.activations.get("f").map(|f| f.quantizer.given.is_some());
+        assert_eq!(given, Some(kept), "{format} {zero} {config}");
+    }
+}
