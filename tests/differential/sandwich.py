@@ -242,7 +242,7 @@ RECIPES = {
     "MatMulInteger": [Recipe(DATA, last(lambda n: (noise(n, 8) * 20).astype(np.int8)), cast=TensorProto.UINT8, domain="positive")],
     "MaxRoiPool": [Recipe(DATA, floats(0, 0, 0, 3, 3).reshape(1, 5), shape=IMAGE, pooled_shape=[2, 2])],
     "Mod": [Recipe(DATA, floats(1), fmod=1, chaotic=True)],
-    "NonZero": [Recipe(DATA, chaotic=True)],
+    "NonZero": [Recipe(DATA, domain="positive", chaotic=True)],
     "OneHot": [Recipe(DATA, np.int64(8), floats(0, 1), cast=INT64, domain="positive", shape={"conv": (4, 64), "matmul": None}, chaotic=True)],
     "PRelu": [Recipe(DATA, floats(0.2)), Recipe(DATA, lambda d: noise(*[d[1]] + [1] * (len(d) - 2)))],
     "Pad": list(pads()),
