@@ -9,7 +9,7 @@ use tract_core::internal::TypedModel;
 
 use super::branches;
 use super::constant::Constant;
-use super::engine::{self, Blueprint, Feed, Listener, Origins, Plan, Rung};
+use super::engine::{self, Arrays, Blueprint, Feed, Listener, Origins, Plan, Rung};
 use super::program::{Program, Step, visit_reads};
 use crate::error::{Error, Kind, Result};
 use crate::ir::view::axis_in;
@@ -36,6 +36,8 @@ pub struct Session {
     /// Inputs that are row numbers of a table, with the table and its length.
     rows: BTreeMap<String, (String, usize)>,
     plans: Mutex<VecDeque<(Key, Arc<Slot>)>>,
+    /// What plans share.
+    arrays: Arrays,
     rung: AtomicU8,
     checked: Mutex<bool>,
     silent: Mutex<BTreeMap<String, String>>,
@@ -96,6 +98,7 @@ impl Session {
             rows: rows(&program),
             program,
             plans: Mutex::default(),
+            arrays: Arrays::default(),
             rung: AtomicU8::new(Rung::Optimized as u8),
             checked: Mutex::new(!options.check),
             silent: Mutex::default(),
@@ -207,7 +210,7 @@ impl Session {
         }
         let (program, feed) = self.program_for(bound)?;
         loop {
-            let Blueprint { model, silent, origins } = engine::build(&program, &feed, &self.observed)?;
+            let Blueprint { model, silent, origins } = engine::build(&program, &feed, &self.observed, &self.arrays)?;
             check_size(&model, &origins)?;
             *lock(&self.silent) = silent;
             let rung = self.rung();
@@ -215,6 +218,7 @@ impl Session {
             match engine::compile(model, rung) {
                 Ok(plan) => {
                     let footprint = Footprint { weights, sample: engine::tensors(&plan) };
+                    self.arrays.settle();
                     give_back();
                     let made = Ready { plan, rung, origins, footprint };
                     *ready = Some(made.clone());
@@ -280,7 +284,7 @@ impl Session {
             *checked = true;
             return Ok(());
         }
-        let Blueprint { model, silent: _, origins } = engine::build(&program, &feed, &self.observed)?;
+        let Blueprint { model, silent: _, origins } = engine::build(&program, &feed, &self.observed, &self.arrays)?;
         check_size(&model, &origins)?;
         let raw = engine::compile(model, Rung::Raw).map_err(|e| engine::locate(&origins, &e))?;
         let want = trace(&raw, &feed, self.observed.len()).map_err(|e| engine::locate(&origins, &e))?;

@@ -11,10 +11,10 @@ use tract_onnx::model::ParsingContext;
 use tract_onnx::pb;
 
 use super::super::program::{Program, Step, refusal, visit_reads};
+use super::arrays::Arrays;
 use super::operator::Operator;
 use super::operators::framework;
 use super::tap::Tap;
-use super::tensors::to_array;
 use crate::error::{Error, Result};
 
 /// Inputs of a run, in the order of the program's inputs.
@@ -36,10 +36,10 @@ pub(crate) struct Blueprint {
 ///
 /// # Errors
 /// What tract says, at the node it says it of.
-pub(crate) fn build(program: &Program, feed: &Feed, observed: &[String]) -> Result<Blueprint> {
+pub(crate) fn build(program: &Program, feed: &Feed, observed: &[String], arrays: &Arrays) -> Result<Blueprint> {
     let mut silent = BTreeMap::new();
     let mut wanted: Vec<String> = program.outputs.iter().map(|o| o.name.clone()).collect();
-    let mut inference = inference_model(program, &program.steps, feed)?;
+    let mut inference = inference_model(program, &program.steps, feed, arrays)?;
     let mut sites = Vec::new();
     for (site, name) in observed.iter().enumerate() {
         if program.constants.contains_key(name) {
@@ -81,7 +81,7 @@ pub(crate) fn build(program: &Program, feed: &Feed, observed: &[String]) -> Resu
 /// The value of `name` for the given shapes, where tract can tell it without running the model.
 pub(crate) fn evaluate_constant(program: &Program, name: &str, feed: &Feed) -> Option<Arc<Tensor>> {
     let steps = program.ancestors(name);
-    let mut inference = inference_model(program, &steps, feed).ok()?;
+    let mut inference = inference_model(program, &steps, feed, &Arrays::default()).ok()?;
     inference.select(&[name.to_owned()]).ok()?;
     super::guarded(move || {
         let mut typed = inference.model.into_typed()?;
@@ -108,7 +108,7 @@ impl Inference {
     }
 }
 
-fn inference_model(program: &Program, steps: &[Step], feed: &Feed) -> Result<Inference> {
+fn inference_model(program: &Program, steps: &[Step], feed: &Feed, arrays: &Arrays) -> Result<Inference> {
     let mut model = InferenceModel::default();
     let mut outlets: HashMap<String, OutletId> = HashMap::new();
     for (input, array) in program.inputs.iter().zip(feed) {
@@ -118,10 +118,10 @@ fn inference_model(program: &Program, steps: &[Step], feed: &Feed) -> Result<Inf
     }
     let proto = pb::ModelProto::default();
     for (index, step) in steps.iter().enumerate() {
-        wire(program, step, index, &proto, &mut model, &mut outlets)?;
+        wire(program, step, index, &proto, arrays, &mut model, &mut outlets)?;
     }
     for output in &program.outputs {
-        constant(program, &output.name, &mut model, &mut outlets)?;
+        constant(program, &output.name, arrays, &mut model, &mut outlets)?;
     }
     Ok(Inference { model, outlets })
 }
@@ -163,6 +163,7 @@ fn wire(
     step: &Step,
     index: usize,
     proto: &pb::ModelProto,
+    arrays: &Arrays,
     model: &mut InferenceModel,
     outlets: &mut HashMap<String, OutletId>,
 ) -> Result<()> {
@@ -170,7 +171,7 @@ fn wire(
     let mut reads = Vec::new();
     visit_reads(&step.node, &mut |name| reads.push(name.to_owned()));
     for name in &reads {
-        constant(program, name, model, outlets)?;
+        constant(program, name, arrays, model, outlets)?;
     }
     let (node, op, closures) = operator(step, proto, model)?;
     let wired = super::guarded(|| {
@@ -199,6 +200,7 @@ fn wire(
 fn constant(
     program: &Program,
     name: &str,
+    arrays: &Arrays,
     model: &mut InferenceModel,
     outlets: &mut HashMap<String, OutletId>,
 ) -> Result<()> {
@@ -206,7 +208,7 @@ fn constant(
         return Ok(());
     }
     let Some(constant) = program.constants.get(name) else { return Ok(()) };
-    let array = to_array(constant).map_err(|e| refusal(e).at_value(name))?;
+    let array = arrays.get(constant).map_err(|e| refusal(e).at_value(name))?;
     let outlet = model.add_const(format!("constant {name}"), array).map_err(|e| refusal(format!("{e:#}")))?;
     outlets.insert(name.to_owned(), outlet);
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::constant::Constant;
 use super::super::program::{Output, Program, Step};
-use super::{Rung, build, compile, from_array, run, to_array};
+use super::{Arrays, Rung, build, compile, from_array, run, to_array};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::onnx::{DataType, NodeProto};
 use crate::passes::Evaluate;
@@ -166,7 +166,7 @@ fn call_with(
     let step = Step { node: proto, opset, origin: (String::new(), call.op_type().to_owned()) };
     let mut program = Program::of_step(step, fed, constants, outputs);
     program.lower().ok()?;
-    let blueprint = build(&program, &feed, &[]).ok()?;
+    let blueprint = build(&program, &feed, &[], &Arrays::default()).ok()?;
     if let Some(limit) = limit {
         let facts = blueprint.model.nodes().iter().flat_map(|node| &node.outputs).map(|output| &output.fact);
         let sizes: Option<Vec<i64>> = facts.map(|fact| fact.mem_size().to_i64().ok()).collect();

@@ -2,6 +2,7 @@
 //!
 //! Every call into tract is guarded: its errors and its panics both come back as text.
 
+mod arrays;
 mod attention;
 mod build;
 mod divide;
@@ -26,6 +27,7 @@ use tract_core::internal::{
 };
 use tract_core::plan::eval;
 
+pub(super) use arrays::Arrays;
 pub(super) use build::{Blueprint, Feed, Origins, build, check, evaluate_constant, locate, origin};
 pub(super) use divide::DIVIDE;
 pub use evaluate::TractEvaluate;
