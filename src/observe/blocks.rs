@@ -183,8 +183,8 @@ impl Block<'_> {
                 see(&Seen { sample: index, float: &float, changed: changed.as_deref() })
             });
         }
-        let float = self.session(&self.model, tensors)?;
-        let changed = if two { Some(self.session(test.unwrap_or(&self.model), tensors)?) } else { None };
+        let float = self.session(&self.model, tensors, true)?;
+        let changed = if two { Some(self.session(test.unwrap_or(&self.model), tensors, false)?) } else { None };
         let threads = self.threads(&[Some(&float), changed.as_ref()])?;
         let moved = self.moved.swap(true, Ordering::Relaxed);
         self.each("observe", threads, &|index| {
@@ -227,7 +227,7 @@ impl Block<'_> {
 
     /// Runs a stream through `model`, which is the block or what it was changed to.
     fn advance(&self, model: &Model, stream: &Stream<'_>) -> Result<()> {
-        let session = self.session(model, &[])?;
+        let session = self.session(model, &[], std::ptr::eq(stream, self.streams.float))?;
         let threads = self.threads(&[Some(&session)])?;
         let nothing: Arc<dyn Observe> = Arc::new(Blind);
         self.each("run", threads, &|index| {
@@ -236,8 +236,9 @@ impl Block<'_> {
         })
     }
 
-    fn session(&self, model: &Model, tensors: &[String]) -> Result<Session> {
-        Session::with_options(model, tensors, Options { runtime: self.run.runtime, ..Options::default() })
+    /// The changed model is float operators and quantizers, so what is checked for the float model holds for it as well.
+    fn session(&self, model: &Model, tensors: &[String], check: bool) -> Result<Session> {
+        Session::with_options(model, tensors, Options { runtime: self.run.runtime, check, ..Options::default() })
     }
 
     /// Runs a sample.
