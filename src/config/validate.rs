@@ -18,7 +18,7 @@ impl Level {
     /// The first of them, with its key: `weight.group_size`.
     pub fn validate(&self) -> Result<(), (String, Error)> {
         if let Some(algorithm) = &self.algorithm {
-            algorithm.validate().and_then(|()| algorithm.refuse()).map_err(|e| ("algorithm".to_owned(), e))?;
+            algorithm.validate().map_err(|e| ("algorithm".to_owned(), e))?;
         }
         for kind in SiteKind::ALL {
             let Some(spec) = self.spec(kind) else { continue };

@@ -1,4 +1,4 @@
-//! Algorithms that a configuration asks for and that cannot be had.
+//! Algorithms that a configuration asks for and that have nothing to work on.
 
 use super::{Knowledge, Plan};
 use crate::config::Config;
@@ -16,7 +16,7 @@ pub(super) fn refuse_idle(
     let asks = |a: &&Algorithm| match a.scope() {
         Scope::Groups => true,
         Scope::Samples => a.method != Method::Best,
-        Scope::Nothing | Scope::Inputs | Scope::Missing => false,
+        Scope::Nothing | Scope::Inputs => false,
     };
     let Some(algorithm) = algorithm.filter(asks) else { return Ok(()) };
     let idle = plan.weights.iter().all(|w| w.quantizer.algorithm.is_none());
@@ -34,28 +34,15 @@ pub(super) fn refuse_idle(
         .with_hint("preset = \"w4\" has such weights; algorithm = \"max\" needs none"))
 }
 
-/// Refuses algorithms that do not exist yet, or that lack samples.
-pub(super) fn refuse_missing(config: &Config, rules: &Rules, knowledge: &Knowledge) -> Result<()> {
-    let place = |error: Error, own: bool, path: &str| {
-        if own {
-            return config.source.at(error, path);
-        }
-        let preset = config.preset.as_deref().unwrap_or_default();
-        Error::new(error.kind(), format!("preset {preset}: {}", error.message()))
-            .with_hint("--set algorithm.method=max uses its formats without the algorithm")
-    };
+/// Refuses algorithms that lack samples.
+pub(super) fn refuse_without_samples(config: &Config, rules: &Rules, knowledge: &Knowledge) -> Result<()> {
     if let Some(algorithm) = rules.algorithm() {
         let own = config.algorithm.is_some();
-        algorithm.refuse().map_err(|e| place(e, own, "algorithm"))?;
         needs_samples(algorithm, knowledge).map_err(|e| if own { config.source.at(e, "algorithm") } else { e })?;
     }
     for rule in rules.all() {
         let Some(algorithm) = &rule.level.algorithm else { continue };
         needs_samples(algorithm, knowledge).map_err(|e| rule.origin.at(e, "algorithm"))?;
-    }
-    for (index, algorithm) in rules.pre_quant_opt().iter().enumerate() {
-        let own = !config.pre_quant_opt.is_empty();
-        algorithm.refuse().map_err(|e| place(e, own, &format!("pre_quant_opt.{index}")))?;
     }
     Ok(())
 }

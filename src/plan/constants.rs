@@ -182,13 +182,13 @@ impl Planner<'_> {
         let between = quantizer.arithmetic.is_between();
         let plain = quantizer.given.is_none() && quantizer.dtype.bits() <= 8 && !between;
         let learned = self.knowledge.samples && product && plain;
-        let applies = |a: &&Algorithm| match a.scope() {
+        let applies = |a: &Algorithm| match a.scope() {
             Scope::Groups => free,
             Scope::Samples => learned,
-            Scope::Nothing | Scope::Inputs | Scope::Missing => false,
+            Scope::Nothing | Scope::Inputs => false,
         };
         let asked = self.rules.algorithm_at(self.model.node_name(node), self.model.node(node).op_type());
-        quantizer.algorithm = asked.filter(applies).cloned().map(Box::new);
+        quantizer.algorithm = asked.map(Algorithm::for_weights).filter(applies).map(Box::new);
         let groups = quantizer.algorithm.as_ref().filter(|a| a.scope() == Scope::Groups);
         if let (Some(algorithm), Some(_)) = (groups, quantizer.postprocess) {
             let site = self.site(node, SiteKind::Weight);

@@ -51,7 +51,7 @@ pub struct Knowledge {
 pub fn plan(model: &Model, config: &Config, target: &Target, knowledge: &Knowledge) -> Result<Plan> {
     let rules = Rules::new(target, config)?;
     rules.check(model)?;
-    algorithms::refuse_missing(config, &rules, knowledge)?;
+    algorithms::refuse_without_samples(config, &rules, knowledge)?;
     let opset = model.opset().unwrap_or(0).max(13);
     if opset > target.opset_max {
         return Err(Error::new(

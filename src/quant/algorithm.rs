@@ -55,8 +55,6 @@ pub enum Scope {
     Inputs,
     /// A weight and what samples show of the product's input.
     Samples,
-    /// What amax does not give it yet.
-    Missing,
 }
 
 macro_rules! methods {
@@ -92,11 +90,11 @@ methods! {
     SmoothQuant: Inputs;
     /// The same by the mean size of activations, for weights of few bits.
     AwqLite: Inputs;
-    /// Searches the clipping of weights.
-    AwqClip: Missing;
+    /// Searches the clipping of weights by what samples show of the product's input.
+    AwqClip: Samples;
     /// `awq_lite`, then `awq_clip`.
     #[serde(alias = "awq")]
-    AwqFull: Missing;
+    AwqFull: Inputs;
     /// Later columns compensate rounding errors.
     Gptq: Samples;
     /// Whatever is best known: with samples `gptq`, then a local search of codes and scales; without, rounding.
@@ -181,6 +179,15 @@ impl Algorithm {
         self.method.scope()
     }
 
+    /// What it asks for the weights themselves.
+    #[must_use]
+    pub fn for_weights(&self) -> Self {
+        match self.method {
+            Method::AwqFull => Self { method: Method::AwqClip, alpha_step: None, ..self.clone() },
+            _ => self.clone(),
+        }
+    }
+
     /// Checks that the method has the parameters that are set, and that they are in range.
     ///
     /// # Errors
@@ -228,17 +235,5 @@ impl Algorithm {
             }
         }
         Ok(())
-    }
-
-    /// Refuses methods that are not implemented yet.
-    ///
-    /// # Errors
-    /// `awq_clip` and `awq_full`.
-    pub fn refuse(&self) -> Result<()> {
-        if self.scope() != Scope::Missing {
-            return Ok(());
-        }
-        Err(Error::new(Kind::Config, format!("the algorithm \"{}\" is not implemented yet", self.method.name()))
-            .with_hint("use \"max\" (observed ranges, rounding to nearest), \"smoothquant\", \"awq_lite\" or, for weights, \"best\", \"gptq\", \"hqq\" or \"kquant\""))
     }
 }

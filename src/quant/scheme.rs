@@ -257,7 +257,6 @@ impl Scheme {
         self.observer().check()?;
         if let Some(algorithm) = algorithm {
             algorithm.validate()?;
-            algorithm.refuse()?;
         }
         given.as_ref().map_or(Ok(()), |given| given.check(*dtype))
     }

@@ -181,7 +181,6 @@ fn mistakes_are_named_with_their_place() {
         "[tensor.cb]\nscale = 0.5",
         "[tensor.x]\nzero_point = 3",
         "[tensor.x]\nscale = 0.5\nzero_point = 300",
-        "[algorithm]\nmethod = \"awq_full\"",
         "[algorithm]\nmethod = \"max\"\nalpha = 0.5",
         "preset = \"int9\"",
         "[[postprocess]]\nmatch = \"fc9\"\nscale = 2.0",

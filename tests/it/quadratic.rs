@@ -3,7 +3,7 @@
 #![allow(clippy::float_cmp, reason = "levels are whole numbers")]
 
 use amax::algorithms::quadratic::factor::{self, Damped, damped};
-use amax::algorithms::quadratic::{Coded, Levels, Problem, gptq, local, loss, scales};
+use amax::algorithms::quadratic::{Coded, Levels, Problem, clip, gptq, local, loss, scales};
 use amax::numerics::Format;
 use ndarray::{Array2, s};
 use proptest::prelude::*;
@@ -279,4 +279,43 @@ fn factors_are_of_the_inverse() {
     assert!((found.damp - 0.1).abs() < 1e-12);
     (bad[[0, 1]], bad[[1, 0]]) = (1e9, 1e9);
     assert!(damped(bad, 0.01, false).is_none());
+}
+
+#[test]
+fn clipping_takes_the_share_of_least_error() {
+    let (rows, columns, outputs, size) = (48, 20, 6, 8);
+    let matrix = |count: usize, seed: usize| {
+        let values = noise(seed, count * columns).into_iter().map(|x| f64::from(x).powi(3));
+        Array2::from_shape_vec((count, columns), values.collect()).unwrap()
+    };
+    let (x, w) = (matrix(rows, 1), matrix(outputs, 2));
+    let groups = columns.div_ceil(size);
+    let range = |n: usize, g: usize| w.slice(s![n, g * size..columns.min((g + 1) * size)]).to_owned();
+    let first = Array2::from_shape_fn((outputs, groups), |(n, g)| {
+        range(n, g).iter().fold(0.0f64, |most, w| most.max(w.abs())) / 7.0
+    });
+    let levels = integers(4, true);
+    let hessian = x.t().dot(&x) / rows as f64;
+    let partners: Vec<usize> = (0..columns).collect();
+    let problem = Problem { target: w.view(), hessian: hessian.view(), levels: &levels, partners: &partners };
+    let (scales, zeros) = (first.clone(), Array2::zeros(first.dim()));
+    let mut coded = Coded { size, scales, zeros, levels: Array2::zeros(w.dim()) };
+    clip::search(&problem, &mut coded, clip::USUAL, &Some);
+    local::round(&problem, &mut coded);
+    let mut clipped = 0;
+    for ((n, g), scale) in coded.scales.indexed_iter() {
+        let values = range(n, g);
+        let rounded = |scale: f64| values.mapv(|w| (w / scale).round_ties_even().clamp(-8.0, 7.0) * scale);
+        let seen = x.slice(s![.., g * size..columns.min((g + 1) * size)]);
+        let error = |scale: f64| seen.dot(&(&values - &rounded(scale))).mapv(|y| y * y).sum();
+        let share = |at: u32| if at == 10 { 1.0 } else { 0.5 + 0.05 * f64::from(at) };
+        let best =
+            (0..=10).min_by(|&a, &b| error(first[[n, g]] * share(a)).total_cmp(&error(first[[n, g]] * share(b))));
+        let best = first[[n, g]] * share(best.unwrap());
+        assert!((scale - best).abs() < 1e-12, "{scale} instead of {best}");
+        clipped += usize::from(best < first[[n, g]]);
+        let own = coded.values().slice(s![n, g * size..columns.min((g + 1) * size)]).to_owned();
+        assert!(own.iter().zip(rounded(best)).all(|(a, b)| (a - b).abs() < 1e-12));
+    }
+    assert!(clipped > 3, "{clipped}");
 }

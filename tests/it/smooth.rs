@@ -383,6 +383,12 @@ fn awq_lite_divides_inputs_of_float_products() {
     assert!(done.report.smoothing.iter().any(|row| row.done.is_some()), "{:?}", done.report.smoothing);
     assert!(worst(&done) > worst(&plain), "{} beside {}", worst(&done), worst(&plain));
     assert!(done.report.activations.is_empty());
+    let full = rewrite(&model, &samples, &format!("{words} algorithm=awq_full"), 2);
+    assert!(full.report.smoothing.iter().any(|row| row.done.is_some()), "{:?}", full.report.smoothing);
+    let clipped = full.report.weights.iter().filter_map(|w| w.learned.as_ref());
+    let clipped: Vec<_> = clipped.filter(|l| l.method == Method::AwqClip && l.fell_back.is_none()).collect();
+    assert!(!clipped.is_empty(), "{:?}", full.report.weights);
+    assert!(worst(&full) > worst(&plain), "{} beside {}", worst(&full), worst(&plain));
 }
 
 /// Rows that a mask takes out are not seen, whatever they hold.

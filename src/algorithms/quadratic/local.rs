@@ -5,7 +5,7 @@
 use ndarray::{Array2, Axis, Zip, s};
 
 use super::factor::Damped;
-use super::{Coded, Groups, Problem, by_rows, factor};
+use super::{Coded, Problem, by_rows, factor};
 
 /// How long is searched.
 #[derive(Clone, Copy, Debug)]
@@ -164,17 +164,17 @@ impl<'a, 'p> Rows<'a, 'p> {
     }
 }
 
-/// The nearest codes at the scales of `coded`.
+/// The nearest codes at the scales of `coded`, column after column.
 pub fn round(problem: &Problem<'_>, coded: &mut Coded) {
     by_rows(problem, coded, |problem, coded| {
-        let Coded { size, scales, zeros, levels } = coded;
-        for (row, mut own) in levels.rows_mut().into_iter().enumerate() {
-            for (group, mut own) in own.exact_or_rest(*size).enumerate() {
-                let (scale, zero) = (scales[[row, group]], zeros[[row, group]]);
-                for (at, level) in own.iter_mut().enumerate() {
-                    let weight = problem.target[[row, group * *size + at]];
-                    *level = if scale == 0.0 { 0.0 } else { problem.levels.nearest(weight / scale, zero, None) };
-                }
+        for row in 0..coded.levels.nrows() {
+            for (column, &partner) in problem.partners.iter().enumerate() {
+                let group = column / coded.size;
+                let (scale, zero) = (coded.scales[[row, group]], coded.zeros[[row, group]]);
+                let beside = (partner < column).then(|| coded.levels[[row, partner]] + zero);
+                let steps = problem.target[[row, column]] / scale;
+                coded.levels[[row, column]] =
+                    if scale == 0.0 { 0.0 } else { problem.levels.nearest(steps, zero, beside) };
             }
         }
     });

@@ -7,6 +7,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "views of arrays are passed as slices are")]
 #![allow(clippy::float_cmp, reason = "levels are whole numbers, or those of a table")]
 
+pub mod clip;
 pub mod factor;
 pub mod gptq;
 pub mod local;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Solver;
 use crate::algorithms::quadratic::factor::{Damped, damped};
 use crate::algorithms::quadratic::scales::Freedom;
-use crate::algorithms::quadratic::{Coded, Levels, Problem, gptq, local, loss, scales};
+use crate::algorithms::quadratic::{Coded, Levels, Problem, clip, gptq, local, loss, scales};
 use crate::error::Result;
 use crate::ir::Model;
 use crate::numerics::{dequantize, metrics::Metrics, pack};
@@ -137,7 +137,7 @@ impl Solver<'_> {
             return unfit(learned, Reason::NotDefinite);
         };
         learned.damp = factors.iter().map(|damped| damped.damp).fold(0.0, f64::max);
-        let solved = self.coded(plain, algorithm.method, &layout, &weights, &factors, fixed)?;
+        let solved = self.coded(plain, algorithm, &layout, &weights, &factors, fixed)?;
         // As it will be read back.
         let back = |tensor: &QuantizedTensor| {
             let numbers =
@@ -171,7 +171,7 @@ impl Solver<'_> {
     fn coded(
         &self,
         plain: &QuantizedTensor,
-        method: Method,
+        algorithm: &Algorithm,
         layout: &Layout,
         weights: &Array2<f64>,
         factors: &[Damped],
@@ -202,6 +202,10 @@ impl Solver<'_> {
             let fits = scale.abs() >= least && scale.abs() <= f64::from(f32::MAX);
             fits.then(|| f64::from(spec.scale(scale.abs())).copysign(scale))
         };
+        let shares = clip::Shares {
+            least: algorithm.min_clip_ratio.unwrap_or(clip::USUAL.least),
+            step: algorithm.shrink_step.unwrap_or(clip::USUAL.step),
+        };
         let freedom = Freedom { signed: scheme.signed_scale, zeros: !spec.is_symmetric() };
         let rows = layout.outputs / layout.blocks;
         let solve = |(block, damped): (usize, &Damped)| {
@@ -210,11 +214,18 @@ impl Solver<'_> {
             let problem = Problem { target, hessian, levels: &levels, partners: &partners };
             let (scales, zeros) = (scales.slice(own).to_owned(), zeros.slice(own).to_owned());
             let mut coded = Coded { size, scales, zeros, levels: Array2::zeros(target.dim()) };
+            if algorithm.method == Method::AwqClip {
+                if free {
+                    clip::search(&problem, &mut coded, shares, &stored);
+                }
+                local::round(&problem, &mut coded);
+                return coded;
+            }
             if free {
                 scales::search(&problem, &mut coded, freedom, &stored);
             }
             gptq::solve(&problem, &mut coded, damped);
-            if method == Method::Best {
+            if algorithm.method == Method::Best {
                 let effort = local::Effort { scales: free, ..local::USUAL };
                 local::improve(&problem, &mut coded, damped, effort, &stored);
             }
