@@ -23,6 +23,9 @@ use crate::statistics::Statistics;
 /// How many dB beyond the limit the groups of layers are asked to promise before the search is given up.
 const MOST_ASKED: f64 = 60.0;
 
+/// On fewer held-out samples, outputs that are worse are chance: what changed is proven layer by layer already.
+const PROOF: usize = 8;
+
 /// A plan whose every tensor is served well enough, with what was solved for it.
 pub(crate) struct Decided {
     pub(crate) plan: Plan,
@@ -56,6 +59,7 @@ pub(crate) fn decide(job: &Job<'_>, model: &Model, measure: bool, log: &mut Log)
     let mut search = Search::begin(job, model, log)?;
     search.solve_until_served(log)?;
     let mut search = search.smoothed(measure, log)?;
+    search.improve(measure, log)?;
     if measure && job.config.guard.enabled && job.rewrite.plan.is_none() {
         search.reach_output_db(log)?;
     }
@@ -83,7 +87,7 @@ impl<'a> Search<'a> {
     fn begin(job: &'a Job<'a>, model: &'a Model, log: &mut Log) -> Result<Self> {
         let rewrite = job.rewrite;
         let calibrated = rewrite.samples.is_some() || rewrite.statistics.is_some();
-        let knowledge = Knowledge { calibrated, samples: rewrite.samples.is_some(), ..Knowledge::default() };
+        let knowledge = Knowledge { calibrated, samples: rewrite.teaches(), ..Knowledge::default() };
         let (mut smoothed, mut divisions) = (Cow::Borrowed(model), Divisions::new());
         let plan = match rewrite.plan {
             None => plan(model, job.config, job.target, &knowledge)?,
@@ -215,35 +219,52 @@ impl<'a> Search<'a> {
             };
             log.lap("solve");
             if vetoes.is_empty() {
-                return self.improve(log);
+                return Ok(());
             }
             if self.job.rewrite.plan.is_some() {
-                self.warn_of(vetoes, log)?;
-                return self.improve(log);
+                return self.warn_of(vetoes, log);
             }
             self.plan_without(vetoes, log)?;
         }
     }
 
-    /// Solves weights again with what samples show of their inputs. Where a part of the model does not run by itself, what was
-    /// solved without stays.
-    fn improve(&mut self, log: &mut Log) -> Result<()> {
+    /// Solves weights and biases again with what samples show of their inputs. Where a part of the model does not run by
+    /// itself, or the outputs are worse for it, what was solved without stays.
+    fn improve(&mut self, measure: bool, log: &mut Log) -> Result<()> {
         if !is_asked(&self.decided.plan) {
             return Ok(());
         }
         let before = self.decided.solution.clone();
-        match improve(self.job, &self.model, &self.decided.plan, &mut self.decided.solution) {
-            Ok(()) => {}
-            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-            Err(e) => {
-                self.decided.solution = before;
-                let warning = format!("samples improve neither weights nor biases: {e}");
-                if !log.report.warnings.contains(&warning) {
-                    log.report.warnings.push(warning);
-                }
-            }
-        }
+        let done = improve(self.job, &self.model, &self.decided.plan, &mut self.decided.solution);
         log.lap("improve");
+        if let Err(e) = done {
+            self.decided.solution = before;
+            if e.kind() == Kind::Interrupted {
+                return Err(e);
+            }
+            log.warn(format!("samples improve neither weights nor biases: {e}"));
+            return Ok(());
+        }
+        let proves = |samples: &&SampleSet| split(samples).1.len() >= PROOF;
+        let measure = measure && self.decided.solution.is_improved();
+        let Some(samples) = self.job.rewrite.samples.filter(|_| measure).filter(proves) else { return Ok(()) };
+        let improved = std::mem::replace(&mut self.decided.solution, before);
+        let plain = match self.decided.made.take() {
+            Some(made) => made,
+            None => self.measured(samples)?,
+        };
+        let before = std::mem::replace(&mut self.decided.solution, improved);
+        let made = self.measured(samples)?;
+        log.lap("measure");
+        let (worst, better) = (plain.worst(), made.worst());
+        if better >= worst {
+            self.decided.made = Some(made);
+            return Ok(());
+        }
+        let why = Reason::OutputsWorse { before: Decibels(worst), after: Decibels(better) };
+        self.decided.solution.take_back(before, &why);
+        self.decided.made = Some(plain);
+        log.warn(format!("samples improve neither weights nor biases: {why}"));
         Ok(())
     }
 
@@ -338,7 +359,8 @@ impl<'a> Search<'a> {
     fn reach_output_db(&mut self, log: &mut Log) -> Result<()> {
         let Some(samples) = self.job.rewrite.samples else { return Ok(()) };
         let floor = self.job.config.guard.output_db;
-        let before = (self.knowledge.clone(), self.decided.plan.clone(), log.report.guarded.clone());
+        let (knowledge, plan) = (self.knowledge.clone(), self.decided.plan.clone());
+        let (solution, guarded) = (self.decided.solution.clone(), log.report.guarded.clone());
         let mut first: Option<Made> = None;
         let mut sensitivity: Option<Sensitivity> = None;
         let mut target = floor;
@@ -376,14 +398,14 @@ impl<'a> Search<'a> {
             }
             self.plan_without(vetoes, log)?;
             self.solve_until_served(log)?;
+            self.improve(true, log)?;
         }
         let Some(first) = first else { return Ok(()) };
-        let layers = log.report.guarded.keys().filter(|site| !before.2.contains_key(*site)).count();
+        let layers = log.report.guarded.keys().filter(|site| !guarded.contains_key(*site)).count();
         let rest = self.still_quantized();
         let costly = sensitivity.and_then(Sensitivity::worst);
-        let (knowledge, plan, guarded) = before;
-        (self.knowledge, self.decided.plan, log.report.guarded) = (knowledge, plan, guarded);
-        self.solve_until_served(log)?;
+        (self.knowledge, log.report.guarded) = (knowledge, guarded);
+        (self.decided.plan, self.decided.solution) = (plan, solution);
         self.decided.made = Some(first);
         let from = match (rest, costly) {
             (Some(rest), _) => format!("the error comes from what is quantized beside them: {rest}"),

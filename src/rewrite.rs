@@ -173,7 +173,16 @@ impl<'a> Rewrite<'a> {
         self.carry_out(true)
     }
 
+    /// Whether there are samples that something can be learned from.
+    pub(crate) fn teaches(&self) -> bool {
+        self.samples.is_some_and(|samples| !samples.is_noise())
+    }
+
     fn carry_out(&self, fake: bool) -> Result<Rewritten> {
+        if self.verify == Verify::On && self.samples.is_none() {
+            let error = Error::new(Kind::Usage, "the result can be verified on samples only");
+            return Err(error.with_hint("pass --calib PATH"));
+        }
         let (default, loaded, positive);
         let config = if let Some(config) = self.config {
             config
@@ -246,7 +255,7 @@ impl Job<'_> {
         }
 
         let calibrated = self.rewrite.samples.is_some() || self.rewrite.statistics.is_some();
-        let knowledge = Knowledge { calibrated, samples: self.rewrite.samples.is_some(), ..Knowledge::default() };
+        let knowledge = Knowledge { calibrated, samples: self.rewrite.teaches(), ..Knowledge::default() };
         let opened = reopen(&mut prepared, self.config, self.target, &knowledge, self.rewrite.plan)?;
         if !opened.changes.is_empty() {
             log.report.passes.push(PassRow::new(reopen::PASS, &opened));
@@ -380,12 +389,7 @@ impl Job<'_> {
             Verify::Auto => measured && !self.fake && self.target.is_onnxruntime() && onnxruntime().is_some(),
             Verify::On => true,
         };
-        if !asked {
-            return Ok(());
-        }
-        let samples = rewrite.samples.ok_or_else(|| {
-            Error::new(Kind::Usage, "the result can be verified on samples only").with_hint("pass --calib PATH")
-        })?;
+        let Some(samples) = rewrite.samples.filter(|_| asked) else { return Ok(()) };
         let held = split(samples).1;
         let found = Compare::new(original, model).samples(samples).indices(&*held).how(rewrite.run).deployed();
         match found {
@@ -493,6 +497,13 @@ impl Log {
         self.since = Instant::now();
     }
 
+    /// Warns of something, once.
+    pub(crate) fn warn(&mut self, line: String) {
+        if !self.report.warnings.contains(&line) {
+            self.report.warnings.push(line);
+        }
+    }
+
     /// Warns of tensors that were NaN or infinite, once of each.
     pub(crate) fn warn_about_values(&mut self, statistics: &Statistics) {
         for (name, site) in &statistics.sites {
@@ -505,10 +516,7 @@ impl Log {
             if seen.is_empty() {
                 continue;
             }
-            let line = format!("\"{name}\" was {} in the samples; its range ignores them", seen.join(" and "));
-            if !self.report.warnings.contains(&line) {
-                self.report.warnings.push(line);
-            }
+            self.warn(format!("\"{name}\" was {} in the samples; its range ignores them", seen.join(" and ")));
         }
     }
 

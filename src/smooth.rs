@@ -41,7 +41,7 @@ pub(crate) fn asked(job: &Job<'_>, log: &mut Log) -> Result<Asked> {
     }
     let rules = Rules::new(job.target, job.config)?;
     let named = rules.pre_quant_opt().iter().chain(rules.algorithm()).find(|a| a.scope() == Scope::Inputs);
-    if rewrite.samples.is_none() || rewrite.statistics.is_some() {
+    if !rewrite.teaches() || rewrite.statistics.is_some() {
         if let Some(algorithm) = named {
             let name = algorithm.method.name();
             let why = match rewrite.statistics {
@@ -54,7 +54,9 @@ pub(crate) fn asked(job: &Job<'_>, log: &mut Log) -> Result<Asked> {
     }
     Ok(match (named, rules.algorithm()) {
         (Some(algorithm), _) => Asked::All(algorithm.clone()),
-        (None, None) if job.config.guard.enabled => Asked::Poor(Algorithm::new(Method::SmoothQuant)),
+        (None, other) if job.config.guard.enabled && other.is_none_or(|a| a.method == Method::Best) => {
+            Asked::Poor(Algorithm::new(Method::SmoothQuant))
+        }
         (None, _) => Asked::Not,
     })
 }

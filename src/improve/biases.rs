@@ -132,6 +132,12 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Leaves biases as they are.
+    pub(super) fn leave_biases(&mut self, why: &Reason) {
+        let left = |one: &Correction| Corrected::new(one.site.clone(), (f64::NAN, f64::NAN), Some(why.clone()));
+        self.solution.corrected.extend(self.plan.corrections.iter().map(left));
+    }
+
     /// Adds to a bias.
     fn move_bias(&mut self, tensor: &str, by: &[f64]) {
         let found = self.model.value_named(tensor).and_then(|value| self.model.constant(value));

@@ -56,6 +56,7 @@ pub(crate) fn improve(job: &Job<'_>, model: &Model, plan: &Plan, solution: &mut 
         few => {
             let why = few.map_or(Reason::NoSamples, |few| Reason::FewSamples { samples: few.len() });
             walk.leave(&wanted, &why);
+            walk.leave_biases(&why);
             return Ok(());
         }
     };

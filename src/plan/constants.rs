@@ -184,7 +184,8 @@ impl Planner<'_> {
         let learned = self.knowledge.samples && product && plain;
         let applies = |a: &Algorithm| match a.scope() {
             Scope::Groups => free,
-            Scope::Samples => learned,
+            // What reproduces another tool's codes keeps them.
+            Scope::Samples => learned && (a.method != Method::Best || quantizer.arithmetic == Arithmetic::Onnx),
             Scope::Nothing | Scope::Inputs => false,
         };
         let asked = self.rules.algorithm_at(self.model.node_name(node), self.model.node(node).op_type());

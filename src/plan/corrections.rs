@@ -8,8 +8,8 @@ use crate::ops::{self, Channel};
 use crate::quant::algorithm::Method;
 
 impl Planner<'_> {
-    /// The biases of products that run in fixed ranges, or whose weights have few bits: there means move. The algorithm `best`
-    /// asks for it.
+    /// The biases of products whose weights are quantized, where samples can show how far means move: rounding errors of a
+    /// weight have a mean that its inputs carry to every output. What other tools' algorithms are asked for goes without.
     pub(super) fn corrections(&self, weights: &[Weight]) -> Vec<Correction> {
         if !self.knowledge.samples {
             return Vec::new();
@@ -19,9 +19,7 @@ impl Planner<'_> {
             let asked = self.rules.algorithm_at(self.model.node_name(node), self.model.node(node).op_type());
             let channel = ops::constant_weight(self.model, node, weight.at.input)?;
             let product = matches!(channel, Channel::Right | Channel::Conv | Channel::ConvTranspose);
-            let data = self.model.node(node).input(0)?;
-            let moves = weight.quantizer.dtype.bits() < 8 || self.is_fixed(node, data);
-            if !(product && moves && asked.is_some_and(|a| a.method == Method::Best)) {
+            if !(product && asked.is_none_or(|a| matches!(a.method, Method::Best | Method::SmoothQuant))) {
                 return None;
             }
             let channels = ops::channels(self.model, node, weight.at.input)?;

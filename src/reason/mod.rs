@@ -358,7 +358,7 @@ sentences! {
     SmoothedInVain { tensor: String, before: Decibels, after: Decibels } =>
         "smoothing \"{tensor}\" is not worth it: on rows that were held out the products behind it keep {before} without it, \
          {after} with it";
-    /// Dividing channels of inputs does not lower the error of the outputs.
+    /// What samples are for does not lower the error of the outputs.
     OutputsWorse { before: Decibels, after: Decibels } =>
         "the outputs keep {before} on held-out samples without it, {after} with it";
     /// Rows of an input are too few to search and to prove on.

@@ -241,6 +241,12 @@ impl SampleSet {
             && (0..self.len()).any(|i| self.shape_key(i).iter().any(|(name, _)| names.contains(name.as_str())))
     }
 
+    /// Whether they are made up, so that nothing can be learned from them.
+    #[must_use]
+    pub fn is_noise(&self) -> bool {
+        matches!(self.source, Source::Random { .. })
+    }
+
     /// Leaves out the inputs of these names, which samples then neither need nor give.
     pub fn drop_inputs(&mut self, names: &BTreeSet<String>) {
         self.dropped.extend(names.iter().cloned());

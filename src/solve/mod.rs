@@ -114,6 +114,10 @@ impl Learned {
     pub fn unchanged(self, why: Reason) -> Self {
         Self { fell_back: Some(why), ..self }
     }
+
+    fn unless(self, why: &Reason) -> Self {
+        Self { fell_back: self.fell_back.or_else(|| Some(why.clone())), ..self }
+    }
 }
 
 /// What a bias makes up for. Qualities are those of the product's output on samples that were held out, in dB.
@@ -137,9 +141,27 @@ impl Corrected {
     pub fn new(site: String, (before_db, after_db): (f64, f64), fell_back: Option<Reason>) -> Self {
         Self { site, before_db, after_db, fell_back }
     }
+
+    fn unless(self, why: &Reason) -> Self {
+        Self { fell_back: self.fell_back.or_else(|| Some(why.clone())), ..self }
+    }
 }
 
 impl Solution {
+    /// Whether samples changed anything.
+    #[must_use]
+    pub fn is_improved(&self) -> bool {
+        let (mut learned, mut corrected) = (self.learned.values(), self.corrected.iter());
+        learned.any(|one| one.fell_back.is_none()) || corrected.any(|one| one.fell_back.is_none())
+    }
+
+    /// Becomes again what it was before samples improved it.
+    pub fn take_back(&mut self, before: Self, why: &Reason) {
+        let Self { learned, corrected, .. } = std::mem::replace(self, before);
+        self.learned = learned.into_iter().map(|(at, one)| (at, one.unless(why))).collect();
+        self.corrected = corrected.into_iter().map(|one| one.unless(why)).collect();
+    }
+
     /// The model with the biases that take the place of its own.
     #[must_use]
     pub fn corrected(&self, model: &Model) -> Model {

@@ -34,8 +34,10 @@ fn plans_from_documents_convert_as_others_do() {
         let rows: Value = serde_json::from_str(&rows).unwrap();
         rows[0]["max_abs_error"].as_f64().unwrap()
     };
+    // A sum that is off by its last bit may be rounded to the next code at run time, so the numbers are those without samples.
+    let dynamic = "--preset int8-dynamic --algorithm none";
     for (words, form, op) in
-        [("--preset w4", "matmulnbits", "MatMulNBits"), ("--preset int8-dynamic", "matmulinteger", "MatMulInteger")]
+        [("--preset w4", "matmulnbits", "MatMulNBits"), (dynamic, "matmulinteger", "MatMulInteger")]
     {
         for (name, form) in [("plain", "qdq"), ("formed", form)] {
             let words = format!("{words} --form {form}");
@@ -81,7 +83,7 @@ fn results_do_not_depend_on_threads() {
     let folder = digits();
     let at = folder.path();
     for words in [
-        "--set guard.output_db=34",
+        "--set guard.output_db=36",
         "--preset w4",
         "--preset w4-hqq",
         "--preset mxfp8 --target generic",

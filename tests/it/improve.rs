@@ -3,15 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use amax::config::Config;
+use amax::error::Kind;
 use amax::ir::{Model, file};
 use amax::reason::Reason;
-use amax::rewrite::Rewritten;
+use amax::rewrite::{Rewrite, Rewritten, Verify};
 use amax::samples::{SampleSet, Values};
 use ndarray::ArrayD;
 
 use super::pipeline;
-use super::segments::Case;
-use super::support::{digits, fail, folder, root, succeed};
+use super::segments::{Case, noise};
+use super::support::{digits, fail, folder, parsed, root, succeed};
 
 fn bytes(model: &Model) -> Vec<u8> {
     let folder = folder();
@@ -157,7 +158,81 @@ fn biases_make_up_for_means() {
 }
 
 #[test]
+fn samples_are_used_where_nothing_else_is_asked_for() {
+    let (model, samples) = digits();
+    let of = |samples: Option<&SampleSet>, config: &str| rewrite(&model, samples, config, 2);
+    let some = Some(&samples);
+    let w4 = bytes(&of(some, "preset = \"w4\"").model);
+    assert!(w4 == bytes(&of(some, "preset = \"w4\"\nalgorithm = \"best\"").model));
+    let rounded = bytes(&of(None, "preset = \"w4\"").model);
+    assert!(w4 != rounded);
+    assert!(rounded == bytes(&of(some, "preset = \"w4\"\nalgorithm = \"none\"").model), "the way back");
+    let noise = SampleSet::random(&model, 16, 0).unwrap();
+    assert!(rounded == bytes(&of(Some(&noise), "preset = \"w4\"").model), "nothing is learned from noise");
+    // Codes of another tool stay its codes.
+    let mlas = "preset = \"w4\"\n[default.weight]\narithmetic = \"mlas\"";
+    assert!(of(some, mlas).report.weights.iter().all(|w| w.learned.is_none()));
+    for config in ["", "[default]\ninput.enable = false\noutput.enable = false"] {
+        assert!(!of(some, config).report.corrections.is_empty(), "{config}");
+        assert!(of(some, &format!("algorithm = \"max\"\n{config}")).report.corrections.is_empty(), "{config}");
+    }
+}
+
+/// A product that is closer on held-out samples, but not in the one channel that becomes the output.
+#[test]
+fn what_makes_outputs_worse_is_taken_back() {
+    let (columns, outputs, rows) = (32, 16, 6);
+    // Channel 0 adds up two inputs, and rounding is off by as much at both; a third one, always 0, sets the scale.
+    let weight = |(k, n): (usize, usize), random: f32| match (k, n) {
+        (0, 0) => 0.425,
+        (1, 0) => 0.3,
+        (2, 0) => 1.0,
+        (3.., 1..) => random,
+        _ => 0.0,
+    };
+    let random = noise(3, columns * outputs);
+    let weights: Vec<String> =
+        random.iter().enumerate().map(|(at, &w)| weight((at / outputs, at % outputs), w).to_string()).collect();
+    let model = parsed(&format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\n\
+         g (float[1, {rows}, {columns}] x) => (float[1, {rows}, 1] z)\n\
+         <float[{columns}, {outputs}] w = {{{}}}, int64[1] a = {{0}}, int64[1] b = {{1}}, int64[1] c = {{2}}> {{\n\
+         y = MatMul (x, w)\nz = Slice (y, a, b, c)\n}}",
+        weights.join(", ")
+    ));
+    // On held-out samples, every eighth, the errors of the two cancel out; on the others they add up.
+    let x = noise(4, 64 * rows * columns);
+    let values: Vec<f32> = x
+        .chunks_exact(columns)
+        .enumerate()
+        .flat_map(|(row, noise)| {
+            let sign = if row / rows % 8 == 7 { -1.0 } else { 1.0 };
+            let common = noise[3];
+            let value = move |(k, &x): (usize, &f32)| match k {
+                0 => noise[0],
+                1 => sign * noise[0],
+                2 => 0.0,
+                _ => common + 0.2 * x,
+            };
+            noise.iter().enumerate().map(value).collect::<Vec<_>>()
+        })
+        .collect();
+    let x = ndarray::Array4::from_shape_vec((64, 1, rows, columns), values).unwrap();
+    let samples = SampleSet::from_arrays(&model, [("x", x.into())]).unwrap();
+    let [done, off] = ["best", "none"].map(|method| {
+        rewrite(&model, Some(&samples), &format!("preset = \"w4\"\nguard.enabled = false\nalgorithm = \"{method}\""), 2)
+    });
+    assert!(bytes(&done.model) == bytes(&off.model));
+    let why = done.report.weights[0].learned.as_ref().and_then(|learned| learned.fell_back.clone());
+    assert!(matches!(why, Some(Reason::OutputsWorse { .. })), "{why:?}");
+    assert!(done.report.warnings.iter().any(|w| w.contains("samples improve neither")), "{:?}", done.report.warnings);
+}
+
+#[test]
 fn what_needs_samples_says_so() {
+    let (model, _) = digits();
+    let error = Rewrite::new(&model).verify(Verify::On).run().unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage, "before any work: {error}");
     let folder = folder();
     let at = folder.path();
     std::fs::copy(root("models/digits.onnx"), at.join("digits.onnx")).unwrap();

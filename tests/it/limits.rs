@@ -94,7 +94,7 @@ fn outputs_are_held_to_their_limit() {
     let quality = |found: &Value| found["quality"][0]["sqnr_db"].as_f64().unwrap();
     let plain = quality(&report(at, "digits.onnx out.onnx"));
     let mut layers = 5;
-    for more in [1.0, 3.0, 14.0, 30.0] {
+    for more in [1.0, 14.0] {
         let limit = plain + more;
         let found = report(at, &format!("digits.onnx out.onnx --set guard.output_db={limit}"));
         let left = found["weights"].as_array().unwrap().len();
