@@ -1,6 +1,7 @@
 //! Algorithms that choose ranges, scales and zero points from statistics and values, without a graph.
 
 pub mod hqq;
+pub mod knapsack;
 pub mod kquant;
 pub mod observers;
 pub mod quadratic;
