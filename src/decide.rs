@@ -433,7 +433,8 @@ impl<'a> Search<'a> {
     /// What each group of layers costs at the outputs, quantized alone.
     fn measure_groups(&mut self, samples: &SampleSet) -> Result<Sensitivity> {
         let held_out = split(samples).1;
-        let reference = Reference::new(self.prepared, self.job.rewrite.run.over(samples, &held_out))?;
+        let few = &held_out[..held_out.len().min(sensitivity::SAMPLES)];
+        let reference = Reference::new(self.prepared, self.job.rewrite.run.over(samples, few))?;
         let mut solved = std::mem::take(&mut self.solved);
         let found = sensitivity::measure(&self.decided.plan, &reference, |vetoes| {
             let mut knowledge = self.knowledge.clone();

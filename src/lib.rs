@@ -31,6 +31,7 @@
 
 #[doc(hidden)]
 pub mod algorithms;
+mod budget;
 #[doc(hidden)]
 pub mod calibrate;
 #[doc(hidden)]
@@ -89,6 +90,7 @@ pub mod statistics;
 #[doc(hidden)]
 pub mod targets;
 
+pub use budget::{Check, Least, Price, PricedGroup, Prices};
 pub use calibrate::Calibrate;
 pub use compare::Compare;
 pub use config::{Config, Pattern, presets, schema};
@@ -107,8 +109,8 @@ pub use passes::switch_quantizers::Switch;
 pub use plan::Plan;
 pub use quantize::{load, quantize, save};
 pub use report::{
-    ActivationRow, AlgorithmRow, Deployment, FloatQuality, Inspection, LogitsQuality, PassRow, QualityRow, Report,
-    Unlike, WeightRow, inspect,
+    ActivationRow, AlgorithmRow, BudgetReport, CheckRow, CurvePoint, Deployment, FloatQuality, GroupRow, Inspection,
+    LogitsQuality, PassRow, QualityRow, Report, Step, Unlike, WeightRow, inspect,
 };
 pub use rewrite::{Rewrite, Rewritten, Verify};
 pub use runtime::{Kernels, Runtime};

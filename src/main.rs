@@ -78,6 +78,8 @@ enum Command {
     Merge(cli::merge::Args),
     /// Run two models on the same samples and compare their outputs.
     Compare(cli::compare::Args),
+    /// Measure what each format of each weight costs at the outputs.
+    Sensitivity(cli::sensitivity::Args),
     /// Run two models in onnxruntime as deployed: error, kernels, latency, size.
     Verify(cli::verify::Args),
     /// Say in what two quantized models differ: operators, formats, scales.
@@ -129,6 +131,7 @@ fn run() -> ExitCode {
         Command::Calibrate(args) => cli::calibrate::run(&args, &console),
         Command::Merge(args) => cli::merge::run(&args, &console),
         Command::Compare(args) => cli::compare::run(&args, &console),
+        Command::Sensitivity(args) => cli::sensitivity::run(&args, &console),
         Command::Verify(args) => cli::verify::run(&args, &console),
         Command::Diff(args) => cli::diff::run(&args),
         Command::Presets(args) => cli::presets::run(&args),

@@ -1,9 +1,11 @@
 //! The whole pipeline: prepare, decide, rewrite, check, measure.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::budget::{self, Check, Limit, Prices};
 use crate::compare::Compare;
 use crate::config::Config;
 use crate::decide::{Decided, Made, decide};
@@ -31,9 +33,11 @@ use crate::targets::{self, Target, check};
 #[derive(Clone, Copy)]
 #[must_use = "nothing is done before `run`"]
 pub struct Rewrite<'a> {
-    model: &'a Model,
+    pub(crate) model: &'a Model,
     config: Option<&'a Config>,
     target: Option<&'a Target>,
+    pub(crate) prices: Option<&'a Prices>,
+    check: Option<Check<'a>>,
     pub(crate) plan: Option<&'a Plan>,
     pub(crate) samples: Option<&'a SampleSet>,
     pub(crate) statistics: Option<&'a Statistics>,
@@ -67,6 +71,8 @@ impl<'a> Rewrite<'a> {
             model,
             config: None,
             target: None,
+            prices: None,
+            check: None,
             plan: None,
             samples: None,
             statistics: None,
@@ -90,6 +96,18 @@ impl<'a> Rewrite<'a> {
     /// Where the result runs. Without it, the target that the configuration names, or [`targets::DEFAULT`].
     pub fn target(mut self, target: &'a Target) -> Self {
         self.target = Some(target);
+        self
+    }
+
+    /// What each format costs each group of weights, where the configuration has a budget: measured unless given here.
+    pub fn prices(mut self, prices: impl Into<Option<&'a Prices>>) -> Self {
+        self.prices = prices.into();
+        self
+    }
+
+    /// A metric that decides: the result is the smallest that it accepts.
+    pub fn check(mut self, check: impl Into<Option<Check<'a>>>) -> Self {
+        self.check = check.into();
         self
     }
 
@@ -178,29 +196,78 @@ impl<'a> Rewrite<'a> {
         self.samples.is_some_and(|samples| !samples.is_noise())
     }
 
-    fn carry_out(&self, fake: bool) -> Result<Rewritten> {
+    /// What each format costs each group of weights at the outputs, measured unless it is given.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and no samples to measure on.
+    pub fn sensitivity(&self) -> Result<Prices> {
+        let (config, target) = (self.config.cloned().unwrap_or_default(), self.loaded_target()?);
+        budget::prices(self, &config, &target)
+    }
+
+    /// The configuration with a rule for each weight in the place of its budget, as the sensitivity suggests it.
+    ///
+    /// # Errors
+    /// As [`sensitivity`](Self::sensitivity), and a limit that no choice keeps, or none.
+    pub fn suggestion(&self) -> Result<Config> {
+        let (config, target) = (self.config.cloned().unwrap_or_default(), self.loaded_target()?);
+        budget::suggestion(self, &config, &target)
+    }
+
+    /// The same without what looks at the model on the way, for results that are only compared.
+    pub(crate) fn candidate(self) -> Self {
+        Self { after: None, passes: None, check: None, verify: Verify::Off, measure: true, ..self }
+    }
+
+    /// Whether something looks at the model on the way.
+    pub(crate) fn looks(&self) -> bool {
+        self.after.is_some() || self.passes.is_some() || self.verify != Verify::Off
+    }
+
+    /// Whether weights that are inputs, too, become constants.
+    pub(crate) fn freezes(&self) -> bool {
+        !self.keep_inputs && !self.samples.is_some_and(|samples| samples.give_defaults(self.model))
+    }
+
+    fn loaded_target(&self) -> Result<Cow<'a, Target>> {
+        let named = self.config.and_then(|config| config.target.as_deref());
+        match self.target {
+            Some(target) => Ok(Cow::Borrowed(target)),
+            None => Target::load(named.unwrap_or(targets::DEFAULT)).map(Cow::Owned),
+        }
+    }
+
+    pub(crate) fn carry_out(&self, fake: bool) -> Result<Rewritten> {
         if self.verify == Verify::On && self.samples.is_none() {
             let error = Error::new(Kind::Usage, "the result can be verified on samples only");
             return Err(error.with_hint("pass --calib PATH"));
         }
-        let (default, loaded, positive);
+        let default;
         let config = if let Some(config) = self.config {
             config
         } else {
             default = Config::default();
             &default
         };
-        let mut target = if let Some(target) = self.target {
-            target
-        } else {
-            loaded = Target::load(config.target.as_deref().unwrap_or(targets::DEFAULT))?;
-            &loaded
+        let mut target = self.loaded_target()?;
+        let limit = match (config.budget.goal().map_err(|(_, e)| e)?, &self.check) {
+            (None, None) => None,
+            (Some(goal), None) => Some(Limit::Goal(goal)),
+            (None, Some(check)) => Some(Limit::Check(check)),
+            (Some(_), Some(_)) => {
+                let error = Error::new(Kind::Usage, "a budget and a check both decide how small the result is");
+                return Err(error.with_hint("leave the limit out of the budget"));
+            }
         };
+        if let Some(limit) = limit {
+            return budget::rewrite(self, config, &target, limit, fake);
+        }
         if fake {
             // QuantizeLinear divides by positive scales.
-            positive = Target { signed_scales: false, floats: vec![DataType::Float], ..target.clone() };
-            target = &positive;
+            let floats = vec![DataType::Float];
+            target = Cow::Owned(Target { signed_scales: false, floats, ..target.into_owned() });
         }
+        let target = &*target;
         Job { rewrite: self, config, target, fake }.run()
     }
 }
@@ -234,9 +301,7 @@ impl Job<'_> {
         let mut log = Log::new(self);
         let hazards = check::violations(original, self.target);
         let mut prepared = original.clone();
-        let given = self.rewrite.samples.is_some_and(|samples| samples.give_defaults(original));
-        let context =
-            Context { freeze_weights: !self.rewrite.keep_inputs && !given, ..Context::new(self.rewrite.evaluate) };
+        let context = Context { freeze_weights: self.rewrite.freezes(), ..Context::new(self.rewrite.evaluate) };
         let context = Context { conversion: Conversion { dtype: self.rewrite.dtype, ..context.conversion }, ..context };
         if self.follow(&PREPARE, &mut prepared, &context, &mut log)?.is_break() {
             return Ok(log.stopped(self, prepared, None));

@@ -36,7 +36,7 @@ pub struct Choice {
 /// The choice of least value within the limit. `None` where even the lightest items weigh more.
 ///
 /// # Panics
-/// In a class without items.
+/// If a class has no items.
 #[must_use]
 pub fn choose(classes: &[Vec<Item>], limit: f64) -> Option<Choice> {
     choose_among(classes, limit, MOST)
@@ -236,6 +236,7 @@ impl Relaxation {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "these are the same sums")]
 mod tests {
     use super::{Item, choose, choose_among, lightest};
 

@@ -1,5 +1,6 @@
 //! What the commands share: the console, and how samples are found.
 
+pub(crate) mod budget;
 pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod config;
@@ -15,6 +16,7 @@ pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod rewrite;
 pub(crate) mod scales;
+pub(crate) mod sensitivity;
 pub(crate) mod shell;
 pub(crate) mod verify;
 
@@ -421,24 +423,7 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 
 /// Reads the value of `--max-memory`.
 pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, f64); 10] = [
-        ("kib", 1024.0),
-        ("mib", 1_048_576.0),
-        ("gib", 1_073_741_824.0),
-        ("tib", 1_099_511_627_776.0),
-        ("kb", 1e3),
-        ("mb", 1e6),
-        ("gb", 1e9),
-        ("tb", 1e12),
-        ("b", 1.0),
-        ("", 1.0),
-    ];
-    let lower = text.trim().to_ascii_lowercase();
-    let parsed = UNITS.iter().find_map(|(unit, factor)| {
-        let number: f64 = lower.strip_suffix(unit)?.trim_end().parse().ok()?;
-        Some(number * factor).filter(|bytes| (1.0..1e18).contains(bytes))
-    });
-    parsed.map(|bytes| bytes as u64).ok_or_else(|| "a size is needed, as in 2GB, 1.5GiB or 800MB".to_owned())
+    amax::config::budget::bytes(text).ok_or_else(|| "a size is needed, as in 2GB, 1.5GiB or 800MB".to_owned())
 }
 
 /// What a run will take, in a line.

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use amax::Prices;
 use amax::config::Config;
 use amax::error::{Error, Kind, Result};
 use amax::ir::file::{External, SaveOptions};
@@ -25,7 +26,8 @@ use super::depfile;
 use super::inspect::print;
 use super::output::{Destination, Pending, save_model, scratch, stage};
 use super::{
-    Console, SampleArgs, configure, float_type, memory_size, runtime, seconds, set_inputs, thread_count, threads,
+    Console, SampleArgs, budget, configure, float_type, memory_size, runtime, seconds, set_inputs, thread_count,
+    threads,
 };
 
 /// What `amax prepare --help` ends with.
@@ -52,6 +54,8 @@ Examples:
   amax rewrite model.onnx out.onnx --calib samples.npz --report report.json
   amax rewrite model.onnx out.onnx --calib test_data/ --target tensorrt
   amax rewrite model.onnx out.onnx --exclude '/head/*' --exclude last_conv
+  amax rewrite model.onnx out.onnx --effective-bits 4.8
+  amax rewrite model.onnx out.onnx --check 'python eval.py {}' --drop 0.5%
   amax rewrite model.onnx out.onnx --calib none
   amax rewrite model.onnx out.onnx --preset nvfp4 --simulate
   amax rewrite silero_vad.onnx out.onnx --set-input sr=16000
@@ -63,6 +67,10 @@ pub(crate) struct Args {
     output: Destination,
     #[command(flatten)]
     configure: configure::Args,
+    #[command(flatten)]
+    budget: budget::Limits,
+    #[command(flatten)]
+    judged: budget::Judged,
     /// Apply this plan instead of computing one; amax plan -o writes it.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
@@ -150,7 +158,9 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         pipeline::parse_pipeline(name)?;
     }
     let passes = args.passes.as_deref().map(pipeline::parse_pipeline).transpose()?;
-    let (config, target) = args.configure.load()?;
+    let (mut config, target) = args.configure.load()?;
+    args.budget.apply(&mut config)?;
+    let prices = args.budget.sensitivity.as_deref().map(Prices::load).transpose()?;
     let target = if args.simulate { target.simulated() } else { target };
     let plan = args.plan.as_deref().map(Plan::load).transpose()?;
     let mut model = file::load(&args.input)?;
@@ -195,6 +205,7 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     let rewrite = Rewrite::new(&model)
         .config(&config)
         .target(&target)
+        .prices(prices.as_ref())
         .plan(plan.as_ref())
         .samples(samples.as_ref())
         .statistics(statistics.as_ref())
@@ -209,7 +220,8 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .after((!args.print_after.is_empty() || args.stop_after.is_some()).then_some(shown))
         .measure(!args.no_measure)
         .verify(args.verify);
-    let mut done = finish(&rewrite).map_err(|e| in_file(e, args))?;
+    let done = args.judged.with(&scratch, console, |check| finish(&rewrite.check(check)));
+    let mut done = done.map_err(|e| in_file(e, args))?;
     if amax::observe::Progress::interrupted(console) {
         return Err(Error::interrupted());
     }
@@ -292,6 +304,7 @@ fn read<'a>(
 ) -> impl Iterator<Item = (&'static str, PathBuf)> + 'a {
     let configured = args.configure.files(config).into_iter();
     configured
+        .chain(args.budget.sensitivity.iter().map(|path| ("the sensitivity", path.clone())))
         .chain(args.plan.iter().map(|path| ("the plan", path.clone())))
         .chain(args.stats.iter().map(|path| ("the statistics", path.clone())))
         .chain(file::inputs(model).map(|path| ("the model", path.clone())))

@@ -4,6 +4,7 @@
 //! the target's defaults, the preset, `[default]`, `[op_type.…]`, `[[layer]]` in order, `[[postprocess]]`, `[tensor.…]`,
 //! `exclude`, and what the command line adds. [`rules`] applies them in that order to one site.
 
+pub mod budget;
 pub mod import;
 mod pattern;
 pub mod presets;
@@ -22,6 +23,7 @@ pub use spec::{Level, SiteKind, Spec};
 use crate::document::{self, Lines};
 use crate::error::{Error, Kind, Result};
 use crate::quant::algorithm::Algorithm;
+use budget::Budget;
 use rules::Rule;
 use spec::Postprocess;
 
@@ -68,6 +70,9 @@ pub struct Config {
     /// Limits below which a tensor is not quantized.
     #[serde(default, skip_serializing_if = "Guard::is_default")]
     pub guard: Guard,
+    /// What the result may take, or must keep.
+    #[serde(default, skip_serializing_if = "Budget::is_default")]
+    pub budget: Budget,
     /// Rules of the command line, which come last.
     #[serde(skip)]
     pub overrides: Vec<Rule>,
@@ -333,6 +338,8 @@ impl Config {
         if let Some(name) = &self.preset {
             presets::text(name).map_err(|e| self.source.at(e, "preset"))?;
         }
+        self.budget.goal().map_err(|(key, e)| self.source.at(e, &format!("budget.{key}")))?;
+        self.budget.choices().map_err(|(index, e)| self.source.at(e, &format!("budget.formats.{index}")))?;
         for (name, tensor) in &self.tensor {
             let fail =
                 |key: &str, message: &str| Err(self.error(&format!("tensor.{name}.{key}"), message).at_value(name));

@@ -2,8 +2,7 @@
 
 use super::Walk;
 use crate::error::Result;
-use crate::ir::{Model, Tensor, User};
-use crate::numerics::dequantize;
+use crate::ir::{Model, User};
 use crate::passes::insert_qdq::InsertQdq;
 use crate::passes::raise_opset::RaiseOpset;
 use crate::passes::{Context, pipeline};
@@ -17,14 +16,7 @@ impl Walk<'_> {
         for (weight, solved) in self.plan.weights.iter().zip(&self.solution.weights) {
             let Some(value) = made.value_named(&weight.tensor) else { continue };
             let Some(float) = made.constant(value) else { continue };
-            let (dtype, dims) = (float.dtype(), float.dims());
-            let tensor = solved.tensor();
-            let mut numbers =
-                dequantize(&tensor.codes, tensor.format, &tensor.dims, &tensor.granularity, &tensor.qparams())?;
-            if let (true, &[rows, columns]) = (weight.transpose, tensor.dims.as_slice()) {
-                numbers = (0..rows * columns).map(|at| numbers[at % rows * columns + at / rows]).collect();
-            }
-            if let Some(tensor) = Tensor::from_f64(dtype, &dims, numbers.into_iter().map(f64::from)) {
+            if let Some(tensor) = solved.read_back(weight, float)? {
                 made.set_constant(value, tensor);
             }
         }

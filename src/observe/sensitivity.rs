@@ -19,7 +19,7 @@ use crate::reason::{Decibels, Reason};
 const GROUPS: usize = 16;
 
 /// Most samples that each group is measured on.
-const SAMPLES: usize = 2;
+pub const SAMPLES: usize = 2;
 
 /// Noise-to-signal ratio at the worst output, of each group of layers quantized alone.
 #[derive(Debug)]
@@ -36,17 +36,19 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// Runs the float model on the first few of the samples.
+    /// Runs the float model on the samples.
     ///
     /// # Errors
     /// As [`compare::outputs`].
     pub fn new(model: &Model, run: Run<'a>) -> Result<Self> {
-        let run = Run { indices: &run.indices[..run.indices.len().min(SAMPLES)], ..run };
         Ok(Self { outputs: compare::outputs(&compare::with_deciding(model), &run)?, run })
     }
 
     /// Noise-to-signal ratio of another model at its worst float output.
-    fn noise(&self, model: &Model) -> Result<f64> {
+    ///
+    /// # Errors
+    /// As [`compare::outputs`].
+    pub fn noise(&self, model: &Model) -> Result<f64> {
         let mut total: BTreeMap<&str, Metrics> = BTreeMap::new();
         let outputs = compare::outputs(&compare::with_deciding(model), &self.run)?;
         for (reference, test) in self.outputs.iter().zip(&outputs) {

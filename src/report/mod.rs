@@ -1,5 +1,6 @@
 //! What a rewrite did, for people and for machines.
 
+mod budget;
 mod deployment;
 #[doc(hidden)]
 pub mod layout;
@@ -23,6 +24,7 @@ use crate::reason::Reason;
 use crate::solve::{Corrected, Fit, Learned, Solution};
 use crate::statistics::{SiteStatistics, Statistics};
 
+pub use budget::{BudgetReport, CheckRow, CurvePoint, GroupRow, Step};
 pub use deployment::Deployment;
 
 /// Version of the report document.
@@ -76,6 +78,9 @@ pub struct Report {
     /// What the result is as onnxruntime runs it, on the same samples; `None` where that was not asked for or is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployed: Option<Deployment>,
+    /// What was chosen for a budget, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetReport>,
     /// Seconds by stage, in order.
     pub seconds: Vec<(String, f64)>,
     /// How long it took to solve weights with samples, by their sites.

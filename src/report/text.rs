@@ -54,6 +54,9 @@ pub fn text(report: &Report, verbose: bool, total: f64) -> String {
     if verbose {
         out.push_str(&details(report));
     }
+    if let Some(budget) = &report.budget {
+        out.push_str(&budget.text(verbose));
+    }
     out.push_str(&figures(report, verbose, total));
     out
 }

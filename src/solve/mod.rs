@@ -326,7 +326,10 @@ fn windows<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &
 }
 
 /// Solves one weight, and leaves no more of it in memory than its numbers.
-fn solve_weight(model: &Model, weight: &Weight) -> Result<StoredWeight> {
+///
+/// # Errors
+/// As [`solve`].
+pub fn solve_weight(model: &Model, weight: &Weight) -> Result<StoredWeight> {
     let solved = StoredWeight::new(model, Solver::new(model, weight)?.solve(model, 0.0)?);
     constant(model, &weight.tensor)?.release();
     Ok(solved)

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Fit, SolvedWeight};
+use crate::error::Result;
 use crate::ir::{Model, Scratch, Tensor, file};
+use crate::numerics::dequantize;
 use crate::onnx::DataType;
+use crate::plan::Weight;
 use crate::quant::{QuantizedTensor, ZeroPoints};
 
 /// A solved weight, shared by all who have the same.
@@ -66,6 +69,20 @@ impl StoredWeight {
             Held::InMemory(tensor) => Cow::Borrowed(tensor),
             Held::Parked(parked) => Cow::Owned(parked.read()),
         }
+    }
+
+    /// What the codes stand for, in the type and shape of the constant; `None` where that holds no floats.
+    ///
+    /// # Errors
+    /// Codes that do not fit their scales.
+    pub fn read_back(&self, weight: &Weight, constant: &Tensor) -> Result<Option<Tensor>> {
+        let tensor = self.tensor();
+        let mut numbers =
+            dequantize(&tensor.codes, tensor.format, &tensor.dims, &tensor.granularity, &tensor.qparams())?;
+        if let (true, &[rows, columns]) = (weight.transpose, tensor.dims.as_slice()) {
+            numbers = (0..rows * columns).map(|at| numbers[at % rows * columns + at / rows]).collect();
+        }
+        Ok(Tensor::from_f64(constant.dtype(), &constant.dims(), numbers.into_iter().map(f64::from)))
     }
 
     /// What needs no scales.

@@ -305,6 +305,11 @@ fn limits_that_are_missed() {
 }
 
 #[test]
+fn formats_for_a_budget() {
+    session("budget.txt");
+}
+
+#[test]
 fn sites_that_are_explained() {
     session("explain.txt");
 }

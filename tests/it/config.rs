@@ -631,6 +631,7 @@ fn the_schema_has_every_key() {
     assert_eq!(keys(&schema["$defs"]["Spec"]), fields);
     let top = [
         "algorithm",
+        "budget",
         "default",
         "exclude",
         "guard",
@@ -643,7 +644,7 @@ fn the_schema_has_every_key() {
         "tensor",
     ];
     assert_eq!(keys(&schema), top);
-    for part in ["Spec", "Level", "Layer", "Adjusted", "Postprocess", "Tensor", "Guard", "Algorithm"] {
+    for part in ["Spec", "Level", "Layer", "Adjusted", "Postprocess", "Tensor", "Guard", "Budget", "Algorithm"] {
         assert_eq!(schema["$defs"][part]["additionalProperties"], false, "{part}");
     }
 }

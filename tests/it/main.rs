@@ -11,6 +11,8 @@ fn random_cases(cases: u32) -> Config {
 
 mod backend;
 mod blocks;
+#[cfg(feature = "tract")]
+mod budget;
 mod calibration;
 mod check;
 mod cli;
