@@ -43,7 +43,7 @@ impl Pass for UnfuseMatmul {
 /// What becomes of an operand.
 enum Operation {
     Stays,
-    Constant(Tensor),
+    Constant(Box<Tensor>),
     /// By a node of its own.
     Transposed(Vec<i64>),
 }
@@ -81,10 +81,12 @@ fn operands(model: &Model, node: NodeId) -> Result<[Operation; 2], Reason> {
         let computed = || Reason::NotComputable { what };
         let moved =
             axes.map_or_else(|| Some(constant.clone()), |axes| transposed(constant, &axes)).ok_or_else(computed)?;
-        let Some(factor) = factor else { return Ok(Operation::Constant(moved)) };
+        let Some(factor) = factor else { return Ok(Operation::Constant(Box::new(moved))) };
         let overflows = || Reason::Overflows { what: what.to_string(), dtype: moved.dtype() };
         let products = moved.to_f64().ok_or_else(overflows)?.into_iter().map(|v| v * f64::from(factor));
-        rounded(moved.dtype(), &moved.dims(), products).map(Operation::Constant).ok_or_else(overflows)
+        rounded(moved.dtype(), &moved.dims(), products)
+            .map(|tensor| Operation::Constant(Box::new(tensor)))
+            .ok_or_else(overflows)
     };
     Ok([operation(0)?, operation(1)?])
 }
@@ -99,7 +101,7 @@ fn unfuse(model: &mut Model, node: NodeId, name: &str, operands: [Operation; 2])
     for (index, operation) in operands.into_iter().enumerate() {
         match operation {
             Operation::Stays => {}
-            Operation::Constant(tensor) => store(model, node, index, &format!("{name}_weight"), tensor),
+            Operation::Constant(tensor) => store(model, node, index, &format!("{name}_weight"), *tensor),
             Operation::Transposed(axes) => transpose(model, node, index, &axes),
         }
     }

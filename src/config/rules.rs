@@ -211,7 +211,9 @@ pub struct Rules {
 /// The rules of a preset, of which those that do not apply are no mistake.
 fn from_preset(preset: &Config, name: &str) -> Result<Vec<Rule>> {
     let mut rules = from_document(preset, &format!("preset {name}: "))?;
-    rules.iter_mut().for_each(|rule| (rule.optional, rule.preset) = (true, true));
+    for rule in &mut rules {
+        (rule.optional, rule.preset) = (true, true);
+    }
     Ok(rules)
 }
 

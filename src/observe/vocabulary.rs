@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::ir::{Model, Tensor, ValueId};
 use crate::numerics::logits::Logits;
+use crate::onnx::DataType;
 use crate::samples::Sample;
 
 /// Smaller tables hold kinds of tokens, and classes.
@@ -55,7 +56,7 @@ pub(super) fn vocabularies(model: &Model) -> BTreeMap<String, Vec<Vocabulary>> {
         return BTreeMap::new();
     }
     let graph = model.graph(model.main());
-    let float = |v: &ValueId| model.dtype(*v).is_none_or(|dtype| dtype.is_float());
+    let float = |v: &ValueId| model.dtype(*v).is_none_or(DataType::is_float);
     graph.outputs().filter(float).map(|v| (model.value(v).name().to_owned(), tables.clone())).collect()
 }
 
