@@ -225,7 +225,7 @@ pub fn odd_statistics(random: &mut impl Choose) {
         f32::NEG_INFINITY,
         1e30,
     ];
-    let kept: Vec<f32> = (0..1 + random.below(3)).map(|_| ODD[random.below(ODD.len())]).collect();
+    let kept: Vec<f32> = (0..=random.below(3)).map(|_| ODD[random.below(ODD.len())]).collect();
     let found = observed(&SUBJECT.0, &mut |inner| kept[inner.below(kept.len())]);
     let bytes = found.to_bytes();
     let back = Statistics::from_bytes(&bytes).unwrap_or_else(|e| panic!("what is saved is refused: {e}"));

@@ -223,7 +223,7 @@ impl<'a> Search<'a> {
             Some(most) => pick.bytes <= most,
             None => matches!(goal, Goal::Bits(bits) if pick.bits <= bits),
         };
-        let picks = self.study.choices.iter().filter_map(all).map(|items| self.pick(items)).filter(fits);
+        let picks = self.study.choices.iter().filter_map(all).map(|items| self.pick(&items)).filter(fits);
         picks.min_by(|a, b| a.noise.total_cmp(&b.noise))
     }
 
@@ -271,7 +271,7 @@ impl<'a> Search<'a> {
             Goal::Share(_) | Goal::Bytes(_) => self.most_bytes(goal)? as f64 - self.beside as f64,
             Goal::Sqnr(db) => 10f64.powf(-db / 10.0),
         };
-        Some(self.pick(choose(&classes, limit)?.items))
+        Some(self.pick(&choose(&classes, limit)?.items))
     }
 
     /// The choice that is predicted to lose least.
@@ -280,7 +280,7 @@ impl<'a> Search<'a> {
             let by_noise = |(_, a): &(usize, &Price), (_, b): &(usize, &Price)| a.noise.total_cmp(&b.noise);
             group.prices.iter().enumerate().min_by(by_noise).map_or(0, |(at, _)| at)
         };
-        self.pick(self.prices.groups.iter().map(least).collect())
+        self.pick(&self.prices.groups.iter().map(least).collect::<Vec<_>>())
     }
 
     fn classes(&self, goal: Goal) -> Vec<Vec<Item>> {
@@ -293,7 +293,7 @@ impl<'a> Search<'a> {
     }
 
     /// What the prices of these places make.
-    fn pick(&self, items: Vec<usize>) -> Pick {
+    fn pick(&self, items: &[usize]) -> Pick {
         let prices: Vec<&Price> = items.iter().zip(&self.prices.groups).map(|(&at, group)| &group.prices[at]).collect();
         let bits =
             prices.iter().zip(&self.prices.groups).map(|(price, group)| price.bits as f64 * group.elements as f64);

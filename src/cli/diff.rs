@@ -64,9 +64,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .collect(),
     };
     if args.json {
-        compare::json(&found)?
+        compare::json(&found)?;
     } else {
-        print(&text(&found))?
+        print(&text(&found))?;
     }
     if args.exit_code && !(found.operators.is_empty() && found.tensors.is_empty()) {
         return Err(Error::new(Kind::Check, "the models are quantized differently"));

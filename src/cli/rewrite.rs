@@ -60,6 +60,7 @@ Examples:
   amax rewrite model.onnx out.onnx --preset nvfp4 --simulate
   amax rewrite silero_vad.onnx out.onnx --set-input sr=16000
   amax rewrite model.onnx out.onnx --stop-after insert-qdq")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Args {
     /// Float model.
     input: PathBuf,

@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     if let Some(path) = &args.output {
         let mut read = args.configure.files(&config);
         read.extend(file::inputs(&model).map(|path| ("the model", path.clone())));
-        read.extend(samples.iter().flat_map(|set| set.files()).map(|path| ("the samples", path)));
+        read.extend(samples.iter().flat_map(amax::SampleSet::files).map(|path| ("the samples", path)));
         file::check_outputs(read, &[("the sensitivity", path.as_path())])?;
     }
     let folder = scratch(args.output.as_deref().unwrap_or(Path::new(file::STDOUT)));

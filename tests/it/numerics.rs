@@ -943,8 +943,9 @@ fn measures_merge() {
 /// By hand: `KL = Σ p log(p / q)`, and the perplexity of one token is one over its probability.
 #[test]
 fn logits_are_compared_as_distributions() {
+    type Case<'a> = (&'a [f32], &'a [f32], Option<usize>, f64, f64, Option<[f64; 2]>);
     let none = f32::NEG_INFINITY;
-    let cases: &[(&[f32], &[f32], Option<usize>, f64, f64, Option<[f64; 2]>)] = &[
+    let cases: &[Case] = &[
         (&[0.0, 0.0], &[3f32.ln(), 0.0], Some(0), 0.143_841_036, 1.0, Some([2.0, 4.0 / 3.0])),
         (&[0.0, 0.0], &[0.0, 3f32.ln()], Some(1), 0.143_841_036, 0.0, Some([2.0, 4.0 / 3.0])),
         (&[none, 0.0], &[0.0, 0.0], None, std::f64::consts::LN_2, 0.0, None),
