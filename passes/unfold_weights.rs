@@ -135,15 +135,19 @@ fn unfold(
     if inputs.len() < 3 {
         node = node.with(crate::ir::Attr::int("output_dtype", i64::from(DataType::from(format).code())));
     }
-    // Bodies, too, see what stands first in the main graph.
+    // What stands first in the main graph is seen by bodies, too; what a body holds is seen there alone.
     let order = model.graph(graph).nodes();
     let position = |user: &User| match user {
         User::Node { node, .. } => order.iter().position(|n| n == node),
         User::Output { .. } => None,
     };
-    let first: Option<Vec<usize>> = model.value(codes).users().iter().map(position).collect();
-    let first = first.and_then(|at| at.into_iter().min());
-    let quantize = model.insert(first.map_or(Place::First(graph), |at| Place::Before(order[at])), node);
+    let users: Vec<Option<usize>> = model.value(codes).users().iter().map(position).collect();
+    let place = match users.iter().flatten().min() {
+        None => Place::Before(dequantize),
+        Some(_) if users.contains(&None) => Place::First(graph),
+        Some(&first) => Place::Before(order[first]),
+    };
+    let quantize = model.insert(place, node);
     if let Some(output) = model.node(quantize).output(0) {
         model.replace_uses(codes, output, |_| true);
         model.take_name(codes, output, &format!("{name}_folded"));

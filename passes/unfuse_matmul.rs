@@ -60,8 +60,10 @@ fn operands(model: &Model, node: NodeId) -> Result<[Operation; 2], Reason> {
     if !tensor.dtype().has_quantizers() {
         return Err(Reason::WrongType { what, found: tensor.dtype(), wanted: "a float".to_owned() });
     }
-    if at.graph().and_then(|graph| model.opset_in(graph)).is_none() {
-        return Err(Reason::Unsupported { what: "a model without operators of the standard".to_owned() });
+    if at.graph().and_then(|graph| model.opset_in(graph)).is_none() || at.inputs().len() > 2 || at.outputs().len() != 1
+    {
+        let what = "a model without operators of the standard, or a third operand or second output,";
+        return Err(Reason::Unsupported { what: what.to_owned() });
     }
     let operation = |index: usize| -> Result<Operation, Reason> {
         let turned = at.int(["transA", "transB"][index]).unwrap_or(0) != 0;
