@@ -3,7 +3,8 @@
 //!
 //! Without a past and without rotation inside. The same to the last bits in onnxruntime 1.31, with masks of one and of two axes.
 
-use super::{Change, Context, Outcome, Pass};
+use super::support::nodes::replace_fused;
+use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::MICROSOFT;
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, ValueId};
@@ -22,22 +23,11 @@ impl Pass for SplitAttention {
     }
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
-        let mut outcome = Outcome::default();
-        for node in model.nodes_outside_functions() {
-            let at = model.node(node);
-            if at.op_type() != "Attention" || at.domain() != MICROSOFT {
-                continue;
-            }
-            let name = model.node_name(node).to_owned();
-            match size(model, node) {
-                Ok(size) => {
-                    split(model, node, &name, size);
-                    outcome.changed(name, Change::WrittenAs { op: "MatMul and MultiHeadAttention".to_owned() });
-                }
-                Err(why) => outcome.skipped(name, why),
-            }
-        }
-        Ok(outcome)
+        Ok(replace_fused(model, "Attention", "MatMul and MultiHeadAttention", |model, node, name| {
+            let size = size(model, node)?;
+            split(model, node, name, size);
+            Ok(())
+        }))
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! The mask index, where something reads it, is the number of ones in each row of the mask.
 
-use super::{Change, Context, Outcome, Pass};
+use super::support::nodes::replace_fused;
+use super::{Context, Outcome, Pass};
 use crate::error::Result;
 use crate::ir::view::MICROSOFT;
 use crate::ir::{Attr, GraphId, Model, NewNode, NodeId, Place, Tensor, ValueId};
@@ -19,22 +20,10 @@ impl Pass for SplitEmbedding {
     }
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
-        let mut outcome = Outcome::default();
-        for node in model.nodes_outside_functions() {
-            let at = model.node(node);
-            if at.op_type() != "EmbedLayerNormalization" || at.domain() != MICROSOFT {
-                continue;
-            }
-            let name = model.node_name(node).to_owned();
-            match parts(model, node) {
-                Ok(parts) => {
-                    parts.split(model, node, &name);
-                    outcome.changed(name, Change::WrittenAs { op: "Gather and SkipLayerNormalization".to_owned() });
-                }
-                Err(why) => outcome.skipped(name, why),
-            }
-        }
-        Ok(outcome)
+        Ok(replace_fused(model, "EmbedLayerNormalization", "Gather and SkipLayerNormalization", |model, node, name| {
+            parts(model, node)?.split(model, node, name);
+            Ok(())
+        }))
     }
 }
 

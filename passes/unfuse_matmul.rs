@@ -5,9 +5,9 @@
 
 use super::support::channels::{rounded, store};
 use super::support::evaluate::transposed;
-use super::{Change, Context, Outcome, Pass};
+use super::support::nodes::replace_fused;
+use super::{Context, Outcome, Pass};
 use crate::error::Result;
-use crate::ir::view::MICROSOFT;
 use crate::ir::{Attr, Model, NewNode, NodeId, Place, Tensor, tensor_type};
 use crate::reason::{Operand, Reason};
 
@@ -21,22 +21,11 @@ impl Pass for UnfuseMatmul {
     }
 
     fn run(&self, model: &mut Model, _: &Context<'_>) -> Result<Outcome> {
-        let mut outcome = Outcome::default();
-        for node in model.nodes_outside_functions() {
-            let at = model.node(node);
-            if at.op_type() != "FusedMatMul" || at.domain() != MICROSOFT {
-                continue;
-            }
-            let name = model.node_name(node).to_owned();
-            match operands(model, node) {
-                Ok(operands) => {
-                    unfuse(model, node, &name, operands);
-                    outcome.changed(name, Change::WrittenAs { op: "MatMul".to_owned() });
-                }
-                Err(why) => outcome.skipped(name, why),
-            }
-        }
-        Ok(outcome)
+        Ok(replace_fused(model, "FusedMatMul", "MatMul", |model, node, name| {
+            let operands = operands(model, node)?;
+            unfuse(model, node, name, operands);
+            Ok(())
+        }))
     }
 }
 

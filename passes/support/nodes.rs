@@ -3,8 +3,9 @@
 use super::retype::widened;
 use crate::config::spec::Form;
 use crate::error::{Error, Kind, Result};
-use crate::ir::view::Gemm;
+use crate::ir::view::{Gemm, MICROSOFT};
 use crate::ir::{Model, NodeId, ValueId};
+use crate::passes::{Change, Outcome};
 use crate::plan::Plan;
 use crate::reason::Reason;
 
@@ -55,6 +56,29 @@ pub(crate) fn plain_gemm(model: &Model, node: NodeId) -> std::result::Result<(),
         Some((name, wanted, _)) => Err(Reason::Attribute { name: name.to_owned(), wanted }),
         None => Ok(()),
     }
+}
+
+/// Has `replace` turn each node of an operator of onnxruntime, outside functions, into what is `written` instead, or say why it
+/// stays.
+pub(crate) fn replace_fused(
+    model: &mut Model,
+    op: &str,
+    written: &str,
+    replace: impl Fn(&mut Model, NodeId, &str) -> Result<(), Reason>,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    for node in model.nodes_outside_functions() {
+        let at = model.node(node);
+        if at.op_type() != op || at.domain() != MICROSOFT {
+            continue;
+        }
+        let name = model.node_name(node).to_owned();
+        match replace(model, node, &name) {
+            Ok(()) => outcome.changed(name, Change::WrittenAs { op: written.to_owned() }),
+            Err(why) => outcome.skipped(name, why),
+        }
+    }
+    outcome
 }
 
 /// Calls `lower` with the node of each weight that a plan gives a form, and the weight's index in the plan.
