@@ -14,16 +14,12 @@ use amax::numerics::RangeSpec;
 use amax::observe::Memory;
 use amax::observe::calibrate::Checkpoint;
 use amax::quant::Observer;
-use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 use amax::statistics::Statistics;
 use amax::targets::Target;
 
 use super::output::{save_statistics, scratch};
-use super::{
-    Console, SampleArgs, bytes, configure, count, inspect::print, memory_size, runtime, seconds, set_inputs, table,
-    thread_count, threads,
-};
+use super::{Console, RunArgs, SampleArgs, bytes, configure, count, inspect::print, memory_size, set_inputs, table};
 
 /// Arguments of `amax calibrate`.
 #[derive(clap::Args)]
@@ -69,15 +65,8 @@ pub(crate) struct Args {
     /// Seconds between saves of the progress, beside the output.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     save_every: u64,
-    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
-    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
-    runtime: Runtime,
-    /// Samples that run at once; does not change the result.
-    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
-    threads: Option<usize>,
-    /// Seconds that one sample may run; default: as long as it takes.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    run: RunArgs,
     /// Memory limit, such as 2GB: fewer samples run at once, and larger models run in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
@@ -101,7 +90,7 @@ pub(super) struct Judge {
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     let begun = Instant::now();
-    args.runtime.load()?;
+    args.run.runtime.load()?;
     let (config, target) = args.configure.load()?;
     let mut model = file::load(&args.model)?;
     let partial = partial(&args.output);
@@ -128,10 +117,10 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .shard(args.shard)
         .resume(state.as_ref().map(|state| (state, partial.as_path())))
         .checkpoint(Checkpoint { every: Duration::from_secs(args.save_every.max(1)), save: &save })
-        .runtime(args.runtime)
+        .runtime(args.run.runtime)
         .keep_inputs(args.configure.keeps_inputs())
-        .threads(threads(args.threads))
-        .timeout(args.timeout)
+        .threads(args.run.threads())
+        .timeout(args.run.timeout)
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console);
     if args.planned {

@@ -1,7 +1,6 @@
 //! `amax compare`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use amax::compare::Compare;
 use amax::error::{Error, Kind, Result};
@@ -10,12 +9,9 @@ use amax::observe::sites::{Kind as SiteKind, Quality, Site};
 use amax::passes::freeze_inputs::set_input;
 use amax::report::QualityRow;
 use amax::report::text::quality;
-use amax::runtime::Runtime;
 use amax::samples::SampleSet;
 
-use super::{
-    Console, SampleArgs, decibels, inspect::print, runtime, seconds, set_inputs, table, thread_count, threads,
-};
+use super::{Console, RunArgs, SampleArgs, decibels, inspect::print, set_inputs, table};
 
 /// Arguments of `amax compare`.
 #[derive(clap::Args)]
@@ -40,15 +36,8 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     models: Models,
-    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
-    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
-    runtime: Runtime,
-    /// Samples that run at once.
-    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
-    threads: Option<usize>,
-    /// Seconds that one sample may run; default: as long as it takes.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    run: RunArgs,
     /// Compare each quantized site instead of the outputs, worst first.
     #[arg(long)]
     sites: bool,
@@ -105,13 +94,13 @@ impl Models {
 }
 
 pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
-    args.runtime.load()?;
+    args.run.runtime.load()?;
     let (reference, test, samples) = args.models.load(console)?;
     let comparison = Compare::new(&reference, &test)
         .samples(&samples)
-        .runtime(args.runtime)
-        .threads(threads(args.threads))
-        .timeout(args.timeout)
+        .runtime(args.run.runtime)
+        .threads(args.run.threads())
+        .timeout(args.run.timeout)
         .progress(console);
     if args.sites {
         let mut found = comparison.sites()?;

@@ -347,6 +347,27 @@ fn warn_of_others(set: &SampleSet, given: &BTreeMap<String, Tensor>, console: &C
     Ok(())
 }
 
+/// Options on how samples run.
+#[derive(clap::Args)]
+pub(crate) struct RunArgs {
+    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
+    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
+    runtime: Runtime,
+    /// Samples that run at once; does not change the result.
+    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
+    threads: Option<usize>,
+    /// Seconds that one sample may run; default: as long as it takes.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
+}
+
+impl RunArgs {
+    /// As many threads as asked for, or as there are processors.
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(amax::machine::processors)
+    }
+}
+
 /// Options on how samples are read.
 #[derive(clap::Args, Default)]
 pub(crate) struct SampleArgs {
@@ -389,11 +410,6 @@ fn dimension(text: &str) -> Result<(String, usize), String> {
     }
 }
 
-/// As many threads as asked for, or as there are processors.
-pub(crate) fn threads(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(amax::machine::processors)
-}
-
 /// Reads the value of `--runtime`.
 pub(crate) fn runtime(text: &str) -> Result<Runtime, String> {
     let names = Runtime::ALL.map(Runtime::name);
@@ -407,7 +423,7 @@ pub(crate) fn float_type(text: &str) -> Result<DataType, String> {
 }
 
 /// Reads the value of `--threads`.
-pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
+fn thread_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err("a number from 1 to 1024 is needed".to_owned()),
@@ -415,7 +431,7 @@ pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
 }
 
 /// Reads the value of `--timeout`.
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.strip_suffix('s').unwrap_or(text).trim().parse::<f64>().ok();
     let found = seconds.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     found.ok_or_else(|| "a number of seconds above 0 is needed".to_owned())

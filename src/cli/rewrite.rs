@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use amax::Prices;
 use amax::config::Config;
@@ -25,10 +25,7 @@ use super::calibrate::warn_of_missing;
 use super::depfile;
 use super::inspect::print;
 use super::output::{Destination, Pending, save_model, scratch, stage};
-use super::{
-    Console, SampleArgs, budget, configure, float_type, memory_size, runtime, seconds, set_inputs, thread_count,
-    threads,
-};
+use super::{Console, RunArgs, SampleArgs, budget, configure, float_type, memory_size, set_inputs};
 
 /// What `amax prepare --help` ends with.
 pub(crate) const PREPARE_HELP: &str =
@@ -90,15 +87,8 @@ pub(crate) struct Args {
     /// Turn an input of the model into a constant; repeatable. VALUE is a number, true, false, or lists: [1, 2].
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
-    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
-    runtime: Runtime,
-    /// Samples that run at once; does not change the result.
-    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
-    threads: Option<usize>,
-    /// Seconds that one sample may run; default: as long as it takes.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    run: RunArgs,
     /// Memory limit, such as 2GB: fewer samples run at once, and larger models run in segments.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
@@ -168,8 +158,8 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
     check_paths(args, &model, &config, None)?;
     let scratch = scratch(&args.output);
     model.spill_beside(&scratch.join("model"));
-    if args.runtime != Runtime::default() {
-        args.runtime.load()?;
+    if args.run.runtime != Runtime::default() {
+        args.run.runtime.load()?;
     }
     if args.verify == Verify::On {
         Runtime::Ort.load()?;
@@ -210,9 +200,9 @@ fn quantize(args: &Args, console: &Console, finish: fn(&Rewrite<'_>) -> Result<R
         .plan(plan.as_ref())
         .samples(samples.as_ref())
         .statistics(statistics.as_ref())
-        .runtime(args.runtime)
-        .threads(threads(args.threads))
-        .timeout(args.timeout)
+        .runtime(args.run.runtime)
+        .threads(args.run.threads())
+        .timeout(args.run.timeout)
         .memory(Memory { limit: args.max_memory, folder: Some(&scratch), ..Memory::default() })
         .progress(console)
         .keep_inputs(args.configure.keeps_inputs())

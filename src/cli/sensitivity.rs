@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use amax::error::{Error, Kind, Result};
 use amax::ir::file;
@@ -14,10 +13,7 @@ use amax::{Price, PricedGroup, Prices};
 
 use super::inspect::print;
 use super::output::{scratch, stage};
-use super::{
-    Console, SampleArgs, budget, configure, count, memory_size, runtime, seconds, set_inputs, table, thread_count,
-    threads,
-};
+use super::{Console, RunArgs, SampleArgs, budget, configure, count, memory_size, set_inputs, table};
 
 /// Arguments of `amax sensitivity`.
 #[derive(clap::Args)]
@@ -45,15 +41,8 @@ pub(crate) struct Args {
     /// Turn an input of the model into a constant, as for rewrite; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     set_input: Vec<String>,
-    /// Runtime for the samples: tract, or ort, an installed onnxruntime (in builds with that feature).
-    #[arg(long, value_name = "NAME", default_value = Runtime::default().name(), value_parser = runtime)]
-    runtime: Runtime,
-    /// Samples that run at once; does not change the result.
-    #[arg(long, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
-    threads: Option<usize>,
-    /// Seconds that one sample may run; default: as long as it takes.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    run: RunArgs,
     /// Memory limit, such as 2GB: fewer samples run at once.
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     max_memory: Option<u64>,
@@ -73,8 +62,8 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
     args.budget.apply(&mut config)?;
     let known = args.budget.sensitivity.as_deref().map(Prices::load).transpose()?;
     let mut model = file::load(&args.model)?;
-    if args.runtime != Runtime::default() {
-        args.runtime.load()?;
+    if args.run.runtime != Runtime::default() {
+        args.run.runtime.load()?;
     }
     let calib = args.calib.as_deref();
     let samples = set_inputs(&mut model, &args.set_input, &args.sampling, calib, &args.model, console)?;
@@ -89,9 +78,9 @@ pub(crate) fn run(args: &Args, console: &Console) -> Result<()> {
         .config(&config)
         .target(&target)
         .samples(samples.as_ref())
-        .runtime(args.runtime)
-        .threads(threads(args.threads))
-        .timeout(args.timeout)
+        .runtime(args.run.runtime)
+        .threads(args.run.threads())
+        .timeout(args.run.timeout)
         .memory(Memory { limit: args.max_memory, folder: Some(&folder), ..Memory::default() })
         .progress(console)
         .prices(known.as_ref())
