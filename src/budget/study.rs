@@ -1,6 +1,8 @@
 //! The weights whose format is to be chosen, and what each format costs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use petgraph::unionfind::UnionFind;
 
 use super::prices::{Price, PricedGroup, Prices, SCHEMA};
 use crate::config::budget::Choice;
@@ -50,13 +52,6 @@ struct Member {
     site: String,
     op: String,
     tensor: String,
-}
-
-/// A group that is being found: what joins others to it, and what is in it.
-#[derive(Default)]
-struct Draft {
-    keys: BTreeSet<String>,
-    members: Vec<Member>,
 }
 
 fn constant<'m>(model: &'m Model, tensor: &str) -> Option<&'m Tensor> {
@@ -112,7 +107,10 @@ impl<'a> Study<'a> {
     fn find(&self) -> Result<Vec<Choosable>> {
         let rules = Rules::new(self.target, &self.config)?;
         let planned = self.plan(&self.config)?;
-        let mut groups: Vec<Draft> = Vec::new();
+        let mut members = Vec::new();
+        // What joins members: each key, with the first that has it.
+        let mut joins: Vec<(usize, usize)> = Vec::new();
+        let mut first: BTreeMap<String, usize> = BTreeMap::new();
         for weight in planned.weights.iter().filter(|weight| weight.site.ends_with(".weight")) {
             let Some(node) = self.model.producer_named(&weight.at.node) else { continue };
             let (name, op) = (self.model.node_name(node), self.model.node(node).op_type());
@@ -125,20 +123,25 @@ impl<'a> Study<'a> {
             let sibling = ops::constant_weight(&self.model, node, weight.at.input) == Some(Channel::Right);
             let input = self.model.node(node).input(0).filter(|_| sibling);
             let input = input.map(|value| format!("input {}", self.model.value(value).name()));
-            let keys: BTreeSet<String> = [format!("weight {}", weight.tensor)].into_iter().chain(input).collect();
-            let member = Member { site: weight.site.clone(), op: op.to_owned(), tensor: weight.tensor.clone() };
-            let place = groups.iter().position(|group| !group.keys.is_disjoint(&keys)).unwrap_or(groups.len());
-            let (joined, mut others): (Vec<_>, Vec<_>) =
-                groups.into_iter().partition(|group| !group.keys.is_disjoint(&keys));
-            let mut all = Draft::default();
-            for group in joined.into_iter().chain([Draft { keys, members: vec![member] }]) {
-                all.keys.extend(group.keys);
-                all.members.extend(group.members);
+            for key in [format!("weight {}", weight.tensor)].into_iter().chain(input) {
+                joins.push((members.len(), *first.entry(key).or_insert(members.len())));
             }
-            others.insert(place, all);
-            groups = others;
+            members.push(Member { site: weight.site.clone(), op: op.to_owned(), tensor: weight.tensor.clone() });
         }
-        Ok(groups.into_iter().map(|group| self.choosable(group.members)).collect())
+        let mut sets = UnionFind::new(members.len());
+        for (member, other) in joins {
+            sets.union(member, other);
+        }
+        let mut places: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut groups: Vec<Vec<Member>> = Vec::new();
+        for (at, member) in members.into_iter().enumerate() {
+            let place = *places.entry(sets.find(at)).or_insert(groups.len());
+            match groups.get_mut(place) {
+                Some(group) => group.push(member),
+                None => groups.push(vec![member]),
+            }
+        }
+        Ok(groups.into_iter().map(|members| self.choosable(members)).collect())
     }
 
     /// A group, without formats.
@@ -179,13 +182,15 @@ impl<'a> Study<'a> {
             found.resize_with(self.groups.len(), || Some(Vec::new()));
         } else {
             let planned = self.plan(&self.config(&vec![at; self.groups.len()]))?;
+            let by_site: BTreeMap<(&str, &str), &Weight> =
+                planned.weights.iter().rev().map(|w| ((w.site.as_str(), w.tensor.as_str()), w)).collect();
             for group in &self.groups {
                 self.rewrite.run.progress.interrupted().then(Error::interrupted).map_or(Ok(()), Err)?;
                 let mut weights: Vec<(Weight, StoredWeight)> = Vec::new();
                 let mut all = true;
                 for member in &group.members {
-                    let same = |w: &&Weight| w.site == member.site && w.tensor == member.tensor;
-                    let weight = planned.weights.iter().find(same).filter(|w| w.quantizer.dtype.bits() == choice.bits);
+                    let weight = by_site.get(&(member.site.as_str(), member.tensor.as_str()));
+                    let weight = weight.filter(|w| w.quantizer.dtype.bits() == choice.bits);
                     let Some(weight) = weight else {
                         all = false;
                         break;
@@ -195,7 +200,7 @@ impl<'a> Study<'a> {
                     }
                     let solved = solve_weight(&self.model, weight)?;
                     all &= !(guard.enabled && choice.bits >= 8 && solved.sqnr_db() < guard.weight_db);
-                    weights.push((weight.clone(), solved));
+                    weights.push(((*weight).clone(), solved));
                 }
                 found.push(all.then_some(weights));
             }
