@@ -384,32 +384,30 @@ class DefaultWeightOnlyQuantConfig(_WeightOnly):
         )
 
 
-class RTNWeightOnlyQuantConfig(_WeightOnly):
+class _Rounding(_WeightOnly):
+    """Rounding, by the method of the class."""
+
+    _method: str | None = None
+
+    def __init__(
+        self,
+        ratios: Any = None,
+        quant_format: Any = QuantFormat.QOperator,
+        op_types_to_quantize: Sequence[str] | None = None,
+        customized_weight_config: Any = None,
+    ) -> None:
+        _refuse(ratios=ratios, customized_weight_config=customized_weight_config)
+        super().__init__(self._method, quant_format=quant_format, op_types_to_quantize=op_types_to_quantize)
+
+
+class RTNWeightOnlyQuantConfig(_Rounding):
     """Rounds to the nearest code."""
 
-    def __init__(
-        self,
-        ratios: Any = None,
-        quant_format: Any = QuantFormat.QOperator,
-        op_types_to_quantize: Sequence[str] | None = None,
-        customized_weight_config: Any = None,
-    ) -> None:
-        _refuse(ratios=ratios, customized_weight_config=customized_weight_config)
-        super().__init__(None, quant_format=quant_format, op_types_to_quantize=op_types_to_quantize)
 
-
-class KQuantWeightOnlyQuantConfig(_WeightOnly):
+class KQuantWeightOnlyQuantConfig(_Rounding):
     """Searches scales as llama.cpp's K-quants do."""
 
-    def __init__(
-        self,
-        ratios: Any = None,
-        quant_format: Any = QuantFormat.QOperator,
-        op_types_to_quantize: Sequence[str] | None = None,
-        customized_weight_config: Any = None,
-    ) -> None:
-        _refuse(ratios=ratios, customized_weight_config=customized_weight_config)
-        super().__init__("kquant", quant_format=quant_format, op_types_to_quantize=op_types_to_quantize)
+    _method = "kquant"
 
 
 class HQQWeightOnlyQuantConfig(_WeightOnly):
