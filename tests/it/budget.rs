@@ -6,7 +6,7 @@ use amax::algorithms::knapsack::{Item, choose, lightest};
 use amax::{Config, Kind, Model, Prices, Result, Rewrite, Rewritten, SampleSet};
 use serde_json::Value;
 
-use super::support::{root, vectors};
+use super::support::{folder, names_in, parsed, program, root, vectors};
 
 #[test]
 fn choices_are_those_that_trying_all_of_them_finds() {
@@ -132,4 +132,67 @@ fn prices_serve_every_budget_and_become_rules() {
     };
     check("[budget]\nformats = [\"int4\", \"int2\"]\neffective_bits = 6\n", "not measured for int2");
     check("exclude = [\"wide\"]\n[budget]\neffective_bits = 6\n", "other weights");
+}
+
+#[test]
+fn weights_that_must_agree_are_one_group() {
+    let numbers = |seed: usize| (0..256).map(|i| ((i * 7 + seed) % 13).to_string()).collect::<Vec<_>>().join(",");
+    let model = parsed(&format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]>
+        g (float[4,16] x) => (float[4,16] y)
+        <float[16,16] wq = {{{}}}, float[16,16] wk = {{{}}}, float[16,16] shared = {{{}}}, float[16,16] last = {{{}}}> {{
+          [q] a = MatMul (x, wq)
+          [k] b = MatMul (x, wk)
+          [sum] c = Add (a, b)
+          [first] d = MatMul (c, shared)
+          [act] e = Relu (d)
+          [second] f = MatMul (e, shared)
+          [act2] h = Relu (f)
+          [head] y = MatMul (h, last)
+        }}",
+        numbers(0),
+        numbers(3),
+        numbers(5),
+        numbers(8)
+    ));
+    let samples = SampleSet::random(&model, 8, 0).unwrap();
+    let config = Config::parse("[budget]\nformats = [\"int4\", \"int8\"]\n").unwrap();
+    let prices = Rewrite::new(&model).samples(&samples).config(&config).sensitivity().unwrap();
+    let groups: Vec<Vec<String>> = prices.groups.into_iter().map(|group| group.weights).collect();
+    let expected: [&[&str]; 3] = [&["q.weight", "k.weight"], &["first.weight", "second.weight"], &["head.weight"]];
+    assert_eq!(groups, expected);
+}
+
+/// The command judges by the size of the file, so that the smallest result it accepts is known.
+#[test]
+fn a_command_decides_what_is_good_enough() {
+    let folder = folder();
+    let at = folder.path();
+    for name in ["digits.onnx", "digits.calib.npz"] {
+        std::fs::copy(root("models").join(name), at.join(name)).unwrap();
+    }
+    std::fs::write(at.join("judge.sh"), "echo asked >> asked; echo bytes $(wc -c < \"$1\")\n").unwrap();
+    let run = |check: &str, more: &[&str]| {
+        let words = ["-q", "rewrite", "digits.onnx", "out.onnx", "--check", check, "--formats", "int4,int8"];
+        let done = program(at).args(words).args(more).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let asked = || std::fs::read_to_string(at.join("asked")).unwrap_or_default().lines().count();
+    assert_eq!(run("sh judge.sh {}", &["--at-least", "8000", "--max-checks", "4"]), (Some(0), String::new()));
+    assert!(std::fs::metadata(at.join("out.onnx")).unwrap().len() >= 8000);
+    assert!((1..=4).contains(&asked()), "{} calls", asked());
+    std::fs::remove_file(at.join("out.onnx")).unwrap();
+    let refused = [
+        ("sh judge.sh {}", "9000000", Some(7), "no choice of formats reached it"),
+        ("echo broken {}; exit 3", "1", None, "broken"),
+        ("sh judge.sh", "1", Some(2), "does not say where the path of the model goes"),
+    ];
+    for (check, least, code, part) in refused {
+        let (found, said) = run(check, &["--at-least", least]);
+        assert!(found != Some(0) && code.is_none_or(|code| found == Some(code)), "{check}: {found:?}");
+        assert!(said.contains(part), "{check}: {said}");
+        assert!(!at.join("out.onnx").exists(), "{check}");
+    }
+    let left = names_in(at).into_iter().filter(|name| name.starts_with('.')).count();
+    assert_eq!(left, 0, "candidates are left");
 }
