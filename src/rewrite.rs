@@ -251,6 +251,12 @@ impl<'a> Rewrite<'a> {
         };
         let mut target = self.loaded_target()?;
         let limit = match (config.budget.goal().map_err(|(_, e)| e)?, &self.check) {
+            (None, None) if !config.budget.formats.is_empty() => {
+                let error = config.error("budget.formats", "formats to choose from, but no limit to choose them for");
+                return Err(
+                    error.with_hint("add --effective-bits 4.8, --max-size 40%, --min-sqnr 30 or --check COMMAND")
+                );
+            }
             (None, None) => None,
             (Some(goal), None) => Some(Limit::Goal(goal)),
             (None, Some(check)) => Some(Limit::Check(check)),

@@ -90,6 +90,7 @@ fn limits_that_nothing_keeps_name_the_least() {
     check("formats = [\"int2\"]\nmin_sqnr = 40", Kind::Check, "the best keeps");
     check("formats = [\"mxfp4\"]\neffective_bits = 5", Kind::Config, "no quantizer for mxfp4");
     check("formats = [\"int9\"]\nmin_sqnr = 40", Kind::Config, "did you mean");
+    check("formats = [\"int8\"]", Kind::Config, "no limit to choose them for");
     let error = run("[default]\nweight.enable = false\n[budget]\nmin_sqnr = 40\n").unwrap_err();
     assert!(error.to_string().contains("no weight whose format a budget could choose"), "{error}");
     let (model, _) = digits();
