@@ -8,7 +8,7 @@ use crate::config::budget::Choice;
 use crate::document;
 use crate::error::{Error, Kind, Result};
 
-/// Version of the document.
+/// The version that this program reads and writes.
 pub const SCHEMA: u32 = 1;
 
 /// What each format costs each group of weights at the outputs. It holds for one model and one configuration, and for every
@@ -17,7 +17,7 @@ pub const SCHEMA: u32 = 1;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Prices {
-    /// [`SCHEMA`].
+    /// Version of the document.
     pub schema: u32,
     /// The content hash of the model.
     pub model: String,
